@@ -1,0 +1,6 @@
+"""``python -m memcli``."""
+
+from memcli.cli.main import run
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,113 @@
+"""From a symbol's content to the training graph and its memory model, through one MXNet job."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memcli.engines.process import run_job
+from memcli.graph.training import TrainingGraph
+from memcli.memory.mxnet_graph import build
+from memcli.memory.mxnet_model import MXNetModel
+from memcli.rewrites.prepare import prepare
+
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass
+class ShapeRequest:
+    """What the user says of shapes: by name, for the one free input, the batch, the dtype."""
+
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+    unnamed: list[int] | None = None
+    batch: int | None = None
+    dtype: str = "float32"
+
+
+@dataclass
+class Analysis:
+    """A symbol as MXNet trains it: graph, memory model, and the facts about its inputs."""
+
+    graph: TrainingGraph
+    model: MXNetModel
+    inputs: dict[str, list[int]]  # every fed input with its shape, labels included
+    assumed: list[str]
+    arguments: list[dict[str, Any]]
+    auxiliary: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    parameter_bytes: int
+    state_bytes: int
+    loss_heads: int  # losses that were put on for planning, 0 where the graph has its own
+    dtype: str
+    bound_total_mb: int  # MXNet's own figure of this one bind
+
+
+def ask_mxnet(
+    raw: dict[str, Any],
+    request: ShapeRequest,
+    workdir: Path,
+    *,
+    marked: Collection[int] | None,
+    bind: bool = True,
+    environment: dict[str, str] | None = None,
+    on_progress: Progress | None = None,
+) -> tuple[dict[str, Any], int]:
+    """The analysis job's result (arrays in ``workdir``) and the number of losses put on.
+
+    Raises:
+        BadInput: MXNet refuses the graph or its shapes.
+        EngineFailed: MXNet is missing or crashed.
+    """
+    text, heads = prepare(raw, marked=marked)
+    (workdir / "prepared.json").write_text(text)
+    job = {
+        "symbol": str(workdir / "prepared.json"),
+        "names": [node["name"] for node in raw["nodes"]],
+        "shapes": request.shapes,
+        "unnamed_shape": request.unnamed,
+        "batch": request.batch,
+        "dtype": request.dtype,
+        "bind": bind,
+        "environment": environment or {},
+    }
+    result = run_job(
+        "memcli.engines.mxnet_analyze", job, workdir=workdir, on_progress=on_progress
+    )
+    return result, heads
+
+
+def analyze(
+    raw: dict[str, Any],
+    request: ShapeRequest,
+    *,
+    marked: Collection[int] | None = (),
+    on_progress: Progress | None = None,
+) -> Analysis:
+    """Bind the graph once and read its joint training graph.
+
+    ``marked``: positions recomputed in the graph that is bound; none by default, so that any
+    plan's graph can be derived from it. None keeps the file's own marks.
+    """
+    with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
+        workdir = Path(folder)
+        result, heads = ask_mxnet(
+            raw, request, workdir, marked=marked, on_progress=on_progress
+        )
+        graph = build(result, workdir / "joint.npz", raw)
+    return Analysis(
+        graph=graph,
+        model=MXNetModel(graph),
+        inputs=result["inputs"],
+        assumed=result["assumed"],
+        arguments=result["arguments"],
+        auxiliary=result["auxiliary"],
+        outputs=result["outputs"],
+        parameter_bytes=result["parameter_bytes"],
+        state_bytes=result["state_bytes"],
+        loss_heads=heads,
+        dtype=request.dtype,
+        bound_total_mb=result["total_mb"],
+    )

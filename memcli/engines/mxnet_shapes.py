@@ -1,0 +1,458 @@
+"""Which shapes and dtypes a symbol trains with: the user's, the file's, or a checked guess.
+
+Order: what the user says, what the file says (``__shape__`` attributes, which MXNet reads
+itself), and only for what is still unknown a guess, accepted where MXNet's own shape inference
+then knows every tensor of the graph. Each guess is reported.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from memcli.errors import BadInput
+
+# Shapes without the batch, most usual first: image networks, then small images and vectors.
+USUAL_SHAPES: tuple[tuple[int, ...], ...] = (
+    (3, 224, 224),
+    (3, 299, 299),
+    (3, 112, 112),
+    (3, 32, 32),
+    (1, 28, 28),
+    (1, 32, 32),
+    (3, 256, 256),
+    (3, 300, 300),
+    (3, 320, 320),
+    (3, 416, 416),
+    (3, 448, 448),
+    (3, 480, 480),
+    (3, 512, 512),
+    (3, 640, 640),
+    (3, 112, 96),
+    (3, 128, 128),
+    (3, 144, 144),
+    (1, 112, 112),
+    (1, 128, 128),
+    (1, 224, 224),
+    (3, 12, 12),
+    (3, 24, 24),
+    (3, 48, 48),
+    (100, 1, 1),
+    (784,),
+)
+DEFAULT_BATCH = 32
+# More elements than this in one tensor is a slip of the keyboard, not a network.
+LARGEST_DIMENSION = 1 << 31
+
+# Operator slots that hold parameters; slot 0 is always data.
+_PARAMETER_OPERATORS = frozenset(
+    {
+        "Convolution", "Convolution_v1", "Deconvolution", "FullyConnected", "BatchNorm",
+        "BatchNorm_v1", "Embedding", "LayerNorm", "GroupNorm", "InstanceNorm",
+        "_contrib_SyncBatchNorm", "_contrib_DeformableConvolution",
+        "_contrib_ModulatedDeformableConvolution", "CuDNNBatchNorm", "_contrib_SparseEmbedding",
+    }
+)  # fmt: skip
+_PARAMETER_ENDINGS = (
+    "weight", "bias", "gamma", "beta", "parameters", "alpha", "moving_mean", "moving_var",
+    "running_mean", "running_var", "_w", "_b", "scale",
+)  # fmt: skip
+_LABEL_OPERATORS = frozenset(
+    {
+        "SoftmaxOutput", "Softmax", "LinearRegressionOutput", "LogisticRegressionOutput",
+        "MAERegressionOutput", "SVMOutput",
+    }
+)  # fmt: skip
+
+
+@dataclass
+class ResolvedShapes:
+    """Everything about a symbol's arguments; names are the prepared symbol's (``n17``)."""
+
+    shapes: dict[str, tuple[int, ...]]
+    known: dict[str, tuple[int, ...]]
+    types: dict[str, str]
+    aux: dict[str, tuple[tuple[int, ...], str]]
+    inputs: dict[str, list[int]]  # original names of what is fed, with its shape
+    assumed: list[str]  # original names of guessed inputs
+    arguments: list[dict[str, Any]]
+    auxiliary: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    parameter_bytes: int
+    state_bytes: int
+    entry_types: dict[str, str] = field(default_factory=dict)
+    internals: list[tuple[int, int, int]] = field(default_factory=list)
+    attributes: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def find_roles(raw: dict[str, Any]) -> dict[int, str]:
+    """``parameter``, ``label`` or ``input`` for each variable position of a raw symbol."""
+    nodes = raw["nodes"]
+    roles: dict[int, str] = {}
+    for node in nodes:
+        for slot, source in enumerate(node["inputs"]):
+            position = source[0]
+            if nodes[position]["op"] != "null":
+                continue
+            role = "input"
+            if (slot and node["op"] in _PARAMETER_OPERATORS) or (
+                slot == 1 and node["op"] in ("RNN", "LeakyReLU")
+            ):
+                role = "parameter"
+            elif slot and node["op"] in _LABEL_OPERATORS:
+                role = "label"
+            order = ("parameter", "label", "input")
+            if position not in roles or order.index(role) < order.index(roles[position]):
+                roles[position] = role
+    return roles
+
+
+def _complete(shape: tuple[int, ...] | None) -> bool:
+    return shape is not None and len(shape) > 0 and all(d > 0 for d in shape)
+
+
+def _file_shape(attributes: dict[str, str]) -> tuple[int, ...] | None:
+    """The ``__shape__`` attribute, with 0 for what it leaves open."""
+    try:
+        value = ast.literal_eval(attributes.get("__shape__", "None"))
+    except (ValueError, SyntaxError):
+        return None
+    if isinstance(value, int):
+        value = (value,)
+    if not isinstance(value, (tuple, list)) or not all(isinstance(d, int) for d in value):
+        return None
+    return tuple(max(0, d) for d in value)
+
+
+class Resolver:
+    """Works out shapes by asking MXNet's inference again and again."""
+
+    def __init__(
+        self, mx: Any, symbol: Any, raw: dict[str, Any], names: list[str],
+        explain: Callable[[Exception], str],
+    ) -> None:  # fmt: skip
+        self.mx = mx
+        self.symbol = symbol
+        self.names = names
+        self.explain = explain
+        self.arguments: list[str] = symbol.list_arguments()
+        self.attributes: dict[str, dict[str, str]] = symbol.attr_dict()
+        roles = find_roles(raw)
+        self.role: dict[str, str] = {}
+        for argument in self.arguments:
+            position = self.position(argument)
+            role = roles.get(position, "input") if position is not None else "parameter"
+            if role == "input" and self.original(argument).endswith(_PARAMETER_ENDINGS):
+                role = "parameter"
+            if role == "input" and self.original(argument).endswith("label"):
+                role = "label"
+            self.role[argument] = role
+
+    def position(self, prepared: str) -> int | None:
+        """Position in the file of a variable, None for one that MXNet put in while upgrading."""
+        digits = prepared[1:]
+        return int(digits) if digits.isdigit() and int(digits) < len(self.names) else None
+
+    def original(self, prepared: str) -> str:
+        """The file's name of a prepared variable."""
+        position = self.position(prepared)
+        if position is not None:
+            return self.names[position]
+        # a state that MXNet adds to graphs older than 0.9: n17_moving_mean
+        node, _, rest = prepared.partition("_")
+        owner = self.position(node)
+        return f"{self.names[owner]}_{rest}" if owner is not None else prepared
+
+    def prepared(self, original: str) -> list[str]:
+        """All arguments of that name in the file (names repeat)."""
+        return [a for a in self.arguments if self.original(a) == original]
+
+    def partial(self, known: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """What MXNet can tell of every argument.
+
+        Raises:
+            BadInput: the shapes contradict the graph.
+        """
+        try:
+            shapes, _, _ = self.symbol.infer_shape_partial(**known)
+        except (self.mx.base.MXNetError, ValueError, TypeError) as error:
+            raise BadInput(f"these shapes do not fit the graph: {self.explain(error)}") from None
+        return dict(zip(self.arguments, [tuple(s) for s in shapes or []], strict=False))
+
+    def missing(self, known: dict[str, tuple[int, ...]]) -> list[str]:
+        """Arguments without a whole shape, outputs of the graph included as ``''``."""
+        shapes = self.partial(known)
+        return [a for a in self.arguments if not _complete(shapes.get(a))]
+
+    def fits(self, known: dict[str, tuple[int, ...]]) -> bool:
+        """Whether MXNet then knows the shape of every argument and output."""
+        try:
+            if self.missing(known):
+                return False
+            shapes, outputs, _ = self.symbol.infer_shape(**known)
+        except (BadInput, self.mx.base.MXNetError, ValueError, TypeError):
+            return False
+        return shapes is not None and all(_complete(tuple(s)) or not s for s in outputs)
+
+
+def _check_shape(name: str, shape: list[int]) -> tuple[int, ...]:
+    if not shape or any(not isinstance(d, int) or d <= 0 for d in shape):
+        raise BadInput(
+            f"shape {shape} of '{name}' is not possible: every dimension must be positive"
+        )
+    size = 1
+    for d in shape:
+        size *= d
+    if max(shape) > LARGEST_DIMENSION or size > 1 << 40:
+        raise BadInput(f"shape {shape} of '{name}' is absurd: {size:,} elements")
+    return tuple(shape)
+
+
+def resolve_shapes(
+    mx: Any,
+    symbol: Any,
+    raw: dict[str, Any],
+    names: list[str],
+    job: dict[str, Any],
+    explain: Callable[[Exception], str],
+) -> ResolvedShapes:
+    """Shapes and dtypes of everything, or an error that names the input and the option.
+
+    ``job`` keys: ``shapes`` (by original name), ``unnamed_shape``, ``batch``, ``dtype``.
+
+    Raises:
+        BadInput: unknown names, impossible shapes, or an input whose shape cannot be told.
+    """
+    resolver = Resolver(mx, symbol, raw, names, explain)
+    known: dict[str, tuple[int, ...]] = {}
+    said: set[str] = set()
+    for name, shape in (job.get("shapes") or {}).items():
+        targets = resolver.prepared(name)
+        if not targets:
+            free = [resolver.original(a) for a in resolver.arguments if resolver.role[a] == "input"]
+            raise BadInput(
+                f"--shape {name}=...: the graph has no input of that name",
+                f"its inputs: {', '.join(free[:8])}" if free else "",
+            )
+        for target in targets:
+            known[target] = _check_shape(name, shape)
+            said.add(target)
+    batch = job.get("batch")
+    if batch is not None and not 0 < batch <= LARGEST_DIMENSION:
+        raise BadInput(f"--batch {batch} is not possible: it must be positive")
+
+    from_file: dict[str, tuple[int, ...]] = {}
+    for argument in resolver.arguments:
+        shape = _file_shape(resolver.attributes.get(argument, {}))
+        if shape and argument not in said and resolver.role[argument] != "parameter":
+            from_file[argument] = shape
+    # Inputs with a whole shape in the file keep it, or get the batch that the user asks for.
+    for argument, shape in from_file.items():
+        if batch is not None and resolver.role[argument] == "input":
+            known[argument] = (batch, *shape[1:])
+        elif batch is None and shape[0] == 0 and _complete(shape[1:] or (1,)):
+            known[argument] = (DEFAULT_BATCH, *shape[1:])
+
+    assumed: list[str] = [
+        a for a, s in from_file.items() if batch is None and s[0] == 0 and a in known
+    ]
+    open_inputs = [
+        a
+        for a in resolver.arguments
+        if resolver.role[a] == "input" and a not in known and not _complete(from_file.get(a))
+    ]
+    unnamed = job.get("unnamed_shape")
+    if unnamed is not None:
+        candidates = [a for a in resolver.arguments if resolver.role[a] == "input"]
+        free = open_inputs if open_inputs else candidates
+        if len(free) > 1:
+            still = resolver.missing(known)
+            free = [a for a in free if a in still] or free
+        if len(free) > 1:
+            shape = _check_shape(resolver.original(free[0]), unnamed)
+            free = [a for a in free if resolver.fits({**known, a: shape})][:1] or free
+        if len(free) != 1:
+            shown = ", ".join(resolver.original(a) for a in (free or candidates)[:8])
+            raise BadInput(
+                f"--shape without a name, but the graph has {len(free)} inputs to give it to",
+                f"name it: --shape NAME=...; inputs: {shown}",
+            )
+        known[free[0]] = _check_shape(resolver.original(free[0]), unnamed)
+        said.add(free[0])
+        if free[0] in assumed:
+            assumed.remove(free[0])
+
+    missing = resolver.missing(known)
+    open_inputs = [a for a in missing if resolver.role[a] == "input" and a not in known]
+    # A graph may be described by one free input while the others (labels, begin states) follow.
+    if missing and len(open_inputs) >= 1:
+        for guess in _guesses(resolver, open_inputs, from_file, batch):
+            if resolver.fits({**known, **guess}):
+                known.update(guess)
+                assumed.extend(guess)
+                missing = []
+                break
+        else:
+            missing = resolver.missing(known)
+    if missing:
+        wanted = [a for a in missing if resolver.role[a] != "parameter"] or missing
+        shown = ", ".join(f"'{resolver.original(a)}'" for a in wanted[:6])
+        more = f" and {len(wanted) - 6} more" if len(wanted) > 6 else ""
+        raise BadInput(
+            f"the shape of input {shown}{more} is not in the file and cannot be inferred",
+            f"give it: --shape {resolver.original(wanted[0])}=32,3,224,224",
+        )
+    return _finish(resolver, known, job.get("dtype") or "float32", assumed)
+
+
+def _guesses(
+    resolver: Resolver,
+    open_inputs: list[str],
+    from_file: dict[str, tuple[int, ...]],
+    batch: int | None,
+) -> Any:
+    """Guesses in order: the usual image shapes for the one input that all others follow from."""
+    leading = batch or DEFAULT_BATCH
+    main = next((a for a in open_inputs if resolver.original(a) == "data"), open_inputs[0])
+    hint = from_file.get(main)
+    for shape in USUAL_SHAPES:
+        whole = (leading, *shape)
+        if hint and (
+            len(hint) != len(whole)
+            or any(h not in (0, w) for h, w in zip(hint[1:], whole[1:], strict=True))
+        ):
+            continue
+        yield {main: whole}
+        if batch is None and leading != 1 and shape == USUAL_SHAPES[0]:
+            # networks with a batch of one built into a reshape
+            yield {main: (1, *shape)}
+
+
+def _finish(
+    resolver: Resolver, known: dict[str, tuple[int, ...]], dtype: str, assumed: list[str]
+) -> ResolvedShapes:
+    """Infer everything from ``known``.
+
+    Raises:
+        BadInput: MXNet cannot infer shapes or dtypes after all.
+    """
+    mx, symbol = resolver.mx, resolver.symbol
+
+    try:
+        shapes, out_shapes, aux_shapes = symbol.infer_shape(**known)
+    except (mx.base.MXNetError, ValueError) as error:
+        raise BadInput(f"shape inference failed: {resolver.explain(error)}") from None
+    if shapes is None:
+        raise BadInput("MXNet cannot infer the shapes of this graph, even with all inputs given")
+    by_argument = {a: tuple(s) for a, s in zip(resolver.arguments, shapes, strict=True)}
+    inputs = [a for a in resolver.arguments if resolver.role[a] != "parameter"]
+    try:
+        given = {
+            a: np.dtype(dtype).type
+            for a in inputs
+            if resolver.role[a] == "input" and "__dtype__" not in resolver.attributes.get(a, {})
+        }
+    except TypeError:
+        raise BadInput(f"--dtype {dtype}: no such type") from None
+    types, out_types, aux_types = _infer_types(mx, symbol, resolver, given)
+    argument_types = {a: np.dtype(t).name for a, t in zip(resolver.arguments, types, strict=True)}
+    internals = symbol.get_internals()
+    names = internals.list_outputs()
+    _, internal_shapes, _ = internals.infer_shape(**by_argument)
+    _, internal_types, _ = internals.infer_type(
+        **{a: np.dtype(t).type for a, t in argument_types.items()}
+    )
+    entry_types: dict[str, str] = {}
+    rows: list[tuple[int, int, int]] = []
+    seen: dict[str, int] = {}
+    variables = set(resolver.arguments) | set(symbol.list_auxiliary_states())
+    for name, shape, kind in zip(names, internal_shapes or [], internal_types or [], strict=False):
+        node = name if name in variables else name.split("_", 1)[0]
+        index = seen.get(node, 0)
+        seen[node] = index + 1
+        entry_types[f"{node}:{index}"] = np.dtype(kind).name
+        position = resolver.position(node)
+        elements = 1
+        for d in shape:
+            elements *= d
+        rows.append((-1 if position is None else position, index, elements))
+    aux_names = symbol.list_auxiliary_states()
+
+    def describe(name: str, shape: Any, kind: Any) -> dict[str, Any]:
+        return {
+            "prepared": name,
+            "name": resolver.original(name),
+            "shape": [int(d) for d in shape],
+            "dtype": np.dtype(kind).name,
+            "bytes": int(np.prod(shape, dtype=np.int64)) * np.dtype(kind).itemsize,
+            "role": resolver.role.get(name, "state"),
+        }
+
+    arguments = [
+        describe(a, s, t) for a, s, t in zip(resolver.arguments, shapes, types, strict=True)
+    ]
+    auxiliary = [
+        describe(a, s, t) for a, s, t in zip(aux_names, aux_shapes, aux_types, strict=True)
+    ]
+    fed = [a for a in arguments if a["role"] != "parameter"]
+    return ResolvedShapes(
+        shapes=by_argument,
+        known=known,
+        types=argument_types,
+        aux={
+            n: (tuple(s), np.dtype(t).name)
+            for n, s, t in zip(aux_names, aux_shapes, aux_types, strict=True)
+        },
+        inputs={a["name"]: a["shape"] for a in fed},
+        assumed=sorted({resolver.original(a) for a in assumed}),
+        arguments=arguments,
+        auxiliary=auxiliary,
+        outputs=[
+            {"name": n, "shape": [int(d) for d in s], "dtype": np.dtype(t).name}
+            for n, s, t in zip(symbol.list_outputs(), out_shapes, out_types, strict=True)
+        ],
+        parameter_bytes=sum(a["bytes"] for a in arguments if a["role"] == "parameter"),
+        state_bytes=sum(a["bytes"] for a in auxiliary),
+        entry_types=entry_types,
+        internals=rows,
+        attributes={k: v for k, v in resolver.attributes.items() if "__mirror_stage__" in v},
+    )
+
+
+def _infer_types(mx: Any, symbol: Any, resolver: Resolver, given: dict[str, Any]) -> Any:
+    """Types of arguments, outputs and states: the inputs' first, float32 for what stays open."""
+
+    attempts: list[dict[str, Any]] = [given]
+    if all(t is np.float32 for t in given.values()):
+        attempts.append({})
+        attempts.append(
+            {
+                a: np.float32
+                for a in resolver.arguments
+                if "__dtype__" not in resolver.attributes.get(a, {})
+            }
+        )
+    message = "incomplete"
+    for attempt in attempts:
+        try:
+            types, _, _ = symbol.infer_type_partial(**attempt)
+            if types is None:
+                continue
+            full = {
+                a: (t if t is not None else np.float32)
+                for a, t in zip(resolver.arguments, types, strict=True)
+            }
+            found = symbol.infer_type(**full)
+        except (mx.base.MXNetError, ValueError, TypeError) as error:
+            message = resolver.explain(error)
+            continue
+        if found[0] is not None:
+            return found
+    raise BadInput(
+        f"the dtypes of the graph do not fit together: {message}",
+        "give the dtype of its inputs with --dtype",
+    )

@@ -1,0 +1,42 @@
+"""What can go wrong in a way the user can mend, each with its exit status.
+
+Everything that is not one of these is a bug in memcli and may show a traceback.
+"""
+
+from __future__ import annotations
+
+
+class MemcliError(Exception):
+    """Base of all errors that end a command with a message and no traceback.
+
+    ``hint`` is the second line: what would mend it.
+    """
+
+    exit_status = 2
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def lines(self) -> list[str]:
+        """The one or two lines that standard error gets."""
+        return [self.message] + ([self.hint] if self.hint else [])
+
+
+class BadInput(MemcliError):
+    """Bad usage or a bad file: exit status 2."""
+
+    exit_status = 2
+
+
+class AnswerIsNo(MemcliError):
+    """The command worked and the answer is no: exit status 1."""
+
+    exit_status = 1
+
+
+class EngineFailed(MemcliError):
+    """An engine or device is missing, failed or crashed: exit status 3."""
+
+    exit_status = 3

@@ -1,0 +1,260 @@
+"""Checks a parsed symbol file against what MXNet 1.9.1's loader accepts.
+
+Accepts everything that loads there, save graphs that load and can never run: a cycle that an
+output depends on, and output numbers below zero (MXNet wraps them around and crashes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from memcli.errors import BadInput
+from memcli.formats.wording import shown
+
+_TOP_KEYS = {"nodes", "arg_nodes", "node_row_ptr", "heads", "attrs"}
+_NODE_KEYS = {
+    "op", "name", "inputs", "attrs", "attr", "param",
+    "control_deps", "subgraphs", "backward_source_id",
+}  # fmt: skip
+# Types that a value of the top-level 'attrs' may name, as MXNet 1.9.1 registers them.
+_ITEM_TYPES = {
+    "list_int": "int", "list_str": "str", "list_shape": "list_int", "list_layout": "str",
+}  # fmt: skip
+_ATTR_TYPES = ("int", "str", "size_t", *_ITEM_TYPES)
+
+Entry = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SymbolNode:
+    """One node as the file has it."""
+
+    op: str  # 'null' for variables
+    name: str  # may be empty, and may repeat
+    inputs: tuple[Entry, ...]  # (node position, output index)
+    attrs: dict[str, str]  # what MXNet takes from param, attr and attrs together
+
+    @property
+    def is_variable(self) -> bool:
+        return self.op == "null"
+
+
+def checked_graph(raw: dict[str, Any], name: str) -> tuple[list[SymbolNode], list[Entry]]:
+    """(nodes, heads) of a whole symbol file; ``name`` begins each message.
+
+    Raises:
+        BadInput: with the place in the file and what is wrong there.
+    """
+    try:
+        return _graph(raw, f"{name}: ")
+    except RecursionError as error:
+        raise BadInput(f"{name}: subgraphs are nested too deeply") from error
+
+
+def attribute_keys(node: dict[str, Any]) -> list[str]:
+    """Keys of the node's attribute tables in the order in which MXNet looks things up.
+
+    ``attrs`` and ``attr`` fill the same table and each clears it first, so of the two the later
+    in the file counts; ``param`` adds what is not there yet.
+    """
+    own = [key for key in node if key in ("attrs", "attr")]
+    return own[-1:] + (["param"] if "param" in node else [])
+
+
+def depth_first_order(
+    nodes: list[SymbolNode], heads: list[Entry], control: dict[int, list[int]]
+) -> tuple[list[int], int | None]:
+    """Positions in MXNet's own order (depth first from the heads, inputs before control
+    dependencies, nodes that no head needs left out), and a node on a cycle or None.
+    """
+    state = bytearray(len(nodes))  # 0 new, 1 on the way down, 2 done
+    order: list[int] = []
+    for head, _ in heads:
+        if state[head]:
+            continue
+        state[head] = 1
+        stack = [(head, iter(_needs(nodes, control, head)))]
+        while stack:
+            position, needs = stack[-1]
+            for need in needs:
+                if state[need] == 1:
+                    return order, need
+                if state[need] == 0:
+                    state[need] = 1
+                    stack.append((need, iter(_needs(nodes, control, need))))
+                    break
+            else:
+                state[position] = 2
+                order.append(position)
+                stack.pop()
+    return order, None
+
+
+def control_dependencies(raw: dict[str, Any]) -> dict[int, list[int]]:
+    """{position: positions it waits for without reading them}, for the nodes that have any."""
+    return {
+        position: node["control_deps"]
+        for position, node in enumerate(raw["nodes"])
+        if node.get("control_deps")
+    }
+
+
+def _needs(nodes: list[SymbolNode], control: dict[int, list[int]], position: int) -> list[int]:
+    return [source for source, _ in nodes[position].inputs] + control.get(position, [])
+
+
+def _graph(raw: Any, at: str) -> tuple[list[SymbolNode], list[Entry]]:
+    """``at`` is the prefix of places: 'x.json: ' or 'x.json: nodes[3].subgraphs[0].'."""
+    _expect(isinstance(raw, dict), at.rstrip(".: "), raw, "an object")
+    _check_keys(raw, _TOP_KEYS, ("nodes", "arg_nodes", "heads"), at)
+    _expect(isinstance(raw["nodes"], list), f"{at}nodes", raw["nodes"], "a list")
+    count = len(raw["nodes"])
+    nodes = [_node(node, f"{at}nodes[{i}]", count) for i, node in enumerate(raw["nodes"])]
+    heads = _entries(raw["heads"], f"{at}heads", nodes, count)
+    for position, node in enumerate(nodes):
+        for i, (source, output) in enumerate(node.inputs):
+            if output and nodes[source].is_variable:
+                raise _no_such_output(f"{at}nodes[{position}].inputs[{i}]", source, output)
+    _check_extras(raw, at, nodes)
+    order_of = depth_first_order(nodes, heads, control_dependencies(raw))
+    if order_of[1] is not None:
+        where = f"{at}nodes[{order_of[1]}]"
+        raise BadInput(f"{where}: depends on itself: the graph has a cycle", "no engine can run it")
+    return nodes, heads
+
+
+def _check_extras(raw: dict[str, Any], at: str, nodes: list[SymbolNode]) -> None:
+    """arg_nodes, node_row_ptr and attrs, which say nothing that the nodes do not."""
+    _expect(isinstance(raw["arg_nodes"], list), f"{at}arg_nodes", raw["arg_nodes"], "a list")
+    for i, position in enumerate(raw["arg_nodes"]):
+        _position(position, f"{at}arg_nodes[{i}]", len(nodes))
+        if not nodes[position].is_variable:
+            raise BadInput(
+                f"{at}arg_nodes[{i}]: names node {position}, an operator, but lists variables alone"
+            )
+    pointers = raw.get("node_row_ptr", [])
+    _expect(isinstance(pointers, list), f"{at}node_row_ptr", pointers, "a list")
+    for i, pointer in enumerate(pointers):
+        _whole(pointer, f"{at}node_row_ptr[{i}]")
+    attrs = raw.get("attrs", {})
+    _expect(isinstance(attrs, dict), f"{at}attrs", attrs, "an object")
+    for key, value in attrs.items():
+        where = f"{at}attrs[{shown(key)}]"
+        _expect(
+            isinstance(value, list) and len(value) == 2 and isinstance(value[0], str),
+            where, value, 'a pair like ["int", 10901]',
+        )  # fmt: skip
+        if value[0] not in _ATTR_TYPES:
+            raise BadInput(
+                f"{where}: MXNet knows no type {shown(value[0])}",
+                f"it knows {', '.join(_ATTR_TYPES)}",
+            )
+        _attr_value(value[0], value[1], where)
+        if key == "mxnet_version" and value[0] != "int":
+            raise BadInput(f"{where}: is a {value[0]}, not an int")
+
+
+def _attr_value(kind: str, value: Any, where: str) -> None:
+    if kind == "str":
+        _expect(isinstance(value, str), where, value, "a string")
+    elif kind == "int":
+        _whole(value, where, bits=31)
+    elif kind == "size_t":
+        _whole(value, where, bits=64)
+    else:
+        _expect(isinstance(value, list), where, value, "a list")
+        for i, item in enumerate(value):
+            _attr_value(_ITEM_TYPES[kind], item, f"{where}[{i}]")
+
+
+def _node(raw: Any, where: str, count: int) -> SymbolNode:
+    _expect(isinstance(raw, dict), where, raw, "an object")
+    _check_keys(raw, _NODE_KEYS, ("op", "name", "inputs"), f"{where}.")
+    op, name = raw["op"], raw["name"]
+    _expect(isinstance(op, str), f"{where}.op", op, "a string")
+    _expect(isinstance(name, str), f"{where}.name", name, "a string")
+    if not op:
+        raise BadInput(f"{where}.op: is empty", "a variable's is 'null'")
+    for key in ("attrs", "attr", "param"):
+        table = raw.get(key, {})
+        _expect(isinstance(table, dict), f"{where}.{key}", table, "an object of strings")
+        for attribute, value in table.items():
+            if not isinstance(value, str):
+                raise BadInput(
+                    f"{where}.{key}[{shown(attribute)}]: is {shown(value)}, not a string",
+                    "MXNet wants every attribute in quotes",
+                )
+    if len(raw) > 3:
+        _check_rare_keys(raw, where, count)
+    attrs: dict[str, str] = {}
+    for key in reversed(attribute_keys(raw)):
+        attrs.update(raw[key])
+    inputs = _entries(raw["inputs"], f"{where}.inputs", None, count)
+    return SymbolNode(op, name, tuple(inputs), attrs)
+
+
+def _check_rare_keys(raw: dict[str, Any], where: str, count: int) -> None:
+    dependencies = raw.get("control_deps", [])
+    _expect(isinstance(dependencies, list), f"{where}.control_deps", dependencies, "a list")
+    for i, position in enumerate(dependencies):
+        _position(position, f"{where}.control_deps[{i}]", count)
+    if "backward_source_id" in raw:
+        _whole(raw["backward_source_id"], f"{where}.backward_source_id", bits=31)
+    subgraphs = raw.get("subgraphs", [])
+    _expect(isinstance(subgraphs, list), f"{where}.subgraphs", subgraphs, "a list")
+    for i, subgraph in enumerate(subgraphs):
+        _graph(subgraph, f"{where}.subgraphs[{i}].")
+
+
+def _entries(raw: Any, where: str, nodes: list[SymbolNode] | None, count: int) -> list[Entry]:
+    """Lists of [node, output] or [node, output, version]; MXNet wants no order among nodes."""
+    _expect(isinstance(raw, list), where, raw, "a list")
+    entries = []
+    for i, entry in enumerate(raw):
+        at = f"{where}[{i}]"
+        _expect(
+            isinstance(entry, list) and len(entry) in (2, 3), at, entry, "[node, output, version]"
+        )
+        source, output = entry[0], entry[1]
+        _position(source, at, count)
+        if type(output) is not int or not 0 <= output < 1 << 32:
+            raise BadInput(f"{at}: {shown(output)} is not an output number")
+        if len(entry) == 3:
+            _whole(entry[2], f"{at}[2]")
+        if nodes is not None and output and nodes[source].is_variable:
+            raise _no_such_output(at, source, output)
+        entries.append((source, output))
+    return entries
+
+
+def _position(value: Any, where: str, count: int) -> None:
+    if type(value) is not int:  # bool is an int to isinstance
+        raise BadInput(f"{where}: {shown(value)} is not a node position")
+    if not 0 <= value < count:
+        raise BadInput(f"{where}: refers to node {shown(value)}, but there are {count}")
+
+
+def _no_such_output(where: str, source: int, output: int) -> BadInput:
+    return BadInput(f"{where}: wants output {output} of node {source}, a variable, which has one")
+
+
+def _whole(value: Any, where: str, bits: int = 32) -> None:
+    if type(value) is not int or not -1 << bits < value < 1 << bits:
+        raise BadInput(f"{where}: {shown(value)} is not an integer of {bits} bits")
+
+
+def _expect(good: bool, where: str, value: Any, wanted: str) -> None:
+    if not good:
+        raise BadInput(f"{where}: is {shown(value)}, not {wanted}")
+
+
+def _check_keys(raw: dict[str, Any], known: set[str], needed: tuple[str, ...], at: str) -> None:
+    for key in needed:
+        if key not in raw:
+            whole_file = at.endswith(": ")
+            hint = "is it a saved MXNet symbol (NAME-symbol.json)?" if whole_file else ""
+            raise BadInput(f"{at.rstrip('.: ')}: has no '{key}'", hint)
+    for key in raw:
+        if key not in known:
+            raise BadInput(f"{at}{shown(key)}: MXNet cannot load a file with this key", "remove it")

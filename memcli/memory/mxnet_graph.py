@@ -1,0 +1,195 @@
+"""Builds the :class:`TrainingGraph` from what MXNet showed of its joint graph.
+
+MXNet tells nodes, edges, shapes and bytes; what it does not tell (in-place pairs, inputs that are
+read for their shape alone, which operators draw random numbers) comes from the table of its
+registrations, :mod:`memcli.memory.mxnet_operators`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memcli.graph.flops import backward_flops, forward_flops
+from memcli.graph.training import Kind, TrainingGraph
+from memcli.memory import mxnet_operators as table
+from memcli.memory.pool import DYNAMIC, EXTERNAL
+
+# MXNet replays none of these: Dropout it never mirrors; the others would draw or count again.
+NEVER_RECOMPUTED = frozenset({"Custom", "_foreach", "_while_loop", "_cond", "_CachedOp"})
+# Operators with auxiliary states that are seen to update them in the backward pass alone.
+_STATE_SAFE = frozenset({"BatchNorm", "BatchNorm_v1", "_contrib_SyncBatchNorm"})
+
+
+def can_recompute(op: str, attrs: Mapping[str, str]) -> bool:
+    """Whether MXNet gets the same numbers, and the same states, when it runs the node twice."""
+    if op in NEVER_RECOMPUTED or table.draws_random(op, attrs):
+        return False
+    if op in table.STATE_IN_FORWARD:
+        return False
+    return op not in table.MUTATING_OPERATORS or op in _STATE_SAFE
+
+
+def build(result: Mapping[str, Any], arrays_path: Path, raw: Mapping[str, Any]) -> TrainingGraph:
+    """The graph of one analysis job; ``raw`` is the content of the symbol's file."""
+    names = [node["name"] for node in raw["nodes"]]
+    with np.load(arrays_path) as stored:
+        a = {key: stored[key] for key in stored.files}
+    kinds = [Kind(op, attrs, n_in, n_out) for op, attrs, n_in, n_out in result["kinds"]]
+    kind = a["node_kind"]
+    n = len(kind)
+    n_forward = int(result["n_forward"])
+    first, in_ptr, in_entry = a["first_entry"], a["in_ptr"], a["in_entry"]
+    elements, itemsize = a["elements"], a["dtype_bytes"]
+    entry_node = np.repeat(np.arange(n), np.diff(first))
+    n_outputs = int(result["n_forward_outputs"])
+    external = np.zeros(len(elements), np.int64)
+    external[a["outputs"][n_outputs:]] = EXTERNAL
+    external[a["dynamic"]] = DYNAMIC
+
+    pairs = []
+    ignored_of = []
+    for k in kinds:
+        pairs.append(list(table.inplace_pairs(k.op, k.attrs, k.n_inputs, k.n_outputs)))
+        ignored_of.append(set(table.ignored_inputs(k.op, k.attrs, k.n_inputs)))
+    in_ignored = np.zeros(len(in_entry), np.uint8)
+    ignores_all = np.zeros(n, np.uint8)
+    pair_ptr = np.zeros(n + 1, np.int64)
+    flat_pairs: list[tuple[int, int, bool]] = []
+    recompute = np.zeros(n_forward, np.uint8)
+    recomputable = [can_recompute(k.op, k.attrs) for k in kinds]
+    for v in range(n):
+        k = int(kind[v])
+        if k >= 0:
+            flat_pairs.extend(pairs[k])
+            for i in ignored_of[k]:
+                if i < in_ptr[v + 1] - in_ptr[v]:
+                    in_ignored[in_ptr[v] + i] = 1
+            ignores_all[v] = bool(ignored_of[k]) and len(ignored_of[k]) == kinds[k].n_inputs
+            if v < n_forward and recomputable[k]:
+                recompute[v] = 1
+        pair_ptr[v + 1] = len(flat_pairs)
+    position = a["position"]
+    engine_names = result["node_names"]
+    shown = [
+        names[position[v]]
+        if v < n_forward and 0 <= position[v] < len(names)
+        else _original(engine_names[v], names)
+        for v in range(n)
+    ]
+    is_add = np.array([k.op == "_grad_add" for k in kinds] + [False])
+    marks = {
+        int(name[1:]): attrs["__mirror_stage__"]
+        for name, attrs in result["attributes"].items()
+        if name[1:].isdigit()
+    }
+    graph = TrainingGraph(
+        n_forward=n_forward,
+        kind=kind,
+        kinds=kinds,
+        first=first,
+        elements=elements,
+        itemsize=itemsize,
+        in_ptr=in_ptr,
+        in_entry=in_entry,
+        in_node=entry_node[in_entry],
+        in_ignored=in_ignored,
+        dep_ptr=a["dep_ptr"],
+        dep_node=a["dep_node"],
+        owner=a["owner"],
+        position=position,
+        outputs=a["outputs"],
+        n_forward_outputs=n_outputs,
+        external=external,
+        pair_ptr=pair_ptr,
+        pair_in=np.array([p[0] for p in flat_pairs], np.int64),
+        pair_out=np.array([p[1] for p in flat_pairs], np.int64),
+        pair_identity=np.array([p[2] for p in flat_pairs], np.uint8),
+        ignores_all=ignores_all,
+        is_grad_add=is_add[kind].astype(np.uint8),
+        can_recompute=recompute,
+        flops=np.zeros(n, np.float64),
+        names=shown,
+        shape_ptr=a["shape_ptr"],
+        shape_dim=a["shape_dim"],
+        file_names=names,
+        file_variable=[node["op"] == "null" for node in raw["nodes"]],
+        stage_at={p: mark for p, mark in marks.items() if p < len(names)},
+        internals=a["internals"],
+    )
+    graph.alias = find_merged(raw, graph.node_of_position())
+    graph.flops = _count_flops(graph)
+    return graph
+
+
+def find_merged(raw: Mapping[str, Any], present: Mapping[int, int]) -> dict[int, int]:
+    """Operators that MXNet merged into an equal one (its common-subexpression pass).
+
+    Equal are nodes of one operator with the same attributes and the same inputs. ``present``
+    holds the positions that are left; result: merged position -> the position that stands for it.
+    """
+    alias: dict[int, int] = {}
+    stays: dict[Any, int] = {}
+    missing = []
+
+    def key(node: Mapping[str, Any]) -> Any:
+        attrs: dict[str, str] = {}
+        for name in ("param", "attr", "attrs"):
+            attrs.update(node.get(name) or {})
+        inputs = tuple((alias.get(i[0], i[0]), i[1] if len(i) > 1 else 0) for i in node["inputs"])
+        marks = ("__force_mirroring__", "force_mirroring")
+        return node["op"], tuple(sorted(kv for kv in attrs.items() if kv[0] not in marks)), inputs
+
+    operators = [p for p, node in enumerate(raw["nodes"]) if node["op"] != "null"]
+    if all(p in present for p in operators):
+        return alias
+    # Merging one pair can make the readers of both equal, so keys are looked up in file order.
+    for position in operators:
+        if position in present:
+            stays.setdefault(key(raw["nodes"][position]), position)
+        else:
+            missing.append(position)
+    changed = True
+    while changed and missing:
+        changed = False
+        for position in list(missing):
+            found = stays.get(key(raw["nodes"][position]))
+            if found is not None:
+                alias[position] = found
+                missing.remove(position)
+                changed = True
+        for position in operators:
+            if position in present:
+                stays.setdefault(key(raw["nodes"][position]), position)
+    return alias
+
+
+def _original(engine_name: str, names: list[str]) -> str:
+    """``n17_backward`` with the file's name of node 17."""
+    head, _, tail = engine_name.partition("_")
+    if head[:1] == "n" and head[1:].isdigit() and int(head[1:]) < len(names):
+        return names[int(head[1:])] + ("_" + tail if tail else "")
+    return engine_name
+
+
+def _count_flops(graph: TrainingGraph) -> np.ndarray[Any, np.dtype[np.float64]]:
+    flops = np.zeros(graph.n_nodes, np.float64)
+    known: dict[Any, float] = {}
+    for v in range(graph.n_nodes):
+        if graph.kind[v] < 0:
+            continue
+        kind = graph.kinds[graph.kind[v]]
+        inputs = [graph.shape(e) for e in graph.inputs(v)]
+        outputs = [graph.shape(e) for e in graph.entries(v)]
+        if v >= graph.n_forward:
+            own = flops[graph.owner[v]] if graph.owner[v] >= 0 else 0.0
+            flops[v] = backward_flops(kind.op, inputs, outputs, float(own))
+            continue
+        key = (int(graph.kind[v]), tuple(inputs), tuple(outputs))
+        if key not in known:
+            known[key] = forward_flops(kind.op, kind.attrs, inputs, outputs)
+        flops[v] = known[key]
+    return flops

@@ -1,0 +1,140 @@
+"""What a plan costs under MXNet: the pool, the live peak, and what runs again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
+from memcli.memory import pool
+
+DEFAULT_MATCH_RANGE = 16
+
+
+@dataclass
+class Cost:
+    """Memory and recomputation of one plan. Sizes in bytes.
+
+    ``total_bytes``: MXNet's own figure (``debug_str``), every element counted as 4 bytes.
+    ``pool_bytes``: the same blocks with true element sizes.
+    """
+
+    total_bytes: int
+    pool_bytes: int
+    live_peak_bytes: int
+    recompute_flops: float
+    forward_flops: float
+    match_range: int
+
+    @property
+    def total_mb(self) -> int:
+        """The figure of ``Total N MB allocated``."""
+        return self.total_bytes >> 20
+
+    @property
+    def recompute_fraction(self) -> float:
+        """Recomputed FLOPs as a part of one forward pass."""
+        return self.recompute_flops / self.forward_flops if self.forward_flops else 0.0
+
+
+@dataclass
+class Timeline:
+    """A plan's run, step by step: nodes in execution order and what is allocated after each."""
+
+    order: Ints  # node numbers; n + f is the recomputed copy of forward node f
+    touched_bytes: Ints  # bytes of pool blocks touched up to and with each step
+    storage: Ints
+    block_bytes: Ints  # true bytes of each block after gradient sums were merged
+
+
+class MXNetModel:
+    """Evaluates plans of one training graph.
+
+    A plan is a flag for each forward node: recompute it. Flags on variables, on Dropout (which
+    MXNet never mirrors) and on nothing else are without effect, as in MXNet.
+    """
+
+    def __init__(self, graph: TrainingGraph) -> None:
+        self.graph = graph
+        forward = range(graph.n_forward)
+        self.markable = np.array(
+            [graph.kind[v] >= 0 and graph.op(v) != "Dropout" for v in forward], np.uint8
+        )
+        self.forward_flops = float(graph.flops[: graph.n_forward].sum())
+        self.evaluated = 0
+
+    def none(self) -> Flags:
+        """The plan that recomputes nothing."""
+        return np.zeros(self.graph.n_forward, np.uint8)
+
+    def _order(self, mark: Flags) -> Ints:
+        g = self.graph
+        return pool.execution_order(
+            g.n_nodes, g.in_ptr, g.in_node, g.dep_ptr, g.dep_node, g.owner, g.heads, mark
+        )
+
+    def _counts(self, order: Ints, mark: Flags) -> Ints:
+        g = self.graph
+        return pool.reference_counts(
+            order, g.n_nodes, g.n_entries, g.in_ptr, g.in_node, g.in_entry, g.in_ignored,
+            g.variable, g.outputs, mark, g.owner,
+        )  # fmt: skip
+
+    def _allocate(
+        self, order: Ints, counts: Ints, mark: Flags, match_range: int
+    ) -> tuple[Ints, Ints, int, int]:
+        g = self.graph
+        return pool.allocate(
+            order, g.n_nodes, g.n_entries, g.first, g.in_ptr, g.in_node, g.in_entry, g.in_ignored,
+            g.pair_ptr, g.pair_in, g.pair_out, g.pair_identity, g.ignores_all, g.variable,
+            g.elements, g.itemsize, g.outputs, g.n_forward_outputs, g.external, counts, mark,
+            g.owner, match_range,
+        )  # fmt: skip
+
+    def evaluate(
+        self, recompute: Flags, match_ranges: Sequence[int] = (DEFAULT_MATCH_RANGE,)
+    ) -> Cost:
+        """Cost of a plan at the best of ``match_ranges`` (``NNVM_EXEC_MATCH_RANGE``)."""
+        g = self.graph
+        mark = (recompute & self.markable).astype(np.uint8)
+        order = self._order(mark)
+        counts = self._counts(order, mark)
+        best: Cost | None = None
+        again = order[order >= g.n_nodes] - g.n_nodes
+        recomputed = float(g.flops[again].sum())
+        for match_range in match_ranges:
+            storage, blocks, live, _ = self._allocate(order, counts, mark, match_range)
+            self.evaluated += 1
+            total = int(blocks.sum())
+            if best is None or total < best.total_bytes:
+                true = pool.true_block_bytes(
+                    storage, len(blocks), g.elements, g.itemsize, g.n_entries
+                )
+                best = Cost(
+                    total, int(true.sum()), int(live), recomputed, self.forward_flops, match_range
+                )
+        assert best is not None
+        return best
+
+    def plan_cost(self, plan: Plan) -> Cost:
+        """Cost of a plan with the match range that it names."""
+        return self.evaluate(plan.recompute, (plan.match_range,))
+
+    def timeline(self, recompute: Flags, match_range: int = DEFAULT_MATCH_RANGE) -> Timeline:
+        """How the pool fills while the plan runs; MXNet allocates a block at its first use."""
+        g = self.graph
+        mark = (recompute & self.markable).astype(np.uint8)
+        order = self._order(mark)
+        counts = self._counts(order, mark)
+        storage, blocks, _, _ = self._allocate(order, counts, mark, match_range)
+        skipped = pool.merge_added(
+            order, g.n_nodes, g.n_entries, g.first, g.in_ptr, g.in_node, g.in_entry,
+            g.is_grad_add, g.variable, g.outputs, storage, mark, g.owner,
+        )  # fmt: skip
+        true = pool.true_block_bytes(storage, len(blocks), g.elements, g.itemsize, g.n_entries)
+        touched = pool.touched_bytes(
+            order, g.n_nodes, g.n_entries, g.first, g.in_ptr, g.variable, storage, true, skipped
+        )
+        return Timeline(order, touched, storage, true)

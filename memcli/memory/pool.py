@@ -1,0 +1,359 @@
+"""MXNet's memory planner, emulated exactly: gradient graph with mirroring, order, greedy pool.
+
+Source: MXNet 1.9.1, ``src/nnvm/gradient.cc`` (mirroring), ``src/nnvm/plan_memory.cc`` (the pool),
+``src/executor/graph_executor.cc`` (what is mirrored; true sizes) and
+``src/executor/inplace_addto_detect_pass.cc``.
+
+Everything here is compiled by numba and works on the arrays of
+:class:`memcli.graph.training.TrainingGraph`. Numbering: nodes ``0..n-1`` are the joint graph of
+the graph without marks; the recomputed copy (mirror) of forward node ``f`` is ``n + f``. Entries
+(tensors) alike: the copy of entry ``e`` is ``m + e``.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+BAD = -1
+EXTERNAL = -2
+DYNAMIC = -3
+
+
+@numba.njit(cache=True)
+def mapped(node, of_node, mark, owner, n):
+    """The node that ``of_node`` reads where the graph without marks has ``node``.
+
+    A recomputed node's copy, and the backward of a recomputed node, read copies where there are
+    some; all others read the originals (``Gradient`` in gradient.cc).
+    """
+    if node >= mark.shape[0] or not mark[node]:
+        return node
+    if of_node >= n:
+        return n + node
+    holder = owner[of_node]
+    if holder >= 0 and mark[holder]:
+        return n + node
+    return node
+
+
+@numba.njit(cache=True)
+def execution_order(n, in_ptr, in_node, dep_ptr, dep_node, owner, heads, mark):
+    """Depth-first post-order from the outputs, inputs before control dependencies (nnvm)."""
+    seen = np.zeros(2 * n, np.uint8)
+    order = np.empty(2 * n, np.int64)
+    stack = np.empty(2 * n + 1, np.int64)
+    cursor = np.empty(2 * n + 1, np.int64)
+    count = 0
+    for h in range(heads.shape[0]):
+        if seen[heads[h]]:
+            continue
+        top = 0
+        stack[0] = heads[h]
+        cursor[0] = 0
+        seen[heads[h]] = 1
+        while top >= 0:
+            node = stack[top]
+            base = node - n if node >= n else node
+            k = cursor[top]
+            n_in = in_ptr[base + 1] - in_ptr[base]
+            if k < n_in:
+                nxt = mapped(in_node[in_ptr[base] + k], node, mark, owner, n)
+            elif k < n_in + dep_ptr[base + 1] - dep_ptr[base]:
+                nxt = mapped(dep_node[dep_ptr[base] + k - n_in], node, mark, owner, n)
+            else:
+                order[count] = node
+                count += 1
+                top -= 1
+                continue
+            cursor[top] = k + 1
+            if not seen[nxt]:
+                seen[nxt] = 1
+                top += 1
+                stack[top] = nxt
+                cursor[top] = 0
+    return order[:count]
+
+
+@numba.njit(cache=True)
+def lower_bound(keys, size, count):
+    """First index in ``keys[:count]`` (sorted) that is not less than ``size``."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) // 2
+        if keys[middle] < size:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@numba.njit(cache=True)
+def reference_counts(
+    order, n, m, in_ptr, in_node, in_entry, in_ignored, variable, outputs, mark, owner
+):
+    """How often each entry is read by a node that does not ignore it, or is an output."""
+    counts = np.zeros(2 * m, np.int64)
+    for k in range(order.shape[0]):
+        node = order[k]
+        base = node - n if node >= n else node
+        if variable[base]:
+            continue
+        for i in range(in_ptr[base], in_ptr[base + 1]):
+            if in_ignored[i]:
+                continue
+            entry = in_entry[i]
+            if mapped(in_node[i], node, mark, owner, n) >= n:
+                entry += m
+            counts[entry] += 1
+    for i in range(outputs.shape[0]):
+        counts[outputs[i]] += 1
+    return counts
+
+
+@numba.njit(cache=True)
+def allocate(
+    order, n, m, first, in_ptr, in_node, in_entry, in_ignored, pair_ptr, pair_in, pair_out,
+    pair_identity, ignores_all, variable, elements, itemsize, outputs, n_forward_outputs,
+    external, counts, mark, owner, match_range,
+):  # fmt: skip
+    """The greedy pool over an execution order (``MXAllocMemory``).
+
+    Returns ``(storage, block_bytes, live_peak, live_peak_step)``: the block of each entry (or
+    -1 none, -2 external, -3 dynamic), each block's size in MXNet's count of 4 bytes an element,
+    the most bytes (true element sizes) alive at once, and the place in ``order`` where.
+    """
+    storage = np.full(2 * m, BAD, np.int64)
+    for e in range(m):
+        if external[e] != 0:
+            storage[e] = external[e]
+            storage[m + e] = DYNAMIC if external[e] == DYNAMIC else BAD
+    capacity = 1024
+    block_bytes = np.zeros(capacity, np.int64)
+    block_refs = np.zeros(capacity, np.int64)
+    block_live = np.zeros(capacity, np.int64)
+    n_blocks = 0
+    free_size = np.zeros(capacity, np.int64)
+    free_block = np.zeros(capacity, np.int64)
+    n_free = 0
+    live = 0
+    live_peak = 0
+    live_step = 0
+    widest_out = 1
+    for b in range(n):
+        widest_out = max(widest_out, first[b + 1] - first[b])
+    widest_in = 1
+    for b in range(n):
+        widest_in = max(widest_in, in_ptr[b + 1] - in_ptr[b])
+    pending = np.empty(widest_out, np.int64)
+    taken = np.zeros(widest_in, np.uint8)
+
+    for k in range(order.shape[0]):
+        node = order[k]
+        copy = node >= n
+        base = node - n if copy else node
+        if variable[base]:
+            continue
+        shift = m if copy else 0
+        begin_in = in_ptr[base]
+        n_in = in_ptr[base + 1] - begin_in
+        # in-place pairs, in the order they are registered
+        if pair_ptr[base + 1] > pair_ptr[base]:
+            for i in range(n_in):
+                taken[i] = 0
+            for p in range(pair_ptr[base], pair_ptr[base + 1]):
+                i = pair_in[p]
+                if i >= n_in or first[base] + pair_out[p] >= first[base + 1]:
+                    continue
+                out = first[base] + pair_out[p]
+                source = in_entry[begin_in + i]
+                if mapped(in_node[begin_in + i], node, mark, owner, n) >= n:
+                    source_id = source + m
+                else:
+                    source_id = source
+                block = storage[source_id]
+                if taken[i] or storage[out + shift] != BAD or block < 0:
+                    continue
+                if counts[out + shift] == 0 or elements[out] != elements[source]:
+                    continue
+                if itemsize[out] != itemsize[source]:
+                    continue
+                if pair_identity[p] or (block_refs[block] == 1 and not ignores_all[base]):
+                    taken[i] = 1
+                    storage[out + shift] = block
+                    block_refs[block] += counts[out + shift]
+        # what is left is allocated largest first; of equal ones the last first (multimap)
+        n_pending = 0
+        for e in range(first[base], first[base + 1]):
+            if storage[e + shift] == BAD:
+                at = n_pending
+                while at > 0 and elements[pending[at - 1]] > elements[e]:
+                    pending[at] = pending[at - 1]
+                    at -= 1
+                pending[at] = e
+                n_pending += 1
+        for j in range(n_pending - 1, -1, -1):
+            e = pending[j]
+            if elements[e] < 0:
+                continue
+            size = elements[e] * 4
+            block = -1
+            if match_range > 0:
+                begin = lower_bound(free_size, size // match_range, n_free)
+                mid = lower_bound(free_size, size, n_free)
+                chosen = -1
+                if mid < n_free and free_size[mid] <= size * match_range:
+                    chosen = mid
+                elif mid > begin:
+                    chosen = mid - 1
+                if chosen >= 0:
+                    block = free_block[chosen]
+                    n_free -= 1
+                    for t in range(chosen, n_free):
+                        free_size[t] = free_size[t + 1]
+                        free_block[t] = free_block[t + 1]
+                    if size > block_bytes[block]:
+                        block_bytes[block] = size
+            if block < 0:
+                if n_blocks == capacity:
+                    capacity *= 2
+                    grown = np.zeros(capacity, np.int64)
+                    grown[:n_blocks] = block_bytes
+                    block_bytes = grown
+                    grown = np.zeros(capacity, np.int64)
+                    grown[:n_blocks] = block_refs
+                    block_refs = grown
+                    grown = np.zeros(capacity, np.int64)
+                    grown[:n_blocks] = block_live
+                    block_live = grown
+                    grown = np.zeros(capacity, np.int64)
+                    grown[:n_free] = free_size[:n_free]
+                    free_size = grown
+                    grown = np.zeros(capacity, np.int64)
+                    grown[:n_free] = free_block[:n_free]
+                    free_block = grown
+                block = n_blocks
+                n_blocks += 1
+                block_bytes[block] = size
+            block_refs[block] = counts[e + shift]
+            block_live[block] = elements[e] * itemsize[e]
+            live += block_live[block]
+            storage[e + shift] = block
+        if live > live_peak:
+            live_peak = live
+            live_step = k
+        # free what is read for the last time, then what nobody reads
+        for i in range(begin_in, begin_in + n_in + first[base + 1] - first[base]):
+            if i < begin_in + n_in:
+                if in_ignored[i]:
+                    continue
+                entry = in_entry[i]
+                if mapped(in_node[i], node, mark, owner, n) >= n:
+                    entry += m
+                block = storage[entry]
+                if block < 0:
+                    continue
+                block_refs[block] -= 1
+                if block_refs[block] != 0:
+                    continue
+            else:
+                block = storage[first[base] + i - begin_in - n_in + shift]
+                if block < 0 or block_refs[block] != 0:
+                    continue
+            live -= block_live[block]
+            block_live[block] = 0
+            size = block_bytes[block]
+            # behind all of the same size: a multimap keeps the order of insertion
+            at = lower_bound(free_size, size + 1, n_free)
+            for t in range(n_free, at, -1):
+                free_size[t] = free_size[t - 1]
+                free_block[t] = free_block[t - 1]
+            free_size[at] = size
+            free_block[at] = block
+            n_free += 1
+    return storage, block_bytes[:n_blocks], live_peak, live_step
+
+
+@numba.njit(cache=True)
+def true_block_bytes(storage, n_blocks, elements, itemsize, m):
+    """Bytes of each block by the true element sizes, in whole float32 words.
+
+    ``InitDataEntryMemory`` of graph_executor.cc: the largest entry of each block.
+    """
+    result = np.zeros(n_blocks, np.int64)
+    for e in range(2 * m):
+        block = storage[e]
+        if block >= 0:
+            base = e - m if e >= m else e
+            size = (elements[base] * itemsize[base] + 3) // 4 * 4
+            if size > result[block]:
+                result[block] = size
+    return result
+
+
+@numba.njit(cache=True)
+def merge_added(
+    order, n, m, first, in_ptr, in_node, in_entry, is_grad_add, variable, outputs, storage,
+    mark, owner,
+):  # fmt: skip
+    """Let gradients that are only added to a sum share its block (``DetectInplaceAddTo``).
+
+    Changes ``storage``; returns, by node, whether it is never executed.
+    """
+    counts = np.zeros(2 * m, np.int64)
+    place = np.full(2 * n, -1, np.int64)
+    for k in range(order.shape[0]):
+        node = order[k]
+        place[node] = k
+        base = node - n if node >= n else node
+        for i in range(in_ptr[base], in_ptr[base + 1]):
+            entry = in_entry[i]
+            if mapped(in_node[i], node, mark, owner, n) >= n:
+                entry += m
+            counts[entry] += 1
+    for i in range(outputs.shape[0]):
+        counts[outputs[i]] += 1
+    skipped = np.zeros(2 * n, np.uint8)
+    for k in range(order.shape[0]):
+        node = order[k]
+        if node >= n or not is_grad_add[node]:
+            continue
+        left, right = in_ptr[node], in_ptr[node] + 1
+        block = storage[in_entry[left]]
+        if block != storage[first[node]]:
+            continue
+        if variable[in_node[left]] or variable[in_node[right]]:
+            continue
+        if counts[in_entry[right]] != 1:
+            continue
+        if place[in_node[left]] >= place[in_node[right]]:
+            continue
+        if storage[in_entry[right]] == DYNAMIC:
+            continue
+        storage[in_entry[right]] = block
+        skipped[node] = 1
+    return skipped
+
+
+@numba.njit(cache=True)
+def touched_bytes(order, n, m, first, in_ptr, variable, storage, block_bytes, skipped):
+    """Bytes of blocks that have been written to after each step of ``order``.
+
+    MXNet allocates a block when an operator first touches it.
+    """
+    seen = np.zeros(block_bytes.shape[0], np.uint8)
+    result = np.zeros(order.shape[0], np.int64)
+    total = 0
+    for k in range(order.shape[0]):
+        node = order[k]
+        copy = node >= n
+        base = node - n if copy else node
+        if not variable[base] and not skipped[node]:
+            shift = m if copy else 0
+            for e in range(first[base], first[base + 1]):
+                block = storage[e + shift]
+                if block >= 0 and not seen[block]:
+                    seen[block] = 1
+                    total += block_bytes[block]
+        result[k] = total
+    return result

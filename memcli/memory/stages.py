@@ -1,0 +1,127 @@
+"""A plan stage by stage: what each keeps, how far memory has grown by its end, what runs again.
+
+A stage is the operators between two kept cuts. In the forward pass stages run in order, in the
+backward pass in reverse; MXNet never gives pool blocks back during a step, so what is allocated
+only grows: to the end of a stage's forward, and further to the end of its backward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from memcli.graph.training import Ints, Plan, TrainingGraph
+from memcli.memory.mxnet_model import MXNetModel, Timeline
+
+
+@dataclass
+class Stage:
+    """Sizes in bytes. ``forward_bytes`` and ``peak_bytes``: the pool at the end of the stage's
+    forward and of its backward."""
+
+    index: int
+    first: str
+    last: str
+    operators: int
+    kept_bytes: int
+    forward_bytes: int
+    peak_bytes: int
+    recompute_flops: float
+
+
+def stage_of_nodes(graph: TrainingGraph, cuts: list[list[int]]) -> Ints:
+    """Stage number of every node of the graph, backward nodes by the node they belong to.
+
+    A stage ends with the last node of its cut. Sums of gradients belong to the stage of what
+    they sum up.
+    """
+    ends = sorted({max(cut) for cut in cuts if cut})
+    stage = np.zeros(graph.n_nodes, np.int64)
+    forward = np.arange(graph.n_forward)
+    stage[: graph.n_forward] = np.searchsorted(ends, forward, side="left")
+    previous = int(stage[graph.n_forward - 1]) if graph.n_forward else 0
+    for v in range(graph.n_forward, graph.n_nodes):
+        owner = int(graph.owner[v])
+        if owner >= 0:
+            previous = int(stage[owner])
+        stage[v] = previous
+    return stage
+
+
+def default_cuts(graph: TrainingGraph, wanted: int = 8) -> list[list[int]]:
+    """Places that divide a graph without a plan into about ``wanted`` parts of equal bytes."""
+    sizes = graph.node_bytes()[: graph.n_forward]
+    sizes[graph.variable[: graph.n_forward] == 1] = 0
+    total = np.cumsum(sizes)
+    if not len(total) or not total[-1]:
+        return []
+    marks = [int(np.searchsorted(total, total[-1] * k / wanted)) for k in range(1, wanted)]
+    return [[m] for m in sorted(set(marks)) if not graph.variable[m] and m < graph.n_forward - 1]
+
+
+def kept_entries(graph: TrainingGraph, plan: Plan) -> Ints:
+    """Over entries: 1 for a tensor of the forward pass that lives until its backward."""
+    flags = np.zeros(graph.n_entries, np.int64)
+    marked = plan.recompute.astype(bool)
+    for v in range(graph.n_forward, graph.n_nodes):
+        owner = int(graph.owner[v])
+        for i in range(graph.in_ptr[v], graph.in_ptr[v + 1]):
+            source = int(graph.in_node[i])
+            if source >= graph.n_forward or graph.variable[source] or graph.in_ignored[i]:
+                continue
+            if not (owner >= 0 and marked[owner] and marked[source]):
+                flags[graph.in_entry[i]] = 1
+    # what recomputation starts from
+    for f in np.flatnonzero(marked):
+        for i in range(graph.in_ptr[f], graph.in_ptr[f + 1]):
+            source = int(graph.in_node[i])
+            if not graph.variable[source] and not marked[source]:
+                flags[graph.in_entry[i]] = 1
+    return flags
+
+
+def stages(
+    model: MXNetModel, plan: Plan, cuts: list[list[int]] | None = None
+) -> tuple[list[Stage], Timeline, Ints]:
+    """The plan's stages, its timeline, and each node's stage."""
+    graph = model.graph
+    cuts = cuts if cuts is not None else (plan.cuts or default_cuts(graph))
+    stage = stage_of_nodes(graph, cuts)
+    timeline = model.timeline(plan.recompute, plan.match_range)
+    n, n_forward = graph.n_nodes, graph.n_forward
+    kept = kept_entries(graph, plan) * graph.entry_bytes
+    by_node = np.zeros(n, np.int64)
+    np.add.at(by_node, graph.entry_node, kept)
+    forward_end: dict[int, int] = {}
+    end: dict[int, int] = {}
+    again: dict[int, float] = {}
+    for node, touched in zip(timeline.order.tolist(), timeline.touched_bytes.tolist(), strict=True):
+        base = node - n if node >= n else node
+        if graph.variable[base]:
+            continue
+        s = int(stage[base])
+        end[s] = max(end.get(s, 0), touched)
+        if node < n_forward:
+            forward_end[s] = max(forward_end.get(s, 0), touched)
+        elif node >= n:
+            again[s] = again.get(s, 0.0) + float(graph.flops[base])
+    result = []
+    for s in sorted(forward_end):
+        nodes = [v for v in np.flatnonzero(stage[:n_forward] == s) if not graph.variable[v]]
+        result.append(
+            Stage(
+                index=len(result),
+                first=graph.names[nodes[0]],
+                last=graph.names[nodes[-1]],
+                operators=len(nodes),
+                kept_bytes=int(by_node[nodes].sum()),
+                forward_bytes=forward_end[s],
+                peak_bytes=end[s],
+                recompute_flops=again.get(s, 0.0),
+            )
+        )
+    # numbers without holes, as in the list
+    renumber = {s: k for k, s in enumerate(sorted(forward_end))}
+    stage = np.array([renumber.get(int(s), 0) for s in stage], np.int64)
+    return result, timeline, stage

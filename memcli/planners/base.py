@@ -1,0 +1,140 @@
+"""What every planner gets and gives."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from memcli.errors import BadInput
+from memcli.graph.training import Flags, Plan, TrainingGraph
+from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost, MXNetModel
+
+MATCH_RANGES = (16, 8, 4, 2, 1)
+
+
+@dataclass
+class Settings:
+    """What the user asks of a search. Sizes in bytes, thresholds in MB, times in seconds."""
+
+    thresholds: list[int] = field(default_factory=list)
+    trials: int = 6
+    keep: list[str] = field(default_factory=list)  # globs of node names
+    recompute: list[str] = field(default_factory=list)
+    budget: int | None = None
+    max_recompute: float | None = None  # part of one forward pass
+    time_limit: float | None = None
+    environment: str = "best"
+    on_progress: Callable[[str, float | None], None] | None = None
+
+
+@dataclass
+class Found:
+    """A plan with its cost."""
+
+    plan: Plan
+    cost: Cost
+
+
+class Search:
+    """Evaluates candidates, keeps the best, and stops at the time limit."""
+
+    def __init__(self, graph: TrainingGraph, model: MXNetModel, settings: Settings) -> None:
+        self.graph = graph
+        self.model = model
+        self.settings = settings
+        self.started = time.monotonic()
+        self.hinted_keep = match_names(graph, settings.keep, "--keep")
+        self.hinted_again = match_names(graph, settings.recompute, "--recompute")
+        both = self.hinted_keep & self.hinted_again
+        if both:
+            name = graph.names[min(both)]
+            raise BadInput(f"node '{name}' is named by --keep and by --recompute")
+        for node in self.hinted_again:
+            if not graph.can_recompute[node]:
+                raise BadInput(
+                    f"--recompute: node '{graph.names[node]}' ({graph.op(node)}) cannot be run "
+                    "twice: it draws random numbers or keeps state"
+                )
+        self.tried: list[Found] = []
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the time limit has passed; at least one candidate is always tried."""
+        limit = self.settings.time_limit
+        return bool(self.tried) and limit is not None and time.monotonic() - self.started > limit
+
+    def progress(self, text: str, fraction: float | None = None) -> None:
+        """Say what is going on."""
+        if self.settings.on_progress:
+            self.settings.on_progress(text, fraction)
+
+    def admissible(self, flags: Flags) -> Flags:
+        """The flags with the user's hints, and without what the engine cannot run twice."""
+        flags = (flags & self.graph.can_recompute).astype(np.uint8)
+        flags[list(self.hinted_keep)] = 0
+        flags[list(self.hinted_again)] = 1
+        return flags
+
+    def consider(self, strategy: str, flags: Flags, cuts: Sequence[list[int]]) -> Found:
+        """Evaluate a candidate at the default match range and remember it."""
+        flags = self.admissible(flags)
+        cost = self.model.evaluate(flags, (DEFAULT_MATCH_RANGE,))
+        kept = [[v for v in cut if not flags[v]] for cut in cuts]
+        plan = Plan(strategy, flags, [c for c in kept if c], cost.match_range)
+        found = Found(plan, cost)
+        self.tried.append(found)
+        return found
+
+    def with_environment(self, found: Found) -> Found:
+        """The same plan at its best match range, where that saves at least 1%."""
+        if self.settings.environment == "default":
+            return found
+        best = self.model.evaluate(found.plan.recompute, MATCH_RANGES)
+        if best.total_bytes > 0.99 * found.cost.total_bytes:
+            return found
+        found.plan.match_range = best.match_range
+        return Found(found.plan, best)
+
+    def answer(self, shortlist: int = 8) -> Found:
+        """The best candidate under the settings.
+
+        With a budget: the least recomputation that fits, else the least memory. With a limit on
+        recomputation: the least memory within it. With neither: the least memory.
+        """
+        by_memory = sorted(self.tried, key=lambda f: (f.cost.pool_bytes, f.cost.recompute_flops))
+        limit = self.settings.max_recompute
+        if limit is not None:
+            within = [f for f in by_memory if f.cost.recompute_fraction <= limit + 1e-12]
+            by_memory = within or sorted(by_memory, key=lambda f: f.cost.recompute_flops)[:1]
+        candidates = [self.with_environment(f) for f in by_memory[:shortlist]]
+        budget = self.settings.budget
+        if budget is not None:
+            fits = [f for f in [*candidates, *by_memory] if f.cost.pool_bytes <= budget]
+            if fits:
+                return min(fits, key=lambda f: (f.cost.recompute_flops, f.cost.pool_bytes))
+        return min(candidates, key=lambda f: (f.cost.pool_bytes, f.cost.recompute_flops))
+
+
+def match_names(graph: TrainingGraph, globs: Sequence[str], option: str) -> set[int]:
+    """Forward operators whose name fits any of the globs.
+
+    Raises:
+        BadInput: a glob that fits no operator.
+    """
+    found: set[int] = set()
+    for glob in globs:
+        fits = {
+            v
+            for v in range(graph.n_forward)
+            if not graph.variable[v] and fnmatch.fnmatchcase(graph.names[v], glob)
+        }
+        if not fits:
+            raise BadInput(
+                f"{option} {glob}: no operator of that name", "memcli inspect lists the names"
+            )
+        found |= fits
+    return found

@@ -1,0 +1,30 @@
+"""Strategies by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from memcli.graph.training import TrainingGraph
+from memcli.memory.mxnet_model import MXNetModel
+from memcli.planners import auto, memonger, none
+from memcli.planners.base import Found, Search, Settings
+
+STRATEGIES: dict[str, Callable[[Search], None]] = {
+    auto.NAME: auto.run,
+    memonger.NAME: memonger.run,
+    none.NAME: none.run,
+}
+DESCRIPTIONS = {
+    auto.NAME: "the best plan of all strategies",
+    memonger.NAME: "the classic search over thresholds, on stage marks or on cuts found",
+    none.NAME: "recompute nothing",
+}
+
+
+def search_plan(
+    graph: TrainingGraph, model: MXNetModel, strategy: str, settings: Settings
+) -> tuple[Found, Search]:
+    """Run a strategy; the best plan that it found, and the search with all it tried."""
+    search = Search(graph, model, settings)
+    STRATEGIES[strategy](search)
+    return search.answer(), search

@@ -1,0 +1,49 @@
+"""The copy of a symbol that engines bind: unique names, a loss, and the marks of one plan."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Collection
+from typing import Any
+
+from memcli.rewrites.loss_heads import add_loss_heads, has_loss
+
+MARK_KEYS = ("__force_mirroring__", "force_mirroring")
+
+
+def attribute_dicts(node: dict[str, Any]) -> list[dict[str, str]]:
+    """The dictionaries of a raw node that MXNet reads attributes from, in any spelling."""
+    return [node[key] for key in ("attrs", "attr", "param") if isinstance(node.get(key), dict)]
+
+
+def prepare(raw: dict[str, Any], *, marked: Collection[int] | None) -> tuple[str, int]:
+    """Symbol JSON text to bind, and the number of loss heads that were put on.
+
+    Node ``i`` is renamed to ``n{i}``: names repeat in real files and what an engine reports is
+    told apart by name. ``marked`` holds the positions to recompute; None keeps the file's own
+    marks. Names do not enter MXNet's memory plan.
+    """
+    raw = copy.deepcopy(raw)
+    mark = set(marked) if marked is not None else None
+    for position, node in enumerate(raw["nodes"]):
+        node["name"] = f"n{position}"
+        if mark is None:
+            continue
+        for attributes in attribute_dicts(node):
+            for key in MARK_KEYS:
+                attributes.pop(key, None)
+        if position in mark and node["op"] != "null":
+            dicts = attribute_dicts(node)
+            key = next((k for k in ("attrs", "attr") if isinstance(node.get(k), dict)), None)
+            if key is None:
+                key = "attr" if dicts else "attrs"
+                node[key] = {}
+            node[key]["__force_mirroring__"] = "True"
+    heads = 0
+    if not has_loss(raw):
+        heads = add_loss_heads(raw)
+        for position in range(len(raw["nodes"]) - 3 * heads, len(raw["nodes"])):
+            raw["nodes"][position]["name"] = f"n{position}"
+    raw.pop("node_row_ptr", None)
+    return json.dumps(raw), heads
