@@ -79,9 +79,7 @@ def mobilenet_v2(classes: int = 1000) -> Any:
             index += 1
     data = convolution(data, 1280, "conv1")
     data = mx.sym.Pooling(data, global_pool=True, kernel=(1, 1), pool_type="avg", name="pool")
-    data = mx.sym.Convolution(
-        data, num_filter=classes, kernel=(1, 1), no_bias=True, name="pred"
-    )
+    data = mx.sym.Convolution(data, num_filter=classes, kernel=(1, 1), no_bias=True, name="pred")
     data = mx.sym.Flatten(data, name="flatten")
     return mx.sym.SoftmaxOutput(data, name="softmax")
 

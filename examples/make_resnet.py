@@ -1,7 +1,7 @@
 """Writes resnet-50-symbol.json: a residual network for 224 x 224 images, ready for training.
 
 Four stages of bottleneck units (3, 4, 6 and 3 of them), each convolution followed by BatchNorm
-and LeakyReLU, with SoftmaxOutput as the loss. The sum that ends each unit carries
+and LeakyReLU, with SoftmaxOutput as the loss. The shortcut of each unit carries
 ``mirror_stage``, the mark by which the classic memory planner knows where it may cut.
 
 Needs MXNet: pip install 'memcli[mxnet]'. Memory at batch 32, as MXNet says: 4899 MB.
@@ -39,9 +39,10 @@ def unit(data: Any, filters: int, stride: int, first: bool) -> Any:
     branch = convolution(branch, 4 * filters, kernel=1)
     if first:
         data = convolution(data, 4 * filters, kernel=1, stride=stride)
-    total = data + branch
-    total._set_attr(mirror_stage="True")
-    return total
+    # The mark goes on what the unit adds to, as in the classic planner's own example: the sum
+    # before it, or the convolution on the shortcut.
+    data._set_attr(mirror_stage="True")
+    return data + branch
 
 
 def resnet(units: list[int], classes: int = 1000) -> Any:
@@ -52,9 +53,7 @@ def resnet(units: list[int], classes: int = 1000) -> Any:
         for index in range(count):
             first = index == 0
             data = unit(data, 64 << stage, stride=2 if first and stage else 1, first=first)
-    data = mx.sym.Pooling(
-        data, pool_type="avg", kernel=(7, 7), stride=(1, 1), name="global_pool"
-    )
+    data = mx.sym.Pooling(data, pool_type="avg", kernel=(7, 7), stride=(1, 1), name="global_pool")
     data = mx.sym.Flatten(data, name="flatten")
     data = mx.sym.FullyConnected(data, num_hidden=classes, name="fc1")
     return mx.sym.SoftmaxOutput(data, name="softmax")

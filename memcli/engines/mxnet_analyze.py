@@ -240,15 +240,20 @@ class JointBuilder:
                 added_after.setdefault(self.entry_node[right], []).append(self.entry_node[left])
         result = []
         for number, node in enumerate(self.debug):
-            deps = []
+            deps: list[int] = []
+            # A node whose several outputs are all summed up waits for one sum of each chain;
+            # the one that runs first was visited first.
+            sums = sorted(added_after.get(number, []))
             for name in node["deps"]:
                 candidates = self.by_name.get(name, [])
                 if len(candidates) > 1:
-                    sums = [c for c in added_after.get(number, []) if c in candidates]
-                    candidates = sums or [c for c in candidates if c < number][-1:] or candidates
+                    mine = [c for c in sums if c in candidates]
+                    candidates = mine or [c for c in candidates if c < number][-1:] or candidates
                 if not candidates:
                     raise EngineFailed(f"MXNet's graph names an unknown node '{name}'")
                 deps.append(candidates[0])
+                if candidates[0] in sums:
+                    sums.remove(candidates[0])
             result.append(deps)
         return result
 

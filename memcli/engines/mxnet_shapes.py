@@ -8,6 +8,7 @@ then knows every tensor of the graph. Each guess is reported.
 from __future__ import annotations
 
 import ast
+import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -231,7 +232,9 @@ def resolve_shapes(
     known: dict[str, tuple[int, ...]] = {}
     said: set[str] = set()
     for name, shape in (job.get("shapes") or {}).items():
-        targets = resolver.prepared(name)
+        targets = resolver.prepared(name) or [
+            a for a in resolver.arguments if fnmatch.fnmatchcase(resolver.original(a), name)
+        ]
         if not targets:
             free = [resolver.original(a) for a in resolver.arguments if resolver.role[a] == "input"]
             raise BadInput(

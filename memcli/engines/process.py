@@ -434,11 +434,13 @@ def engine_text(text: str) -> str:
         for line in lines
         if line and not re.match(r"(\[bt\]|Stack trace|Traceback|File \"|\(\d+\)|-+$)", line)
     ]
-    cleaned = [
-        re.sub(r"^(MXNetError: |Error in operator)", lambda m: m[0].replace("MXNetError: ", ""), x)
-        for x in lines
-    ]
-    cleaned = [re.sub(r"^\[[\d:]+\] [^ ]+:\d+: ", "", line) for line in cleaned]
+    # An error that went through Python on its way has the line that counts further down.
+    for at, line in enumerate(lines):
+        if re.match(r"MXNetError: |Error in operator", line) or "Check failed" in line:
+            lines = lines[at:]
+            break
+    place = r"(^|(?<= ))(MXNetError: )?(\[[\d:]+\] )?([\w./-]+\.(cc|h|cu):\d+: )?"
+    cleaned = [re.sub(place, "", line) for line in lines]
     return " ".join(cleaned[:2])[:400]
 
 

@@ -36,12 +36,17 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, *, overwrite: bo
             os.replace(temporary, target)
         else:
             _take_free_name(temporary, target, name)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise _cannot_write(name, error) from error
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             temporary.unlink()
     _flush_folder(target.parent)
+
+
+def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Raises BadInput where :func:`write_atomically` would refuse the path; writes nothing."""
+    _checked_target(Path(path), shown_path(os.fspath(path)), overwrite=overwrite)
 
 
 def _checked_target(path: Path, name: str, *, overwrite: bool) -> Path:
@@ -67,7 +72,7 @@ def _checked_target(path: Path, name: str, *, overwrite: bool) -> Path:
             if path.parent.exists():
                 raise BadInput(f"{name}: {folder} is not a folder")
             raise BadInput(f"{name}: there is no folder {folder}", f"mkdir -p {folder}")
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+    except (OSError, ValueError) as error:
         raise _cannot_write(name, error) from error
     return path
 

@@ -28,6 +28,7 @@ __all__ = ["LEGACY_MARK_KEY", "MARK_KEY", "SymbolFile", "SymbolNode"]
 MARK_KEY = "__force_mirroring__"
 # How files of MXNet before 1.9.1 may spell it; the loader renames it.
 LEGACY_MARK_KEY = "force_mirroring"
+_CURRENT_VERSION = 10901
 # What a node's marks were before memcli planned it: JSON list of [table, key, value]. On the node
 # itself, because MXNet may number the nodes anew when it saves the planned graph.
 ORIGINAL_MARK_KEY = "__memcli_original_mark__"
@@ -137,10 +138,10 @@ class SymbolFile:
         if not all(0 <= position < len(self.nodes) for position in wanted):
             raise ValueError(f"positions must be in 0..{len(self.nodes) - 1}")
         carrier = self._carrier() if plan is not None else None
-        was_planned = self._has_plan()
+        was_planned, renamed = self._has_plan(), self._is_current()
         nodes = []
         for position, raw in enumerate(self.raw["nodes"]):
-            node = _Tables(_unplanned(raw, was_planned))
+            node = _Tables(_unplanned(raw, was_planned, renamed))
             if plan is not None:
                 own = node.marks()
                 if own:
@@ -163,7 +164,8 @@ class SymbolFile:
         """
         if not self._has_plan():
             return self
-        nodes = [_unplanned(node, True) for node in self.raw["nodes"]]
+        renamed = self._is_current()
+        nodes = [_unplanned(node, True, renamed) for node in self.raw["nodes"]]
         data = symbol_text({**self.raw, "nodes": nodes})
         return SymbolFile.from_bytes(data, self.path)
 
@@ -173,6 +175,11 @@ class SymbolFile:
 
     def _has_plan(self) -> bool:
         return any(PLAN_KEY in n.attrs or ORIGINAL_MARK_KEY in n.attrs for n in self.nodes)
+
+    def _is_current(self) -> bool:
+        """Whether MXNet 1.9.1 wrote the file: it then loads no legacy mark from it."""
+        version = self.raw.get("attrs", {}).get("mxnet_version", ["int", 0])[1]
+        return version >= _CURRENT_VERSION
 
     def _carrier(self) -> int:
         """Where the plan goes: a node that MXNet keeps when it saves the graph."""
@@ -216,7 +223,21 @@ class _Tables:
         if self._raw.get(table, {}).get(key) == value:
             return
         self._copy()
-        self._raw.setdefault(table, {})[key] = value
+        if table not in self._raw:
+            self._add_table(table)
+        attributes = self._raw[table]
+        in_order = sorted(attributes) == list(attributes)
+        attributes[key] = value
+        if in_order:  # as MXNet writes them, and as they were before a mark was taken off
+            self._raw[table] = dict(sorted(attributes.items()))
+
+    def _add_table(self, table: str) -> None:
+        """An empty attribute table, 'attrs' where MXNet writes it: before the inputs."""
+        behind = ("inputs", "control_deps", "subgraphs") if table == "attrs" else ()
+        items = list(self._raw.items())
+        self._raw = {k: v for k, v in items if k not in behind}
+        self._raw[table] = {}
+        self._raw.update({k: v for k, v in items if k in behind})
 
     def drop(self, key: str) -> None:
         """Removes the attribute from every table, and a table that memcli added for it."""
@@ -238,10 +259,11 @@ class _Tables:
             self._raw, self._copied = copied, True
 
 
-def _unplanned(raw: dict[str, Any], was_planned: bool) -> dict[str, Any]:
+def _unplanned(raw: dict[str, Any], was_planned: bool, renamed: bool) -> dict[str, Any]:
     """One node without what memcli put there.
 
-    ``was_planned``: the file has a plan, so that the marks in it are the plan's.
+    ``was_planned``: the file has a plan, so that the marks in it are the plan's. ``renamed``: a
+    mark in legacy spelling has to come back in MXNet's own, since MXNet saved the file anew.
     """
     node = _Tables(raw)
     text = node.get(ORIGINAL_MARK_KEY)
@@ -251,7 +273,7 @@ def _unplanned(raw: dict[str, Any], was_planned: bool) -> dict[str, Any]:
     node.drop(PLAN_KEY)
     node.drop(ORIGINAL_MARK_KEY)
     for table, key, value in _original_marks(text):
-        node.set(key, value, table)
+        node.set(MARK_KEY if renamed else key, value, table)
     return node.result()
 
 

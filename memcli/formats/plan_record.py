@@ -107,7 +107,7 @@ def _list_of(item: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _dict_of(
-    item: Callable[[Any], bool], key: Callable[[str], object] = bool
+    item: Callable[[Any], bool], key: Callable[[str], object] = _is_text
 ) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, dict) and all(key(k) and item(value[k]) for k in value)
 
@@ -125,7 +125,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "schema": (lambda value: value == SCHEMA and _is_count(value), f"the number {SCHEMA}"),
     "memcli_version": (_is_text, "a string"),
     "strategy": (_is_text, "a string"),
-    "shapes": (_dict_of(_list_of(_is_count), lambda _: True), "a table of lists of integers"),
+    "shapes": (_dict_of(_list_of(_is_count)), "a table of lists of integers"),
     "dtype": (_is_text, "a string"),
     "environment": (_dict_of(_is_text), "a table of strings"),
     "original_name": (_is_text, "a string"),

@@ -17,11 +17,15 @@ _NODE_KEYS = {
     "op", "name", "inputs", "attrs", "attr", "param",
     "control_deps", "subgraphs", "backward_source_id",
 }  # fmt: skip
+_USUAL_KEYS = {"op", "name", "inputs", "attrs"}
 # Types that a value of the top-level 'attrs' may name, as MXNet 1.9.1 registers them.
 _ITEM_TYPES = {
     "list_int": "int", "list_str": "str", "list_shape": "list_int", "list_layout": "str",
 }  # fmt: skip
 _ATTR_TYPES = ("int", "str", "size_t", *_ITEM_TYPES)
+
+# Loops within loops; each level is four of JSON, and Python's own JSON writer has a limit.
+_DEEPEST_SUBGRAPH = 20
 
 Entry = tuple[int, int]
 
@@ -46,10 +50,7 @@ def checked_graph(raw: dict[str, Any], name: str) -> tuple[list[SymbolNode], lis
     Raises:
         BadInput: with the place in the file and what is wrong there.
     """
-    try:
-        return _graph(raw, f"{name}: ")
-    except RecursionError as error:
-        raise BadInput(f"{name}: subgraphs are nested too deeply") from error
+    return _graph(raw, f"{name}: ", 0)
 
 
 def attribute_keys(node: dict[str, Any]) -> list[str]:
@@ -104,13 +105,15 @@ def _needs(nodes: list[SymbolNode], control: dict[int, list[int]], position: int
     return [source for source, _ in nodes[position].inputs] + control.get(position, [])
 
 
-def _graph(raw: Any, at: str) -> tuple[list[SymbolNode], list[Entry]]:
+def _graph(raw: Any, at: str, depth: int) -> tuple[list[SymbolNode], list[Entry]]:
     """``at`` is the prefix of places: 'x.json: ' or 'x.json: nodes[3].subgraphs[0].'."""
+    if depth > _DEEPEST_SUBGRAPH:
+        raise BadInput(f"{at.split(': ')[0]}: subgraphs are nested {depth} deep")
     _expect(isinstance(raw, dict), at.rstrip(".: "), raw, "an object")
     _check_keys(raw, _TOP_KEYS, ("nodes", "arg_nodes", "heads"), at)
     _expect(isinstance(raw["nodes"], list), f"{at}nodes", raw["nodes"], "a list")
     count = len(raw["nodes"])
-    nodes = [_node(node, f"{at}nodes[{i}]", count) for i, node in enumerate(raw["nodes"])]
+    nodes = [_node(node, f"{at}nodes[{i}]", count, depth) for i, node in enumerate(raw["nodes"])]
     heads = _entries(raw["heads"], f"{at}heads", nodes, count)
     for position, node in enumerate(nodes):
         for i, (source, output) in enumerate(node.inputs):
@@ -128,7 +131,8 @@ def _check_extras(raw: dict[str, Any], at: str, nodes: list[SymbolNode]) -> None
     """arg_nodes, node_row_ptr and attrs, which say nothing that the nodes do not."""
     _expect(isinstance(raw["arg_nodes"], list), f"{at}arg_nodes", raw["arg_nodes"], "a list")
     for i, position in enumerate(raw["arg_nodes"]):
-        _position(position, f"{at}arg_nodes[{i}]", len(nodes))
+        if type(position) is not int or not 0 <= position < len(nodes):
+            _position(position, f"{at}arg_nodes[{i}]", len(nodes))
         if not nodes[position].is_variable:
             raise BadInput(
                 f"{at}arg_nodes[{i}]: names node {position}, an operator, but lists variables alone"
@@ -136,7 +140,8 @@ def _check_extras(raw: dict[str, Any], at: str, nodes: list[SymbolNode]) -> None
     pointers = raw.get("node_row_ptr", [])
     _expect(isinstance(pointers, list), f"{at}node_row_ptr", pointers, "a list")
     for i, pointer in enumerate(pointers):
-        _whole(pointer, f"{at}node_row_ptr[{i}]")
+        if type(pointer) is not int or not 0 <= pointer < 1 << 31:
+            _whole(pointer, f"{at}node_row_ptr[{i}]")
     attrs = raw.get("attrs", {})
     _expect(isinstance(attrs, dict), f"{at}attrs", attrs, "an object")
     for key, value in attrs.items():
@@ -168,7 +173,7 @@ def _attr_value(kind: str, value: Any, where: str) -> None:
             _attr_value(_ITEM_TYPES[kind], item, f"{where}[{i}]")
 
 
-def _node(raw: Any, where: str, count: int) -> SymbolNode:
+def _node(raw: Any, where: str, count: int, depth: int) -> SymbolNode:
     _expect(isinstance(raw, dict), where, raw, "an object")
     _check_keys(raw, _NODE_KEYS, ("op", "name", "inputs"), f"{where}.")
     op, name = raw["op"], raw["name"]
@@ -177,7 +182,9 @@ def _node(raw: Any, where: str, count: int) -> SymbolNode:
     if not op:
         raise BadInput(f"{where}.op: is empty", "a variable's is 'null'")
     for key in ("attrs", "attr", "param"):
-        table = raw.get(key, {})
+        if key not in raw:
+            continue
+        table = raw[key]
         _expect(isinstance(table, dict), f"{where}.{key}", table, "an object of strings")
         for attribute, value in table.items():
             if not isinstance(value, str):
@@ -185,8 +192,8 @@ def _node(raw: Any, where: str, count: int) -> SymbolNode:
                     f"{where}.{key}[{shown(attribute)}]: is {shown(value)}, not a string",
                     "MXNet wants every attribute in quotes",
                 )
-    if len(raw) > 3:
-        _check_rare_keys(raw, where, count)
+    if not _USUAL_KEYS.issuperset(raw):
+        _check_rare_keys(raw, where, count, depth)
     attrs: dict[str, str] = {}
     for key in reversed(attribute_keys(raw)):
         attrs.update(raw[key])
@@ -194,7 +201,7 @@ def _node(raw: Any, where: str, count: int) -> SymbolNode:
     return SymbolNode(op, name, tuple(inputs), attrs)
 
 
-def _check_rare_keys(raw: dict[str, Any], where: str, count: int) -> None:
+def _check_rare_keys(raw: dict[str, Any], where: str, count: int, depth: int) -> None:
     dependencies = raw.get("control_deps", [])
     _expect(isinstance(dependencies, list), f"{where}.control_deps", dependencies, "a list")
     for i, position in enumerate(dependencies):
@@ -204,7 +211,7 @@ def _check_rare_keys(raw: dict[str, Any], where: str, count: int) -> None:
     subgraphs = raw.get("subgraphs", [])
     _expect(isinstance(subgraphs, list), f"{where}.subgraphs", subgraphs, "a list")
     for i, subgraph in enumerate(subgraphs):
-        _graph(subgraph, f"{where}.subgraphs[{i}].")
+        _graph(subgraph, f"{where}.subgraphs[{i}].", depth + 1)
 
 
 def _entries(raw: Any, where: str, nodes: list[SymbolNode] | None, count: int) -> list[Entry]:
@@ -212,6 +219,9 @@ def _entries(raw: Any, where: str, nodes: list[SymbolNode] | None, count: int) -
     _expect(isinstance(raw, list), where, raw, "a list")
     entries = []
     for i, entry in enumerate(raw):
+        if _is_plain_entry(entry, count):
+            entries.append((entry[0], entry[1]))
+            continue
         at = f"{where}[{i}]"
         _expect(
             isinstance(entry, list) and len(entry) in (2, 3), at, entry, "[node, output, version]"
@@ -226,6 +236,19 @@ def _entries(raw: Any, where: str, nodes: list[SymbolNode] | None, count: int) -
             raise _no_such_output(at, source, output)
         entries.append((source, output))
     return entries
+
+
+def _is_plain_entry(entry: Any, count: int) -> bool:
+    """Whether ``entry`` is as nearly all are; saves making up the name of the place."""
+    return (
+        type(entry) is list
+        and len(entry) in (2, 3)
+        and type(entry[0]) is int
+        and 0 <= entry[0] < count
+        and type(entry[1]) is int
+        and entry[1] == 0
+        and (len(entry) == 2 or (type(entry[2]) is int and 0 <= entry[2] < 1 << 16))
+    )
 
 
 def _position(value: Any, where: str, count: int) -> None:

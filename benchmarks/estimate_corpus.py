@@ -1,0 +1,151 @@
+"""Estimate against MXNet over a folder of symbol files: unplanned, and under plans.
+
+    python benchmarks/estimate_corpus.py FOLDER [--plans 2] [--only GLOB] [--batch N]
+
+For each file: one bind without marks gives the training graph; the memory model's figure for it
+is compared with MXNet's ``Total N MB``. Then plans (the best of the classic search, and random
+ones) are estimated without binding and compared with a real bind of the marked graph. Input
+shapes come from an ``index.tsv`` in the folder where there is one, else as for ``memcli plan``.
+Prints a row for each file that is not exact, and the summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fnmatch
+import json
+import random
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memcli.engines.analysis import ShapeRequest, analyze, ask_mxnet
+from memcli.errors import MemcliError
+from memcli.planners.registry import Settings, search_plan
+from memcli.workflow.planning import marked_positions, read_symbol
+
+
+def index_shapes(folder: Path) -> dict[str, dict[str, list[int]]]:
+    """Shapes by file name from an index, empty where there is none."""
+    path = folder / "index.tsv"
+    if not path.exists():
+        return {}
+    csv.field_size_limit(1 << 30)
+    result = {}
+    with path.open() as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            try:
+                result[row["path"]] = json.loads(row["inputs"])
+            except ValueError:
+                continue
+    return result
+
+
+def check(path: Path, shapes: dict[str, list[int]], plans: int, batch: int | None) -> dict[str, Any]:
+    """All comparisons of one file."""
+    row: dict[str, Any] = {"path": path.name, "compared": []}
+    try:
+        source = read_symbol(str(path))
+        sidecar = path.with_name(path.name.split(".json")[0] + ".shapes.json")
+        request = ShapeRequest(shapes=dict(shapes))
+        if sidecar.exists():
+            request.shapes = json.loads(sidecar.read_text())
+        if batch is not None:
+            old = {s[0] for s in request.shapes.values() if s}
+            if len(old) == 1:
+                request.shapes = {k: [batch, *s[1:]] for k, s in request.shapes.items()}
+        started = time.monotonic()
+        analysis = analyze(source.raw, request)
+        row["bind_seconds"] = time.monotonic() - started
+        model = analysis.model
+        started = time.monotonic()
+        base = model.evaluate(model.none())
+        row["evaluate_seconds"] = time.monotonic() - started
+        row["nodes"] = source.node_count
+        row["operators"] = source.operator_count
+        row["compared"].append(("unplanned", base.total_mb, analysis.bound_total_mb))
+        candidates = []
+        if plans:
+            found, _ = search_plan(analysis.graph, model, "auto", Settings(environment="default"))
+            candidates.append(("auto", found.plan.recompute))
+            row["planned_mb"] = found.cost.total_mb
+        chance = random.Random(path.name)
+        for number in range(plans - 1):
+            flags = np.array(
+                [chance.random() < 0.7 for _ in range(analysis.graph.n_forward)], np.uint8
+            )
+            candidates.append((f"random{number}", flags & analysis.graph.can_recompute))
+        for name, flags in candidates:
+            cost = model.evaluate(flags)
+            with tempfile.TemporaryDirectory() as folder:
+                result, _ = ask_mxnet(
+                    source.raw, request, Path(folder),
+                    marked=marked_positions(analysis, flags) | loss_positions(analysis, flags),
+                )  # fmt: skip
+            row["compared"].append((name, cost.total_mb, result["total_mb"]))
+    except MemcliError as error:
+        row["error"] = f"{type(error).__name__}: {error.message}"
+    except Exception as error:
+        row["error"] = f"BUG {type(error).__name__}: {error}"
+    return row
+
+
+def loss_positions(analysis: Any, flags: Any) -> set[int]:
+    """Marks on losses that were put on for planning; they are in no file, only here."""
+    graph = analysis.graph
+    n_file = len(graph.file_names)
+    return {int(graph.position[v]) for v in np.flatnonzero(flags) if graph.position[v] >= n_file}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--plans", type=int, default=2)
+    parser.add_argument("--only", default="*")
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    shapes = index_shapes(options.folder)
+    paths = sorted(
+        p
+        for p in options.folder.iterdir()
+        if p.name.endswith((".json", ".json.gz"))
+        and not p.name.endswith(".shapes.json")
+        and fnmatch.fnmatch(p.name, options.only)
+    )
+    with ThreadPoolExecutor(options.workers) as pool:
+        rows = list(
+            pool.map(
+                lambda p: check(p, shapes.get(p.name, {}), options.plans, options.batch), paths
+            )
+        )
+    errors = [r for r in rows if "error" in r]
+    bound = [r for r in rows if r["compared"]]
+    exact = {True: 0, False: 0}
+    for row in bound:
+        for name, estimate, real in row["compared"]:
+            exact[estimate == real] += 1
+            if estimate != real:
+                print(f"off   {row['path']} {name}: estimate {estimate}, MXNet {real}")
+    for row in errors:
+        print(f"error {row['path']}: {row['error']}")
+    all_exact = sum(all(e == m for _, e, m in r["compared"]) for r in bound)
+    print(
+        f"{len(rows)} files, {len(bound)} bound, {len(errors)} refused; graphs exact in all "
+        f"comparisons: {all_exact}; comparisons exact: {exact[True]} of {sum(exact.values())}"
+    )
+    ratios = [r["planned_mb"] / max(1, r["compared"][0][1]) for r in bound
+              if "planned_mb" in r and r["operators"] > 100]  # fmt: skip
+    if ratios:
+        print(f"median planned / unplanned, graphs of over 100 operators: {np.median(ratios):.2f}")
+    sys.exit(1 if exact[False] else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""``memcli``: the command group, and how errors end."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from memcli import __version__
+from memcli.errors import MemcliError
+
+COMMANDS = {
+    "plan": "memcli.cli.plan",
+    "inspect": "memcli.cli.inspect",
+    "verify": "memcli.cli.verify",
+    "doctor": "memcli.cli.doctor",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when it is asked for, so that ``--help`` is immediate."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(COMMANDS[cmd_name]).command
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="memcli")
+def main() -> None:
+    """Rewrite saved model graphs so that they train in a fraction of the memory.
+
+    \b
+    memcli plan resnet-50-symbol.json -o planned.json   search, and write the planned graph
+    memcli inspect planned.json                         where the training memory goes
+    memcli verify planned.json                          train a step of both graphs for real
+    memcli doctor                                       which engines and devices work here
+
+    Exit status: 0 done, 1 the answer is no, 2 bad input, 3 an engine is missing or failed.
+    """
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Entry point: errors that the user can mend are one or two lines, never a traceback."""
+    sys.exit(status(arguments))
+
+
+def status(arguments: list[str] | None = None) -> int:
+    """Run the command line; its exit status."""
+    try:
+        result: Any = main.main(args=arguments, standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except MemcliError as error:
+        return _fail(error.lines(), error.exit_status)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _fail(["interrupted; nothing was written"], 130)
+    except click.ClickException as error:
+        lines = [error.format_message()]
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            lines.append(f"see: {error.ctx.command_path} --help")
+        return _fail(lines, 2)
+    except BrokenPipeError:
+        # The reader (head, less) has what it wanted.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _fail(lines: list[str], code: int) -> int:
+    for number, line in enumerate(lines):
+        text = " ".join(line.split())
+        print(f"memcli: {text}" if number == 0 else f"  {text}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,83 @@
+"""Options that several commands share, and how their text becomes values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from memcli.engines.analysis import ShapeRequest
+from memcli.errors import BadInput
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DTYPES = ("float32", "float16", "float64")
+
+
+def shape_options(command: F) -> F:
+    """``--shape``, ``--batch`` and ``--dtype``."""
+    for option in (
+        click.option(
+            "--dtype",
+            type=click.Choice(DTYPES),
+            default=None,
+            help="Type of the inputs; parameters follow. [default: float32]",
+        ),
+        click.option(
+            "--batch", type=int, default=None, metavar="N", help="Leading dimension of the inputs."
+        ),
+        click.option(
+            "--shape",
+            "shapes",
+            multiple=True,
+            metavar="[NAME=]D,D,...",
+            help="Shape of an input, as data=32,3,224,224; NAME may be a glob (t*_data=64,50). "
+            "Without NAME where the graph has one free input. Repeatable.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def json_option(command: F) -> F:
+    """``--json``."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
+    )(command)
+
+
+def parse_shapes(
+    shapes: tuple[str, ...], batch: int | None, dtype: str | None
+) -> ShapeRequest:
+    """The user's shapes.
+
+    Raises:
+        BadInput: text that is no shape, a name given twice, an impossible batch.
+    """
+    request = ShapeRequest(batch=batch, dtype=dtype or "float32")
+    if batch is not None and not 0 < batch < 1 << 31:
+        raise BadInput(f"--batch {batch} is not possible: it must be between 1 and 2147483647")
+    for text in shapes:
+        name, equals, dimensions = text.rpartition("=")
+        try:
+            shape = [int(d) for d in dimensions.strip("()[] ").split(",") if d.strip()]
+        except ValueError:
+            raise BadInput(
+                f"--shape {text}: not a shape", "write it like --shape data=32,3,224,224"
+            ) from None
+        if not shape:
+            raise BadInput(f"--shape {text}: no dimensions", "write it like data=32,3,224,224")
+        if any(d <= 0 for d in shape):
+            raise BadInput(f"--shape {text}: every dimension must be positive")
+        if equals and not name:
+            raise BadInput(f"--shape {text}: no name before the '='")
+        if equals:
+            if name in request.shapes:
+                raise BadInput(f"--shape {name} is given twice")
+            request.shapes[name] = shape
+        elif request.unnamed is not None:
+            raise BadInput("--shape without a name is given twice", "name them: --shape NAME=...")
+        else:
+            request.unnamed = shape
+    return request

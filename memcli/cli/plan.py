@@ -1,0 +1,112 @@
+"""``memcli plan``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from memcli.cli.options import json_option, parse_shapes, shape_options
+from memcli.errors import BadInput
+from memcli.planners.base import Settings
+from memcli.planners.registry import DESCRIPTIONS, STRATEGIES
+from memcli.reports.console import notes_console, output_console, progress_bar
+from memcli.reports.plan_report import plan_json, print_plan
+from memcli.workflow.planning import make_plan
+
+_STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
+
+
+@click.command("plan", short_help="Search for a plan and write the planned graph.")
+@click.argument("model", type=click.Path())
+@click.option("-o", "--output", "out", metavar="OUT", help="Write the planned graph to OUT.")
+@click.option("--force", is_flag=True, help="Replace OUT where it exists.")
+@shape_options
+@click.option(
+    "--strategy", type=click.Choice(list(STRATEGIES)), default="auto", show_default=True,
+    help=_STRATEGY_HELP,
+)  # fmt: skip
+@click.option("--budget", metavar="SIZE", help="Most memory, as 6GiB, 800MB, or 50% of unplanned.")
+@click.option(
+    "--max-recompute", type=float, metavar="PERCENT",
+    help="Most recomputation, in percent of the forward pass's FLOPs.",
+)  # fmt: skip
+@click.option(
+    "--threshold", "thresholds", type=int, multiple=True, metavar="MB",
+    help="Try this stage size (feature maps between two cuts) instead of searching. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--trials", type=click.IntRange(0, 10000), default=6, show_default=True,
+    help="Thresholds that the search tries after its first three guesses.",
+)  # fmt: skip
+@click.option("--keep", multiple=True, metavar="GLOB", help="Never recompute these nodes.")
+@click.option("--recompute", multiple=True, metavar="GLOB", help="Always recompute these nodes.")
+@click.option("--no-rewrite", is_flag=True, help="Set attributes only; the nodes stay the same.")
+@click.option("--time-limit", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop then.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of searches and of verify.")
+@click.option(
+    "--environment", type=click.Choice(["best", "default"]), default="best", show_default=True,
+    help="Whether the plan may need an environment variable at run time to reach its memory.",
+)  # fmt: skip
+@click.option("--measure", is_flag=True, help="Verify right after planning.")
+@click.option("--gpu", metavar="N", help="With --measure: on this GPU.")
+@click.option("--cpu", is_flag=True, help="With --measure: on the CPU.")
+@json_option
+def command(model: str, out: str | None, force: bool, as_json: bool, **options: Any) -> int:
+    """Search for what to keep and what to compute again, and write the planned graph.
+
+    MODEL is an MXNet symbol JSON, gzipped or not. It is never changed. Shapes that are neither
+    in the file nor given are guessed where a guess fits the graph, and shown.
+    """
+    if (options["gpu"] or options["cpu"]) and not options["measure"]:
+        raise BadInput("--gpu and --cpu go with --measure")
+    if options["measure"] and out is None:
+        raise BadInput("--measure needs -o OUT: it verifies the file that was written")
+    if options["max_recompute"] is not None and options["max_recompute"] < 0:
+        raise BadInput("--max-recompute must not be negative")
+    if any(t < 0 for t in options["thresholds"]):
+        raise BadInput("--threshold must not be negative")
+    request = parse_shapes(options["shapes"], options["batch"], options["dtype"])
+    settings = Settings(
+        thresholds=list(options["thresholds"]),
+        trials=options["trials"],
+        keep=list(options["keep"]),
+        recompute=list(options["recompute"]),
+        max_recompute=None
+        if options["max_recompute"] is None
+        else options["max_recompute"] / 100,
+        time_limit=options["time_limit"],
+        environment=options["environment"],
+    )
+    with progress_bar("planning") as report:
+        planned = make_plan(
+            model, request, options["strategy"], settings,
+            budget=options["budget"], out=out, force=force, on_progress=report,
+        )  # fmt: skip
+    notes = notes_console()
+    for note in planned.notes:
+        notes.print(f"note: {note}", markup=False, soft_wrap=True)
+    result = plan_json(planned)
+    console = output_console()
+    if not as_json:
+        print_plan(console, planned)
+    status = 0
+    if options["measure"]:
+        from memcli.cli.verify import run_verify
+
+        assert out is not None
+        status, verified = run_verify(
+            out, original=model, gpu=options["gpu"], seed=options["seed"],
+            request=None, as_json=as_json,
+        )  # fmt: skip
+        result["verify"] = verified
+    if as_json:
+        print(json.dumps(result))
+    elif not options["measure"]:
+        if out is None:
+            last = "nothing was written; next: memcli plan ... -o planned.json"
+        else:
+            last = f"wrote {out}; next: memcli verify {out}"
+        console.print(last, markup=False, soft_wrap=True)
+    return status

@@ -1,0 +1,118 @@
+"""``memcli verify``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from memcli.cli.options import json_option, parse_shapes, shape_options
+from memcli.engines.analysis import ShapeRequest
+from memcli.errors import BadInput
+from memcli.formats.newest import newest_plan
+from memcli.reports.console import notes_console, output_console, progress_bar
+from memcli.reports.verify_report import print_verified, verify_json
+from memcli.workflow.verifying import verify
+
+
+def newest_or_error(command: str) -> str:
+    """The newest plan made from this folder, said on standard error.
+
+    Raises:
+        BadInput: there is none.
+    """
+    path = newest_plan()
+    if path is None:
+        raise BadInput(
+            f"memcli {command} without a file acts on the newest plan made from this folder, "
+            "and there is none",
+            "make one: memcli plan MODEL -o planned.json",
+        )
+    notes_console().print(f"note: newest plan: {path}", markup=False, soft_wrap=True)
+    return str(path)
+
+
+def gpu_number(text: str | None) -> int | None:
+    """The card of ``--gpu``.
+
+    Raises:
+        BadInput: not the number of one card.
+    """
+    if text is None:
+        return None
+    if not text.isdigit():
+        raise BadInput(f"--gpu {text}: not the number of a card", "write it like --gpu 0")
+    return int(text)
+
+
+def run_verify(
+    path: str,
+    *,
+    original: str | None,
+    gpu: str | None,
+    seed: int,
+    request: ShapeRequest | None,
+    as_json: bool,
+) -> tuple[int, dict[str, Any]]:
+    """Verify, print the report unless ``as_json``; exit status and the JSON object."""
+    with progress_bar("verifying") as report:
+        verified = verify(
+            path, original=original, gpu=gpu_number(gpu), seed=seed, request=request,
+            on_progress=report,
+        )  # fmt: skip
+    notes = notes_console()
+    for note in verified.notes:
+        notes.print(f"note: {note}", markup=False, soft_wrap=True)
+    if not as_json:
+        console = output_console()
+        print_verified(console, verified)
+        if verified.ok:
+            environment = "" if not verified.notes else ""
+            last = f"verified: same results to the bit{environment}; next: train {path}"
+        else:
+            last = "NOT verified: results differ; do not train with this plan"
+        console.print(last, markup=False, soft_wrap=True)
+    return (0 if verified.ok else 1), verify_json(verified)
+
+
+@click.command("verify", short_help="Train a step of both graphs for real and compare.")
+@click.argument("planned", required=False, type=click.Path())
+@click.option(
+    "--original", metavar="MODEL",
+    help="The graph without the plan. [default: found by name and SHA-256, or the plan taken off]",
+)  # fmt: skip
+@click.option("--gpu", metavar="N", help="Run on this GPU.")
+@click.option("--cpu", is_flag=True, help="Run on the CPU. [default]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of parameters and inputs.")
+@shape_options
+@json_option
+def command(
+    planned: str | None,
+    original: str | None,
+    gpu: str | None,
+    cpu: bool,
+    seed: int,
+    shapes: tuple[str, ...],
+    batch: int | None,
+    dtype: str | None,
+    as_json: bool,
+) -> int:
+    """Train one step of the original and of PLANNED, and compare every result bit by bit.
+
+    Both run in processes of their own with the same parameters, inputs and seed. Memory is
+    measured while they run. Without PLANNED: the newest plan made from this folder.
+    """
+    if gpu is not None and cpu:
+        raise BadInput("--gpu and --cpu exclude one another")
+    gpu_number(gpu)
+    request = None
+    if shapes or batch is not None or dtype is not None:
+        request = parse_shapes(shapes, batch, dtype)
+    path = planned or newest_or_error("verify")
+    status, result = run_verify(
+        path, original=original, gpu=gpu, seed=seed, request=request, as_json=as_json
+    )
+    if as_json:
+        print(json.dumps(result))
+    return status

@@ -1,0 +1,163 @@
+"""NVIDIA's graphics cards in this machine, and whether MXNet's CUDA build can use one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from memcli.errors import EngineFailed
+
+# mxnet-cu112 1.9.1 holds machine code for 5.0 to 8.6 and no PTX. Machine code runs on later cards
+# of the same major version (8.7, 8.9) and on no others.
+OLDEST_CAPABILITY = (5, 0)
+NEWEST_MAJOR = 8
+
+_INSTEAD = "Use `memcli verify --cpu`, or a machine with an older card (compute capability 5 to 8)."
+
+
+@dataclass
+class Gpu:
+    """One card as nvidia-smi shows it; ``capability`` is None where the driver does not tell."""
+
+    index: int
+    name: str
+    capability: tuple[int, int] | None
+    memory_bytes: int
+    driver: str
+    uuid: str
+
+    @property
+    def capability_text(self) -> str:
+        """Like ``8.6``; ``unknown`` where the driver does not tell."""
+        return "unknown" if self.capability is None else "{}.{}".format(*self.capability)
+
+    @property
+    def runs_mxnet(self) -> bool:
+        """Whether MXNet 1.9.1's CUDA build has machine code for this card."""
+        if self.capability is None:
+            return True  # the engine will tell
+        return self.capability >= OLDEST_CAPABILITY and self.capability[0] <= NEWEST_MAJOR
+
+
+def list_gpus(timeout: float = 20.0) -> list[Gpu]:
+    """All cards that nvidia-smi shows, in the order of the PCI bus; [] where there is none.
+
+    ``timeout`` in seconds. Never raises: a driver that does not answer is no driver.
+    """
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    # Drivers before 2022 do not know compute_cap, and then refuse the whole question.
+    for fields in (
+        ("index", "name", "compute_cap", "memory.total", "driver_version", "uuid"),
+        ("index", "name", "memory.total", "driver_version", "uuid"),
+    ):
+        try:
+            answer = subprocess.run(
+                [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return []
+        if answer.returncode == 0:
+            return [g for line in answer.stdout.splitlines() if (g := _parse(fields, line))]
+    return []
+
+
+def visible_gpus() -> list[Gpu]:
+    """The cards that CUDA will number 0, 1, ... in this environment (CUDA_VISIBLE_DEVICES).
+
+    Holds for a process that runs with CUDA_DEVICE_ORDER=PCI_BUS_ID, as memcli's engines do.
+    """
+    gpus = list_gpus()
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None or not gpus:
+        return gpus
+    visible = []
+    for item in (part.strip() for part in wanted.split(",")):
+        found = [
+            gpu
+            for gpu in gpus
+            if item == str(gpu.index) or (item.startswith("GPU-") and gpu.uuid.startswith(item))
+        ]
+        if not found:
+            break  # CUDA stops at the first one that it does not know
+        visible.append(found[0])
+    return visible
+
+
+def check_gpu(number: int) -> Gpu:
+    """The card that ``--gpu number`` means, if MXNet as installed here can train on it.
+
+    Raises EngineFailed, saying why not: no card, no such card, a compute capability that the CUDA
+    build has no machine code for, no MXNet, or its CPU build. Whether the CUDA libraries load is
+    seen when the engine's process imports MXNet.
+    """
+    from memcli.engines.mxnet_shim import INSTALL_HINT, is_cuda_build, library_path
+
+    gpus = visible_gpus()
+    if not gpus:
+        hidden = list_gpus() if "CUDA_VISIBLE_DEVICES" in os.environ else []
+        why = (
+            f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r} hides all cards"
+            if hidden
+            else "nvidia-smi shows none"
+        )
+        raise EngineFailed(f"No GPU here: {why}.", "Use `memcli verify --cpu`.")
+    if not 0 <= number < len(gpus):
+        known = ", ".join(f"{i}: {gpu.name}" for i, gpu in enumerate(gpus))
+        raise EngineFailed(f"There is no GPU {number} here.", f"Choose one of these: {known}.")
+    gpu = gpus[number]
+    if not gpu.runs_mxnet:
+        raise EngineFailed(
+            f"GPU {number} ({gpu.name}) has compute capability {gpu.capability_text}, and "
+            "mxnet-cu112 1.9.1 holds machine code for 5.0 to 8.6 and no PTX: it cannot run there.",
+            _INSTEAD,
+        )
+    if library_path() is None:
+        raise EngineFailed(
+            f"GPU {number} ({gpu.name}) could be used, but MXNet is not installed.",
+            INSTALL_HINT.replace("[mxnet]", "[cu112]"),
+        )
+    if not is_cuda_build():
+        raise EngineFailed(
+            f"GPU {number} ({gpu.name}) could be used, but MXNet here is the CPU build.",
+            "Replace it: pip uninstall mxnet && pip install 'memcli[cu112]'; or use "
+            "`memcli verify --cpu`.",
+        )
+    return gpu
+
+
+def _parse(fields: tuple[str, ...], line: str) -> Gpu | None:
+    parts = [part.strip() for part in line.split(",")]
+    if len(parts) != len(fields):
+        return None
+    row = dict(zip(fields, parts, strict=True))
+    try:
+        return Gpu(
+            index=int(row["index"]),
+            name=row["name"],
+            capability=_capability(row.get("compute_cap", "")),
+            memory_bytes=_mebibytes(row["memory.total"]),
+            driver=row["driver_version"],
+            uuid=row["uuid"],
+        )
+    except ValueError:
+        return None
+
+
+def _capability(text: str) -> tuple[int, int] | None:
+    major, _, minor = text.partition(".")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+
+
+def _mebibytes(text: str) -> int:
+    """Bytes of ``24576 MiB``; 0 for ``[N/A]``."""
+    number = text.split()[0] if text.split() else ""
+    return int(number) << 20 if number.isdigit() else 0

@@ -1,0 +1,66 @@
+"""Where output goes: results to standard output, progress and notes to standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+# A log file has no width of its own; tables are made to be readable at this one.
+LOG_WIDTH = 80
+
+Report = Callable[[str, float | None], None]
+
+
+def output_console() -> Console:
+    """For tables and the last line."""
+    plain = not sys.stdout.isatty()
+    return Console(highlight=False, width=LOG_WIDTH if plain else None, soft_wrap=False)
+
+
+def notes_console() -> Console:
+    """For notes, warnings and progress."""
+    plain = not sys.stderr.isatty()
+    return Console(stderr=True, highlight=False, width=LOG_WIDTH if plain else None)
+
+
+@contextmanager
+def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Report]:
+    """A bar that shows what is being done once it takes longer than a moment.
+
+    In a log file (no terminal) a line is written when a new thing begins after a second's work.
+    """
+    console = notes_console()
+    if quiet:
+        yield lambda text, fraction=None: None
+        return
+    if not console.is_terminal:
+        started = time.monotonic()
+        said: set[str] = set()
+
+        def log(text: str, fraction: float | None = None) -> None:
+            if time.monotonic() - started > 1.0 and text not in said and len(said) < 40:
+                said.add(text)
+                console.print(f"{title}: {text}", markup=False, soft_wrap=True)
+
+        yield log
+        return
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.fields[title]}: {task.description}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("starting", total=None, title=title)
+
+        def report(text: str, fraction: float | None = None) -> None:
+            total = None if fraction is None else 1.0
+            bar.update(task, description=text, total=total, completed=fraction or 0.0)
+
+        yield report

@@ -1,0 +1,128 @@
+"""A plan as tables and as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from memcli.memory.stages import Stage
+from memcli.reports.tables import add_folded, clip, facts, flops, mib, new_table, percent
+from memcli.units import format_size
+from memcli.workflow.planning import Planned
+
+
+def plan_json(planned: Planned) -> dict[str, Any]:
+    """The object of ``plan --json`` (see the command line's contract)."""
+    analysis, cost = planned.analysis, planned.cost
+    notes = planned.plan.notes
+    return {
+        "schema": 1,
+        "model": {
+            "path": planned.source.path,
+            "format": "mxnet-symbol",
+            "sha256": planned.original[1],
+            "nodes": planned.source.node_count,
+            "operators": planned.source.operator_count,
+        },
+        "shapes": analysis.inputs,
+        "assumed_shapes": analysis.assumed,
+        "dtype": analysis.dtype,
+        "loss_added": analysis.loss_heads > 0,
+        "strategy": planned.plan.strategy,
+        "output": planned.output,
+        "environment": planned.environment,
+        "memory": {
+            "baseline_bytes": planned.baseline.pool_bytes,
+            "planned_bytes": cost.pool_bytes,
+            "live_peak_bytes": cost.live_peak_bytes,
+            "lower_bound_bytes": planned.lower_bound,
+            "baseline_live_peak_bytes": planned.baseline.live_peak_bytes,
+            "parameter_bytes": analysis.parameter_bytes,
+            "parameter_gradient_bytes": analysis.parameter_bytes,
+            "state_bytes": analysis.state_bytes,
+        },
+        "recompute": {
+            "flops": cost.recompute_flops,
+            "forward_flops": cost.forward_flops,
+            "fraction": cost.recompute_fraction,
+        },
+        "stages": [stage_json(stage) for stage in planned.stages],
+        "search": {
+            "evaluated": planned.evaluated,
+            "seconds": planned.seconds,
+            "threshold_mb": notes.get("threshold_mb"),
+        },
+        "optimality": {"proven": planned.gap == 0.0, "gap": planned.gap},
+        "notes": planned.notes,
+    }
+
+
+def stage_json(stage: Stage) -> dict[str, Any]:
+    """One stage of ``plan --json``."""
+    return {
+        "index": stage.index,
+        "first": stage.first,
+        "last": stage.last,
+        "operators": stage.operators,
+        "kept_bytes": stage.kept_bytes,
+        "forward_bytes": stage.forward_bytes,
+        "peak_bytes": stage.peak_bytes,
+        "recompute_flops": stage.recompute_flops,
+    }
+
+
+def stage_table(console: Console, stages: list[Stage]) -> None:
+    """What each stage keeps and how far memory has grown by the end of its passes."""
+    table = new_table(
+        "Stages (MiB; memory at the end of the stage's forward and of its backward)",
+        [
+            ("#", "right"), ("from", "left"), ("to", "left"), ("ops", "right"), ("kept", "right"),
+            ("forward", "right"), ("backward", "right"), ("again", "right"),
+        ],
+    )  # fmt: skip
+    rows = [
+        [
+            str(s.index),
+            clip(s.first, 13),
+            clip(s.last, 13),
+            str(s.operators),
+            mib(s.kept_bytes),
+            mib(s.forward_bytes),
+            mib(s.peak_bytes),
+            flops(s.recompute_flops),
+        ]
+        for s in stages
+    ]
+    if rows:
+        add_folded(table, rows)
+        console.print(table)
+
+
+def print_plan(console: Console, planned: Planned) -> None:
+    """The whole report of ``memcli plan`` but its last line."""
+    analysis, cost, base = planned.analysis, planned.cost, planned.baseline
+    stage_table(console, planned.stages)
+    part = cost.pool_bytes / base.pool_bytes if base.pool_bytes else 1.0
+    shapes = list(analysis.inputs.items())
+    shown = "; ".join(f"{n} {','.join(map(str, s))}" for n, s in shapes[:3])
+    more = f"; and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+    threshold = planned.plan.notes.get("threshold_mb")
+    strategy = planned.plan.strategy + (f", threshold {threshold} MB" if threshold else "")
+    pairs = [
+        ("inputs", f"{shown}{more} ({analysis.dtype})"),
+        ("strategy", f"{strategy} ({planned.evaluated} plans tried in {planned.seconds:.1f} s)"),
+        ("as saved", f"{format_size(base.pool_bytes)} (live peak "
+                     f"{format_size(base.live_peak_bytes)})"),
+        ("planned", f"{format_size(cost.pool_bytes)} = {percent(part)} of it (live peak "
+                    f"{format_size(cost.live_peak_bytes)})"),
+        ("recomputed", f"{flops(cost.recompute_flops)}FLOP = "
+                       f"{percent(cost.recompute_fraction)} of one forward pass"),
+        ("lower bound", f"{format_size(planned.lower_bound)} (no plan of this kind needs less)"),
+        ("parameters", f"{format_size(analysis.parameter_bytes)}, as much again for their "
+                       f"gradients, states {format_size(analysis.state_bytes)}: not in the above"),
+    ]  # fmt: skip
+    if planned.environment:
+        text = " ".join(f"{k}={v}" for k, v in planned.environment.items())
+        pairs.append(("environment", f"{text} (run with it, or plan --environment default)"))
+    facts(console, pairs)

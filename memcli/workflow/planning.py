@@ -1,0 +1,243 @@
+"""From a file to a planned graph: read, analyze, search, write."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.errors import AnswerIsNo, BadInput
+from memcli.formats.atomic import check_target, write_atomically
+from memcli.formats.detect import detect_format, read_model_bytes
+from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.formats.newest import remember_plan
+from memcli.formats.plan_record import PlanRecord
+from memcli.graph.training import Flags, Plan
+from memcli.memory.bounds import gap, working_set_bound
+from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost
+from memcli.memory.stages import Stage, stages
+from memcli.planners.base import Settings
+from memcli.planners.registry import search_plan
+from memcli.units import format_size, parse_size
+
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass
+class Planned:
+    """Everything known about a plan that was made."""
+
+    source: SymbolFile
+    original: tuple[str, str]  # name and SHA-256 of the file without any plan
+    analysis: Analysis
+    plan: Plan
+    baseline: Cost
+    cost: Cost
+    lower_bound: int
+    stages: list[Stage]
+    environment: dict[str, str]
+    notes: list[str]
+    evaluated: int
+    seconds: float
+    output: str | None = None
+
+    @property
+    def gap(self) -> float:
+        """How far from the best possible the plan may be, 0 to 1."""
+        return gap(self.lower_bound, self.cost.pool_bytes)
+
+
+def read_symbol(path: str) -> SymbolFile:
+    """A symbol file, told by its content.
+
+    Raises:
+        BadInput: unreadable, or not a symbol (an ONNX file is named as such).
+    """
+    data, sha256 = read_model_bytes(path)
+    if detect_format(data, path) == "onnx":
+        raise BadInput(
+            f"{path} is an ONNX file, and this version of memcli plans MXNet symbols only",
+            "export the network as an MXNet symbol JSON",
+        )
+    return SymbolFile.from_bytes(data, path, sha256)
+
+
+def check_output(model: str, out: str | None, force: bool) -> None:
+    """Refuse an output that could not, or must not, be written, before any work is done.
+
+    Raises:
+        BadInput: OUT is MODEL, exists without ``force``, or its folder cannot be written to.
+    """
+    if out is None:
+        return
+    if os.path.exists(out) and os.path.exists(model) and os.path.samefile(model, out):
+        raise BadInput(f"{out}: the output is the model itself, which is never overwritten")
+    check_target(out, overwrite=force)
+
+
+def unplanned(source: SymbolFile, notes: list[str]) -> SymbolFile:
+    """The graph to plan: without an earlier plan of memcli's; marks by others are reported."""
+    if source.plan() is not None:
+        notes.append("the file carries a plan already; the graph is planned anew without it")
+        source = source.stripped()
+    foreign = sum(
+        value.strip().lower() in ("true", "1") for _, value in source.existing_marks().values()
+    )
+    if foreign:
+        notes.append(
+            f"the file marks {foreign} nodes for recomputation; the plan takes their place"
+        )
+    return source
+
+
+def shape_notes(analysis: Analysis) -> list[str]:
+    """What was assumed or put on, in words."""
+    notes = []
+    for name in analysis.assumed:
+        shape = ",".join(map(str, analysis.inputs[name]))
+        notes.append(f"shape of '{name}' is assumed: {shape} (change it with --shape or --batch)")
+    if analysis.loss_heads:
+        what = "output" if analysis.loss_heads == 1 else f"{analysis.loss_heads} outputs"
+        notes.append(
+            f"the graph has no loss: planned under MakeLoss(sum(output)) on its {what}; "
+            "the written file has none of it"
+        )
+    return notes
+
+
+def environment_of(plan: Plan) -> dict[str, str]:
+    """Variables that the engine must run with; none where the plan uses the defaults."""
+    if plan.match_range == DEFAULT_MATCH_RANGE:
+        return {}
+    return {"NNVM_EXEC_MATCH_RANGE": str(plan.match_range)}
+
+
+def marked_positions(analysis: Analysis, flags: Flags) -> set[int]:
+    """Places in the file of the nodes to mark; merged nodes alike, so that they merge again."""
+    graph = analysis.graph
+    n_file = len(graph.file_names)
+    positions = {
+        int(graph.position[v])
+        for v in np.flatnonzero(flags)
+        if 0 <= graph.position[v] < n_file and not graph.variable[v]
+    }
+    positions |= {p for p, stays in graph.alias.items() if stays in positions}
+    return positions
+
+
+def make_plan(
+    model: str,
+    request: ShapeRequest,
+    strategy: str,
+    settings: Settings,
+    *,
+    budget: str | None = None,
+    out: str | None = None,
+    force: bool = False,
+    on_progress: Progress | None = None,
+) -> Planned:
+    """Plan ``model`` and, with ``out``, write the planned graph.
+
+    Raises:
+        BadInput: bad file, shapes, options or output.
+        AnswerIsNo: no plan fits the budget, or the limit on recomputation.
+        EngineFailed: MXNet is missing or crashed.
+    """
+    check_output(model, out, force)
+    if budget is not None and not budget.strip().endswith("%"):
+        parse_size(budget)
+    notes: list[str] = []
+    given = read_symbol(model)
+    earlier = given.plan()
+    original = (
+        (earlier.original_name, earlier.original_sha256) if earlier else (given.name, given.sha256)
+    )
+    source = unplanned(given, notes)
+    started = time.monotonic()
+    analysis = analyze(source.raw, request, on_progress=on_progress)
+    notes += shape_notes(analysis)
+    if on_progress:
+        on_progress("compiling the memory model (first run only)", None)
+    baseline = analysis.model.evaluate(analysis.model.none())
+    if budget is not None:
+        settings.budget = parse_size(budget, whole=baseline.pool_bytes)
+    settings.on_progress = on_progress
+    found, search = search_plan(analysis.graph, analysis.model, strategy, settings)
+    seconds = time.monotonic() - started
+    listed, _, _ = stages(analysis.model, found.plan)
+    planned = Planned(
+        source=source,
+        original=original,
+        analysis=analysis,
+        plan=found.plan,
+        baseline=baseline,
+        cost=found.cost,
+        lower_bound=working_set_bound(analysis.graph),
+        stages=listed,
+        environment=environment_of(found.plan),
+        notes=notes,
+        evaluated=len(search.tried),
+        seconds=seconds,
+    )
+    if settings.budget is not None and found.cost.pool_bytes > settings.budget:
+        raise AnswerIsNo(
+            f"no plan found fits {format_size(settings.budget)}: the least is "
+            f"{format_size(found.cost.pool_bytes)} with {found.cost.recompute_fraction:.0%} "
+            "of the forward pass recomputed",
+            f"nothing can get under {format_size(planned.lower_bound)} at these shapes; "
+            "a smaller --batch needs less",
+        )
+    limit = settings.max_recompute
+    if limit is not None and found.cost.recompute_fraction > limit + 1e-12:
+        raise AnswerIsNo(
+            f"no plan found recomputes at most {limit:.1%} of the forward pass: the least is "
+            f"{found.cost.recompute_fraction:.1%}"
+        )
+    if out is not None:
+        write_plan(planned, out, force)
+    return planned
+
+
+def plan_record(planned: Planned) -> PlanRecord:
+    """What the written file says of its plan."""
+    analysis, graph = planned.analysis, planned.analysis.graph
+    n_file = len(graph.file_names)
+    # the last node of each cut: where a stage ends; what is kept is told by the marks
+    ends = {int(graph.position[max(cut)]) for cut in planned.plan.cuts if cut}
+    cuts = sorted(p for p in ends if 0 <= p < n_file)
+    return PlanRecord(
+        strategy=planned.plan.strategy,
+        shapes=analysis.inputs,
+        dtype=analysis.dtype,
+        environment=planned.environment,
+        original_name=planned.original[0],
+        original_sha256=planned.original[1],
+        n_nodes=planned.source.node_count,
+        original_marks={p: list(m) for p, m in planned.source.existing_marks().items()},
+        cuts=cuts,
+        memory={
+            "baseline_bytes": planned.baseline.pool_bytes,
+            "planned_bytes": planned.cost.pool_bytes,
+            "live_peak_bytes": planned.cost.live_peak_bytes,
+            "lower_bound_bytes": planned.lower_bound,
+        },
+        recompute={
+            "flops": planned.cost.recompute_flops,
+            "forward_flops": planned.cost.forward_flops,
+            "fraction": planned.cost.recompute_fraction,
+        },
+    )
+
+
+def write_plan(planned: Planned, out: str, force: bool) -> None:
+    """Write the planned graph, whole or not at all, and remember it as the newest."""
+    positions = marked_positions(planned.analysis, planned.plan.recompute)
+    data = planned.source.with_marks(positions, plan_record(planned))
+    write_atomically(Path(out), data, overwrite=force)
+    planned.output = out
+    remember_plan(out)

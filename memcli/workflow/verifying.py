@@ -1,0 +1,480 @@
+"""Trains a step of the original and of the planned graph for real, and compares everything."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.engines.gpus import check_gpu
+from memcli.engines.mxnet_step import train_step
+from memcli.errors import BadInput, EngineFailed, MemcliError
+from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.formats.plan_record import PlanRecord
+from memcli.graph.training import Flags, Plan
+from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE
+from memcli.memory.stages import stages
+from memcli.rewrites.prepare import prepare
+from memcli.units import format_size
+from memcli.workflow.planning import read_symbol, shape_notes
+
+Progress = Callable[[str, float | None], None]
+
+# Part of the free memory that a step may take; the rest is for buffers and the other programs.
+_USABLE = 0.8
+_NODE_NAME = re.compile(r"n(\d+)(?:_|$)")
+
+
+@dataclass
+class Compared:
+    """Arrays of one kind in both runs."""
+
+    compared: int = 0
+    bit_equal: int = 0
+    max_abs_diff: float = 0.0
+    max_rel_diff: float = 0.0
+    different: list[str] = field(default_factory=list)
+    nonfinite: int = 0
+
+
+@dataclass
+class Run:
+    """One graph's step. Sizes in bytes, times in seconds."""
+
+    estimated_bytes: int
+    measured_bytes: int
+    step_seconds: float
+    workspace_bytes: int
+
+
+@dataclass
+class StageMeasured:
+    """Estimate and measurement at the end of a stage's forward, and at the most it sees."""
+
+    index: int
+    first: str
+    last: str
+    operators: int
+    estimated_forward: int
+    measured_forward: int | None
+    estimated_bytes: int
+    measured_bytes: int | None
+
+
+@dataclass
+class Verified:
+    """The outcome of a verification."""
+
+    planned_path: str
+    original: str  # which original, in words
+    device: str
+    shapes: dict[str, list[int]]
+    baseline: Run
+    planned: Run
+    outputs: Compared
+    gradients: Compared
+    states: Compared
+    stages: list[StageMeasured]
+    method: str
+    scaled: dict[str, Any] | None  # batch that was asked for, used, and why
+    notes: list[str]
+    seed: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether every array is equal to the bit."""
+        parts = (self.outputs, self.gradients, self.states)
+        return all(part.compared == part.bit_equal for part in parts)
+
+
+def find_original(
+    planned: SymbolFile, record: PlanRecord | None, given: str | None
+) -> tuple[SymbolFile, str]:
+    """The graph without the plan, and where it comes from, in words.
+
+    Raises:
+        BadInput: nothing says what the original is.
+    """
+    if given is not None:
+        original = read_symbol(given)
+        return original.stripped(), given
+    if record is None:
+        if planned.existing_marks():
+            stripped = SymbolFile.from_bytes(
+                planned.with_marks((), None), planned.path, planned.sha256
+            )
+            return stripped, "the file without its marks"
+        raise BadInput(
+            f"{planned.path} carries no plan, so there is nothing to compare it with",
+            "make one with memcli plan, or name the original with --original",
+        )
+    name = os.path.basename(record.original_name)
+    for folder in {os.path.dirname(os.path.abspath(planned.path)), os.getcwd()}:
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            continue
+        try:
+            original = read_symbol(path)
+        except MemcliError:
+            continue
+        if original.sha256 == record.original_sha256:
+            return original, f"{os.path.relpath(path)} (its SHA-256 matches)"
+    return planned.stripped(), "the planned file with its plan taken off"
+
+
+def file_flags(analysis: Analysis, source: SymbolFile) -> Flags:
+    """The file's own marks as flags over the forward nodes."""
+    graph = analysis.graph
+    flags = np.zeros(graph.n_forward, np.uint8)
+    node_of = graph.node_of_position()
+    for position, (_, value) in source.existing_marks().items():
+        node = node_of.get(graph.alias.get(position, position))
+        if node is not None and value.strip().lower() in ("true", "1"):
+            flags[node] = 1
+    return flags
+
+
+def plan_of_file(analysis: Analysis, source: SymbolFile) -> Plan:
+    """The plan that a file carries: its marks, cuts and match range."""
+    record = source.plan()
+    flags = file_flags(analysis, source)
+    match_range = DEFAULT_MATCH_RANGE
+    cuts: list[list[int]] = []
+    strategy = "marks of the file"
+    if record is not None:
+        strategy = record.strategy
+        match_range = int(record.environment.get("NNVM_EXEC_MATCH_RANGE", DEFAULT_MATCH_RANGE))
+        node_of = analysis.graph.node_of_position()
+        if record.n_nodes == source.node_count:
+            # Positions hold for the file as memcli wrote it; each is a cut's end of its own.
+            cuts = [[node_of[p]] for p in record.cuts if p in node_of and not flags[node_of[p]]]
+    return Plan(strategy, flags, cuts, match_range)
+
+
+def available_bytes() -> int:
+    """Memory that a process may still take, the cgroup's limit included."""
+    free = 1 << 62
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+            free = min(free, int(limit) - used)
+    except (OSError, ValueError, IndexError):
+        pass
+    return free
+
+
+def needed_bytes(analysis: Analysis, pool: int) -> int:
+    """What a verifying process takes at most: pool, parameters twice, and a copy to compare."""
+    arguments = sum(a["bytes"] for a in analysis.arguments)
+    largest = max((a["bytes"] for a in analysis.arguments), default=0)
+    return pool + 2 * arguments + analysis.state_bytes + 2 * largest + (400 << 20)
+
+
+def _scaled_request(request: ShapeRequest, old: int, new: int) -> ShapeRequest:
+    """The shapes with leading dimension ``old`` turned into ``new``."""
+    shapes = {n: [new, *s[1:]] if s and s[0] == old else s for n, s in request.shapes.items()}
+    return dataclasses.replace(request, shapes=shapes, batch=None, unnamed=None)
+
+
+def fit_batch(
+    source: SymbolFile, analysis: Analysis, free: int, on_progress: Progress | None
+) -> tuple[Analysis, dict[str, Any] | None]:
+    """The analysis at a batch whose unplanned step fits ``free`` bytes, and what was changed.
+
+    Raises:
+        EngineFailed: not even a batch of one fits.
+    """
+    roles = {a["name"]: a["role"] for a in analysis.arguments}
+    leading = [s[0] for n, s in analysis.inputs.items() if roles.get(n) == "input" and s]
+    asked = leading[0] if leading else 1
+    batch = asked
+    scaled = None
+    while True:
+        pool = analysis.model.evaluate(analysis.model.none()).pool_bytes
+        needed = needed_bytes(analysis, pool)
+        if needed <= free:
+            return analysis, scaled
+        if batch <= 1:
+            raise EngineFailed(
+                f"a step of this graph takes {format_size(needed)} even at batch {batch}, and "
+                f"{format_size(free)} are free here",
+                "verify on a machine with more memory, or at a smaller --shape",
+            )
+        smaller = max(1, int(batch * free / needed * 0.95))
+        smaller = 1 << (min(smaller, batch - 1).bit_length() - 1)
+        scaled = {
+            "from_batch": asked,
+            "to_batch": smaller,
+            "why": f"a step takes {format_size(needed)}, and {format_size(free)} are free",
+        }
+        request = ShapeRequest(shapes=dict(analysis.inputs), dtype=analysis.dtype)
+        analysis = analyze(
+            source.raw, _scaled_request(request, batch, smaller), on_progress=on_progress
+        )
+        batch = smaller
+
+
+def verify(
+    planned_path: str,
+    *,
+    original: str | None = None,
+    gpu: int | None = None,
+    seed: int = 0,
+    request: ShapeRequest | None = None,
+    on_progress: Progress | None = None,
+) -> Verified:
+    """Train one step of both graphs, each in a process of its own, and compare.
+
+    ``request``: shapes in place of those of the plan. ``gpu``: number of the card, None the CPU.
+
+    Raises:
+        BadInput: no plan, no original, shapes unknown.
+        EngineFailed: MXNet or the device is missing, or a step crashed.
+    """
+    if gpu is not None:
+        check_gpu(gpu)
+    report = on_progress or (lambda text, fraction=None: None)
+    planned = read_symbol(planned_path)
+    record = planned.plan()
+    source, where = find_original(planned, record, original)
+    asked = shapes_to_verify(record, request)
+    analysis = analyze(planned.raw, asked, on_progress=on_progress)
+    notes = shape_notes(analysis)
+    scaled = None
+    if gpu is None:
+        analysis, scaled = fit_batch(planned, analysis, int(available_bytes() * _USABLE), report)
+    if scaled:
+        notes.append(
+            f"batch {scaled['from_batch']} scaled down to {scaled['to_batch']}: {scaled['why']}"
+        )
+    now = ShapeRequest(shapes=dict(analysis.inputs), dtype=analysis.dtype)
+    same = _same_graph(planned, source)
+    base_analysis = analysis if same else analyze(source.raw, now, on_progress=on_progress)
+    check_comparable(base_analysis, analysis, where)
+    plan = plan_of_file(analysis, planned)
+    base_plan = plan_of_file(base_analysis, source)
+    base_plan.cuts = []
+    environment = dict(record.environment) if record else {}
+
+    device = "cpu" if gpu is None else f"gpu:{gpu}"
+    with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
+        results = []
+        for name, file, facts, env in (
+            ("original", source, base_analysis, {}),
+            ("planned", planned, analysis, environment),
+        ):
+            text, _ = prepare(file.raw, marked=None)
+            path = Path(folder) / f"{name}.json"
+            path.write_text(text)
+            job = {
+                "symbol": str(path),
+                "shapes": {a["prepared"]: a["shape"] for a in facts.arguments},
+                "dtypes": {a["prepared"]: a["dtype"] for a in facts.arguments},
+                "env": env,
+                "device": device,
+                "seed": seed,
+                "save": str(Path(folder) / f"{name}.npz"),
+                "repeat": 1 if gpu is None else 5,
+                "trace": True,
+            }
+
+            def tell(text: str, fraction: float | None = None, name: str = name) -> None:
+                report(f"{name}: {text}", fraction)
+
+            results.append(
+                train_step(
+                    job, workdir=Path(folder), on_progress=tell,
+                    doing=f"training one step of the {name} graph",
+                )
+            )  # fmt: skip
+        report("comparing", None)
+        compared = compare_files(
+            Path(folder) / "original.npz", Path(folder) / "planned.npz", base_analysis
+        )
+    first, second = results
+    for kind, key in (("outputs", "outputs"), ("gradients", "gradients"), ("states", "states")):
+        bad = int(first["nonfinite"][key])
+        compared[kind].nonfinite = bad
+        if bad:
+            notes.append(f"{bad} {kind} of the original hold NaN or infinity at this seed")
+    if not (first["repeatable"] and second["repeatable"]):
+        notes.append("a second step from the same seed gave other bits: this graph is not "
+                     "deterministic on this device")  # fmt: skip
+    if scaled or request is not None:
+        notes.append("estimates are for the shapes that were run, not for those of the plan")
+    return Verified(
+        planned_path=planned_path,
+        original=where,
+        device=first["device"],
+        shapes=analysis.inputs,
+        baseline=_run(base_analysis, base_plan, first),
+        planned=_run(analysis, plan, second),
+        outputs=compared["outputs"],
+        gradients=compared["gradients"],
+        states=compared["states"],
+        stages=measured_stages(analysis, plan, second["trace"]),
+        method=first["method"],
+        scaled=scaled,
+        notes=notes,
+        seed=seed,
+    )
+
+
+def shapes_to_verify(record: PlanRecord | None, request: ShapeRequest | None) -> ShapeRequest:
+    """The plan's shapes, with what the user says laid over them."""
+    if record is None:
+        return request or ShapeRequest()
+    shapes = {name: list(shape) for name, shape in record.shapes.items()}
+    result = ShapeRequest(shapes=shapes, dtype=record.dtype)
+    if request is None:
+        return result
+    if request.batch is not None and shapes:
+        old = next(iter(shapes.values()))[0]
+        result = _scaled_request(result, old, request.batch)
+    if request.unnamed is not None:
+        return dataclasses.replace(request, batch=None)
+    result.shapes.update(request.shapes)
+    if request.shapes and request.batch is None:
+        # The others (labels) follow from what is given, unless they are given, too.
+        result.shapes = dict(request.shapes)
+    return result
+
+
+def _same_graph(planned: SymbolFile, source: SymbolFile) -> bool:
+    """Whether both files hold the same nodes in the same places."""
+    if planned.node_count != source.node_count or planned.heads != source.heads:
+        return False
+    if file_marks_count(source):
+        return False
+    return all(
+        a.op == b.op and a.name == b.name and a.inputs == b.inputs
+        for a, b in zip(planned.nodes, source.nodes, strict=True)
+    )
+
+
+def file_marks_count(source: SymbolFile) -> int:
+    """How many nodes the file itself marks for recomputation."""
+    marks = source.existing_marks().values()
+    return sum(value.strip().lower() in ("true", "1") for _, value in marks)
+
+
+def check_comparable(original: Analysis, planned: Analysis, where: str) -> None:
+    """Refuse to compare graphs with other parameters.
+
+    Raises:
+        BadInput: names or shapes of arguments or states differ.
+    """
+    for kind in ("arguments", "auxiliary"):
+        first, second = getattr(original, kind), getattr(planned, kind)
+        if [a["name"] for a in first] != [a["name"] for a in second]:
+            names = {a["name"] for a in first} ^ {a["name"] for a in second}
+            odd = sorted(names)[0] if names else "their order"
+            raise BadInput(
+                f"the planned graph is not a plan of {where}: their {kind} differ ({odd})"
+            )
+        for a, b in zip(first, second, strict=True):
+            if a["shape"] != b["shape"]:
+                raise BadInput(
+                    f"the planned graph is not a plan of {where}: '{a['name']}' has shape "
+                    f"{a['shape']} there and {b['shape']} in the plan"
+                )
+
+
+def _run(analysis: Analysis, plan: Plan, result: dict[str, Any]) -> Run:
+    seconds = result["step_seconds"] or result["first_step_seconds"]
+    return Run(
+        estimated_bytes=analysis.model.plan_cost(plan).pool_bytes,
+        measured_bytes=int(result["peak_bytes"]),
+        step_seconds=float(seconds),
+        workspace_bytes=int(result["workspace_bytes"]),
+    )
+
+
+def measured_stages(
+    analysis: Analysis, plan: Plan, trace: dict[str, list[list[Any]]] | None
+) -> list[StageMeasured]:
+    """Each stage's estimate beside what the engine had really allocated by its end."""
+    listed, _, stage_of = stages(analysis.model, plan)
+    node_of = analysis.graph.node_of_position()
+    forward: dict[int, int] = {}
+    most: dict[int, int] = {}
+    current = 0
+    for part in ("forward", "backward"):
+        for name, size in (trace or {}).get(part, ()):
+            match = _NODE_NAME.match(name)
+            node = node_of.get(int(match[1])) if match else None
+            if node is not None:
+                current = int(stage_of[node])
+            most[current] = max(most.get(current, 0), size)
+            if part == "forward":
+                forward[current] = max(forward.get(current, 0), size)
+    return [
+        StageMeasured(
+            index=s.index,
+            first=s.first,
+            last=s.last,
+            operators=s.operators,
+            estimated_forward=s.forward_bytes,
+            measured_forward=forward.get(s.index),
+            estimated_bytes=s.peak_bytes,
+            measured_bytes=most.get(s.index),
+        )
+        for s in listed
+    ]
+
+
+def compare_files(first: Path, second: Path, analysis: Analysis) -> dict[str, Compared]:
+    """Compare all arrays of two steps, bit by bit."""
+    kinds = {"out": "outputs", "grad": "gradients", "aux": "states"}
+    result = {kind: Compared() for kind in kinds.values()}
+    with np.load(first) as a, np.load(second) as b:
+        keys = [k for k in a.files if k.partition("_")[0] in kinds]
+        missing = {k for k in b.files if k.partition("_")[0] in kinds} ^ set(keys)
+        if missing:
+            raise EngineFailed(f"the two steps gave different sets of arrays: {sorted(missing)[0]}")
+        for key in keys:
+            kind, _, index = key.partition("_")
+            _compare(result[kinds[kind]], a[key], b[key], _name(analysis, kind, int(index)))
+    return result
+
+
+def _name(analysis: Analysis, kind: str, index: int) -> str:
+    rows = {
+        "out": analysis.outputs,
+        "grad": analysis.arguments,
+        "aux": analysis.auxiliary,
+    }[kind]
+    return str(rows[index]["name"]) if index < len(rows) else f"{kind} {index}"
+
+
+def _compare(into: Compared, a: Any, b: Any, name: str) -> None:
+    into.compared += 1
+    if a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes():
+        into.bit_equal += 1
+        return
+    into.different.append(name)
+    if a.shape != b.shape:
+        into.max_abs_diff = into.max_rel_diff = float("inf")
+        return
+    with np.errstate(all="ignore"):
+        x, y = a.astype(np.float64), b.astype(np.float64)
+        difference = np.abs(x - y)
+        # equal infinities and NaN in the same place are no difference
+        same = (x == y) | (np.isnan(x) & np.isnan(y))
+        difference = np.where(same, 0.0, np.where(np.isnan(difference), np.inf, difference))
+        largest = float(difference.max(initial=0.0))
+        scale = float(np.abs(x[np.isfinite(x)]).max(initial=0.0))
+    into.max_abs_diff = max(into.max_abs_diff, largest)
+    into.max_rel_diff = max(into.max_rel_diff, largest / scale if scale else largest)
