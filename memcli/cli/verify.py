@@ -68,8 +68,7 @@ def run_verify(
         console = output_console()
         print_verified(console, verified)
         if verified.ok:
-            environment = "" if not verified.notes else ""
-            last = f"verified: same results to the bit{environment}; next: train {path}"
+            last = f"verified: same results to the bit; next: train {path}"
         else:
             last = "NOT verified: results differ; do not train with this plan"
         console.print(last, markup=False, soft_wrap=True)

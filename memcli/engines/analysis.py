@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memcli.engines.process import run_job
+from memcli.formats.symbol_text import parse_symbol_text, symbol_text
 from memcli.graph.training import TrainingGraph
 from memcli.memory.mxnet_graph import build
 from memcli.memory.mxnet_model import MXNetModel
@@ -19,12 +20,13 @@ Progress = Callable[[str, float | None], None]
 
 @dataclass
 class ShapeRequest:
-    """What the user says of shapes: by name, for the one free input, the batch, the dtype."""
+    """What the user says of shapes: by name, for the one free input, the batch, the dtypes."""
 
     shapes: dict[str, list[int]] = field(default_factory=dict)
     unnamed: list[int] | None = None
     batch: int | None = None
     dtype: str = "float32"
+    dtypes: dict[str, str] = field(default_factory=dict)  # of single arguments, before dtype
 
 
 @dataclass
@@ -52,16 +54,25 @@ def ask_mxnet(
     *,
     marked: Collection[int] | None,
     bind: bool = True,
+    losses: bool = True,
     environment: dict[str, str] | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[dict[str, Any], int]:
     """The analysis job's result (arrays in ``workdir``) and the number of losses put on.
+
+    ``losses``: put a loss on the outputs of a graph that has none; without, such a graph is
+    bound as it is, with the outputs' gradients coming from outside.
 
     Raises:
         BadInput: MXNet refuses the graph or its shapes.
         EngineFailed: MXNet is missing or crashed.
     """
     text, heads = prepare(raw, marked=marked)
+    if heads and not losses:
+        content = parse_symbol_text(text.encode(), "the symbol")
+        content["nodes"] = content["nodes"][: len(raw["nodes"])]
+        content["heads"] = raw["heads"]
+        text, heads = symbol_text(content).decode(), 0
     (workdir / "prepared.json").write_text(text)
     job = {
         "symbol": str(workdir / "prepared.json"),
@@ -70,6 +81,7 @@ def ask_mxnet(
         "unnamed_shape": request.unnamed,
         "batch": request.batch,
         "dtype": request.dtype,
+        "dtypes": request.dtypes,
         "bind": bind,
         "environment": environment or {},
     }
@@ -84,17 +96,19 @@ def analyze(
     request: ShapeRequest,
     *,
     marked: Collection[int] | None = (),
+    losses: bool = True,
     on_progress: Progress | None = None,
 ) -> Analysis:
     """Bind the graph once and read its joint training graph.
 
     ``marked``: positions recomputed in the graph that is bound; none by default, so that any
-    plan's graph can be derived from it. None keeps the file's own marks.
+    plan's graph can be derived from it. None keeps the file's own marks. ``losses``: as for
+    :func:`ask_mxnet`.
     """
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         workdir = Path(folder)
         result, heads = ask_mxnet(
-            raw, request, workdir, marked=marked, on_progress=on_progress
+            raw, request, workdir, marked=marked, losses=losses, on_progress=on_progress
         )
         graph = build(result, workdir / "joint.npz", raw)
     return Analysis(

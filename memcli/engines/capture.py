@@ -13,7 +13,7 @@ class Captured:
     """What was written; complete once the ``with`` block has ended."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - outlives this call
 
     def fileno(self) -> int:
         return self._file.fileno()

@@ -20,19 +20,21 @@ from typing import Any
 import numpy as np
 
 from memcli.engines.capture import capture_stderr
-from memcli.engines.mxnet_shapes import resolve_shapes
+from memcli.engines.mxnet_joint import (
+    JointBuilder,
+    parse_debug,
+    parse_plan_log,
+    parse_storage_log,
+)
+from memcli.engines.mxnet_shapes import ResolvedShapes, resolve_shapes
 from memcli.engines.process import worker_main
-from memcli.errors import BadInput, EngineFailed
+from memcli.errors import BadInput
 
 UNSUPPORTED = {
     "_cond": "MXNet 1.9.1 cannot bind contrib.cond in a saved symbol",
     "_while_loop": "MXNet 1.9.1 cannot bind contrib.while_loop in a saved symbol",
 }
 _QUANTIZED = re.compile(r"_contrib_(quantize|quantized|dequantize|requantize)|_sg_mkldnn_")
-_NODE = re.compile(rb"\] ?[^\]]*: node (\d+) (\S+)")
-_ITEM = re.compile(rb"\t\t(in|out)put (\d+): (\[[^\]]*\]|\S+) \((\d+) KB\)")
-_STORAGE = re.compile(rb"\t\t(?:in|out)put (\d+): (default|row_sparse|csr)\b")
-_DTYPE_BYTES = (4, 2, 8, 1)
 
 
 def list_operators(mx: Any) -> set[str]:
@@ -115,214 +117,26 @@ def bind_without_memory(
     )
 
 
-def parse_plan_log(log: bytes) -> dict[str, list[Any]]:
-    """Nodes, input entries, output entries, elements and KB from a memory plan's log.
+def bind(mx: Any, symbol: Any, resolved: ResolvedShapes, *, simple: bool) -> tuple[Any, bytes]:
+    """An executor and the log of its memory plan.
 
-    Raises:
-        EngineFailed: the log is not one that MXNet 1.9.1 writes.
+    ``simple``: let MXNet make the arrays (it then knows which gradients are sparse). Also where
+    the other way fails: a few graphs infer shapes only in ``simple_bind``.
     """
-    ops: list[str | None] = []
-    inputs: list[list[int]] = []
-    outputs: list[list[int]] = []
-    elements: dict[int, int] = {}
-    kilobytes: dict[int, int] = {}
-    shapes: dict[int, list[int]] = {}
-    for line in log.split(b"\n"):
-        item = _ITEM.search(line)
-        if item:
-            entry = int(item[2])
-            (inputs if item[1] == b"in" else outputs)[-1].append(entry)
-            if entry not in elements:
-                size = 1
-                body = item[3][1:-1]
-                if item[3][:1] != b"[":
-                    size, dims = -1, []
-                else:
-                    dims = [int(d) for d in body.split(b",") if d.strip()]
-                    for d in dims:
-                        size = -1 if d < 0 or size < 0 else size * d
-                elements[entry] = size
-                kilobytes[entry] = int(item[4])
-                shapes[entry] = dims
-            continue
-        node = _NODE.search(line)
-        if node:
-            if int(node[1]) == 0:
-                # the log of storage types comes first where it is on; the memory plan is last
-                ops, inputs, outputs = [], [], []
-            elif int(node[1]) != len(ops):
-                raise EngineFailed("MXNet's memory plan log is out of order")
-            ops.append(None if node[2] == b"var" else node[2].decode())
-            inputs.append([])
-            outputs.append([])
-    if not ops:
-        raise EngineFailed("MXNet wrote no memory plan", "is this MXNet 1.9.1?")
-    return {
-        "ops": ops,
-        "inputs": inputs,
-        "outputs": outputs,
-        "elements": elements,  # type: ignore[dict-item]
-        "kilobytes": kilobytes,  # type: ignore[dict-item]
-        "shapes": shapes,  # type: ignore[dict-item]
-    }
-
-
-def parse_debug(text: str) -> tuple[list[dict[str, Any]], list[tuple[str, int]], int]:
-    """Nodes (name, attrs, control dependencies) in order, the outputs, and the total in MB."""
-    nodes: list[dict[str, Any]] = []
-    heads: list[tuple[str, int]] = []
-    total = -1
-    current: dict[str, Any] = {}
-    section = ""
-    for line in text.split("\n"):
-        if line.startswith("\t"):
-            body = line[1:]
-            if body.startswith("output[") and not nodes:
-                name, _, index = body.split("=", 1)[1].rpartition("(")
-                heads.append((name, int(index[:-1])))
-            elif section == "attrs":
-                key, _, value = body.partition("=")
-                current["attrs"][key] = value
-            elif section == "deps":
-                current["deps"].append(body.split("=", 1)[1])
-        elif line.startswith("Variable:"):
-            nodes.append({"name": line[9:], "op": None, "attrs": {}, "deps": []})
-            section = ""
-        elif line.startswith("Op:"):
-            op, _, name = line[3:].partition(", Name=")
-            current = {"name": name, "op": op, "attrs": {}, "deps": []}
-            nodes.append(current)
-            section = ""
-        elif line.startswith("Inputs:"):
-            section = "inputs"
-        elif line.startswith("Attrs:"):
-            section = "attrs"
-        elif line.startswith("Control deps:"):
-            section = "deps"
-        elif line.startswith("Total ") and "MB allocated" in line:
-            total = int(line.split()[1])
-    return nodes, heads, total
-
-
-class JointBuilder:
-    """Joins the two views of one bind into arrays."""
-
-    def __init__(self, log: dict[str, Any], debug: list[dict[str, Any]]) -> None:
-        if len(log["ops"]) != len(debug):
-            raise EngineFailed(
-                f"MXNet's two views of its graph disagree: {len(log['ops'])} and {len(debug)} nodes"
-            )
-        self.log = log
-        self.debug = debug
-        self.first_entry: list[int] = []
-        entry = 0
-        for number, op in enumerate(log["ops"]):
-            self.first_entry.append(entry)
-            entry += 1 if op is None else len(log["outputs"][number])
-        self.n_entries = entry
-        self.entry_node = [0] * entry
-        for number, first in enumerate(self.first_entry):
-            last = self.first_entry[number + 1] if number + 1 < len(debug) else entry
-            for e in range(first, last):
-                self.entry_node[e] = number
-        self.by_name: dict[str, list[int]] = {}
-        for number, node in enumerate(debug):
-            self.by_name.setdefault(node["name"], []).append(number)
-
-    def control_dependencies(self) -> list[list[int]]:
-        """Node numbers that each node waits for beside its inputs."""
-        # Names made by gradient sums repeat; the sum that a gradient waits for is the left
-        # input of the _grad_add that adds it (AggregateGradient in graph_executor.cc).
-        added_after: dict[int, list[int]] = {}
-        for number, op in enumerate(self.log["ops"]):
-            if op == "_grad_add":
-                left, right = self.log["inputs"][number]
-                added_after.setdefault(self.entry_node[right], []).append(self.entry_node[left])
-        result = []
-        for number, node in enumerate(self.debug):
-            deps: list[int] = []
-            # A node whose several outputs are all summed up waits for one sum of each chain;
-            # the one that runs first was visited first.
-            sums = sorted(added_after.get(number, []))
-            for name in node["deps"]:
-                candidates = self.by_name.get(name, [])
-                if len(candidates) > 1:
-                    mine = [c for c in sums if c in candidates]
-                    candidates = mine or [c for c in candidates if c < number][-1:] or candidates
-                if not candidates:
-                    raise EngineFailed(f"MXNet's graph names an unknown node '{name}'")
-                deps.append(candidates[0])
-                if candidates[0] in sums:
-                    sums.remove(candidates[0])
-            result.append(deps)
-        return result
-
-    def output_entries(self, heads: list[tuple[str, int]], sizes: list[int | None]) -> list[int]:
-        """Entry of each graph output; ``sizes`` are the elements each must have, None unknown."""
-        taken: set[int] = set()
-        result = []
-        for (name, index), size in zip(heads, sizes, strict=True):
-            found = None
-            for node in self.by_name.get(name, []):
-                entry = self.first_entry[node] + index
-                if entry in taken:
-                    continue
-                have = self.log["elements"].get(entry)
-                if size is not None and have is not None and have >= 0 and have != size:
-                    continue
-                found = entry
-                break
-            if found is None:
-                raise EngineFailed(f"MXNet's graph has no output '{name}'({index})")
-            taken.add(found)
-            result.append(found)
-        return result
-
-    def owners(self, n_forward: int, names: dict[str, int]) -> list[int]:
-        """For each backward node the forward node whose gradient it is, -1 where none is."""
-        result = [-1] * len(self.debug)
-        for number in range(n_forward, len(self.debug)):
-            node = self.debug[number]
-            if node["op"] is None:
-                continue
-            match = re.match(r"(n\d+|[^_]*?)(?:_mirror)?_", node["name"])
-            owner = names.get(match[1], -1) if match else -1
-            if owner < 0:
-                deps = [d for d in self.deps[number] if d < n_forward]
-                if len(deps) == 1 and not node["name"].startswith("_head_grad_"):
-                    owner = deps[0]
-            result[number] = owner
-        return result
-
-    deps: list[list[int]]
-
-    def dtype_bytes(self, known: dict[int, int], owner: list[int], n_forward: int) -> list[int]:
-        """Bytes of one element of each entry, from MXNet's own KB where they tell."""
-        elements, kilobytes = self.log["elements"], self.log["kilobytes"]
-        default = 4
-        result = [0] * self.n_entries
-        for number in range(len(self.debug)):
-            first = self.first_entry[number]
-            last = self.first_entry[number + 1] if number + 1 < len(self.debug) else self.n_entries
-            sources = [result[e] for e in self.log["inputs"][number] if result[e]]
-            inherited = sources[0] if sources else default
-            like: list[int] = []
-            if owner[number] >= 0:
-                like = self.log["inputs"][owner[number]]
-            for index, entry in enumerate(range(first, last)):
-                if entry in known:
-                    result[entry] = known[entry]
-                    continue
-                size = elements.get(entry, 0)
-                guesses = [inherited]
-                if index < len(like) and elements.get(like[index]) == size:
-                    guesses.insert(0, result[like[index]] or inherited)
-                guesses += _DTYPE_BYTES
-                fits = [
-                    g for g in guesses if size < 0 or size * g // 1024 == kilobytes.get(entry, 0)
-                ]
-                result[entry] = (fits or guesses)[0]
-        return result
+    if not simple:
+        try:
+            with capture_stderr() as captured:
+                executor = bind_without_memory(
+                    mx, symbol, resolved.shapes, resolved.types, resolved.aux
+                )
+            return executor, captured.data()
+        except mx.base.MXNetError:
+            pass
+    with capture_stderr() as captured:
+        executor = symbol.simple_bind(
+            mx.cpu(), grad_req="write", type_dict=resolved.types, **resolved.known
+        )
+    return executor, captured.data()
 
 
 def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) -> dict[str, Any]:
@@ -370,23 +184,14 @@ def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) ->
         return result
     progress("binding for training")
     try:
-        with capture_stderr() as captured:
-            if sparse:
-                executor = symbol.simple_bind(
-                    mx.cpu(), grad_req="write", type_dict=resolved.types, **resolved.known
-                )
-            else:
-                executor = bind_without_memory(
-                    mx, symbol, resolved.shapes, resolved.types, resolved.aux
-                )
-            debug_text = executor.debug_str()
+        executor, log_bytes = bind(mx, symbol, resolved, simple=sparse)
     except (mx.base.MXNetError, ValueError, RuntimeError) as error:
         raise BadInput(
             f"MXNet cannot bind the graph for training: {_rename(clean_message(error), names)}"
         ) from None
     progress("reading MXNet's graph")
-    log = parse_plan_log(captured.data())
-    nodes, heads, total_mb = parse_debug(debug_text)
+    log = parse_plan_log(log_bytes)
+    nodes, heads, total_mb = parse_debug(executor.debug_str())
     joint = JointBuilder(log, nodes)
     joint.deps = joint.control_dependencies()
 
@@ -407,16 +212,16 @@ def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) ->
             known_types[joint.first_entry[number] + int(index)] = np.dtype(kind).itemsize
     dtype_bytes = joint.dtype_bytes(known_types, owner, n_forward)
 
-    dynamic = parse_storage_log(captured.data()) if sparse else []
+    dynamic = parse_storage_log(log_bytes) if sparse else []
     kinds: dict[str, int] = {}
     node_kind = []
-    for number, node in enumerate(nodes):
-        if node["op"] is None:
+    for number, shown in enumerate(nodes):
+        if shown["op"] is None:
             node_kind.append(-1)
             continue
-        attrs = {k: v for k, v in node["attrs"].items() if not k.startswith("__")}
-        n_out = len(log["outputs"][number])
-        key = json.dumps([node["op"], attrs, len(log["inputs"][number]), n_out], sort_keys=True)
+        attrs = {k: v for k, v in shown["attrs"].items() if not k.startswith("__")}
+        n_out = len(log.outputs[number])
+        key = json.dumps([shown["op"], attrs, len(log.inputs[number]), n_out], sort_keys=True)
         node_kind.append(kinds.setdefault(key, len(kinds)))
 
     def flat(rows: list[list[int]]) -> tuple[Any, Any]:
@@ -424,10 +229,10 @@ def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) ->
         np.cumsum([len(r) for r in rows], out=pointer[1:])
         return pointer, np.array([x for r in rows for x in r], np.int64)
 
-    in_ptr, in_entry = flat(log["inputs"])
+    in_ptr, in_entry = flat(log.inputs)
     dep_ptr, dep_node = flat(joint.deps)
-    shape_ptr, shape_dim = flat([log["shapes"].get(e, []) for e in range(joint.n_entries)])
-    elements = np.array([log["elements"].get(e, 0) for e in range(joint.n_entries)], np.int64)
+    shape_ptr, shape_dim = flat([log.shapes.get(e, []) for e in range(joint.n_entries)])
+    elements = np.array([log.elements.get(e, 0) for e in range(joint.n_entries)], np.int64)
     # variables that nobody reads in the log (an input of a dead branch) still have a shape
     np.savez(
         workdir / "joint.npz",
@@ -462,16 +267,6 @@ def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) ->
         attributes=resolved.attributes,
     )
     return result
-
-
-def parse_storage_log(log: bytes) -> list[int]:
-    """Entries that MXNet does not store densely: allocated at run time, outside the pool."""
-    found = set()
-    for line in log.split(b"\n"):
-        item = _STORAGE.search(line)
-        if item and item[2] != b"default":
-            found.add(int(item[1]))
-    return sorted(found)
 
 
 def _rename(message: str, names: list[str]) -> str:

@@ -223,10 +223,12 @@ def resolve_shapes(
 ) -> ResolvedShapes:
     """Shapes and dtypes of everything, or an error that names the input and the option.
 
-    ``job`` keys: ``shapes`` (by original name), ``unnamed_shape``, ``batch``, ``dtype``.
+    ``job`` keys: ``shapes`` (by original name), ``unnamed_shape``, ``batch``, ``dtype``,
+    ``dtypes`` (by original name, before ``dtype``).
 
     Raises:
-        BadInput: unknown names, impossible shapes, or an input whose shape cannot be told.
+        BadInput: unknown names, impossible shapes or dtypes, or an input whose shape cannot be
+            told.
     """
     resolver = Resolver(mx, symbol, raw, names, explain)
     known: dict[str, tuple[int, ...]] = {}
@@ -309,7 +311,9 @@ def resolve_shapes(
             f"the shape of input {shown}{more} is not in the file and cannot be inferred",
             f"give it: --shape {resolver.original(wanted[0])}=32,3,224,224",
         )
-    return _finish(resolver, known, job.get("dtype") or "float32", assumed)
+    return _finish(
+        resolver, known, job.get("dtype") or "float32", job.get("dtypes") or {}, assumed
+    )
 
 
 def _guesses(
@@ -336,7 +340,11 @@ def _guesses(
 
 
 def _finish(
-    resolver: Resolver, known: dict[str, tuple[int, ...]], dtype: str, assumed: list[str]
+    resolver: Resolver,
+    known: dict[str, tuple[int, ...]],
+    dtype: str,
+    dtypes: dict[str, str],
+    assumed: list[str],
 ) -> ResolvedShapes:
     """Infer everything from ``known``.
 
@@ -361,7 +369,12 @@ def _finish(
         }
     except TypeError:
         raise BadInput(f"--dtype {dtype}: no such type") from None
-    types, out_types, aux_types = _infer_types(mx, symbol, resolver, given)
+    explicit = _explicit_types(resolver, dtypes)
+    given.update(explicit)
+    # Where the user names single arguments, the others' types follow from them, as in
+    # simple_bind's type_dict; an input left alone is float32 only where nothing else is inferred.
+    first = explicit if dtype == "float32" else {}
+    types, out_types, aux_types = _infer_types(mx, symbol, resolver, given, explicit, first)
     argument_types = {a: np.dtype(t).name for a, t in zip(resolver.arguments, types, strict=True)}
     internals = symbol.get_internals()
     names = internals.list_outputs()
@@ -426,18 +439,54 @@ def _finish(
     )
 
 
-def _infer_types(mx: Any, symbol: Any, resolver: Resolver, given: dict[str, Any]) -> Any:
-    """Types of arguments, outputs and states: the inputs' first, float32 for what stays open."""
+def _explicit_types(resolver: Resolver, dtypes: dict[str, str]) -> dict[str, Any]:
+    """Types that the user gives by name, for the prepared arguments.
 
-    attempts: list[dict[str, Any]] = [given]
+    Raises:
+        BadInput: no such argument, or no such type.
+    """
+    explicit: dict[str, Any] = {}
+    for name, kind in dtypes.items():
+        targets = resolver.prepared(name)
+        if not targets:
+            raise BadInput(f"dtype of '{name}': the graph has no argument of that name")
+        try:
+            explicit.update(dict.fromkeys(targets, np.dtype(kind).type))
+        except TypeError:
+            raise BadInput(f"dtype {kind} of '{name}': no such type") from None
+    return explicit
+
+
+def _infer_types(
+    mx: Any,
+    symbol: Any,
+    resolver: Resolver,
+    given: dict[str, Any],
+    explicit: dict[str, Any],
+    first: dict[str, Any],
+) -> Any:
+    """Types of arguments, outputs and states: the inputs' first, float32 for what stays open.
+
+    ``given`` are all inputs' types, ``explicit`` those that the user named, which every attempt
+    keeps; ``first`` is tried before anything else where it is not empty.
+    """
+    # Some operators want the type of a label or an index (one_hot) before they infer anything.
+    labels = {
+        a: np.float32
+        for a in resolver.arguments
+        if resolver.role[a] == "label" and "__dtype__" not in resolver.attributes.get(a, {})
+    }
+    starts = [first, given] if first else [given]
+    attempts: list[dict[str, Any]] = [t for s in starts for t in (s, {**labels, **s})]
     if all(t is np.float32 for t in given.values()):
-        attempts.append({})
+        attempts.append(explicit)
         attempts.append(
             {
                 a: np.float32
                 for a in resolver.arguments
                 if "__dtype__" not in resolver.attributes.get(a, {})
             }
+            | explicit
         )
     message = "incomplete"
     for attempt in attempts:

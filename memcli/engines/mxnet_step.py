@@ -3,14 +3,17 @@
 Run through ``memcli.engines.process.run_job`` (``train_step`` does it). What is measured is what
 the engine took from the C library, or from the card, never an estimate:
 
-1. *Warm-up*: bind, one step, let go. What stays allocated after that is the engine's own (work
-   space of operators, handles of libraries, caches): ``workspace_bytes``.
+1. *Warm-up*: bind, one step (its results are the ones kept), let go. What stays allocated after
+   that is the engine's own (work space of operators, handles of libraries): ``workspace_bytes``.
 2. *Measured step*: bind once more. MXNet allocates arguments, gradients and states in the bind,
    and the pool for feature maps and their gradients block by block as operators first touch it.
-   So the growth from here on is the pool, and nothing else: work space is there already.
+   So what grows from here on is the pool, and some 2 KB for each operator that the executor
+   keeps of its own on first use. In a graph of many small operators that is much.
+3. *Control step* (CPU): bind with the same arrays and the same pool. Nothing of the pool is to be
+   allocated any more, so what grows now is the executor's own: ``executor_bytes``, taken off.
 
 With ``trace`` the engine runs every operator at once where it is called (``NaiveEngine``), and a
-monitor callback reads the memory after each one.
+monitor callback reads the memory after each one, in the measured and in the control step.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import time
 import zipfile
 from array import array
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,17 +110,39 @@ def set_environment(job: Mapping[str, Any]) -> None:
 class Step:
     """One bound executor, filled; everything it holds goes with it."""
 
-    def __init__(self, mx: Any, symbol: Any, context: Any, job: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        mx: Any,
+        symbol: Any,
+        context: Any,
+        job: Mapping[str, Any],
+        shared: Step | None = None,
+    ) -> None:
+        """Binds; ``shared``: with that one's arrays, and with its pool as far as it fits."""
         self.mx, self.symbol, self.job, self.context = mx, symbol, job, context
+        self.executor: Any
+        self.head_gradients: list[Any] | None = None
+        grad_req = job.get("grad_req", "write")
+        if shared is not None:
+            other = shared.executor
+            self.head_gradients = shared.head_gradients
+            self.executor = symbol.bind(
+                context,
+                args=other.arg_arrays,
+                args_grad=other.grad_arrays,
+                grad_req=grad_req,
+                aux_states=other.aux_arrays,
+                shared_exec=other,
+            )
+            return
         shapes = {name: tuple(shape) for name, shape in job["shapes"].items()}
         try:
             types = _argument_types(mx, symbol, job.get("dtypes") or {})
             self.executor = symbol.simple_bind(
-                context, grad_req=job.get("grad_req", "write"), type_dict=types, **shapes
+                context, grad_req=grad_req, type_dict=types, **shapes
             )
         except (mx.base.MXNetError, ValueError, RuntimeError) as error:
             raise _bind_error(error) from error
-        self.head_gradients: list[Any] | None = None
 
     def fill(self) -> None:
         """Puts the seed's values into all arguments and states, and seeds random operators."""
@@ -172,8 +198,8 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
       ``arrays_bytes``: of these the arrays, counted
     - ``after_forward_bytes``, ``after_backward_bytes``, ``peak_bytes`` (most seen): growth since
       the bind, i.e. feature maps and their gradients
-    - ``workspace_bytes``: what the engine holds of its own after a step; ``resident_bytes``:
-      growth of resident memory, for comparison (CPU)
+    - ``workspace_bytes``: what the engine holds of its own after a step; ``executor_bytes``: what
+      the executor keeps for its operators (CPU; in none of the others)
     - ``trace``: {"forward": [[output, bytes], ...], "backward": [...]} growth after each operator,
       in the order they ran; None without ``trace``
     - ``step_seconds`` (median of ``repeat`` warm steps, None if 0; with ``trace`` the engine runs
@@ -224,39 +250,31 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
 
     progress("training (measured step)", 0.6)
     unbound = memory.read()
-    resident_unbound = live_memory.resident_bytes()
     step = Step(mx, symbol, context, job)
     mx.nd.waitall()
     bound = memory.read() - unbound
     step.fill()
     step.prepare_heads(needs_heads)
-    trace = _Trace(step, memory.read) if job.get("trace") else None
-    _settle(mx)
-    base = memory.read()
-    resident = live_memory.resident_bytes()
-    step.forward()
-    after_forward = memory.read() - base
-    if trace is not None:
-        trace.end_forward()
-    step.backward()
-    after_backward = memory.read() - base
-    resident = live_memory.resident_bytes() - resident
-    peak = max(after_forward, after_backward)
-    traced = None
-    if trace is not None:
-        traced = trace.result(base)
-        peak = max([peak, *(size for part in traced.values() for _, size in part)])
+    growth = _measure(step, memory.read, bool(job.get("trace")))
     repeatable = saved["digest"] == _digest(step)
-
+    executor_bytes = 0
+    if gpu is None:
+        progress("training (control step)", 0.8)
+        _spare_variables(mx, symbol)
+        control = _measure(
+            Step(mx, symbol, context, job, shared=step), memory.read, bool(job.get("trace"))
+        )
+        executor_bytes = control.after_backward
+        growth = growth.without(control)
     return {
         "bound_bytes": bound,
         "arrays_bytes": _arrays_bytes(step),
-        "after_forward_bytes": after_forward,
-        "after_backward_bytes": after_backward,
-        "peak_bytes": peak,
+        "after_forward_bytes": growth.after_forward,
+        "after_backward_bytes": growth.after_backward,
+        "peak_bytes": growth.peak(),
         "workspace_bytes": workspace,
-        "resident_bytes": None if gpu is not None or not resident_unbound else resident,
-        "trace": traced,
+        "executor_bytes": executor_bytes,
+        "trace": growth.trace,
         "step_seconds": float(np.median(seconds)) if seconds else None,
         "first_step_seconds": first_seconds,
         "outputs": symbol.list_outputs(),
@@ -271,7 +289,49 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
     }
 
 
-class _Trace:
+@dataclass
+class _Growth:
+    """Bytes allocated in one step, over what there was before it."""
+
+    after_forward: int
+    after_backward: int
+    trace: dict[str, list[tuple[str, int]]] | None
+
+    def peak(self) -> int:
+        """The most that was seen."""
+        seen = [size for part in (self.trace or {}).values() for _, size in part]
+        return max(self.after_forward, self.after_backward, *seen)
+
+    def without(self, other: _Growth) -> _Growth:
+        """What is left when ``other``, which ran the same operators, is taken off."""
+        trace = None
+        if self.trace is not None and other.trace is not None:
+            trace = {
+                part: [(n, a - b) for (n, a), (_, b) in zip(rows, other.trace[part], strict=True)]
+                for part, rows in self.trace.items()
+            }
+        return _Growth(
+            self.after_forward - other.after_forward,
+            self.after_backward - other.after_backward,
+            trace,
+        )
+
+
+def _measure(step: Step, read: Callable[[], int], trace: bool) -> _Growth:
+    """One step, and what it makes the memory grow by."""
+    monitor = _Monitor(step, read) if trace else None
+    _settle(step.mx)
+    base = read()
+    step.forward()
+    after_forward = read() - base
+    if monitor is not None:
+        monitor.end_forward()
+    step.backward()
+    after_backward = read() - base
+    return _Growth(after_forward, after_backward, None if monitor is None else monitor.result(base))
+
+
+class _Monitor:
     """Reads the memory after every operator, through MXNet's monitor callback."""
 
     def __init__(self, step: Step, read: Callable[[], int]) -> None:
@@ -402,13 +462,29 @@ def _digest(step: Step) -> bytes:
 
 
 def _bytes(values: Any) -> Any:
-    return memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
 def _arrays_bytes(step: Step) -> int:
     executor = step.executor
     arrays = [*executor.arg_arrays, *executor.grad_arrays, *executor.aux_arrays]
     return sum(int(a.size) * np.dtype(a.dtype).itemsize for a in arrays if a is not None)
+
+
+def _spare_variables(mx: Any, symbol: Any) -> None:
+    """Has the engine hold free variables in store, one for every array of another executor.
+
+    They come from pages that it never gives back. The measured step found those of the warm-up
+    step there; without this the control step would have to get new ones.
+    """
+    module = mx.ndarray.ndarray
+    count = min(200_000, 8 * symbol.tojson().count('"op":'))
+    held = [
+        module.NDArray(module._new_alloc_handle((1,), mx.cpu(), True, np.float32))
+        for _ in range(count)
+    ]
+    del held
+    mx.nd.waitall()
 
 
 def _touched(mx: Any, size: int) -> Any:

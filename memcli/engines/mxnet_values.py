@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -181,8 +182,8 @@ def _for_use(
     op, slot, attrs = use.op, use.slot, use.attrs
     data = reader.shapes.get(use.sources[0], ()) if use.sources else ()
     if op in _WEIGHTED and slot:
-        if len(shape) > 1:  # He: keeps the size of activations from layer to layer
-            return _normal(rng, shape, float(np.sqrt(2.0 / max(1, np.prod(shape[1:])))))
+        if len(shape) > 1:
+            return _normal(rng, shape, float(np.sqrt(2.0 / max(1, math.prod(shape[1:])))))
         return _normal(rng, shape, 0.01)
     if op in _NORMALISERS and slot == 1:
         return rng.uniform(0.8, 1.2, shape)
@@ -231,7 +232,7 @@ def _for_name(
     if name.endswith(("length", "lengths", "_len")):
         return np.ones(shape)
     if name.endswith("weight") and len(shape) > 1:
-        return _normal(rng, shape, float(np.sqrt(2.0 / max(1, np.prod(shape[1:])))))
+        return _normal(rng, shape, float(np.sqrt(2.0 / max(1, math.prod(shape[1:])))))
     if name.endswith(("gamma", "var", "scale")):
         return rng.uniform(0.8, 1.2, shape)
     if name.endswith(("beta", "bias", "mean")):
@@ -267,6 +268,11 @@ def _boxes(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[Any]:
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> NDArray[Any]:
     return rng.standard_normal(shape, dtype=np.float32) * np.float32(scale)
+
+
+def _he(shape: tuple[int, ...]) -> float:
+    """Standard deviation that keeps the size of activations from layer to layer."""
+    return math.sqrt(2.0 / max(1, math.prod(shape[1:])))
 
 
 def _as(values: NDArray[Any], dtype: Any) -> NDArray[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,9 @@ _CURRENT_VERSION = 10901
 # What a node's marks were before memcli planned it: JSON list of [table, key, value]. On the node
 # itself, because MXNet may number the nodes anew when it saves the planned graph.
 ORIGINAL_MARK_KEY = "__memcli_original_mark__"
+
+# Which other attributes memcli gave a node: JSON list of keys, none of which it had before.
+ADDED_KEY = "__memcli_added__"
 
 _TABLES = ("attrs", "attr", "param")
 
@@ -123,12 +126,18 @@ class SymbolFile:
                 return PlanRecord.from_text(node.attrs[PLAN_KEY], where)
         return None
 
-    def with_marks(self, mirrored: Collection[int], plan: PlanRecord | None) -> bytes:
+    def with_marks(
+        self,
+        mirrored: Collection[int],
+        plan: PlanRecord | None,
+        added: Mapping[int, Mapping[str, str]] | None = None,
+    ) -> bytes:
         """The file's JSON with exactly the nodes at positions ``mirrored`` marked.
 
         Everything else stays as it was, key order included. With ``plan``, the first variable
         that an output needs carries it, and nodes that had marks of their own remember them, so
         that :meth:`stripped` brings them back. A plan that is there already is taken off first.
+        ``added``: by position, other attributes to give a node; what it has already stays.
 
         Raises:
             ValueError: a position is not one of this file.
@@ -151,6 +160,12 @@ class SymbolFile:
                 node.set(MARK_KEY, "True")
             else:
                 node.drop(MARK_KEY)
+            extra = (added or {}).get(position, {})
+            fresh = [key for key in extra if node.get(key) is None]
+            for key in fresh:
+                node.set(key, extra[key])
+            if fresh and plan is not None:
+                node.set(ADDED_KEY, json.dumps(fresh, separators=(",", ":")))
             if plan is not None and position == carrier:
                 node.set(PLAN_KEY, plan.to_text())
             nodes.append(node.result())
@@ -174,7 +189,8 @@ class SymbolFile:
         return symbol_text(self.raw)
 
     def _has_plan(self) -> bool:
-        return any(PLAN_KEY in n.attrs or ORIGINAL_MARK_KEY in n.attrs for n in self.nodes)
+        keys = (PLAN_KEY, ORIGINAL_MARK_KEY, ADDED_KEY)
+        return any(key in n.attrs for n in self.nodes for key in keys)
 
     def _is_current(self) -> bool:
         """Whether MXNet 1.9.1 wrote the file: it then loads no legacy mark from it."""
@@ -272,9 +288,21 @@ def _unplanned(raw: dict[str, Any], was_planned: bool, renamed: bool) -> dict[st
         node.drop(LEGACY_MARK_KEY)
     node.drop(PLAN_KEY)
     node.drop(ORIGINAL_MARK_KEY)
+    for key in _added_keys(node.get(ADDED_KEY)):
+        node.drop(key)
+    node.drop(ADDED_KEY)
     for table, key, value in _original_marks(text):
         node.set(MARK_KEY if renamed else key, value, table)
     return node.result()
+
+
+def _added_keys(text: str | None) -> list[str]:
+    """What ADDED_KEY holds; anything else in it is passed over."""
+    try:
+        keys = json.loads(text) if text is not None else []
+    except (ValueError, RecursionError):
+        return []
+    return [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
 
 
 def _original_marks(text: str | None) -> list[tuple[str, str, str]]:

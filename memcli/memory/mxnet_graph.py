@@ -19,7 +19,7 @@ from memcli.memory import mxnet_operators as table
 from memcli.memory.pool import DYNAMIC, EXTERNAL
 
 # MXNet replays none of these: Dropout it never mirrors; the others would draw or count again.
-NEVER_RECOMPUTED = frozenset({"Custom", "_foreach", "_while_loop", "_cond", "_CachedOp"})
+NEVER_RECOMPUTED = table.OPAQUE_OPERATORS
 # Operators with auxiliary states that are seen to update them in the backward pass alone.
 _STATE_SAFE = frozenset({"BatchNorm", "BatchNorm_v1", "_contrib_SyncBatchNorm"})
 
@@ -60,16 +60,18 @@ def build(result: Mapping[str, Any], arrays_path: Path, raw: Mapping[str, Any]) 
     pair_ptr = np.zeros(n + 1, np.int64)
     flat_pairs: list[tuple[int, int, bool]] = []
     recompute = np.zeros(n_forward, np.uint8)
-    recomputable = [can_recompute(k.op, k.attrs) for k in kinds]
+    # Operators without inputs (_zeros of a begin state) may get their shape from their readers
+    # alone; a copy that a gradient reads has none, and MXNet then fails to bind.
+    recomputable = [k.n_inputs > 0 and can_recompute(k.op, k.attrs) for k in kinds]
     for v in range(n):
-        k = int(kind[v])
-        if k >= 0:
-            flat_pairs.extend(pairs[k])
-            for i in ignored_of[k]:
+        of = int(kind[v])
+        if of >= 0:
+            flat_pairs.extend(pairs[of])
+            for i in ignored_of[of]:
                 if i < in_ptr[v + 1] - in_ptr[v]:
                     in_ignored[in_ptr[v] + i] = 1
-            ignores_all[v] = bool(ignored_of[k]) and len(ignored_of[k]) == kinds[k].n_inputs
-            if v < n_forward and recomputable[k]:
+            ignores_all[v] = bool(ignored_of[of]) and len(ignored_of[of]) == kinds[of].n_inputs
+            if v < n_forward and recomputable[of]:
                 recompute[v] = 1
         pair_ptr[v + 1] = len(flat_pairs)
     position = a["position"]

@@ -106,7 +106,7 @@ def stages(
             forward_end[s] = max(forward_end.get(s, 0), touched)
         elif node >= n:
             again[s] = again.get(s, 0.0) + float(graph.flops[base])
-    result = []
+    result: list[Stage] = []
     for s in sorted(forward_end):
         nodes = [v for v in np.flatnonzero(stage[:n_forward] == s) if not graph.variable[v]]
         result.append(

@@ -63,18 +63,14 @@ def _translate(search: Search, found: ClassicPass) -> tuple[Flags, list[list[int
         if position >= len(graph.file_names):
             flags[node] = 1
     for position, again in found.mark.items():
-        node = node_of.get(graph.alias.get(position, position))
-        if node is not None and again:
-            flags[node] = 1
-    for cut in found.kept:
-        for position in cut:
-            node = node_of.get(graph.alias.get(position, position))
-            if node is not None:
-                flags[node] = 0
-    cuts = [
-        [node_of[graph.alias.get(p, p)] for p in cut if graph.alias.get(p, p) in node_of]
-        for cut in found.kept
-    ]
+        place = graph.alias.get(position, position)
+        if again and place in node_of:
+            flags[node_of[place]] = 1
+    cuts = []
+    for kept in found.kept:
+        places = [graph.alias.get(p, p) for p in kept]
+        cuts.append([node_of[p] for p in places if p in node_of])
+        flags[cuts[-1]] = 0
     return flags, [c for c in cuts if c]
 
 

@@ -28,6 +28,10 @@ def notes_console() -> Console:
     return Console(stderr=True, highlight=False, width=LOG_WIDTH if plain else None)
 
 
+def silent(text: str, fraction: float | None = None) -> None:
+    """Progress for nobody."""
+
+
 @contextmanager
 def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Report]:
     """A bar that shows what is being done once it takes longer than a moment.
@@ -36,7 +40,7 @@ def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Report]:
     """
     console = notes_console()
     if quiet:
-        yield lambda text, fraction=None: None
+        yield silent
         return
     if not console.is_terminal:
         started = time.monotonic()

@@ -29,7 +29,8 @@ def plan_json(planned: Planned) -> dict[str, Any]:
         "assumed_shapes": analysis.assumed,
         "dtype": analysis.dtype,
         "loss_added": analysis.loss_heads > 0,
-        "strategy": planned.plan.strategy,
+        "strategy": planned.strategy,
+        "found_by": planned.plan.strategy,
         "output": planned.output,
         "environment": planned.environment,
         "memory": {
@@ -108,7 +109,11 @@ def print_plan(console: Console, planned: Planned) -> None:
     shown = "; ".join(f"{n} {','.join(map(str, s))}" for n, s in shapes[:3])
     more = f"; and {len(shapes) - 3} more" if len(shapes) > 3 else ""
     threshold = planned.plan.notes.get("threshold_mb")
-    strategy = planned.plan.strategy + (f", threshold {threshold} MB" if threshold else "")
+    strategy = planned.strategy
+    if planned.plan.strategy != strategy:
+        strategy += f": {planned.plan.strategy}"
+    if threshold is not None:
+        strategy += f", threshold {threshold} MB"
     pairs = [
         ("inputs", f"{shown}{more} ({analysis.dtype})"),
         ("strategy", f"{strategy} ({planned.evaluated} plans tried in {planned.seconds:.1f} s)"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from memcli.formats.wording import shown_path
 from memcli.units import MIB
 
 # Rows that a stage table shows before it folds its middle.
@@ -34,7 +37,8 @@ def percent(part: float) -> str:
 
 
 def clip(name: str, width: int) -> str:
-    """A name cut in the middle to ``width`` characters."""
+    """A name cut in the middle to ``width`` characters, control characters in it escaped."""
+    name = shown_path(name)
     if len(name) <= width:
         return name
     half = (width - 1) // 2
@@ -59,18 +63,26 @@ def folded(rows: Sequence[Any], most: int = MOST_ROWS) -> list[Any]:
 
 
 def add_folded(table: Table, rows: Sequence[Sequence[str]], most: int = MOST_ROWS) -> None:
-    """Add rows, and one that says how many are left out."""
+    """Add rows, and one that says how many are left out.
+
+    Cells are plain text: a node may well be called ``[/b]``, which is markup to rich.
+    """
     shown = folded(rows, most)
     for row in shown:
         if row is None:
             left_out = len(rows) - len(shown) + 1
             table.add_row(*["...", f"{left_out} more", *["..."] * (len(rows[0]) - 2)])
         else:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
 
 
 def facts(console: Console, pairs: Sequence[tuple[str, str]]) -> None:
-    """Lines of ``label   value``."""
+    """Lines of ``label   value``, long values continued under their beginning."""
     width = max((len(label) for label, _ in pairs), default=0)
     for label, value in pairs:
-        console.print(f"{label:<{width}}  {value}", markup=False, soft_wrap=False)
+        lines = textwrap.wrap(
+            shown_path(value), max(20, console.width - width - 2), break_on_hyphens=False
+        )
+        for number, line in enumerate(lines or [""]):
+            head = label if number == 0 else ""
+            console.print(f"{head:<{width}}  {line}".rstrip(), markup=False, soft_wrap=True)

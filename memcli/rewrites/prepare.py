@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Collection
 from typing import Any
 
+from memcli.formats.symbol_text import symbol_text
 from memcli.rewrites.loss_heads import add_loss_heads, has_loss
 
 MARK_KEYS = ("__force_mirroring__", "force_mirroring")
@@ -35,15 +35,15 @@ def prepare(raw: dict[str, Any], *, marked: Collection[int] | None) -> tuple[str
                 attributes.pop(key, None)
         if position in mark and node["op"] != "null":
             dicts = attribute_dicts(node)
-            key = next((k for k in ("attrs", "attr") if isinstance(node.get(k), dict)), None)
-            if key is None:
-                key = "attr" if dicts else "attrs"
-                node[key] = {}
-            node[key]["__force_mirroring__"] = "True"
+            place = next((k for k in ("attrs", "attr") if isinstance(node.get(k), dict)), None)
+            if place is None:
+                place = "attr" if dicts else "attrs"
+                node[place] = {}
+            node[place]["__force_mirroring__"] = "True"
     heads = 0
     if not has_loss(raw):
         heads = add_loss_heads(raw)
         for position in range(len(raw["nodes"]) - 3 * heads, len(raw["nodes"])):
             raw["nodes"][position]["name"] = f"n{position}"
     raw.pop("node_row_ptr", None)
-    return json.dumps(raw), heads
+    return symbol_text(raw).decode(), heads

@@ -35,6 +35,7 @@ class Planned:
     source: SymbolFile
     original: tuple[str, str]  # name and SHA-256 of the file without any plan
     analysis: Analysis
+    strategy: str  # as asked for; the plan names the one that found it
     plan: Plan
     baseline: Cost
     cost: Cost
@@ -174,6 +175,7 @@ def make_plan(
         source=source,
         original=original,
         analysis=analysis,
+        strategy=strategy,
         plan=found.plan,
         baseline=baseline,
         cost=found.cost,
@@ -211,7 +213,7 @@ def plan_record(planned: Planned) -> PlanRecord:
     ends = {int(graph.position[max(cut)]) for cut in planned.plan.cuts if cut}
     cuts = sorted(p for p in ends if 0 <= p < n_file)
     return PlanRecord(
-        strategy=planned.plan.strategy,
+        strategy=planned.strategy,
         shapes=analysis.inputs,
         dtype=analysis.dtype,
         environment=planned.environment,
@@ -234,10 +236,26 @@ def plan_record(planned: Planned) -> PlanRecord:
     )
 
 
+def guards(planned: Planned, positions: set[int]) -> dict[int, dict[str, str]]:
+    """Attributes that keep a recomputed node exact on every device.
+
+    cuDNN's BatchNorm updates the moving statistics in its forward pass, so that a recomputed one
+    would update them twice; MXNet's own kernel, which ``cudnn_off`` selects, does it in the
+    backward pass, once. On the CPU the attribute is without effect.
+    """
+    nodes = planned.source.nodes
+    return {
+        p: {"cudnn_off": "True"}
+        for p in positions
+        if nodes[p].op == "BatchNorm"
+        and nodes[p].attrs.get("use_global_stats", "False") not in ("True", "1")
+    }
+
+
 def write_plan(planned: Planned, out: str, force: bool) -> None:
     """Write the planned graph, whole or not at all, and remember it as the newest."""
     positions = marked_positions(planned.analysis, planned.plan.recompute)
-    data = planned.source.with_marks(positions, plan_record(planned))
+    data = planned.source.with_marks(positions, plan_record(planned), guards(planned, positions))
     write_atomically(Path(out), data, overwrite=force)
     planned.output = out
     remember_plan(out)

@@ -245,7 +245,11 @@ def verify(
     """
     if gpu is not None:
         check_gpu(gpu)
-    report = on_progress or (lambda text, fraction=None: None)
+
+    def report(text: str, fraction: float | None = None) -> None:
+        if on_progress:
+            on_progress(text, fraction)
+
     planned = read_symbol(planned_path)
     record = planned.plan()
     source, where = find_original(planned, record, original)
@@ -286,7 +290,7 @@ def verify(
                 "device": device,
                 "seed": seed,
                 "save": str(Path(folder) / f"{name}.npz"),
-                "repeat": 1 if gpu is None else 5,
+                "repeat": 0 if gpu is None else 5,
                 "trace": True,
             }
 

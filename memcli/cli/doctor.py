@@ -1,0 +1,29 @@
+"""``memcli doctor``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from memcli.cli.options import json_option
+from memcli.engines.doctor import check_all
+from memcli.reports.console import output_console
+from memcli.reports.doctor_report import doctor_json, engine_works, next_step, print_checks
+
+
+@click.command("doctor", short_help="Say which engines and devices work here.")
+@json_option
+def command(as_json: bool) -> int:
+    """Say which engines and devices work here, and for each that does not what would mend it.
+
+    Exit status: 0 when MXNet trains here, 3 when no engine works.
+    """
+    checks = check_all()
+    if as_json:
+        print(json.dumps(doctor_json(checks)))
+    else:
+        console = output_console()
+        print_checks(console, checks)
+        console.print(next_step(checks), markup=False, soft_wrap=True)
+    return 0 if engine_works(checks) else 3

@@ -1,0 +1,54 @@
+"""``memcli inspect``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from memcli.cli.options import json_option, parse_shapes, shape_options
+from memcli.cli.verify import newest_or_error
+from memcli.reports.console import notes_console, output_console, progress_bar
+from memcli.reports.inspect_report import inspect_json, next_step, print_inspected
+from memcli.workflow.inspecting import inspect
+
+
+@click.command("inspect", short_help="Show what a graph holds and where its memory goes.")
+@click.argument("model", required=False, type=click.Path())
+@shape_options
+@click.option(
+    "--top", type=click.IntRange(0, 10000), default=10, show_default=True, metavar="N",
+    help="Show the N largest tensors.",
+)  # fmt: skip
+@click.option("--nodes", is_flag=True, help="List every operator node with its output and mark.")
+@json_option
+def command(
+    model: str | None,
+    shapes: tuple[str, ...],
+    batch: int | None,
+    dtype: str | None,
+    top: int,
+    nodes: bool,
+    as_json: bool,
+) -> int:
+    """Show what MODEL, saved or planned, holds and where its training memory goes.
+
+    Nothing is changed and nothing is computed. A planned graph is shown under its plan, beside
+    the same graph without it. Without MODEL: the newest plan made from this folder.
+    """
+    request = None
+    if shapes or batch is not None or dtype is not None:
+        request = parse_shapes(shapes, batch, dtype)
+    path = model or newest_or_error("inspect")
+    with progress_bar("inspecting") as report:
+        inspected = inspect(path, request, dtype=dtype, top=top, on_progress=report)
+    notes = notes_console()
+    for note in inspected.notes:
+        notes.print(f"note: {note}", markup=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(inspect_json(inspected, nodes=nodes)))
+        return 0
+    console = output_console()
+    print_inspected(console, inspected, nodes=nodes)
+    console.print(next_step(inspected), markup=False, soft_wrap=True)
+    return 0

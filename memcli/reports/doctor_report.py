@@ -1,0 +1,81 @@
+"""What works here, check by check, as lines and as JSON."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from memcli.engines.doctor import Check
+from memcli.formats.wording import shown_path
+
+# The engine that plan, inspect and verify need; what its name begins a check's name with.
+ENGINE = "mxnet"
+_DEVICES = ("gpu", "cuda")
+
+
+def word(ok: bool | None) -> str:
+    """``ok``, ``no``, or ``--`` for something optional that is not here."""
+    if ok is None:
+        return "--"
+    return "ok" if ok else "no"
+
+
+def engine_works(checks: Sequence[Check]) -> bool:
+    """Whether MXNet trains here: it is there, and of its own checks none failed.
+
+    A card that cannot be used is no hindrance: it trains on the CPU.
+    """
+    own = [
+        check
+        for check in checks
+        if check.name.lower().startswith(ENGINE)
+        and not any(device in check.name.lower() for device in _DEVICES)
+    ]
+    return any(check.ok for check in own) and not any(check.ok is False for check in own)
+
+
+def next_step(checks: Sequence[Check]) -> str:
+    """The last line: what to do next."""
+    if engine_works(checks):
+        return "MXNet trains here; next: memcli plan MODEL -o planned.json"
+    return "no engine works here; next: mend what says 'no' above, then: memcli doctor"
+
+
+def doctor_json(checks: Sequence[Check]) -> dict[str, Any]:
+    """The object of ``doctor --json``; ``ok`` null: optional, and not here."""
+    return {
+        "schema": 1,
+        "ok": engine_works(checks),
+        "checks": [
+            {"name": check.name, "ok": check.ok, "detail": check.detail, "mend": check.mend}
+            for check in checks
+        ],
+    }
+
+
+def print_checks(console: Console, checks: Sequence[Check]) -> None:
+    """A line for each check, and under each that is not ok what would mend it."""
+    width = max((len(check.name) for check in checks), default=0)
+    for check in checks:
+        head = f"{word(check.ok)}  {shown_path(check.name):<{width}}  "
+        _print_wrapped(console, head, check.detail)
+        if check.ok is not True and check.mend:
+            _print_wrapped(console, " " * 6, check.mend)
+
+
+def _print_wrapped(console: Console, head: str, text: str) -> None:
+    """``text`` behind ``head``, long lines continued under the text's beginning."""
+    room = max(20, console.width - len(head))
+    lines = [
+        part
+        for line in text.splitlines()
+        for part in textwrap.wrap(
+            shown_path(line), room, break_on_hyphens=False, break_long_words=False
+        )
+    ]
+    for number, line in enumerate(lines or [""]):
+        start = head if number == 0 else " " * len(head)
+        console.print((start + line).rstrip(), markup=False, soft_wrap=True)

@@ -1,0 +1,384 @@
+"""What a graph holds and where its training memory goes. Reads, asks MXNet once, writes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.formats.plan_record import PlanRecord
+from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
+from memcli.memory.bounds import working_set_bound
+from memcli.memory.breakdown import Split, forward_op, live_at_peak
+from memcli.memory.stages import Stage, kept_entries, stages
+from memcli.units import format_size
+from memcli.workflow.planning import environment_of, read_symbol
+from memcli.workflow.verifying import file_marks_count, plan_of_file, shapes_to_verify
+
+Progress = Callable[[str, float | None], None]
+
+# Attributes of the classic planner's cut candidates; the second one is how old files spell it.
+_STAGE_KEYS = ("__mirror_stage__", "mirror_stage")
+
+
+@dataclass
+class Tensor:
+    """An input or an output of the graph."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    role: str  # 'input', 'label' or 'output'
+    assumed: bool = False
+
+
+@dataclass
+class OperatorKind:
+    """All operators of one kind. Sizes in bytes, ``flops`` of one forward pass."""
+
+    op: str
+    count: int
+    flops: float
+    output_bytes: int
+    kept_bytes: int  # of the outputs, what the backward pass reads, with nothing recomputed
+    planned_kept_bytes: int | None = None
+    recomputed: int = 0  # how many run again
+
+
+@dataclass
+class LargeTensor:
+    """One tensor of the pool. ``itemsize`` and ``size`` in bytes."""
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    itemsize: int
+    size: int
+    state: str  # 'kept', 'recomputed', 'both' of them, 'short-lived' or 'gradient'
+
+
+@dataclass
+class NodeRow:
+    """An operator of the file. ``size``: bytes of all its outputs, None where not known."""
+
+    index: int
+    name: str
+    op: str
+    shape: tuple[int, ...] | None
+    size: int | None
+    mark: str  # '', 'recomputed', 'no effect', 'merged' or 'unused'
+
+
+@dataclass
+class Figures:
+    """A step of the graph under one plan. Sizes in bytes, ``recompute_flops`` in FLOPs."""
+
+    pool_bytes: int
+    live_peak_bytes: int
+    kept_bytes: int
+    recompute_flops: float
+    peak_at: str  # the node that runs when most is alive
+    peak_in: str  # 'forward', 'backward' or 'recomputation'
+    split: Split
+    by_operator: dict[str, Split] = field(default_factory=dict)
+    by_stage: list[Split] = field(default_factory=list)
+
+
+@dataclass
+class PlanFacts:
+    """The plan in the file: memcli's with its record, or marks that something else put there."""
+
+    strategy: str
+    environment: dict[str, str]
+    marked: int  # nodes that the file marks
+    recomputed: int  # operators that run again
+    record: PlanRecord | None
+
+
+@dataclass
+class Inspected:
+    """Everything that ``memcli inspect`` tells. Sizes in bytes."""
+
+    path: str
+    sha256: str
+    nodes: int
+    operators: int
+    dtype: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    loss_added: bool
+    kinds: list[OperatorKind]
+    forward_flops: float
+    unplanned: Figures
+    planned: Figures | None
+    plan: PlanFacts | None
+    lower_bound: int
+    parameter_bytes: int
+    state_bytes: int
+    stages: list[Stage]
+    largest: list[LargeTensor]
+    stage_marks: dict[str, int]  # value of mirror_stage: nodes that carry it
+    listed: list[NodeRow]  # every operator of the file, in its order
+    notes: list[str]
+
+
+def inspect(
+    path: str,
+    request: ShapeRequest | None = None,
+    *,
+    dtype: str | None = None,
+    top: int = 10,
+    on_progress: Progress | None = None,
+) -> Inspected:
+    """Look into a saved or planned graph; a planned one is seen at its plan's shapes.
+
+    ``request``: shapes in place of those of the file or plan. ``dtype``: the same for the type.
+    ``top``: how many of the largest tensors.
+
+    Raises:
+        BadInput: no such graph, or its shapes cannot be told.
+        EngineFailed: MXNet is missing or crashed.
+    """
+    source = read_symbol(path)
+    record = source.plan()
+    asked = shapes_to_verify(record, request)
+    asked = dataclasses.replace(asked, dtype=dtype or (record.dtype if record else "float32"))
+    analysis = analyze(source.raw, asked, on_progress=on_progress)
+    if on_progress:
+        on_progress("compiling the memory model (first run only)", None)
+    model = analysis.model
+    plan = plan_of_file(analysis, source)
+    has_plan = record is not None or file_marks_count(source) > 0
+    # What MXNet never recomputes stays kept, marked or not.
+    plan = dataclasses.replace(plan, recompute=(plan.recompute & model.markable).astype(np.uint8))
+    bare = Plan("none", model.none(), plan.cuts)
+    shown = plan if has_plan else bare
+    listed, timeline, stage_of = stages(model, shown)
+    order = timeline.order
+    again = np.zeros(analysis.graph.n_nodes, bool)
+    again[order[order >= analysis.graph.n_nodes] - analysis.graph.n_nodes] = True
+    kept = kept_entries(analysis.graph, bare)
+    planned_kept = kept_entries(analysis.graph, plan) if has_plan else None
+    unplanned = figures(analysis, bare, kept, stage_of, len(listed))
+    planned, facts = None, None
+    if planned_kept is not None:
+        planned = figures(analysis, plan, planned_kept, stage_of, len(listed))
+        facts = PlanFacts(
+            strategy=plan.strategy,
+            environment=dict(record.environment) if record else environment_of(plan),
+            marked=file_marks_count(source),
+            recomputed=int(again.sum()),
+            record=record,
+        )
+    inspected = Inspected(
+        path=path,
+        sha256=source.sha256,
+        nodes=source.node_count,
+        operators=source.operator_count,
+        dtype=analysis.dtype,
+        inputs=_inputs(analysis),
+        outputs=_outputs(analysis, source),
+        loss_added=analysis.loss_heads > 0,
+        kinds=operator_kinds(analysis.graph, kept, planned_kept, again),
+        forward_flops=model.forward_flops,
+        unplanned=unplanned,
+        planned=planned,
+        plan=facts,
+        lower_bound=working_set_bound(analysis.graph),
+        parameter_bytes=analysis.parameter_bytes,
+        state_bytes=analysis.state_bytes,
+        stages=listed,
+        largest=largest_tensors(
+            analysis.graph, kept if planned_kept is None else planned_kept, again, top
+        ),
+        stage_marks=_stage_marks(source),
+        listed=_nodes(analysis, source, again),
+        notes=[],
+    )
+    inspected.notes = _notes(inspected, record)
+    return inspected
+
+
+def figures(
+    analysis: Analysis, plan: Plan, kept: Ints, stage_of: Ints, n_stages: int
+) -> Figures:
+    """Cost of a plan, and what is alive at its live peak, by operator kind and by stage."""
+    graph = analysis.graph
+    cost = analysis.model.plan_cost(plan)
+    peak = live_at_peak(analysis.model, plan.recompute, plan.match_range)
+    by_operator = peak.grouped(lambda tensor: forward_op(graph, tensor.node))
+    by_stage = peak.grouped(lambda tensor: int(stage_of[tensor.node]))
+    return Figures(
+        pool_bytes=cost.pool_bytes,
+        live_peak_bytes=cost.live_peak_bytes,
+        kept_bytes=int((kept * graph.entry_bytes).sum()),
+        recompute_flops=cost.recompute_flops,
+        peak_at=graph.names[peak.node] if peak.node >= 0 else "",
+        peak_in=peak.running,
+        split=peak.split(),
+        by_operator=dict(sorted(by_operator.items(), key=lambda kv: -kv[1].total)),
+        by_stage=[by_stage.get(index, Split()) for index in range(n_stages)],
+    )
+
+
+def operator_kinds(
+    graph: TrainingGraph, kept: Ints, planned_kept: Ints | None, again: Flags
+) -> list[OperatorKind]:
+    """The forward operators by kind, those with the largest outputs first.
+
+    ``kept`` and ``planned_kept``: over entries, 1 for what lives until its backward. ``again``:
+    over nodes, whether it runs twice.
+    """
+    kinds: dict[str, OperatorKind] = {}
+    for v in range(graph.n_forward):
+        if graph.variable[v]:
+            continue
+        op = graph.op(v)
+        nothing = None if planned_kept is None else 0
+        row = kinds.setdefault(op, OperatorKind(op, 0, 0.0, 0, 0, nothing))
+        row.count += 1
+        row.flops += float(graph.flops[v])
+        row.recomputed += int(again[v])
+        part = slice(int(graph.first[v]), int(graph.first[v + 1]))
+        sizes = graph.entry_bytes[part]
+        row.output_bytes += int(sizes.sum())
+        row.kept_bytes += int((kept[part] * sizes).sum())
+        if planned_kept is not None and row.planned_kept_bytes is not None:
+            row.planned_kept_bytes += int((planned_kept[part] * sizes).sum())
+    return sorted(kinds.values(), key=lambda k: (-k.output_bytes, -k.flops, k.op))
+
+
+def largest_tensors(
+    graph: TrainingGraph, kept: Ints, again: Flags, top: int
+) -> list[LargeTensor]:
+    """The ``top`` largest tensors of the pool, of equal ones the earliest first.
+
+    Callers' memory (parameters, inputs, and the gradients of both) is not in the pool.
+    """
+    pooled = (graph.external == 0) & (graph.variable[graph.entry_node] == 0)
+    entries = np.flatnonzero(pooled & (graph.entry_bytes > 0))
+    entries = entries[np.argsort(-graph.entry_bytes[entries], kind="stable")][:top]
+    result = []
+    for entry in entries.tolist():
+        node = int(graph.entry_node[entry])
+        output = entry - int(graph.first[node])
+        if node >= graph.n_forward:
+            state = "gradient"
+        elif again[node]:
+            state = "both" if kept[entry] else "recomputed"
+        else:
+            state = "kept" if kept[entry] else "short-lived"
+        result.append(
+            LargeTensor(
+                name=graph.names[node] + (f"[{output}]" if output else ""),
+                op=graph.op(node),
+                shape=graph.shape(entry),
+                itemsize=int(graph.itemsize[entry]),
+                size=int(graph.entry_bytes[entry]),
+                state=state,
+            )
+        )
+    return result
+
+
+def _inputs(analysis: Analysis) -> list[Tensor]:
+    return [
+        Tensor(a["name"], a["shape"], a["dtype"], a["role"], a["name"] in analysis.assumed)
+        for a in analysis.arguments
+        if a["role"] != "parameter"
+    ]
+
+
+def _outputs(analysis: Analysis, source: SymbolFile) -> list[Tensor]:
+    """The file's own outputs: where a loss is put on, MXNet's are those of the loss."""
+    graph = analysis.graph
+    node_of = graph.node_of_position()
+    variables = {a["name"]: a for a in analysis.arguments}
+    result = []
+    for number, (position, output) in enumerate(source.heads):
+        node = source.nodes[position]
+        name = node.name + (f"[{output}]" if output else "")
+        found = node_of.get(graph.alias.get(position, position))
+        if found is not None and not graph.variable[found]:
+            entry = int(graph.first[found]) + output
+            dtype = _dtype_name(analysis, number, int(graph.itemsize[entry]))
+            result.append(Tensor(name, list(graph.shape(entry)), dtype, "output"))
+        elif node.name in variables:
+            row = variables[node.name]
+            result.append(Tensor(name, row["shape"], row["dtype"], "output"))
+    return result
+
+
+def _dtype_name(analysis: Analysis, number: int, itemsize: int) -> str:
+    """The output's type: MXNet's word for it, or a float of its size under a loss put on."""
+    if not analysis.loss_heads and number < len(analysis.outputs):
+        return str(analysis.outputs[number]["dtype"])
+    return {2: "float16", 4: "float32", 8: "float64"}.get(itemsize, f"{itemsize} bytes")
+
+
+def _stage_marks(source: SymbolFile) -> dict[str, int]:
+    marks: Counter[str] = Counter()
+    for node in source.nodes:
+        for key in _STAGE_KEYS:
+            if key in node.attrs:
+                marks[node.attrs[key]] += 1
+                break
+    return dict(marks)
+
+
+def _nodes(analysis: Analysis, source: SymbolFile, again: Flags) -> list[NodeRow]:
+    graph = analysis.graph
+    node_of = graph.node_of_position()
+    sizes = graph.node_bytes()
+    marks = source.existing_marks()
+    rows = []
+    for position, node in enumerate(source.nodes):
+        if node.is_variable:
+            continue
+        found = node_of.get(graph.alias.get(position, position))
+        if found is None:
+            rows.append(NodeRow(position, node.name, node.op, None, None, "unused"))
+            continue
+        marked = marks.get(position, ("", ""))[1].strip().lower() in ("true", "1")
+        mark = "merged" if position in graph.alias else ""
+        if again[found]:
+            mark = "recomputed"
+        elif marked:
+            mark = "no effect"
+        shape = graph.shape(int(graph.first[found])) if len(graph.entries(found)) else None
+        rows.append(NodeRow(position, node.name, node.op, shape, int(sizes[found]), mark))
+    return rows
+
+
+def _notes(inspected: Inspected, record: PlanRecord | None) -> list[str]:
+    notes = []
+    for row in inspected.inputs:
+        if row.assumed:
+            shape = ",".join(map(str, row.shape))
+            notes.append(
+                f"shape of '{row.name}' is assumed: {shape} (change it with --shape or --batch)"
+            )
+    if inspected.loss_added:
+        what = "output" if len(inspected.outputs) == 1 else f"{len(inspected.outputs)} outputs"
+        notes.append(
+            f"the graph has no loss: its memory is shown under MakeLoss(sum(output)) on its {what}"
+        )
+    if record is None or inspected.planned is None:
+        return notes
+    shapes = {row.name: row.shape for row in inspected.inputs}
+    if shapes != record.shapes or inspected.dtype != record.dtype:
+        notes.append("these are not the shapes, or not the type, that the plan was made for")
+        return notes
+    said = record.memory.get("planned_bytes")
+    if said is not None and said != inspected.planned.pool_bytes:
+        notes.append(
+            f"the plan says {format_size(said)}, and the graph as it is now takes "
+            f"{format_size(inspected.planned.pool_bytes)}: it was changed since, or planned by "
+            "another version of memcli"
+        )
+    return notes

@@ -1,0 +1,1 @@
+"""Tests: ``unit`` needs no engine, ``integration`` runs the real command on the real engines."""

@@ -1,0 +1,55 @@
+"""Shared by all tests: the examples, the corpus where it is there, and the command itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+CORPUS = ROOT.parent / "shared" / "corpus" / "mxnet"
+
+needs_mxnet = pytest.mark.skipif(
+    importlib.util.find_spec("mxnet") is None, reason="mxnet is not installed"
+)
+needs_corpus = pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus of graphs is not here")
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run_memcli(*arguments: str, cwd: Path, timeout: float = 300) -> Any:
+    """The real command in a real process; its state kept within ``cwd``."""
+    environment = dict(os.environ, XDG_STATE_HOME=str(cwd / "state"), COLUMNS="80")
+    environment["PYTHONPATH"] = str(ROOT)
+    return subprocess.run(
+        [sys.executable, "-m", "memcli", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture
+def memcli(tmp_path: Path) -> Command:
+    """``memcli(...)`` run in an empty folder."""
+
+    def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return run_memcli(*arguments, cwd=tmp_path, **options)
+
+    return run
+
+
+def only_json(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """Standard output, which must be exactly one JSON object."""
+    assert result.stdout.strip(), result.stderr
+    return json.loads(result.stdout)

@@ -1,0 +1,225 @@
+"""Bad input ends with exit status 2, one clear message, nothing written and no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from memcli.cli.main import status
+from tests.conftest import CORPUS, EXAMPLES, ROOT, Command, needs_corpus, needs_mxnet
+
+LSTM = EXAMPLES / "lstm-symbol.json"
+RESNET = EXAMPLES / "resnet-50-symbol.json"
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], folder: Path, *words: str) -> None:
+    """Exit status 2, one or two lines that hold ``words``, and no plan in the folder."""
+    assert result.returncode == 2, (result.returncode, result.stderr)
+    lines = [x for x in result.stderr.splitlines() if not x.startswith(("planning:", "note:"))]
+    assert 1 <= len(lines) <= 2, result.stderr
+    assert lines[0].startswith("memcli: ")
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    for word in words:
+        assert word in result.stderr
+    assert not (folder / "out.json").exists()
+    assert not list(folder.glob(".memcli-*"))
+
+
+def edited(change: Callable[[dict[str, Any]], Any]) -> bytes:
+    raw = json.loads(LSTM.read_text())
+    change(raw)
+    return json.dumps(raw).encode()
+
+
+BROKEN: dict[str, tuple[bytes, tuple[str, ...]]] = {
+    "empty": (b"", ("model.json", "empty")),
+    "truncated": (LSTM.read_bytes()[:5000], ("model.json",)),
+    "random bytes": (random.Random(0).randbytes(400), ("model.json",)),
+    "a list": (b"[1, 2, 3]", ("model.json",)),
+    "no nodes": (edited(lambda raw: raw.pop("nodes")), ("model.json", "nodes")),
+    "nodes of a wrong type": (edited(lambda raw: raw.update(nodes=7)), ("nodes",)),
+    "no heads": (edited(lambda raw: raw.pop("heads")), ("heads",)),
+    "a node without op": (edited(lambda raw: raw["nodes"][3].pop("op")), ("nodes[3]", "op")),
+    "an input too high": (
+        edited(lambda raw: raw["nodes"][20].update(inputs=[[10**6, 0, 0]])),
+        ("nodes[20]", "1000000"),
+    ),
+    "a cycle": (
+        edited(lambda raw: raw["nodes"][raw["heads"][0][0]].update(inputs=[raw["heads"][0]])),
+        ("cycle",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files(memcli: Command, tmp_path: Path, name: str) -> None:
+    data, words = BROKEN[name]
+    (tmp_path / "model.json").write_bytes(data)
+    assert_refused(memcli("plan", "model.json", "-o", "out.json"), tmp_path, *words)
+    assert (tmp_path / "model.json").read_bytes() == data
+
+
+@needs_mxnet
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda n: n.update(op="NoSuchOperator"), ("NoSuchOperator", "has no operator")),
+        (lambda n: n.update(op="_contrib_quantized_conv"), ("quantized", "integers")),
+        (lambda n: n.update(op="_cond"), ("_cond", "control flow")),
+        (lambda n: n.update(attrs={"num_hidden": "many"}), ("num_hidden",)),
+    ],
+)
+def test_graphs_that_mxnet_cannot_train(
+    memcli: Command, tmp_path: Path, change: Callable[[Any], Any], words: tuple[str, ...]
+) -> None:
+    def apply(raw: dict[str, Any]) -> None:
+        change(next(n for n in raw["nodes"] if n["op"] == "FullyConnected"))
+
+    (tmp_path / "model.json").write_bytes(edited(apply))
+    assert_refused(memcli("plan", "model.json", "-o", "out.json"), tmp_path, *words)
+
+
+@needs_mxnet
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--shape", "data=0,3,224,224"), ("positive",)),
+        (("--shape", "data=-1,3,224,224"), ("positive",)),
+        (("--shape", "data=1000000000000,3,224,224"), ("absurd",)),
+        (("--shape", "data=a,b"), ("not a shape",)),
+        (("--shape", "nosuch=1,2"), ("nosuch", "no input of that name")),
+        (("--shape", "data=4,5"), ("fit",)),
+        (("--batch", "0"), ("--batch 0",)),
+        (("--batch", "-4"), ("--batch -4",)),
+        (("--budget", "lots"), ("lots", "not a size")),
+        (("--strategy", "best"), ("--strategy",)),
+        (("--dtype", "float99"), ("--dtype",)),
+        (("--gpu", "0"), ("--measure",)),
+        (("--max-recompute", "-1"), ("--max-recompute",)),
+        (("--no-such-option",), ("--no-such-option",)),
+    ],
+)
+def test_bad_options(
+    memcli: Command, tmp_path: Path, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    result = memcli("plan", str(RESNET), "-o", "out.json", *options)
+    assert_refused(result, tmp_path, *words)
+
+
+def test_paths_that_cannot_be(memcli: Command, tmp_path: Path) -> None:
+    model = tmp_path / "model.json"
+    model.write_bytes(LSTM.read_bytes())
+    before = model.read_bytes()
+    assert_refused(memcli("plan", "nowhere.json"), tmp_path, "nowhere.json")
+    assert_refused(memcli("plan", "."), tmp_path, "folder")
+    same = memcli("plan", "model.json", "-o", "./model.json", "--force")
+    assert_refused(same, tmp_path, "never overwritten")
+    os.symlink("model.json", tmp_path / "link.json")
+    linked = memcli("plan", "model.json", "-o", "link.json", "--force")
+    assert_refused(linked, tmp_path, "never overwritten")
+    (tmp_path / "there.json").write_text("mine")
+    assert_refused(memcli("plan", "model.json", "-o", "there.json"), tmp_path, "there.json")
+    assert (tmp_path / "there.json").read_text() == "mine"
+    assert_refused(memcli("plan", "model.json", "-o", "no/folder/out.json"), tmp_path, "no/folder")
+    assert_refused(memcli("verify", "nowhere.json"), tmp_path, "nowhere.json")
+    assert_refused(memcli("verify"), tmp_path, "newest plan")
+    assert_refused(memcli("verify", "model.json"), tmp_path, "no plan")
+    assert model.read_bytes() == before
+
+
+def test_onnx_files_are_named_as_such(memcli: Command, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.helper.make_graph([], "empty", [], [])
+    (tmp_path / "model").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    assert_refused(memcli("plan", "model"), tmp_path, "ONNX")
+
+
+@needs_mxnet
+def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "memcli", "plan", str(RESNET), "-o", "out.json"],
+        cwd=tmp_path,
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(1.5)  # within the import of MXNet or the search
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert list(tmp_path.glob("out.json")) == [] and list(tmp_path.glob(".memcli-*")) == []
+
+
+def mutate(data: bytes, seed: int) -> bytes:
+    """One change to a real file: bytes flipped, cut, or a JSON value put in another's place."""
+    chance = random.Random(seed)
+    kind = chance.randrange(3)
+    if kind == 0:
+        at = chance.randrange(len(data))
+        return data[:at] + bytes([chance.randrange(256)]) + data[at + 1 :]
+    if kind == 1:
+        return data[: chance.randrange(len(data))]
+    raw = json.loads(data)
+    node = chance.choice(raw["nodes"])
+    key = chance.choice(list(node))
+    node[key] = chance.choice([None, -1, 10**12, "x", [], {}, [[0]], [[0, 0]], True, 1.5])
+    return json.dumps(raw).encode()
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.integers(0, 10**9))
+def test_mutated_files_never_crash_the_reader(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
+) -> None:
+    """In this process and with an operator that MXNet lacks, so that none gets to the engine."""
+    data = LSTM.read_bytes().replace(b'"SliceChannel"', b'"NoSuchOperator"')
+    path = tmp_path / "mutated.json"
+    path.write_bytes(mutate(data, seed))
+    from memcli.errors import BadInput
+    from memcli.workflow.planning import read_symbol
+
+    try:
+        read_symbol(str(path))
+    except BadInput as error:
+        assert 1 <= len(error.lines()) <= 2
+        assert all("\n" not in line for line in error.lines())
+
+
+@needs_mxnet
+@needs_corpus
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.integers(0, 10**9))
+def test_mutated_files_end_well_through_the_whole_command(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], seed: int
+) -> None:
+    data = (CORPUS / "gh-miraclewkf-LeNet.json").read_bytes()
+    path = tmp_path / "mutated.json"
+    path.write_bytes(mutate(data, seed))
+    code = status(["plan", str(path), "-o", str(tmp_path / "out.json"), "--json", "--force"])
+    out, errors = capfd.readouterr()
+    assert code in (0, 2, 3), errors
+    assert "Traceback" not in errors
+    if code == 0:
+        json.loads(out)
+    else:
+        assert out == ""
