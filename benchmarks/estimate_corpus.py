@@ -47,7 +47,9 @@ def index_shapes(folder: Path) -> dict[str, dict[str, list[int]]]:
     return result
 
 
-def check(path: Path, shapes: dict[str, list[int]], plans: int, batch: int | None) -> dict[str, Any]:
+def check(
+    path: Path, shapes: dict[str, list[int]], plans: int, batch: int | None
+) -> dict[str, Any]:
     """All comparisons of one file."""
     row: dict[str, Any] = {"path": path.name, "compared": []}
     try:
@@ -86,7 +88,7 @@ def check(path: Path, shapes: dict[str, list[int]], plans: int, batch: int | Non
             with tempfile.TemporaryDirectory() as folder:
                 result, _ = ask_mxnet(
                     source.raw, request, Path(folder),
-                    marked=marked_positions(analysis, flags) | loss_positions(analysis, flags),
+                    marked=marked_positions(analysis, flags),
                 )  # fmt: skip
             row["compared"].append((name, cost.total_mb, result["total_mb"]))
     except MemcliError as error:
@@ -94,13 +96,6 @@ def check(path: Path, shapes: dict[str, list[int]], plans: int, batch: int | Non
     except Exception as error:
         row["error"] = f"BUG {type(error).__name__}: {error}"
     return row
-
-
-def loss_positions(analysis: Any, flags: Any) -> set[int]:
-    """Marks on losses that were put on for planning; they are in no file, only here."""
-    graph = analysis.graph
-    n_file = len(graph.file_names)
-    return {int(graph.position[v]) for v in np.flatnonzero(flags) if graph.position[v] >= n_file}
 
 
 def main() -> None:

@@ -218,7 +218,7 @@ def _subject(sym: Symbol, type_dict: TypeDict | None, shapes: Mapping[str, Shape
     source = SymbolFile.from_bytes(sym.tojson().encode(), "the symbol")
     # What is bound has no marks, so that symbols that differ in them alone share one analysis.
     bare = source.with_marks((), None)
-    environment = {k: v for k, v in os.environ.items() if k.startswith(("MXNET", "NNVM"))}
+    environment = {k: v for k, v in os.environ.items() if k.startswith("MXNET_")}
     key = (bare, request, environment)
     if _latest is None or _latest[0] != key:
         analysis = analyze(source.raw, request, losses=False)

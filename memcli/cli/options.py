@@ -55,7 +55,7 @@ def parse_shapes(
     Raises:
         BadInput: text that is no shape, a name given twice, an impossible batch.
     """
-    request = ShapeRequest(batch=batch, dtype=dtype or "float32")
+    request = ShapeRequest(batch=batch, dtype=dtype)
     if batch is not None and not 0 < batch < 1 << 31:
         raise BadInput(f"--batch {batch} is not possible: it must be between 1 and 2147483647")
     for text in shapes:

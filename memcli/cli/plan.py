@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 import click
@@ -78,6 +79,7 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
         else options["max_recompute"] / 100,
         time_limit=options["time_limit"],
         environment=options["environment"],
+        seed=options["seed"],
     )
     with progress_bar("planning") as report:
         planned = make_plan(
@@ -107,6 +109,6 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
         if out is None:
             last = "nothing was written; next: memcli plan ... -o planned.json"
         else:
-            last = f"wrote {out}; next: memcli verify {out}"
+            last = f"wrote {out}; next: memcli verify {shlex.quote(out)}"
         console.print(last, markup=False, soft_wrap=True)
     return status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 import click
@@ -68,7 +69,7 @@ def run_verify(
         console = output_console()
         print_verified(console, verified)
         if verified.ok:
-            last = f"verified: same results to the bit; next: train {path}"
+            last = f"verified: same results to the bit; next: train {shlex.quote(path)}"
         else:
             last = "NOT verified: results differ; do not train with this plan"
         console.print(last, markup=False, soft_wrap=True)

@@ -25,7 +25,7 @@ class ShapeRequest:
     shapes: dict[str, list[int]] = field(default_factory=dict)
     unnamed: list[int] | None = None
     batch: int | None = None
-    dtype: str = "float32"
+    dtype: str | None = None  # of the inputs; None: float32
     dtypes: dict[str, str] = field(default_factory=dict)  # of single arguments, before dtype
 
 
@@ -122,6 +122,6 @@ def analyze(
         parameter_bytes=result["parameter_bytes"],
         state_bytes=result["state_bytes"],
         loss_heads=heads,
-        dtype=request.dtype,
+        dtype=request.dtype or "float32",
         bound_total_mb=result["total_mb"],
     )

@@ -255,10 +255,16 @@ def resolve_shapes(
         shape = _file_shape(resolver.attributes.get(argument, {}))
         if shape and argument not in said and resolver.role[argument] != "parameter":
             from_file[argument] = shape
-    # Inputs with a whole shape in the file keep it, or get the batch that the user asks for.
+    # Inputs with a whole shape in the file keep it, or get the batch that the user asks for;
+    # labels may hold several rows for each sample (one for each step).
+    old = next(
+        (s[0] for a, s in from_file.items() if resolver.role[a] == "input" and s[0] > 0), 0
+    )
     for argument, shape in from_file.items():
         if batch is not None and resolver.role[argument] == "input":
             known[argument] = (batch, *shape[1:])
+        elif batch is not None and old and shape[0] % old == 0:
+            known[argument] = (shape[0] // old * batch, *shape[1:])
         elif batch is None and shape[0] == 0 and _complete(shape[1:] or (1,)):
             known[argument] = (DEFAULT_BATCH, *shape[1:])
 

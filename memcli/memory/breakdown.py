@@ -207,9 +207,9 @@ def live_at_peak(
     """
     graph = model.graph
     mark = (flags & model.markable).astype(np.uint8)
-    order = model._order(mark)
-    counts = model._counts(order, mark)
-    storage, _, _, peak_step = model._allocate(order, counts, mark, match_range)
+    order = model.execution_order(mark)
+    counts = model.reference_counts(order, mark)
+    storage, _, _, peak_step = model.allocate(order, counts, mark, match_range)
     steps = order.tolist()
     walk = _Walk(model, mark, steps, counts.tolist(), storage.tolist())
     for step in range(int(peak_step) + 1):

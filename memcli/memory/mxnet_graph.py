@@ -71,7 +71,8 @@ def build(result: Mapping[str, Any], arrays_path: Path, raw: Mapping[str, Any]) 
                 if i < in_ptr[v + 1] - in_ptr[v]:
                     in_ignored[in_ptr[v] + i] = 1
             ignores_all[v] = bool(ignored_of[of]) and len(ignored_of[of]) == kinds[of].n_inputs
-            if v < n_forward and recomputable[of]:
+            # losses that were put on for planning are not in the file that gets the marks
+            if v < n_forward and recomputable[of] and a["position"][v] < len(names):
                 recompute[v] = 1
         pair_ptr[v + 1] = len(flat_pairs)
     position = a["position"]

@@ -69,22 +69,25 @@ class MXNetModel:
         """The plan that recomputes nothing."""
         return np.zeros(self.graph.n_forward, np.uint8)
 
-    def _order(self, mark: Flags) -> Ints:
+    def execution_order(self, mark: Flags) -> Ints:
+        """Nodes in the order in which the engine runs them; ``n + f``: forward node f again."""
         g = self.graph
         return pool.execution_order(
             g.n_nodes, g.in_ptr, g.in_node, g.dep_ptr, g.dep_node, g.owner, g.heads, mark
         )
 
-    def _counts(self, order: Ints, mark: Flags) -> Ints:
+    def reference_counts(self, order: Ints, mark: Flags) -> Ints:
+        """Over entries and their copies: how often each is read."""
         g = self.graph
         return pool.reference_counts(
             order, g.n_nodes, g.n_entries, g.in_ptr, g.in_node, g.in_entry, g.in_ignored,
             g.variable, g.outputs, mark, g.owner,
         )  # fmt: skip
 
-    def _allocate(
+    def allocate(
         self, order: Ints, counts: Ints, mark: Flags, match_range: int
     ) -> tuple[Ints, Ints, int, int]:
+        """The pool: block of each entry, bytes of each block, live peak, and where it is."""
         g = self.graph
         return pool.allocate(
             order, g.n_nodes, g.n_entries, g.first, g.in_ptr, g.in_node, g.in_entry, g.in_ignored,
@@ -99,13 +102,13 @@ class MXNetModel:
         """Cost of a plan at the best of ``match_ranges`` (``NNVM_EXEC_MATCH_RANGE``)."""
         g = self.graph
         mark = (recompute & self.markable).astype(np.uint8)
-        order = self._order(mark)
-        counts = self._counts(order, mark)
+        order = self.execution_order(mark)
+        counts = self.reference_counts(order, mark)
         best: Cost | None = None
         again = order[order >= g.n_nodes] - g.n_nodes
         recomputed = float(g.flops[again].sum())
         for match_range in match_ranges:
-            storage, blocks, live, _ = self._allocate(order, counts, mark, match_range)
+            storage, blocks, live, _ = self.allocate(order, counts, mark, match_range)
             self.evaluated += 1
             total = int(blocks.sum())
             if best is None or total < best.total_bytes:
@@ -126,9 +129,9 @@ class MXNetModel:
         """How the pool fills while the plan runs; MXNet allocates a block at its first use."""
         g = self.graph
         mark = (recompute & self.markable).astype(np.uint8)
-        order = self._order(mark)
-        counts = self._counts(order, mark)
-        storage, blocks, _, _ = self._allocate(order, counts, mark, match_range)
+        order = self.execution_order(mark)
+        counts = self.reference_counts(order, mark)
+        storage, blocks, _, _ = self.allocate(order, counts, mark, match_range)
         skipped = pool.merge_added(
             order, g.n_nodes, g.n_entries, g.first, g.in_ptr, g.in_node, g.in_entry,
             g.is_grad_add, g.variable, g.outputs, storage, mark, g.owner,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memcli.graph.training import Ints, Plan, TrainingGraph
+from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
 from memcli.memory.mxnet_model import MXNetModel, Timeline
 
 
@@ -60,10 +60,10 @@ def default_cuts(graph: TrainingGraph, wanted: int = 8) -> list[list[int]]:
     return [[m] for m in sorted(set(marks)) if not graph.variable[m] and m < graph.n_forward - 1]
 
 
-def kept_entries(graph: TrainingGraph, plan: Plan) -> Ints:
+def kept_entries(graph: TrainingGraph, recompute: Flags) -> Ints:
     """Over entries: 1 for a tensor of the forward pass that lives until its backward."""
     flags = np.zeros(graph.n_entries, np.int64)
-    marked = plan.recompute.astype(bool)
+    marked = recompute.astype(bool)
     for v in range(graph.n_forward, graph.n_nodes):
         owner = int(graph.owner[v])
         for i in range(graph.in_ptr[v], graph.in_ptr[v + 1]):
@@ -90,7 +90,8 @@ def stages(
     stage = stage_of_nodes(graph, cuts)
     timeline = model.timeline(plan.recompute, plan.match_range)
     n, n_forward = graph.n_nodes, graph.n_forward
-    kept = kept_entries(graph, plan) * graph.entry_bytes
+    flags = plan.recompute & model.markable
+    kept = kept_entries(graph, flags) * graph.entry_bytes
     by_node = np.zeros(n, np.int64)
     np.add.at(by_node, graph.entry_node, kept)
     forward_end: dict[int, int] = {}

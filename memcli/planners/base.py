@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class Settings:
     max_recompute: float | None = None  # part of one forward pass
     time_limit: float | None = None
     environment: str = "best"
+    seed: int = 0
     on_progress: Callable[[str, float | None], None] | None = None
 
 
@@ -60,6 +61,7 @@ class Search:
                     "twice: it draws random numbers or keeps state"
                 )
         self.tried: list[Found] = []
+        self.evaluated = 0
 
     @property
     def out_of_time(self) -> bool:
@@ -79,14 +81,21 @@ class Search:
         flags[list(self.hinted_again)] = 1
         return flags
 
-    def consider(self, strategy: str, flags: Flags, cuts: Sequence[list[int]]) -> Found:
-        """Evaluate a candidate at the default match range and remember it."""
+    def consider(
+        self,
+        strategy: str,
+        flags: Flags,
+        cuts: Sequence[list[int]],
+        match_range: int = DEFAULT_MATCH_RANGE,
+    ) -> Found:
+        """Evaluate a candidate at one match range and remember it."""
         flags = self.admissible(flags)
-        cost = self.model.evaluate(flags, (DEFAULT_MATCH_RANGE,))
+        cost = self.model.evaluate(flags, (match_range,))
         kept = [[v for v in cut if not flags[v]] for cut in cuts]
         plan = Plan(strategy, flags, [c for c in kept if c], cost.match_range)
         found = Found(plan, cost)
         self.tried.append(found)
+        self.evaluated += 1
         return found
 
     def with_environment(self, found: Found) -> Found:
@@ -96,27 +105,31 @@ class Search:
         best = self.model.evaluate(found.plan.recompute, MATCH_RANGES)
         if best.total_bytes > 0.99 * found.cost.total_bytes:
             return found
-        found.plan.match_range = best.match_range
-        return Found(found.plan, best)
+        return Found(replace(found.plan, match_range=best.match_range), best)
+
+    def key(self, cost: Cost) -> tuple[float, ...]:
+        """What is least is best, under the settings.
+
+        With a budget: what fits, then the least recomputation. With a limit on recomputation:
+        what is within it. Then the least memory, and of equal memory the least recomputation.
+        """
+        over = wasted = again = 0.0
+        if self.settings.budget is not None:
+            over = max(0.0, cost.pool_bytes - self.settings.budget)
+            again = cost.recompute_flops if not over else 0.0
+        if self.settings.max_recompute is not None:
+            wasted = max(0.0, cost.recompute_fraction - self.settings.max_recompute - 1e-12)
+        return (over, wasted, again, cost.pool_bytes, cost.recompute_flops)
+
+    def better(self, new: Cost, old: Cost) -> bool:
+        """Whether ``new`` is to be preferred, or at least no worse."""
+        return self.key(new) <= self.key(old)
 
     def answer(self, shortlist: int = 8) -> Found:
-        """The best candidate under the settings.
-
-        With a budget: the least recomputation that fits, else the least memory. With a limit on
-        recomputation: the least memory within it. With neither: the least memory.
-        """
-        by_memory = sorted(self.tried, key=lambda f: (f.cost.pool_bytes, f.cost.recompute_flops))
-        limit = self.settings.max_recompute
-        if limit is not None:
-            within = [f for f in by_memory if f.cost.recompute_fraction <= limit + 1e-12]
-            by_memory = within or sorted(by_memory, key=lambda f: f.cost.recompute_flops)[:1]
-        candidates = [self.with_environment(f) for f in by_memory[:shortlist]]
-        budget = self.settings.budget
-        if budget is not None:
-            fits = [f for f in [*candidates, *by_memory] if f.cost.pool_bytes <= budget]
-            if fits:
-                return min(fits, key=lambda f: (f.cost.recompute_flops, f.cost.pool_bytes))
-        return min(candidates, key=lambda f: (f.cost.pool_bytes, f.cost.recompute_flops))
+        """The best candidate under the settings, at its best match range."""
+        ranked = sorted(self.tried, key=lambda found: self.key(found.cost))
+        wider = [self.with_environment(found) for found in ranked[:shortlist]]
+        return min([*wider, *ranked], key=lambda found: self.key(found.cost))
 
 
 def match_names(graph: TrainingGraph, globs: Sequence[str], option: str) -> set[int]:

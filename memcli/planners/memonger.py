@@ -58,10 +58,6 @@ def _translate(search: Search, found: ClassicPass) -> tuple[Flags, list[list[int
     graph = search.graph
     node_of = graph.node_of_position()
     flags = np.zeros(graph.n_forward, np.uint8)
-    # Losses that were put on for planning come last and are recomputed like everything else.
-    for position, node in node_of.items():
-        if position >= len(graph.file_names):
-            flags[node] = 1
     for position, again in found.mark.items():
         place = graph.alias.get(position, position)
         if again and place in node_of:

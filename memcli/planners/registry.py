@@ -6,17 +6,19 @@ from collections.abc import Callable
 
 from memcli.graph.training import TrainingGraph
 from memcli.memory.mxnet_model import MXNetModel
-from memcli.planners import auto, memonger, none
+from memcli.planners import auto, local, memonger, none
 from memcli.planners.base import Found, Search, Settings
 
 STRATEGIES: dict[str, Callable[[Search], None]] = {
     auto.NAME: auto.run,
     memonger.NAME: memonger.run,
+    local.NAME: local.run,
     none.NAME: none.run,
 }
 DESCRIPTIONS = {
     auto.NAME: "the best plan of all strategies",
     memonger.NAME: "the classic search over thresholds, on stage marks or on cuts found",
+    local.NAME: "local search on the exact pool, from the classic search's best",
     none.NAME: "recompute nothing",
 }
 

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
-from memcli.engines.doctor import Check
 from memcli.formats.wording import shown_path
 
-# The engine that plan, inspect and verify need; what its name begins a check's name with.
+# The engine that plan, inspect and verify need; names of its checks begin with it.
 ENGINE = "mxnet"
 _DEVICES = ("gpu", "cuda")
+
+
+class Check(Protocol):
+    """What a report needs of :class:`memcli.engines.doctor.Check`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def ok(self) -> bool | None: ...
+    @property
+    def detail(self) -> str: ...
+    @property
+    def mend(self) -> str: ...
 
 
 def word(ok: bool | None) -> str:
@@ -41,7 +53,7 @@ def next_step(checks: Sequence[Check]) -> str:
     """The last line: what to do next."""
     if engine_works(checks):
         return "MXNet trains here; next: memcli plan MODEL -o planned.json"
-    return "no engine works here; next: mend what says 'no' above, then: memcli doctor"
+    return "no engine works here; next: mend what stops mxnet above, then: memcli doctor"
 
 
 def doctor_json(checks: Sequence[Check]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from memcli.formats.wording import shown_path
 from memcli.memory.breakdown import Split
@@ -143,13 +142,6 @@ def _recomputed_part(inspected: Inspected) -> float:
     return inspected.planned.recompute_flops / inspected.forward_flops
 
 
-def _table(title: str, columns: Sequence[tuple[str, str]]) -> Table:
-    """Tables here have many columns, so one blank less between them."""
-    table = new_table(title, columns)
-    table.collapse_padding = True
-    return table
-
-
 def print_inspected(console: Console, inspected: Inspected, *, nodes: bool = False) -> None:
     """The whole report of ``memcli inspect`` but its last line."""
     facts(console, _model_facts(inspected))
@@ -232,7 +224,7 @@ def _record_figures(memory: dict[str, int], recompute: dict[str, int | float]) -
 
 def tensor_table(console: Console, inspected: Inspected) -> None:
     """Inputs and outputs."""
-    table = _table(
+    table = new_table(
         "Inputs and outputs",
         [("", "left"), ("name", "left"), ("shape", "left"), ("type", "left"), ("", "left")],
     )
@@ -259,7 +251,7 @@ def kind_table(console: Console, inspected: Inspected) -> None:
     if inspected.planned is not None:
         columns += [("planned", "right"), ("run again", "right")]
         title = "Operators (MiB; kept: read by the backward; planned: under the plan)"
-    table = _table(title, columns)
+    table = new_table(title, columns)
     rows = []
     for kind in inspected.kinds:
         row = [
@@ -280,8 +272,8 @@ def step_table(console: Console, inspected: Inspected) -> None:
     columns = [("memory of a training step, MiB", "left"), ("unplanned", "right")]
     if inspected.planned is not None:
         columns += [("planned", "right"), ("part", "right")]
-    table = _table("", columns)
-    table.title = None
+    table = new_table("", columns)
+    table.title = None  # its first heading says what it is
 
     rows: list[list[str]] = []
 
@@ -336,7 +328,7 @@ def _live_cells(inspected: Inspected, split: Split, unplanned: Split) -> list[st
 
 def live_operator_table(console: Console, inspected: Inspected) -> None:
     """What is alive at the live peak, by the operator that it belongs to."""
-    table = _table(
+    table = new_table(
         "At the live peak by operator, MiB (gradients: by what they go back through)",
         [("operator", "left"), *_live_columns(inspected)],
     )
@@ -354,7 +346,7 @@ def live_operator_table(console: Console, inspected: Inspected) -> None:
 
 def live_stage_table(console: Console, inspected: Inspected) -> None:
     """What is alive at the live peak, by stage."""
-    table = _table(
+    table = new_table(
         "At the live peak by stage, MiB",
         [("#", "right"), ("up to", "left"), *_live_columns(inspected)],
     )
@@ -371,7 +363,7 @@ def live_stage_table(console: Console, inspected: Inspected) -> None:
 
 def largest_table(console: Console, tensors: list[LargeTensor]) -> None:
     """The largest tensors of the pool."""
-    table = _table(
+    table = new_table(
         "Largest tensors (B: bytes of an element)",
         [
             ("tensor", "left"), ("operator", "left"), ("shape", "left"), ("B", "right"),
@@ -390,7 +382,7 @@ def largest_table(console: Console, tensors: list[LargeTensor]) -> None:
 
 def node_table(console: Console, rows: list[NodeRow]) -> None:
     """Every operator, with its whole name, because options take names."""
-    table = _table(
+    table = new_table(
         "Operators of the file",
         [
             ("#", "right"), ("name", "left"), ("op", "left"), ("output", "left"),

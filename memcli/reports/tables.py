@@ -47,7 +47,10 @@ def clip(name: str, width: int) -> str:
 
 def new_table(title: str, columns: Sequence[tuple[str, str]]) -> Table:
     """A table with ``(heading, 'left' or 'right')`` columns."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
+        collapse_padding=True,
+    )  # fmt: skip
     for heading, side in columns:
         right = side == "right"
         table.add_column(heading, justify="right" if right else "left", no_wrap=right)

@@ -84,8 +84,8 @@ def print_verified(console: Console, verified: Verified) -> None:
     rows = [
         [
             str(s.index),
-            clip(s.first, 12),
-            clip(s.last, 12),
+            clip(s.first, 11),
+            clip(s.last, 11),
             mib(s.estimated_forward),
             mib(s.measured_forward),
             mib(s.estimated_bytes),

@@ -162,8 +162,8 @@ def inspect(
     order = timeline.order
     again = np.zeros(analysis.graph.n_nodes, bool)
     again[order[order >= analysis.graph.n_nodes] - analysis.graph.n_nodes] = True
-    kept = kept_entries(analysis.graph, bare)
-    planned_kept = kept_entries(analysis.graph, plan) if has_plan else None
+    kept = kept_entries(analysis.graph, bare.recompute)
+    planned_kept = kept_entries(analysis.graph, plan.recompute) if has_plan else None
     unplanned = figures(analysis, bare, kept, stage_of, len(listed))
     planned, facts = None, None
     if planned_kept is not None:

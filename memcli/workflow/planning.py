@@ -183,7 +183,7 @@ def make_plan(
         stages=listed,
         environment=environment_of(found.plan),
         notes=notes,
-        evaluated=len(search.tried),
+        evaluated=search.evaluated,
         seconds=seconds,
     )
     if settings.budget is not None and found.cost.pool_bytes > settings.budget:

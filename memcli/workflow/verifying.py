@@ -151,7 +151,10 @@ def plan_of_file(analysis: Analysis, source: SymbolFile) -> Plan:
     strategy = "marks of the file"
     if record is not None:
         strategy = record.strategy
-        match_range = int(record.environment.get("NNVM_EXEC_MATCH_RANGE", DEFAULT_MATCH_RANGE))
+        text = record.environment.get("NNVM_EXEC_MATCH_RANGE", str(DEFAULT_MATCH_RANGE))
+        if not text.isdigit() or int(text) > 1 << 30:
+            raise BadInput(f"{source.path}: its plan has NNVM_EXEC_MATCH_RANGE={text!r}")
+        match_range = int(text)
         node_of = analysis.graph.node_of_position()
         if record.n_nodes == source.node_count:
             # Positions hold for the file as memcli wrote it; each is a cut's end of its own.
@@ -183,8 +186,11 @@ def needed_bytes(analysis: Analysis, pool: int) -> int:
 
 
 def _scaled_request(request: ShapeRequest, old: int, new: int) -> ShapeRequest:
-    """The shapes with leading dimension ``old`` turned into ``new``."""
-    shapes = {n: [new, *s[1:]] if s and s[0] == old else s for n, s in request.shapes.items()}
+    """The shapes with a leading dimension of ``old``, or a multiple, scaled to ``new``."""
+    shapes = {
+        n: [s[0] // old * new, *s[1:]] if s and s[0] % old == 0 else s
+        for n, s in request.shapes.items()
+    }
     return dataclasses.replace(request, shapes=shapes, batch=None, unnamed=None)
 
 
@@ -337,22 +343,23 @@ def verify(
 
 
 def shapes_to_verify(record: PlanRecord | None, request: ShapeRequest | None) -> ShapeRequest:
-    """The plan's shapes, with what the user says laid over them."""
+    """The plan's shapes, with what the user says in their place.
+
+    Shapes that the user gives replace the plan's altogether: those of labels follow from them.
+    """
     if record is None:
         return request or ShapeRequest()
     shapes = {name: list(shape) for name, shape in record.shapes.items()}
     result = ShapeRequest(shapes=shapes, dtype=record.dtype)
     if request is None:
         return result
-    if request.batch is not None and shapes:
-        old = next(iter(shapes.values()))[0]
-        result = _scaled_request(result, old, request.batch)
-    if request.unnamed is not None:
-        return dataclasses.replace(request, batch=None)
-    result.shapes.update(request.shapes)
-    if request.shapes and request.batch is None:
-        # The others (labels) follow from what is given, unless they are given, too.
-        result.shapes = dict(request.shapes)
+    if request.dtype is not None:
+        result.dtype = request.dtype
+    if request.shapes or request.unnamed is not None:
+        return dataclasses.replace(request, dtype=result.dtype)
+    leading = [shape[0] for shape in shapes.values() if shape]
+    if request.batch is not None and leading:
+        result = _scaled_request(result, leading[0], request.batch)
     return result
 
 
@@ -455,8 +462,10 @@ def compare_files(first: Path, second: Path, analysis: Analysis) -> dict[str, Co
 
 
 def _name(analysis: Analysis, kind: str, index: int) -> str:
+    if kind == "out":
+        entry = int(analysis.graph.outputs[index])
+        return str(analysis.graph.names[analysis.graph.entry_node[entry]])
     rows = {
-        "out": analysis.outputs,
         "grad": analysis.arguments,
         "aux": analysis.auxiliary,
     }[kind]

@@ -260,7 +260,7 @@ def test_no_plan_gets_under_the_bound(seed: int, size: int) -> None:
     graph = random_graph(seed, size)
     graph.in_ignored[:] = 0
     model = MXNetModel(graph)
-    assume(len(model._order(model.none())) == graph.n_nodes)
+    assume(len(model.execution_order(model.none())) == graph.n_nodes)
     bound = working_set_bound(graph)
     chance = random.Random(seed)
     for _ in range(20):
