@@ -259,7 +259,7 @@ def _all_shapes(mx: Any, sym: Symbol, shapes: Mapping[str, Shape]) -> dict[str, 
     names: list[str] = sym.list_arguments()
     times = Counter(names)
     for name in shapes:
-        if name not in names:
+        if name not in times:
             shown = ", ".join(names[:8])
             raise BadInput(f"the symbol has no argument '{name}'", f"its arguments: {shown}")
     given = {name: tuple(int(d) for d in shape) for name, shape in shapes.items()}

@@ -55,13 +55,15 @@ def ask_mxnet(
     marked: Collection[int] | None,
     bind: bool = True,
     losses: bool = True,
+    label_gradients: bool = True,
     environment: dict[str, str] | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[dict[str, Any], int]:
     """The analysis job's result (arrays in ``workdir``) and the number of losses put on.
 
     ``losses``: put a loss on the outputs of a graph that has none; without, such a graph is
-    bound as it is, with the outputs' gradients coming from outside.
+    bound as it is, with the outputs' gradients coming from outside. ``label_gradients``: ask for
+    gradients of labels, too, as the classic planner does; some losses then bind but do not run.
 
     Raises:
         BadInput: MXNet refuses the graph or its shapes.
@@ -83,6 +85,7 @@ def ask_mxnet(
         "dtype": request.dtype,
         "dtypes": request.dtypes,
         "bind": bind,
+        "label_gradients": label_gradients,
         "environment": environment or {},
     }
     result = run_job(
@@ -97,19 +100,21 @@ def analyze(
     *,
     marked: Collection[int] | None = (),
     losses: bool = True,
+    label_gradients: bool = True,
     on_progress: Progress | None = None,
 ) -> Analysis:
     """Bind the graph once and read its joint training graph.
 
     ``marked``: positions recomputed in the graph that is bound; none by default, so that any
-    plan's graph can be derived from it. None keeps the file's own marks. ``losses``: as for
-    :func:`ask_mxnet`.
+    plan's graph can be derived from it. None keeps the file's own marks. ``losses`` and
+    ``label_gradients``: as for :func:`ask_mxnet`.
     """
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         workdir = Path(folder)
         result, heads = ask_mxnet(
-            raw, request, workdir, marked=marked, losses=losses, on_progress=on_progress
-        )
+            raw, request, workdir, marked=marked, losses=losses,
+            label_gradients=label_gradients, on_progress=on_progress,
+        )  # fmt: skip
         graph = build(result, workdir / "joint.npz", raw)
     return Analysis(
         graph=graph,

@@ -106,18 +106,22 @@ def lazy_array(mx: Any, shape: tuple[int, ...], dtype: str) -> Any:
 
 
 def bind_without_memory(
-    mx: Any, symbol: Any, shapes: dict[str, Any], types: dict[str, str], aux: dict[str, Any]
+    mx: Any, symbol: Any, resolved: ResolvedShapes, requests: dict[str, str]
 ) -> Any:
-    """Bind for training with gradients for every argument, allocating nothing."""
-    arguments = [lazy_array(mx, shapes[a], types[a]) for a in symbol.list_arguments()]
-    gradients = [lazy_array(mx, shapes[a], types[a]) for a in symbol.list_arguments()]
-    states = [lazy_array(mx, s, t) for s, t in aux.values()]
+    """Bind for training, allocating nothing; ``requests`` as MXNet's ``grad_req``."""
+    shapes, types = resolved.shapes, resolved.types
+    names = symbol.list_arguments()
+    arguments = [lazy_array(mx, shapes[a], types[a]) for a in names]
+    gradients = {a: lazy_array(mx, shapes[a], types[a]) for a in names if requests[a] == "write"}
+    states = [lazy_array(mx, s, t) for s, t in resolved.aux.values()]
     return symbol.bind(
-        mx.cpu(), args=arguments, args_grad=gradients, grad_req="write", aux_states=states
+        mx.cpu(), args=arguments, args_grad=gradients, grad_req=requests, aux_states=states
     )
 
 
-def bind(mx: Any, symbol: Any, resolved: ResolvedShapes, *, simple: bool) -> tuple[Any, bytes]:
+def bind(
+    mx: Any, symbol: Any, resolved: ResolvedShapes, requests: dict[str, str], *, simple: bool
+) -> tuple[Any, bytes]:
     """An executor and the log of its memory plan.
 
     ``simple``: let MXNet make the arrays (it then knows which gradients are sparse). Also where
@@ -126,15 +130,13 @@ def bind(mx: Any, symbol: Any, resolved: ResolvedShapes, *, simple: bool) -> tup
     if not simple:
         try:
             with capture_stderr() as captured:
-                executor = bind_without_memory(
-                    mx, symbol, resolved.shapes, resolved.types, resolved.aux
-                )
+                executor = bind_without_memory(mx, symbol, resolved, requests)
             return executor, captured.data()
         except mx.base.MXNetError:
             pass
     with capture_stderr() as captured:
         executor = symbol.simple_bind(
-            mx.cpu(), grad_req="write", type_dict=resolved.types, **resolved.known
+            mx.cpu(), grad_req=requests, type_dict=resolved.types, **resolved.known
         )
     return executor, captured.data()
 
@@ -143,7 +145,8 @@ def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) ->
     """Resolve shapes, bind, and write the joint graph.
 
     ``job``: ``symbol`` (path of a prepared symbol JSON), ``names`` (original node names by
-    position), ``shapes``, ``unnamed_shape``, ``batch``, ``dtype``, ``bind`` (False: shapes only).
+    position), ``shapes``, ``unnamed_shape``, ``batch``, ``dtype``, ``dtypes``, ``bind`` (False:
+    shapes only), ``label_gradients`` (False: none for labels, as ``Module`` trains).
     """
     os.environ["MXNET_MEM_PLAN_VERBOSE_LOGGING"] = "1"
     os.environ.update(job.get("environment", {}))
@@ -183,8 +186,14 @@ def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) ->
     if not job.get("bind", True):
         return result
     progress("binding for training")
+    requests = {
+        a["prepared"]: "null"
+        if a["role"] == "label" and not job.get("label_gradients", True)
+        else "write"
+        for a in resolved.arguments
+    }
     try:
-        executor, log_bytes = bind(mx, symbol, resolved, simple=sparse)
+        executor, log_bytes = bind(mx, symbol, resolved, requests, simple=sparse)
     except (mx.base.MXNetError, ValueError, RuntimeError) as error:
         raise BadInput(
             f"MXNet cannot bind the graph for training: {_rename(clean_message(error), names)}"
@@ -197,7 +206,9 @@ def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) ->
 
     n_outputs = len(symbol.list_outputs())
     argument_sizes = [
-        int(np.prod(resolved.shapes[a], dtype=np.int64)) for a in symbol.list_arguments()
+        int(np.prod(resolved.shapes[a], dtype=np.int64))
+        for a in symbol.list_arguments()
+        if requests[a] == "write"
     ]
     outputs = joint.output_entries(heads, [None] * n_outputs + argument_sizes)
     n_forward = max(joint.entry_node[e] for e in outputs[:n_outputs]) + 1

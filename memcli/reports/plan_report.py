@@ -38,6 +38,8 @@ def plan_json(planned: Planned) -> dict[str, Any]:
             "planned_bytes": cost.pool_bytes,
             "live_peak_bytes": cost.live_peak_bytes,
             "lower_bound_bytes": planned.lower_bound,
+            "baseline_allocated_bytes": planned.baseline_allocated,
+            "planned_allocated_bytes": planned.allocated,
             "baseline_live_peak_bytes": planned.baseline.live_peak_bytes,
             "parameter_bytes": analysis.parameter_bytes,
             "parameter_gradient_bytes": analysis.parameter_bytes,
@@ -123,10 +125,20 @@ def print_plan(console: Console, planned: Planned) -> None:
                     f"{format_size(cost.live_peak_bytes)})"),
         ("recomputed", f"{flops(cost.recompute_flops)}FLOP = "
                        f"{percent(cost.recompute_fraction)} of one forward pass"),
-        ("lower bound", f"{format_size(planned.lower_bound)} (no plan of this kind needs less)"),
+        ("lower bound", f"{format_size(planned.lower_bound)} (no plan of this kind has a smaller pool)"),
         ("parameters", f"{format_size(analysis.parameter_bytes)}, as much again for their "
                        f"gradients, states {format_size(analysis.state_bytes)}: not in the above"),
     ]  # fmt: skip
+    if planned.allocated < 0.99 * cost.pool_bytes:
+        pairs.insert(
+            4,
+            (
+                "taken",
+                f"{format_size(planned.allocated)} of the planned, "
+                f"{format_size(planned.baseline_allocated)} as saved: MXNet adds gradients in "
+                "place and never touches the blocks that this spares",
+            ),
+        )
     if planned.environment:
         text = " ".join(f"{k}={v}" for k, v in planned.environment.items())
         pairs.append(("environment", f"{text} (run with it, or plan --environment default)"))

@@ -40,6 +40,8 @@ class Planned:
     baseline: Cost
     cost: Cost
     lower_bound: int
+    baseline_allocated: int  # bytes that MXNet really takes: see Timeline
+    allocated: int
     stages: list[Stage]
     environment: dict[str, str]
     notes: list[str]
@@ -170,7 +172,8 @@ def make_plan(
     settings.on_progress = on_progress
     found, search = search_plan(analysis.graph, analysis.model, strategy, settings)
     seconds = time.monotonic() - started
-    listed, _, _ = stages(analysis.model, found.plan)
+    listed, timeline, _ = stages(analysis.model, found.plan)
+    unplanned_run = analysis.model.timeline(analysis.model.none())
     planned = Planned(
         source=source,
         original=original,
@@ -180,6 +183,8 @@ def make_plan(
         baseline=baseline,
         cost=found.cost,
         lower_bound=working_set_bound(analysis.graph),
+        baseline_allocated=int(unplanned_run.touched_bytes[-1]),
+        allocated=int(timeline.touched_bytes[-1]),
         stages=listed,
         environment=environment_of(found.plan),
         notes=notes,

@@ -30,6 +30,7 @@ Progress = Callable[[str, float | None], None]
 
 # Part of the free memory that a step may take; the rest is for buffers and the other programs.
 _USABLE = 0.8
+NO_LABEL_GRADIENT = frozenset({"softmax_cross_entropy"})
 _NODE_NAME = re.compile(r"n(\d+)(?:_|$)")
 
 
@@ -195,7 +196,10 @@ def _scaled_request(request: ShapeRequest, old: int, new: int) -> ShapeRequest:
 
 
 def fit_batch(
-    source: SymbolFile, analysis: Analysis, free: int, on_progress: Progress | None
+    source: SymbolFile,
+    analysis: Analysis,
+    free: int,
+    analysis_of: Callable[[SymbolFile, ShapeRequest], Analysis],
 ) -> tuple[Analysis, dict[str, Any] | None]:
     """The analysis at a batch whose unplanned step fits ``free`` bytes, and what was changed.
 
@@ -226,9 +230,7 @@ def fit_batch(
             "why": f"a step takes {format_size(needed)}, and {format_size(free)} are free",
         }
         request = ShapeRequest(shapes=dict(analysis.inputs), dtype=analysis.dtype)
-        analysis = analyze(
-            source.raw, _scaled_request(request, batch, smaller), on_progress=on_progress
-        )
+        analysis = analysis_of(source, _scaled_request(request, batch, smaller))
         batch = smaller
 
 
@@ -260,18 +262,25 @@ def verify(
     record = planned.plan()
     source, where = find_original(planned, record, original)
     asked = shapes_to_verify(record, request)
-    analysis = analyze(planned.raw, asked, on_progress=on_progress)
+    # MXNet binds these losses with a gradient for their label, and then refuses to run.
+    labels = not any(node.op in NO_LABEL_GRADIENT for node in planned.nodes)
+
+    def analysis_of(file: SymbolFile, shapes: ShapeRequest) -> Analysis:
+        return analyze(file.raw, shapes, label_gradients=labels, on_progress=on_progress)
+
+    analysis = analysis_of(planned, asked)
     notes = shape_notes(analysis)
     scaled = None
     if gpu is None:
-        analysis, scaled = fit_batch(planned, analysis, int(available_bytes() * _USABLE), report)
+        free = int(available_bytes() * _USABLE)
+        analysis, scaled = fit_batch(planned, analysis, free, analysis_of)
     if scaled:
         notes.append(
             f"batch {scaled['from_batch']} scaled down to {scaled['to_batch']}: {scaled['why']}"
         )
     now = ShapeRequest(shapes=dict(analysis.inputs), dtype=analysis.dtype)
     same = _same_graph(planned, source)
-    base_analysis = analysis if same else analyze(source.raw, now, on_progress=on_progress)
+    base_analysis = analysis if same else analysis_of(source, now)
     check_comparable(base_analysis, analysis, where)
     plan = plan_of_file(analysis, planned)
     base_plan = plan_of_file(base_analysis, source)
@@ -296,6 +305,10 @@ def verify(
                 "device": device,
                 "seed": seed,
                 "save": str(Path(folder) / f"{name}.npz"),
+                "grad_req": {
+                    a["prepared"]: "null" if a["role"] == "label" and not labels else "write"
+                    for a in facts.arguments
+                },
                 "repeat": 0 if gpu is None else 5,
                 "trace": True,
             }
@@ -405,8 +418,10 @@ def check_comparable(original: Analysis, planned: Analysis, where: str) -> None:
 
 def _run(analysis: Analysis, plan: Plan, result: dict[str, Any]) -> Run:
     seconds = result["step_seconds"] or result["first_step_seconds"]
+    timeline = analysis.model.timeline(plan.recompute, plan.match_range)
     return Run(
-        estimated_bytes=analysis.model.plan_cost(plan).pool_bytes,
+        # what is touched by the end of the step: MXNet allocates blocks at their first use
+        estimated_bytes=int(timeline.touched_bytes[-1]),
         measured_bytes=int(result["peak_bytes"]),
         step_seconds=float(seconds),
         workspace_bytes=int(result["workspace_bytes"]),

@@ -83,7 +83,7 @@ def layers(mx: Any, count: int, data: Any = None, first: int = 0) -> Any:
     return data
 
 
-SMALL = {"data": (BATCH, WIDTH)}
+SMALL: dict[str, Any] = {"data": (BATCH, WIDTH)}
 
 
 def resnet(mx: Any) -> Any:
@@ -249,7 +249,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         env=clean,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert path.exists(), ran.stderr[-3000:]
     return json.loads(path.read_text())
