@@ -92,6 +92,8 @@ def set_environment(job: Mapping[str, Any]) -> None:
     os.environ["MXNET_ENGINE_TYPE"] = "NaiveEngine" if job.get("trace") else "ThreadedEngine"
     # oneDNN keeps buffers and layouts of its own, which no plan knows.
     os.environ["MXNET_MKLDNN_ENABLED"] = "1" if job.get("onednn") else "0"
+    # Has to go with it: RNN would make the state of one kind and run the code of the other.
+    os.environ["MXNET_USE_MKLDNN_RNN"] = os.environ["MXNET_MKLDNN_ENABLED"]
     os.environ["MXNET_STORAGE_FALLBACK_LOG_VERBOSE"] = "0"
     # One work space and one random generator for all operators, or their number and order would
     # decide which one an operator gets.
@@ -230,6 +232,12 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
         raise BadInput(f"MXNet does not load the graph: {engine_text(str(error))}") from error
 
     if gpu is not None:
+        if mx.context.num_gpus() <= number:
+            raise EngineFailed(
+                f"CUDA does not see GPU {number} ({gpu.name}), though nvidia-smi (driver "
+                f"{gpu.driver}) shows it.",
+                "mxnet-cu112 needs driver 450.80 or newer, and rights on /dev/nvidia*.",
+            )
         mx.nd.ones((1,), ctx=context).wait_to_read()  # makes the CUDA context
         memory = live_memory.gpu_memory(mx, number)
     else:

@@ -125,7 +125,7 @@ def print_plan(console: Console, planned: Planned) -> None:
                     f"{format_size(cost.live_peak_bytes)})"),
         ("recomputed", f"{flops(cost.recompute_flops)}FLOP = "
                        f"{percent(cost.recompute_fraction)} of one forward pass"),
-        ("lower bound", f"{format_size(planned.lower_bound)} (no plan of this kind has a smaller pool)"),
+        ("lower bound", f"{format_size(planned.lower_bound)} (of every plan of this kind)"),
         ("parameters", f"{format_size(analysis.parameter_bytes)}, as much again for their "
                        f"gradients, states {format_size(analysis.state_bytes)}: not in the above"),
     ]  # fmt: skip
