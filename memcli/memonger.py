@@ -33,20 +33,19 @@ Importing this module does not import MXNet; calling its functions does.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 # Whatever takes its time to load (numpy, numba, MXNet) is imported where it is needed: a script
 # that imports this and calls nothing should not wait for it.
 from memcli.engines.mxnet_shim import import_mxnet
 from memcli.errors import BadInput
-from memcli.formats.mxnet_symbol import ADDED_KEY, SymbolFile
+from memcli.formats.mxnet_symbol import SymbolFile
 
 if TYPE_CHECKING:
     from mxnet.symbol import Symbol
@@ -178,13 +177,7 @@ class _Subject:
         # An earlier plan's marks and guards are taken off first.
         bare = SymbolFile.from_bytes(self.source.with_marks((), None), "the symbol")
         positions = marked_positions(self.analysis, flags)
-        # All that guards() looks at is the source of what was planned.
-        wanted = guards(cast(Any, _Subject(bare, self.request, self.analysis)), positions)
-        added = {
-            position: {**extra, ADDED_KEY: json.dumps(list(extra), separators=(",", ":"))}
-            for position, extra in wanted.items()
-            if not extra.keys() & bare.nodes[position].attrs.keys()
-        }
+        added = guards(bare, positions)
         return import_mxnet().sym.load_json(bare.with_marks(positions, None, added).decode())
 
     def rows(self) -> list[ClassicRow]:

@@ -135,8 +135,9 @@ def bind(
         except mx.base.MXNetError:
             pass
     with capture_stderr() as captured:
+        shapes = {name: resolved.shapes[name] for name in resolved.known}
         executor = symbol.simple_bind(
-            mx.cpu(), grad_req=requests, type_dict=resolved.types, **resolved.known
+            mx.cpu(), grad_req=requests, type_dict=resolved.types, **shapes
         )
     return executor, captured.data()
 

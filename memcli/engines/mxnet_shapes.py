@@ -189,6 +189,14 @@ class Resolver:
         shapes = self.partial(known)
         return [a for a in self.arguments if not _complete(shapes.get(a))]
 
+    def agrees(self, known: dict[str, tuple[int, ...]]) -> bool:
+        """Whether the shapes do not contradict the graph."""
+        try:
+            self.partial(known)
+        except BadInput:
+            return False
+        return True
+
     def fits(self, known: dict[str, tuple[int, ...]]) -> bool:
         """Whether MXNet then knows the shape of every argument and output."""
         try:
@@ -265,12 +273,8 @@ def resolve_shapes(
             known[argument] = (batch, *shape[1:])
         elif batch is not None and old and shape[0] % old == 0:
             known[argument] = (shape[0] // old * batch, *shape[1:])
-        elif batch is None and shape[0] == 0 and _complete(shape[1:] or (1,)):
-            known[argument] = (DEFAULT_BATCH, *shape[1:])
 
-    assumed: list[str] = [
-        a for a, s in from_file.items() if batch is None and s[0] == 0 and a in known
-    ]
+    assumed: list[str] = []
     open_inputs = [
         a
         for a in resolver.arguments
@@ -298,6 +302,18 @@ def resolve_shapes(
             assumed.remove(free[0])
 
     missing = resolver.missing(known)
+    if missing:
+        # Shapes of the file that lack the batch alone: that of the others, or the usual one.
+        leading = batch or next((known[a][0] for a in said), DEFAULT_BATCH)
+        guess = {
+            a: (leading, *s[1:])
+            for a, s in from_file.items()
+            if a in missing and a not in known and s[0] == 0 and all(d > 0 for d in s[1:])
+        }
+        if guess and resolver.agrees({**known, **guess}):
+            known.update(guess)
+            assumed.extend(guess)
+            missing = resolver.missing(known)
     open_inputs = [a for a in missing if resolver.role[a] == "input" and a not in known]
     # A graph may be described by one free input while the others (labels, begin states) follow.
     if missing and len(open_inputs) >= 1:

@@ -106,22 +106,37 @@ def read_symbol(symbol: Any, shapes: dict[str, tuple[int, ...]]) -> Reader:
 
 
 def argument_values(
-    reader: Reader, name: str, index: int, shape: tuple[int, ...], dtype: Any, seed: int
+    reader: Reader,
+    name: str,
+    index: int,
+    shape: tuple[int, ...],
+    dtype: Any,
+    seed: int,
+    shown: str | None = None,
 ) -> NDArray[Any]:
-    """Values of the argument that is the ``index``-th; finite and sensible for what reads it."""
+    """Values of the argument that is the ``index``-th; finite and sensible for what reads it.
+
+    ``shown``: its name in the user's file, where the graph that is trained has other names.
+    """
     rng = np.random.default_rng([seed, 0, index])
     values = _for_uses(reader, reader.uses.get(name, []), shape, rng)
     if values is None:
-        values = _for_name(name, shape, dtype, rng)
+        values = _for_name(shown or name, shape, dtype, rng)
     return _as(values, dtype)
 
 
 def state_values(
-    reader: Reader, name: str, index: int, shape: tuple[int, ...], dtype: Any, seed: int
+    reader: Reader,
+    name: str,
+    index: int,
+    shape: tuple[int, ...],
+    dtype: Any,
+    seed: int,
+    shown: str | None = None,
 ) -> NDArray[Any]:
     """Values of an auxiliary state: moving variances around 1, all else small."""
     rng = np.random.default_rng([seed, 1, index])
-    is_variance = name.endswith("var") or any(
+    is_variance = (shown or name).endswith("var") or any(
         use.slot == 4 and use.op in _NORMALISERS for use in reader.uses.get(name, [])
     )
     if is_variance:

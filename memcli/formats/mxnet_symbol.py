@@ -164,7 +164,7 @@ class SymbolFile:
             fresh = [key for key in extra if node.get(key) is None]
             for key in fresh:
                 node.set(key, extra[key])
-            if fresh and plan is not None:
+            if fresh:
                 node.set(ADDED_KEY, json.dumps(fresh, separators=(",", ":")))
             if plan is not None and position == carrier:
                 node.set(PLAN_KEY, plan.to_text())

@@ -64,7 +64,8 @@ def _translate(search: Search, found: ClassicPass) -> tuple[Flags, list[list[int
             flags[node_of[place]] = 1
     cuts = []
     for kept in found.kept:
-        places = [graph.alias.get(p, p) for p in kept]
+        # A later output of a node may have put it back among what is recomputed.
+        places = [graph.alias.get(p, p) for p in kept if not found.mark[p]]
         cuts.append([node_of[p] for p in places if p in node_of])
         flags[cuts[-1]] = 0
     return flags, [c for c in cuts if c]

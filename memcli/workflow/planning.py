@@ -241,14 +241,14 @@ def plan_record(planned: Planned) -> PlanRecord:
     )
 
 
-def guards(planned: Planned, positions: set[int]) -> dict[int, dict[str, str]]:
+def guards(source: SymbolFile, positions: set[int]) -> dict[int, dict[str, str]]:
     """Attributes that keep a recomputed node exact on every device.
 
     cuDNN's BatchNorm updates the moving statistics in its forward pass, so that a recomputed one
     would update them twice; MXNet's own kernel, which ``cudnn_off`` selects, does it in the
     backward pass, once. On the CPU the attribute is without effect.
     """
-    nodes = planned.source.nodes
+    nodes = source.nodes
     return {
         p: {"cudnn_off": "True"}
         for p in positions
@@ -260,7 +260,8 @@ def guards(planned: Planned, positions: set[int]) -> dict[int, dict[str, str]]:
 def write_plan(planned: Planned, out: str, force: bool) -> None:
     """Write the planned graph, whole or not at all, and remember it as the newest."""
     positions = marked_positions(planned.analysis, planned.plan.recompute)
-    data = planned.source.with_marks(positions, plan_record(planned), guards(planned, positions))
+    added = guards(planned.source, positions)
+    data = planned.source.with_marks(positions, plan_record(planned), added)
     write_atomically(Path(out), data, overwrite=force)
     planned.output = out
     remember_plan(out)

@@ -301,6 +301,7 @@ def verify(
                 "symbol": str(path),
                 "shapes": {a["prepared"]: a["shape"] for a in facts.arguments},
                 "dtypes": {a["prepared"]: a["dtype"] for a in facts.arguments},
+                "names": {a["prepared"]: a["name"] for a in facts.arguments + facts.auxiliary},
                 "env": env,
                 "device": device,
                 "seed": seed,
