@@ -55,9 +55,11 @@ class TrainingGraph:
     ignores_all: Flags
     is_grad_add: Flags
     can_recompute: Flags  # over forward nodes: the engine may run it twice
+    fails_unread: Flags  # over forward nodes: cannot be run for nothing
     flops: NDArray[np.float64]  # floating-point operations of each node
     shape_ptr: Ints  # entries + 1: dimensions of entry e are shape_dim[shape_ptr[e]:...]
     shape_dim: Ints
+    visible: Flags  # over entries: 0 for outputs that only gradients read (mean of BatchNorm)
     names: list[str]  # the file's names of forward nodes, the engine's of backward nodes
     file_names: list[str]  # of all nodes of the file, by position
     file_variable: list[bool]
@@ -81,6 +83,16 @@ class TrainingGraph:
         self.entry_node = np.repeat(np.arange(self.n_nodes), np.diff(self.first))
         self.heads = self.entry_node[self.outputs]
         self.entry_bytes = np.maximum(self.elements, 0) * self.itemsize
+
+    def own_read(self) -> Flags:
+        """Over forward nodes: 1 where a node's gradient reads a visible output of the node."""
+        result = np.zeros(self.n_forward, np.uint8)
+        for v in range(self.n_forward, self.n_nodes):
+            for i in range(self.in_ptr[v], self.in_ptr[v + 1]):
+                source = self.in_node[i]
+                if source == self.owner[v] and not self.in_ignored[i]:
+                    result[source] |= self.visible[self.in_entry[i]]
+        return result
 
     def op(self, node: int) -> str:
         """Operator name of a node, ``null`` for a variable."""

@@ -33,6 +33,30 @@ def can_recompute(op: str, attrs: Mapping[str, str]) -> bool:
     return op not in table.MUTATING_OPERATORS or op in _STATE_SAFE
 
 
+# Operators whose forward kernel insists on writing its output (``CHECK_EQ(req[0], kWriteTo)``).
+_INSISTS = frozenset(
+    {
+        "BatchNorm_v1", "BilinearSampler", "Convolution_v1", "Crop", "Deconvolution", "Embedding",
+        "GridGenerator", "L2Normalization", "Pad", "_contrib_DeformableConvolution",
+        "_contrib_ModulatedDeformableConvolution", "_contrib_SyncBatchNorm",
+        "_contrib_boolean_mask", "_sparse_retain", "cast_storage", "diag", "hard_sigmoid", "take",
+    }
+)  # fmt: skip
+
+
+def fails_unread(op: str, attrs: Mapping[str, str]) -> bool:
+    """Whether MXNet fails where it runs the operator and nobody reads what it makes.
+
+    Convolution does not with oneDNN or cuDNN in float32; its plain kernel and the depthwise one
+    of GPUs do.
+    """
+    if op == "Convolution":
+        return attrs.get("num_group", "1") != "1" and attrs.get("num_group") == attrs.get(
+            "num_filter"
+        )
+    return op in _INSISTS or op.startswith(("_np", "_contrib_quantize"))
+
+
 def build(result: Mapping[str, Any], arrays_path: Path, raw: Mapping[str, Any]) -> TrainingGraph:
     """The graph of one analysis job; ``raw`` is the content of the symbol's file."""
     names = [node["name"] for node in raw["nodes"]]
@@ -60,6 +84,8 @@ def build(result: Mapping[str, Any], arrays_path: Path, raw: Mapping[str, Any]) 
     pair_ptr = np.zeros(n + 1, np.int64)
     flat_pairs: list[tuple[int, int, bool]] = []
     recompute = np.zeros(n_forward, np.uint8)
+    unread = np.zeros(n_forward, np.uint8)
+    strict = [fails_unread(k.op, k.attrs) for k in kinds]
     # Operators without inputs (_zeros of a begin state) may get their shape from their readers
     # alone; a copy that a gradient reads has none, and MXNet then fails to bind.
     recomputable = [k.n_inputs > 0 and can_recompute(k.op, k.attrs) for k in kinds]
@@ -71,6 +97,9 @@ def build(result: Mapping[str, Any], arrays_path: Path, raw: Mapping[str, Any]) 
                 if i < in_ptr[v + 1] - in_ptr[v]:
                     in_ignored[in_ptr[v] + i] = 1
             ignores_all[v] = bool(ignored_of[of]) and len(ignored_of[of]) == kinds[of].n_inputs
+            if v < n_forward:
+                half = kinds[of].op == "Convolution" and itemsize[first[v]] != 4
+                unread[v] = strict[of] or half
             # losses that were put on for planning are not in the file that gets the marks
             if v < n_forward and recomputable[of] and a["position"][v] < len(names):
                 recompute[v] = 1
@@ -114,7 +143,9 @@ def build(result: Mapping[str, Any], arrays_path: Path, raw: Mapping[str, Any]) 
         ignores_all=ignores_all,
         is_grad_add=is_add[kind].astype(np.uint8),
         can_recompute=recompute,
+        fails_unread=unread,
         flops=np.zeros(n, np.float64),
+        visible=_visible(a["internals"], position, first),
         names=shown,
         shape_ptr=a["shape_ptr"],
         shape_dim=a["shape_dim"],
@@ -126,6 +157,20 @@ def build(result: Mapping[str, Any], arrays_path: Path, raw: Mapping[str, Any]) 
     graph.alias = find_merged(raw, graph.node_of_position())
     graph.flops = _count_flops(graph)
     return graph
+
+
+def _visible(
+    internals: np.ndarray[Any, Any], position: np.ndarray[Any, Any], first: np.ndarray[Any, Any]
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Flags over entries: outputs that other operators can read. All where MXNet does not say."""
+    visible = np.ones(int(first[-1]), np.uint8)
+    count: dict[int, int] = {}
+    for place, index, _ in internals.tolist():
+        count[place] = max(count.get(place, 0), index + 1)
+    for node, place in enumerate(position.tolist()):
+        if place in count:
+            visible[first[node] + count[place] : first[node + 1]] = 0
+    return visible
 
 
 def find_merged(raw: Mapping[str, Any], present: Mapping[int, int]) -> dict[int, int]:

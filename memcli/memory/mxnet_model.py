@@ -63,11 +63,33 @@ class MXNetModel:
             [graph.kind[v] >= 0 and graph.op(v) != "Dropout" for v in forward], np.uint8
         )
         self.forward_flops = float(graph.flops[: graph.n_forward].sum())
-        self.evaluated = 0
+        self._own_read = graph.own_read()
 
     def none(self) -> Flags:
         """The plan that recomputes nothing."""
         return np.zeros(self.graph.n_forward, np.uint8)
+
+    def without_unread(self, recompute: Flags) -> Flags:
+        """The plan without recomputations that MXNet fails to run since nobody reads them."""
+        g = self.graph
+        flags = recompute.copy()
+        pool.drop_unread(
+            flags, g.in_ptr, g.in_node, g.in_entry, g.in_ignored, g.visible, self._own_read,
+            g.fails_unread,
+        )  # fmt: skip
+        return flags
+
+    def unread_copies(self, recompute: Flags) -> list[int]:
+        """Forward nodes that are run again though nobody reads their visible outputs."""
+        g = self.graph
+        mark = (recompute & self.markable).astype(np.uint8)
+        order = self.execution_order(mark)
+        counts = self.reference_counts(order, mark)
+        return [
+            int(v)
+            for v in order[order >= g.n_nodes] - g.n_nodes
+            if not any(counts[g.n_entries + e] and g.visible[e] for e in g.entries(v))
+        ]
 
     def execution_order(self, mark: Flags) -> Ints:
         """Nodes in the order in which the engine runs them; ``n + f``: forward node f again."""
@@ -109,7 +131,6 @@ class MXNetModel:
         recomputed = float(g.flops[again].sum())
         for match_range in match_ranges:
             storage, blocks, live, _ = self.allocate(order, counts, mark, match_range)
-            self.evaluated += 1
             total = int(blocks.sum())
             if best is None or total < best.total_bytes:
                 true = pool.true_block_bytes(

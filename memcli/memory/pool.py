@@ -76,6 +76,26 @@ def execution_order(n, in_ptr, in_node, dep_ptr, dep_node, owner, heads, mark):
 
 
 @numba.njit(cache=True)
+def drop_unread(flags, in_ptr, in_node, in_entry, in_ignored, visible, own_read, fails_unread):
+    """Take back the recomputation of forward nodes whose copy nobody would read.
+
+    MXNet runs such a copy all the same, with the request to write nothing (``kNullOp``), and
+    some operators then fail a check (``fails_unread``); those alone are dropped. Changes
+    ``flags``. A copy is read by recomputed readers, and by its own gradient (``own_read``).
+    """
+    wanted = own_read.copy()
+    for node in range(flags.shape[0] - 1, -1, -1):
+        if not flags[node]:
+            continue
+        if fails_unread[node] and not wanted[node]:
+            flags[node] = 0
+            continue
+        for i in range(in_ptr[node], in_ptr[node + 1]):
+            if not in_ignored[i] and visible[in_entry[i]]:
+                wanted[in_node[i]] = 1
+
+
+@numba.njit(cache=True)
 def lower_bound(keys, size, count):
     """First index in ``keys[:count]`` (sorted) that is not less than ``size``."""
     low, high = 0, count

@@ -75,11 +75,11 @@ class Search:
             self.settings.on_progress(text, fraction)
 
     def admissible(self, flags: Flags) -> Flags:
-        """The flags with the user's hints, and without what the engine cannot run twice."""
+        """The flags with the user's hints, and without what the engine cannot run again."""
         flags = (flags & self.graph.can_recompute).astype(np.uint8)
         flags[list(self.hinted_keep)] = 0
         flags[list(self.hinted_again)] = 1
-        return flags
+        return self.model.without_unread(flags)
 
     def consider(
         self,

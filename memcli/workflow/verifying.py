@@ -287,6 +287,14 @@ def verify(
     base_plan.cuts = []
     environment = dict(record.environment) if record else {}
 
+    # MXNet's plain convolution refuses to run for nothing, oneDNN's does not.
+    unread = analysis.model.unread_copies(plan.recompute)
+    onednn = any(analysis.graph.op(v) == "Convolution" for v in unread)
+    if onednn and gpu is None:
+        notes.append(
+            "oneDNN is on: the plan runs convolutions whose copy nobody reads, which MXNet's plain "
+            "code refuses; oneDNN's own buffers are in the measurement"
+        )
     device = "cpu" if gpu is None else f"gpu:{gpu}"
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         results = []
@@ -306,6 +314,7 @@ def verify(
                 "device": device,
                 "seed": seed,
                 "save": str(Path(folder) / f"{name}.npz"),
+                "onednn": onednn,
                 "grad_req": {
                     a["prepared"]: "null" if a["role"] == "label" and not labels else "write"
                     for a in facts.arguments

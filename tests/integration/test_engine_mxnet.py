@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,15 +28,15 @@ BATCH, CHANNELS, SIDE = 4, 16, 24
 MAP_BYTES = BATCH * CHANNELS * SIDE * SIDE * 4
 
 
-def conv_net(blocks: int = 4, marked: tuple[str, ...] = ()) -> str:
+def conv_net(blocks: int = 4, marked: frozenset[str] = frozenset()) -> str:
     """A symbol JSON: ``blocks`` times convolution, BatchNorm and ReLU, then a softmax loss.
 
-    Operators of the kinds in ``marked`` are to be recomputed.
+    The nodes named in ``marked`` are to be recomputed.
     """
     nodes: list[dict[str, Any]] = []
 
     def add(op: str, name: str, inputs: list[int], **attrs: str) -> int:
-        if op in marked:
+        if name in marked:
             attrs["__force_mirroring__"] = "True"
         node: dict[str, Any] = {"op": op, "name": name, "inputs": [[i, 0, 0] for i in inputs]}
         nodes.append(node | ({"attrs": attrs} if attrs else {}))
@@ -80,9 +82,11 @@ def step(folder: Path, name: str, symbol: str, **job: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The same net plain, plain under the ordinary engine, and with BatchNorm and ReLU marked."""
+    """The same net plain, plain under the ordinary engine, and with most of it recomputed."""
     folder = tmp_path_factory.mktemp("steps")
-    marked = conv_net(marked=("BatchNorm", "Activation"))
+    # All but one ReLU, from whose output the backward pass starts again.
+    names = {f"{kind}{i}" for kind in ("conv", "bn", "relu") for i in range(4)} - {"relu1"}
+    marked = conv_net(marked=frozenset(names))
     return {
         "folder": folder,
         "plain": step(folder, "plain", conv_net(), trace=True),
@@ -133,8 +137,9 @@ def test_labels_are_classes_and_gradients_are_not_all_zero(runs: dict[str, Any])
 def test_measured_memory_is_that_of_the_feature_maps(runs: dict[str, Any]) -> None:
     plain = runs["plain"]
     # Convolution and BatchNorm of each block are kept; ReLU works in BatchNorm's buffer or its own.
+    # The books of the C library are good for some KB, which is much for so small a net.
     kept = plain["after_forward_bytes"] / MAP_BYTES
-    assert 8 <= kept < 12.5
+    assert 7.95 < kept < 12.5
     assert plain["peak_bytes"] >= plain["after_backward_bytes"] - MAP_BYTES // 10
     assert plain["bound_bytes"] >= plain["arrays_bytes"] > 0
     saved = plain["peak_bytes"] - runs["marked"]["peak_bytes"]
@@ -148,13 +153,13 @@ def test_trace_grows_and_names_every_operator(runs: dict[str, Any], name: str) -
     rows = [row for part in ("forward", "backward") for row in trace[part]]
     sizes = [size for _, size in rows]
     slack = MAP_BYTES // 20  # the pool only grows; the C library's books move by a few KB
-    assert all(b >= a - slack for a, b in zip(sizes, sizes[1:], strict=False))
+    assert all(b >= a - slack for a, b in itertools.pairwise(sizes))
     assert sizes[-1] == pytest.approx(runs[name]["after_backward_bytes"], abs=slack)
     forward = [output for output, _ in trace["forward"]]
     backward = [output for output, _ in trace["backward"]]
     assert [f"conv{i}_output" for i in range(4)] == [o for o in forward if o.startswith("conv")]
-    assert any(output.startswith("conv2_backward") for output in backward)
-    mirrored = any(output == "relu1_mirror_output" for output in backward)
+    assert any(re.match(r"conv2_(mirror_)?backward", output) for output in backward)
+    mirrored = any(output == "relu2_mirror_output" for output in backward)
     assert mirrored == (name == "marked")
 
 

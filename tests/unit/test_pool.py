@@ -108,6 +108,8 @@ def to_graph(nodes: list[dict[str, Any]], n_forward: int, chance: random.Random)
         flops=np.ones(len(nodes)),
         shape_ptr=np.arange(n_entries + 1),
         shape_dim=np.array([s for n in nodes for s in n["sizes"]], np.int64),
+        fails_unread=np.ones(n_forward, np.uint8),
+        visible=np.ones(n_entries, np.uint8),
         names=[f"n{v}" for v in range(len(nodes))],
         file_names=[f"n{v}" for v in range(n_forward)],
         file_variable=[n["var"] for n in nodes[:n_forward]],
@@ -266,6 +268,21 @@ def test_no_plan_gets_under_the_bound(seed: int, size: int) -> None:
     for _ in range(20):
         mark = np.array([chance.random() < 0.5 for _ in range(size)], np.uint8)
         assert model.evaluate(mark & graph.can_recompute, (1, 4, 16)).total_bytes >= bound
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(3, 20))
+def test_every_recomputed_copy_is_read(seed: int, size: int) -> None:
+    graph = random_graph(seed, size)
+    model = MXNetModel(graph)
+    chance = random.Random(seed)
+    mark = np.array([chance.random() < 0.6 for _ in range(size)], np.uint8) & graph.can_recompute
+    kept = model.without_unread(mark)
+    assert not (kept & ~mark).any()
+    order = model.execution_order(kept)
+    counts = model.reference_counts(order, kept)
+    for node in order[order >= graph.n_nodes] - graph.n_nodes:
+        assert any(counts[graph.n_entries + e] for e in graph.entries(node))
 
 
 def test_more_memory_is_never_reported_than_the_pool_holds() -> None:
