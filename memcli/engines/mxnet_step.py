@@ -19,6 +19,7 @@ monitor callback reads the memory after each one, in the measured and in the con
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import hashlib
 import io
@@ -37,7 +38,12 @@ import numpy as np
 from memcli.engines import live_memory
 from memcli.engines.gpus import check_gpu
 from memcli.engines.mxnet_shim import import_mxnet
-from memcli.engines.mxnet_values import argument_values, read_symbol, state_values
+from memcli.engines.mxnet_values import (
+    argument_values,
+    read_symbol,
+    state_values,
+    undefined_gradients,
+)
 from memcli.engines.process import Progress, engine_text, run_job, worker_main
 from memcli.errors import BadInput, EngineFailed
 
@@ -186,6 +192,12 @@ class Step:
         ]
         self.mx.nd.waitall()
 
+    @functools.cached_property
+    def undefined(self) -> list[int]:
+        """Indices of the arguments whose gradient is made of memory that nothing has written."""
+        names = undefined_gradients(self.symbol)
+        return [i for i, name in enumerate(self.symbol.list_arguments()) if name in names]
+
     def forward(self) -> None:
         """The forward pass, to its end."""
         self.executor.forward(is_train=True)
@@ -222,7 +234,10 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
     - ``outputs``, ``arguments``, ``states``: names in the order of ``save``'s out_0, ..,
       grad_0, .., aux_0, ..; ``gradients``: indices of the arguments that have one
     - ``nonfinite`` {"outputs", "gradients", "states"}: arrays that hold NaN or infinity
-    - ``repeatable``: whether the second step gave the same bits as the first
+    - ``undefined``: indices of arguments whose gradient MXNet makes of unwritten memory (see
+      ``undefined_gradients``); they are in none of the others, ``save`` included
+    - ``repeatable``: whether the second step gave the same bits as the first; ``unstable``: keys
+      of the arrays (as in ``save``) in which it did not
     - ``method`` (how memory was read), ``device``, ``head_gradients`` (ones were needed)
 
     Raises BadInput where the graph does not bind, EngineFailed where the device is no use.
@@ -277,7 +292,7 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
     step.fill()
     step.prepare_heads(needs_heads)
     growth = _measure(step, memory.read, bool(job.get("trace")))
-    repeatable = saved["digest"] == _digest(step)
+    unstable = [key for key, digest in _digests(step) if saved["digests"].get(key) != digest]
     executor_bytes = 0
     own = _EXECUTOR_BYTES * len(symbol.get_internals().list_outputs())
     if gpu is None and own > 0.005 * growth.after_backward:
@@ -304,7 +319,9 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
         "states": symbol.list_auxiliary_states(),
         "gradients": saved["gradients"],
         "nonfinite": saved["nonfinite"],
-        "repeatable": repeatable,
+        "undefined": step.undefined,
+        "repeatable": not unstable,
+        "unstable": unstable,
         "head_gradients": needs_heads,
         "method": memory.method,
         "device": device if gpu is None else f"{device} ({gpu.name})",
@@ -432,14 +449,19 @@ def _results(step: Step) -> list[tuple[str, Any]]:
     """(key, array) of every output, gradient and state."""
     executor = step.executor
     rows = [(f"out_{i}", held) for i, held in enumerate(executor.outputs)]
-    rows += [(f"grad_{i}", a) for i, a in enumerate(executor.grad_arrays) if a is not None]
+    left_out = set(step.undefined)
+    rows += [
+        (f"grad_{i}", held)
+        for i, held in enumerate(executor.grad_arrays)
+        if held is not None and i not in left_out
+    ]
     rows += [(f"aux_{i}", held) for i, held in enumerate(executor.aux_arrays)]
     return rows
 
 
 def _save(step: Step, path: str | None) -> dict[str, Any]:
     """Writes the results one by one (an npz without compression), and looks at each."""
-    digest = hashlib.blake2b(digest_size=16)
+    digests = {}
     bad = {"out": 0, "grad": 0, "aux": 0}
     gradients = []
     archive = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) if path else None
@@ -451,7 +473,7 @@ def _save(step: Step, path: str | None) -> dict[str, Any]:
                 gradients.append(int(index))
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 bad[kind] += 1
-            digest.update(_bytes(values))
+            digests[key] = _digest(values)
             if archive is not None:
                 with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, values, allow_pickle=False)
@@ -470,27 +492,29 @@ def _save(step: Step, path: str | None) -> dict[str, Any]:
         if archive is not None:
             archive.close()
     return {
-        "digest": digest.digest(),
+        "digests": digests,
         "gradients": gradients,
         "nonfinite": {"outputs": bad["out"], "gradients": bad["grad"], "states": bad["aux"]},
     }
 
 
-def _digest(step: Step) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for _, held in _results(step):
-        digest.update(_bytes(held.asnumpy()))
-    return digest.digest()
+def _digests(step: Step) -> list[tuple[str, bytes]]:
+    return [(key, _digest(held.asnumpy())) for key, held in _results(step)]
 
 
-def _bytes(values: Any) -> Any:
-    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+def _digest(values: Any) -> bytes:
+    plain = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    return hashlib.blake2b(plain.data, digest_size=16).digest()
 
 
 def _arrays_bytes(step: Step) -> int:
     executor = step.executor
     arrays = [*executor.arg_arrays, *executor.grad_arrays, *executor.aux_arrays]
-    return sum(int(a.size) * np.dtype(a.dtype).itemsize for a in arrays if a is not None)
+    return sum(
+        int(a.size) * np.dtype(a.dtype).itemsize
+        for a in arrays
+        if a is not None and a.stype == "default"  # sparse ones take what their rows need
+    )
 
 
 def _spare_variables(mx: Any, symbol: Any) -> None:

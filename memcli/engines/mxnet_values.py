@@ -105,6 +105,48 @@ def read_symbol(symbol: Any, shapes: dict[str, tuple[int, ...]]) -> Reader:
     return Reader(uses, known)
 
 
+# Losses that leave the gradient of their label as it was.
+_LEAVES_LABEL = frozenset(
+    {
+        "SoftmaxOutput", "Softmax", "SVMOutput", "LinearRegressionOutput",
+        "LogisticRegressionOutput", "MAERegressionOutput",
+    }
+)  # fmt: skip
+_NO_GRADIENT = frozenset({"BlockGrad", "stop_gradient", "zeros_like", "ones_like"})
+
+
+def undefined_gradients(symbol: Any) -> set[str]:
+    """Arguments whose gradient MXNet computes from memory that nothing has written.
+
+    A loss leaves the gradient of its label as it was. Where the label is an argument and nothing
+    else reads it, those are the zeros of the bind. Where it comes out of an operator (a Reshape,
+    say), or has other readers, the gradient goes on from whatever the pool's block held before.
+    """
+    nodes = json.loads(symbol.tojson())["nodes"]
+    readers = [0] * len(nodes)
+    for node in nodes:
+        for source in node["inputs"]:
+            readers[source[0]] += 1
+    undefined: set[str] = set()
+    seen: set[int] = set()
+    for node in nodes:
+        if node["op"] not in _LEAVES_LABEL or len(node["inputs"]) < 2:
+            continue
+        label = node["inputs"][1][0]
+        if nodes[label]["op"] == "null" and readers[label] == 1:
+            continue
+        waiting = [label]
+        while waiting:
+            number = waiting.pop()
+            if number in seen or nodes[number]["op"] in _NO_GRADIENT:
+                continue
+            seen.add(number)
+            if nodes[number]["op"] == "null":
+                undefined.add(nodes[number]["name"])
+            waiting.extend(source[0] for source in nodes[number]["inputs"])
+    return undefined
+
+
 def argument_values(
     reader: Reader,
     name: str,

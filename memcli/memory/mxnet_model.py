@@ -64,18 +64,24 @@ class MXNetModel:
         )
         self.forward_flops = float(graph.flops[: graph.n_forward].sum())
         self._own_read = graph.own_read()
+        convolution = [graph.op(v) == "Convolution" for v in forward]
+        self._strict = graph.fails_unread | np.array(convolution, np.uint8)
 
     def none(self) -> Flags:
         """The plan that recomputes nothing."""
         return np.zeros(self.graph.n_forward, np.uint8)
 
-    def without_unread(self, recompute: Flags) -> Flags:
-        """The plan without recomputations that MXNet fails to run since nobody reads them."""
+    def without_unread(self, recompute: Flags, *, portable: bool = False) -> Flags:
+        """The plan without recomputations that MXNet fails to run since nobody reads them.
+
+        ``portable``: convolutions among them, which only oneDNN and cuDNN run for nothing; such
+        a plan also runs on MXNet's plain kernels.
+        """
         g = self.graph
         flags = recompute.copy()
         pool.drop_unread(
             flags, g.in_ptr, g.in_node, g.in_entry, g.in_ignored, g.visible, self._own_read,
-            g.fails_unread,
+            self._strict if portable else g.fails_unread,
         )  # fmt: skip
         return flags
 

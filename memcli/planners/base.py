@@ -14,6 +14,8 @@ from memcli.graph.training import Flags, Plan, TrainingGraph
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost, MXNetModel
 
 MATCH_RANGES = (16, 8, 4, 2, 1)
+# A plan that runs on MXNet's plain kernels, too, is preferred up to this much more memory.
+_PORTABLE = 1.03
 
 
 @dataclass
@@ -74,12 +76,12 @@ class Search:
         if self.settings.on_progress:
             self.settings.on_progress(text, fraction)
 
-    def admissible(self, flags: Flags) -> Flags:
+    def admissible(self, flags: Flags, *, portable: bool = False) -> Flags:
         """The flags with the user's hints, and without what the engine cannot run again."""
         flags = (flags & self.graph.can_recompute).astype(np.uint8)
         flags[list(self.hinted_keep)] = 0
         flags[list(self.hinted_again)] = 1
-        return self.model.without_unread(flags)
+        return self.model.without_unread(flags, portable=portable)
 
     def consider(
         self,
@@ -128,8 +130,19 @@ class Search:
     def answer(self, shortlist: int = 8) -> Found:
         """The best candidate under the settings, at its best match range."""
         ranked = sorted(self.tried, key=lambda found: self.key(found.cost))
-        wider = [self.with_environment(found) for found in ranked[:shortlist]]
-        return min([*wider, *ranked], key=lambda found: self.key(found.cost))
+        portable = [f for f in ranked if self.is_portable(f)]
+        short = [*ranked[:shortlist], *portable[:shortlist]]
+        wider = [*(self.with_environment(found) for found in short), *ranked]
+        best = min(wider, key=lambda found: self.key(found.cost))
+        limit = _PORTABLE * best.cost.pool_bytes
+        near = [f for f in wider if f.cost.pool_bytes <= limit and self.is_portable(f)]
+        near = [f for f in near if self.key(f.cost)[:2] <= self.key(best.cost)[:2]]
+        return min(near or [best], key=lambda found: self.key(found.cost))
+
+    def is_portable(self, found: Found) -> bool:
+        """Whether MXNet's plain kernels run the plan, oneDNN's and cuDNN's aside."""
+        flags = found.plan.recompute
+        return bool((self.model.without_unread(flags, portable=True) == flags).all())
 
 
 def match_names(graph: TrainingGraph, globs: Sequence[str], option: str) -> set[int]:

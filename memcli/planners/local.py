@@ -18,9 +18,9 @@ from memcli.planners.base import Found, Search
 from memcli.planners.cutpoints import find_cuts
 
 NAME = "local"
-# Work of a search, in nodes of the joint graph evaluated: about two seconds on one core, the same
+# Work of a search, in nodes of the joint graph evaluated: about three seconds on one core, the same
 # number of steps on every machine, so that the same seed gives the same plan.
-_WORK = 2_000_000
+_WORK = 3_000_000
 _LEAST_STEPS = 40
 
 
@@ -61,8 +61,11 @@ def _changed(flags: Flags, nodes: list[int], chance: random.Random) -> Flags:
     return result
 
 
-def improve(search: Search, start: Found, strategy: str = NAME) -> None:
-    """Search from ``start``; the best plan found is added to the candidates."""
+def improve(search: Search, start: Found, *, portable: bool, strategy: str = NAME) -> None:
+    """Search from ``start``; the best plan found is added to the candidates.
+
+    ``portable``: among plans that MXNet's plain kernels run, too.
+    """
     graph = search.graph
     nodes = candidates(search)
     if not nodes:
@@ -71,7 +74,7 @@ def improve(search: Search, start: Found, strategy: str = NAME) -> None:
     work = graph.n_nodes
     steps = max(_LEAST_STEPS, _WORK // max(1, work))
     ranges = (start.plan.match_range,)
-    best = search.admissible(start.plan.recompute)
+    best = search.admissible(start.plan.recompute, portable=portable)
     cost = search.model.evaluate(best, ranges)
     seen = {best.tobytes()}
     for step in range(steps):
@@ -79,7 +82,7 @@ def improve(search: Search, start: Found, strategy: str = NAME) -> None:
             break
         if step % 64 == 0:
             search.progress("local search", step / steps)
-        flags = search.admissible(_changed(best, nodes, chance))
+        flags = search.admissible(_changed(best, nodes, chance), portable=portable)
         if flags.tobytes() in seen:
             continue
         seen.add(flags.tobytes())
@@ -110,7 +113,7 @@ def run(search: Search) -> None:
     refine(search)
 
 
-def refine(search: Search, starts: int = 2) -> None:
+def refine(search: Search, starts: int = 1) -> None:
     """Improve the best of the plans tried so far."""
     ranked = sorted(search.tried, key=lambda f: search.key(f.cost))
     chosen: list[Found] = []
@@ -121,4 +124,5 @@ def refine(search: Search, starts: int = 2) -> None:
         if len(chosen) == starts:
             break
     for found in chosen:
-        improve(search, search.with_environment(found))
+        for portable in (False, True):
+            improve(search, search.with_environment(found), portable=portable)

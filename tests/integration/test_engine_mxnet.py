@@ -177,6 +177,24 @@ def test_outputs_that_are_no_losses_get_gradients_of_ones(tmp_path: Path) -> Non
 
 
 @needs_mxnet
+def test_gradients_of_unwritten_memory_are_left_out(tmp_path: Path) -> None:
+    raw = json.loads(conv_net(blocks=1))
+    reshape = {"op": "Reshape", "name": "flat", "attrs": {"shape": "(-1,)"}}
+    label = len(raw["nodes"]) - 2
+    raw["nodes"].insert(label + 1, reshape | {"inputs": [[label, 0, 0]]})
+    raw["nodes"][-1]["inputs"][1] = [label + 1, 0, 0]
+    raw["heads"] = [[label + 2, 0, 0]]
+    shapes = {"data": [BATCH, 3, SIDE, SIDE], "softmax_label": [BATCH]}
+    result = step(tmp_path, "label", json.dumps(raw), shapes=shapes)
+    index = result["arguments"].index("softmax_label")
+    assert result["undefined"] == [index]
+    assert index not in result["gradients"]
+    assert result["unstable"] == []
+    with np.load(tmp_path / "label.npz") as arrays:
+        assert f"grad_{index}" not in arrays.files
+
+
+@needs_mxnet
 def test_a_graph_that_does_not_bind_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="MXNet"):
         step(tmp_path, "bad", conv_net(), shapes={"data": [BATCH, 3, SIDE]})
