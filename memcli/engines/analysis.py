@@ -45,6 +45,7 @@ class Analysis:
     loss_heads: int  # losses that were put on for planning, 0 where the graph has its own
     dtype: str
     bound_total_mb: int  # MXNet's own figure of this one bind
+    bind_seconds: float  # what MXNet took for it
 
 
 def ask_mxnet(
@@ -55,15 +56,15 @@ def ask_mxnet(
     marked: Collection[int] | None,
     bind: bool = True,
     losses: bool = True,
-    label_gradients: bool = True,
+    no_gradient: Collection[int] = (),
     environment: dict[str, str] | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[dict[str, Any], int]:
     """The analysis job's result (arrays in ``workdir``) and the number of losses put on.
 
     ``losses``: put a loss on the outputs of a graph that has none; without, such a graph is
-    bound as it is, with the outputs' gradients coming from outside. ``label_gradients``: ask for
-    gradients of labels, too, as the classic planner does; some losses then bind but do not run.
+    bound as it is, with the outputs' gradients coming from outside. ``no_gradient``: positions of
+    variables to bind without a gradient; by default all have one, as the classic planner counts.
 
     Raises:
         BadInput: MXNet refuses the graph or its shapes.
@@ -85,7 +86,7 @@ def ask_mxnet(
         "dtype": request.dtype,
         "dtypes": request.dtypes,
         "bind": bind,
-        "label_gradients": label_gradients,
+        "no_gradient": [f"n{position}" for position in sorted(no_gradient)],
         "environment": environment or {},
     }
     result = run_job(
@@ -100,20 +101,20 @@ def analyze(
     *,
     marked: Collection[int] | None = (),
     losses: bool = True,
-    label_gradients: bool = True,
+    no_gradient: Collection[int] = (),
     on_progress: Progress | None = None,
 ) -> Analysis:
     """Bind the graph once and read its joint training graph.
 
     ``marked``: positions recomputed in the graph that is bound; none by default, so that any
     plan's graph can be derived from it. None keeps the file's own marks. ``losses`` and
-    ``label_gradients``: as for :func:`ask_mxnet`.
+    ``no_gradient``: as for :func:`ask_mxnet`.
     """
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         workdir = Path(folder)
         result, heads = ask_mxnet(
             raw, request, workdir, marked=marked, losses=losses,
-            label_gradients=label_gradients, on_progress=on_progress,
+            no_gradient=no_gradient, on_progress=on_progress,
         )  # fmt: skip
         graph = build(result, workdir / "joint.npz", raw)
     return Analysis(
@@ -129,4 +130,5 @@ def analyze(
         loss_heads=heads,
         dtype=request.dtype or "float32",
         bound_total_mb=result["total_mb"],
+        bind_seconds=result["bind_seconds"],
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) ->
 
     ``job``: ``symbol`` (path of a prepared symbol JSON), ``names`` (original node names by
     position), ``shapes``, ``unnamed_shape``, ``batch``, ``dtype``, ``dtypes``, ``bind`` (False:
-    shapes only), ``label_gradients`` (False: none for labels, as ``Module`` trains).
+    shapes only), ``no_gradient`` (arguments to bind without one).
     """
     os.environ["MXNET_MEM_PLAN_VERBOSE_LOGGING"] = "1"
     os.environ.update(job.get("environment", {}))
@@ -188,13 +189,13 @@ def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) ->
         return result
     progress("binding for training")
     requests = {
-        a["prepared"]: "null"
-        if a["role"] == "label" and not job.get("label_gradients", True)
-        else "write"
+        a["prepared"]: "null" if a["prepared"] in job.get("no_gradient", ()) else "write"
         for a in resolved.arguments
     }
+    started = time.perf_counter()
     try:
         executor, log_bytes = bind(mx, symbol, resolved, requests, simple=sparse)
+        result["bind_seconds"] = time.perf_counter() - started
     except (mx.base.MXNetError, ValueError, RuntimeError) as error:
         raise BadInput(
             f"MXNet cannot bind the graph for training: {_rename(clean_message(error), names)}"

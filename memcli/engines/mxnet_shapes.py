@@ -301,7 +301,13 @@ def resolve_shapes(
         if free[0] in assumed:
             assumed.remove(free[0])
 
-    missing = resolver.missing(known)
+    try:
+        missing = resolver.missing(known)
+    except BadInput:
+        # Some operators fail where they know nothing of their input, rather than wait for it.
+        if not open_inputs or all(a in known for a in open_inputs):
+            raise
+        missing = [a for a in open_inputs if a not in known]
     if missing:
         # Shapes of the file that lack the batch alone: that of the others, or the usual one.
         leading = batch or next((known[a][0] for a in said), DEFAULT_BATCH)
@@ -323,8 +329,6 @@ def resolve_shapes(
                 assumed.extend(guess)
                 missing = []
                 break
-        else:
-            missing = resolver.missing(known)
     if missing:
         wanted = [a for a in missing if resolver.role[a] != "parameter"] or missing
         shown = ", ".join(f"'{resolver.original(a)}'" for a in wanted[:6])

@@ -216,10 +216,12 @@ def find_merged(raw: Mapping[str, Any], present: Mapping[int, int]) -> dict[int,
 
 
 def _original(engine_name: str, names: list[str]) -> str:
-    """``n17_backward`` with the file's name of node 17."""
+    """``n17_backward`` with the file's name of node 17; nodes behind the file's are the loss."""
     head, _, tail = engine_name.partition("_")
-    if head[:1] == "n" and head[1:].isdigit() and int(head[1:]) < len(names):
-        return names[int(head[1:])] + ("_" + tail if tail else "")
+    if head[:1] == "n" and head[1:].isdigit():
+        number = int(head[1:])
+        name = names[number] if number < len(names) else "added_loss"
+        return name + ("_" + tail if tail else "")
     return engine_name
 
 

@@ -22,6 +22,7 @@ from memcli.formats.plan_record import PlanRecord
 from memcli.graph.training import Flags, Plan
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE
 from memcli.memory.stages import stages
+from memcli.rewrites.gradients import without_gradient
 from memcli.rewrites.prepare import prepare
 from memcli.units import format_size
 from memcli.workflow.planning import read_symbol, shape_notes
@@ -30,7 +31,6 @@ Progress = Callable[[str, float | None], None]
 
 # Part of the free memory that a step may take; the rest is for buffers and the other programs.
 _USABLE = 0.8
-NO_LABEL_GRADIENT = frozenset({"softmax_cross_entropy"})
 _NODE_NAME = re.compile(r"n(\d+)(?:_|$)")
 
 
@@ -262,11 +262,10 @@ def verify(
     record = planned.plan()
     source, where = find_original(planned, record, original)
     asked = shapes_to_verify(record, request)
-    # MXNet binds these losses with a gradient for their label, and then refuses to run.
-    labels = not any(node.op in NO_LABEL_GRADIENT for node in planned.nodes)
 
     def analysis_of(file: SymbolFile, shapes: ShapeRequest) -> Analysis:
-        return analyze(file.raw, shapes, label_gradients=labels, on_progress=on_progress)
+        none = without_gradient(file.raw)
+        return analyze(file.raw, shapes, no_gradient=none, on_progress=on_progress)
 
     analysis = analysis_of(planned, asked)
     notes = shape_notes(analysis)
@@ -303,6 +302,7 @@ def verify(
             ("planned", planned, analysis, environment),
         ):
             text, _ = prepare(file.raw, marked=None)
+            none = {f"n{position}" for position in without_gradient(file.raw)}
             path = Path(folder) / f"{name}.json"
             path.write_text(text)
             job = {
@@ -316,7 +316,7 @@ def verify(
                 "save": str(Path(folder) / f"{name}.npz"),
                 "onednn": onednn,
                 "grad_req": {
-                    a["prepared"]: "null" if a["role"] == "label" and not labels else "write"
+                    a["prepared"]: "null" if a["prepared"] in none else "write"
                     for a in facts.arguments
                 },
                 "repeat": 0 if gpu is None else 5,
