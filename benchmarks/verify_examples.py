@@ -1,6 +1,6 @@
 """Plans and verifies every example for real: estimated against measured memory, bit equality.
 
-    python benchmarks/verify_examples.py [--batch resnet-50=4 ...] [--strategy auto]
+    python benchmarks/verify_examples.py [--batch resnet-50=4 ...] [--strategy auto] [--only NAME]
 
 Each example is planned, and one step of the original and of the planned graph is trained on the
 CPU. Prints a row for each, with the largest gap between estimate and measurement of any stage.
@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", action="append", default=[], metavar="NAME=N")
     parser.add_argument("--strategy", default="auto")
+    parser.add_argument("--only", choices=list(BATCHES), help="this example alone")
     options = parser.parse_args()
     batches = dict(BATCHES)
     for text in options.batch:
@@ -43,6 +44,8 @@ def main() -> None:
         ],
     )  # fmt: skip
     for name, batch in batches.items():
+        if options.only not in (None, name):
+            continue
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             out = str(Path(folder) / "planned.json")

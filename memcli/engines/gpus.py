@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from memcli.errors import EngineFailed
 
-# mxnet-cu112 1.9.1 holds machine code for 5.0 to 8.6 and no PTX. Machine code runs on later cards
-# of the same major version (8.7, 8.9) and on no others.
+# mxnet-cu112 1.9.1 holds machine code for these and no PTX. Machine code for 8.6 could run on 8.9,
+# but MXNet's CUDA libraries are older than those cards, and nobody has tried.
 OLDEST_CAPABILITY = (5, 0)
-NEWEST_MAJOR = 8
+NEWEST_CAPABILITY = (8, 6)
 
-_INSTEAD = "Use `memcli verify --cpu`, or a machine with an older card (compute capability 5 to 8)."
+_INSTEAD = "Use `memcli verify --cpu`, or an older card (compute capability 5.0 to 8.6)."
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Gpu:
         """Whether MXNet 1.9.1's CUDA build has machine code for this card."""
         if self.capability is None:
             return True  # the engine will tell
-        return self.capability >= OLDEST_CAPABILITY and self.capability[0] <= NEWEST_MAJOR
+        return OLDEST_CAPABILITY <= self.capability <= NEWEST_CAPABILITY
 
 
 def list_gpus(timeout: float = 20.0) -> list[Gpu]:
