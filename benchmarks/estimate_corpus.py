@@ -1,11 +1,11 @@
 """Estimate against MXNet over a folder of symbol files: unplanned, and under plans.
 
-    python benchmarks/estimate_corpus.py FOLDER [--plans 2] [--only GLOB] [--batch N]
+    python benchmarks/estimate_corpus.py FOLDER [--plans 2] [--only GLOB ...] [--batch N]
 
 For each file: one bind without marks gives the training graph; the memory model's figure for it
-is compared with MXNet's ``Total N MB``. Then plans (the best of the classic search, and random
-ones) are estimated without binding and compared with a real bind of the marked graph. Input
-shapes come from an ``index.tsv`` in the folder where there is one, else as for ``memcli plan``.
+is compared with MXNet's ``Total N MB``. Then plans (the classic search's, and random ones) are
+estimated without binding and compared with a real bind of the marked graph. Input shapes come
+from an ``index.tsv`` in the folder where there is one, else as for ``memcli plan``.
 Prints a row for each file that is not exact, and the summary.
 """
 
@@ -19,7 +19,7 @@ import random
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,9 @@ def index_shapes(folder: Path) -> dict[str, dict[str, list[int]]]:
     return result
 
 
-def check(
-    path: Path, shapes: dict[str, list[int]], plans: int, batch: int | None
-) -> dict[str, Any]:
+def check(path: Path, shapes: dict[str, list[int]], options: argparse.Namespace) -> dict[str, Any]:
     """All comparisons of one file."""
+    plans, batch = options.plans, options.batch
     row: dict[str, Any] = {"path": path.name, "compared": []}
     try:
         source = read_symbol(str(path))
@@ -73,8 +72,10 @@ def check(
         row["compared"].append(("unplanned", base.total_mb, analysis.bound_total_mb))
         candidates = []
         if plans:
-            found, _ = search_plan(analysis.graph, model, "auto", Settings(environment="default"))
-            candidates.append(("auto", found.plan.recompute))
+            found, _ = search_plan(
+                analysis.graph, model, options.strategy, Settings(environment="default")
+            )
+            candidates.append((options.strategy, found.plan.recompute))
             row["planned_mb"] = found.cost.total_mb
         chance = random.Random(path.name)
         for number in range(plans - 1):
@@ -97,11 +98,21 @@ def check(
     return row
 
 
+def show(row: dict[str, Any]) -> None:
+    """A line for a file that is not exact or was refused."""
+    for name, estimate, real in row["compared"]:
+        if estimate != real:
+            print(f"off   {row['path']} {name}: estimate {estimate}, MXNet {real}", flush=True)
+    if "error" in row:
+        print(f"error {row['path']}: {row['error']}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--plans", type=int, default=2)
-    parser.add_argument("--only", default="*")
+    parser.add_argument("--only", action="append", metavar="GLOB", help="these files; repeatable")
+    parser.add_argument("--strategy", default="memonger", help="of the first plan")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
@@ -111,24 +122,20 @@ def main() -> None:
         for p in options.folder.iterdir()
         if p.name.endswith((".json", ".json.gz"))
         and not p.name.endswith(".shapes.json")
-        and fnmatch.fnmatch(p.name, options.only)
+        and any(fnmatch.fnmatch(p.name, glob) for glob in options.only or ["*"])
     )
+    rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(options.workers) as pool:
-        rows = list(
-            pool.map(
-                lambda p: check(p, shapes.get(p.name, {}), options.plans, options.batch), paths
-            )
-        )
+        running = [pool.submit(check, p, shapes.get(p.name, {}), options) for p in paths]
+        for done in as_completed(running):
+            rows.append(done.result())
+            show(rows[-1])
     errors = [r for r in rows if "error" in r]
     bound = [r for r in rows if r["compared"]]
     exact = {True: 0, False: 0}
     for row in bound:
-        for name, estimate, real in row["compared"]:
+        for _, estimate, real in row["compared"]:
             exact[estimate == real] += 1
-            if estimate != real:
-                print(f"off   {row['path']} {name}: estimate {estimate}, MXNet {real}")
-    for row in errors:
-        print(f"error {row['path']}: {row['error']}")
     all_exact = sum(all(e == m for _, e, m in r["compared"]) for r in bound)
     print(
         f"{len(rows)} files, {len(bound)} bound, {len(errors)} refused; graphs exact in all "
