@@ -141,11 +141,7 @@ def get_cost(sym: Symbol, type_dict: TypeDict | None = None, **shapes: Shape) ->
 
     subject = _subject(sym, type_dict, shapes)
     graph = subject.analysis.graph
-    marked = {
-        position
-        for position, (_, value) in subject.source.existing_marks().items()
-        if value.strip().lower() in ("true", "1")
-    }
+    marked = subject.source.marked()
     if any((merged in marked) != (stays in marked) for merged, stays in graph.alias.items()):
         # MXNet merges equal nodes, but not where their marks differ: not the graph analyzed.
         return _bound_cost(subject)

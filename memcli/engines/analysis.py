@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from memcli.engines.process import run_job
-from memcli.formats.symbol_text import parse_symbol_text, symbol_text
 from memcli.graph.training import TrainingGraph
 from memcli.memory.mxnet_graph import build
 from memcli.memory.mxnet_model import MXNetModel
@@ -70,12 +69,7 @@ def ask_mxnet(
         BadInput: MXNet refuses the graph or its shapes.
         EngineFailed: MXNet is missing or crashed.
     """
-    text, heads = prepare(raw, marked=marked)
-    if heads and not losses:
-        content = parse_symbol_text(text.encode(), "the symbol")
-        content["nodes"] = content["nodes"][: len(raw["nodes"])]
-        content["heads"] = raw["heads"]
-        text, heads = symbol_text(content).decode(), 0
+    text, heads = prepare(raw, marked=marked, losses=losses)
     (workdir / "prepared.json").write_text(text)
     job = {
         "symbol": str(workdir / "prepared.json"),

@@ -114,6 +114,11 @@ class SymbolFile:
                     break
         return found
 
+    def marked(self) -> set[int]:
+        """Positions of the nodes that the file marks for recomputation."""
+        marks = self.existing_marks().items()
+        return {p for p, (_, value) in marks if value.strip().lower() in ("true", "1")}
+
     def plan(self) -> PlanRecord | None:
         """The plan that the file carries, or None.
 

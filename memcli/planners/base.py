@@ -6,12 +6,14 @@ import fnmatch
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
 from memcli.errors import BadInput
 from memcli.graph.training import Flags, Plan, TrainingGraph
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost, MXNetModel
+from memcli.planners.cutpoints import CutPoint, find_cuts
 
 MATCH_RANGES = (16, 8, 4, 2, 1)
 # A plan that runs on MXNet's plain kernels, too, is preferred up to this much more memory.
@@ -64,6 +66,11 @@ class Search:
                 )
         self.tried: list[Found] = []
         self.evaluated = 0
+
+    @cached_property
+    def cuts(self) -> list[CutPoint]:
+        """All places where the graph can be cut; found once for all strategies."""
+        return find_cuts(self.graph)
 
     @property
     def out_of_time(self) -> bool:

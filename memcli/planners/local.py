@@ -15,7 +15,6 @@ import numpy as np
 from memcli.graph.training import Flags
 from memcli.planners import memonger
 from memcli.planners.base import Found, Search
-from memcli.planners.cutpoints import find_cuts
 
 NAME = "local"
 # Work of a search, in nodes of the joint graph evaluated: about three seconds on one core, the same
@@ -27,7 +26,7 @@ _LEAST_STEPS = 40
 def candidates(search: Search) -> list[int]:
     """Forward nodes worth keeping: those that cuts are made of, and those that pin nothing."""
     graph = search.graph
-    nodes = {v for cut in find_cuts(graph) for v in cut.nodes}
+    nodes = {v for cut in search.cuts for v in cut.nodes}
     saved = graph.saved_entries()
     for v in range(graph.n_forward):
         if graph.can_recompute[v] and any(saved[e] for e in graph.entries(v)):
@@ -96,7 +95,7 @@ def improve(search: Search, start: Found, *, portable: bool, strategy: str = NAM
 
 def kept_cuts(search: Search, flags: Flags) -> list[list[int]]:
     """The cuts of the graph all of whose nodes the plan keeps, for the table of stages."""
-    cuts = [c for c in find_cuts(search.graph) if all(not flags[v] for v in c.nodes)]
+    cuts = [c for c in search.cuts if all(not flags[v] for v in c.nodes)]
     result: list[list[int]] = []
     for cut in cuts:
         # neighbours that keep the same tensors are one cut

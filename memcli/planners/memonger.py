@@ -6,7 +6,7 @@ import numpy as np
 
 from memcli.graph.training import Flags
 from memcli.planners.base import Search
-from memcli.planners.cutpoints import CutPoint, cut_pass, families, find_cuts, recompute_all_but
+from memcli.planners.cutpoints import CutPoint, cut_pass, families, recompute_all_but
 from memcli.planners.thresholds import (
     ClassicPass,
     ClassicRow,
@@ -88,7 +88,7 @@ def search_cuts(search: Search, strategy: str = NAME) -> None:
         found.plan.notes["threshold_mb"] = threshold >> 20
 
     chosen = [t << 20 for t in search.settings.thresholds]
-    sets = families(find_cuts(graph))
+    sets = families(search.cuts)
     for number, family in enumerate(sets):
         search.progress("searching cuts", number / len(sets))
 

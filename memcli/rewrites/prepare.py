@@ -17,12 +17,15 @@ def attribute_dicts(node: dict[str, Any]) -> list[dict[str, str]]:
     return [node[key] for key in ("attrs", "attr", "param") if isinstance(node.get(key), dict)]
 
 
-def prepare(raw: dict[str, Any], *, marked: Collection[int] | None) -> tuple[str, int]:
+def prepare(
+    raw: dict[str, Any], *, marked: Collection[int] | None, losses: bool = True
+) -> tuple[str, int]:
     """Symbol JSON text to bind, and the number of loss heads that were put on.
 
     Node ``i`` is renamed to ``n{i}``: names repeat in real files and what an engine reports is
     told apart by name. ``marked`` holds the positions to recompute; None keeps the file's own
-    marks. Names do not enter MXNet's memory plan.
+    marks. ``losses``: whether a graph without a loss gets one. Names do not enter MXNet's memory
+    plan.
     """
     raw = copy.deepcopy(raw)
     mark = set(marked) if marked is not None else None
@@ -41,7 +44,7 @@ def prepare(raw: dict[str, Any], *, marked: Collection[int] | None) -> tuple[str
                 node[place] = {}
             node[place]["__force_mirroring__"] = "True"
     heads = 0
-    if not has_loss(raw):
+    if losses and not has_loss(raw):
         heads = add_loss_heads(raw)
         for position in range(len(raw["nodes"]) - 3 * heads, len(raw["nodes"])):
             raw["nodes"][position]["name"] = f"n{position}"

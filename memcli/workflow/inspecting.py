@@ -18,7 +18,7 @@ from memcli.memory.breakdown import Split, forward_op, live_at_peak
 from memcli.memory.stages import Stage, kept_entries, stages
 from memcli.units import format_size
 from memcli.workflow.planning import environment_of, read_symbol
-from memcli.workflow.verifying import file_marks_count, plan_of_file, shapes_to_verify
+from memcli.workflow.verifying import plan_of_file, shapes_to_verify
 
 Progress = Callable[[str, float | None], None]
 
@@ -153,7 +153,7 @@ def inspect(
         on_progress("compiling the memory model (first run only)", None)
     model = analysis.model
     plan = plan_of_file(analysis, source)
-    has_plan = record is not None or file_marks_count(source) > 0
+    has_plan = record is not None or bool(source.marked())
     # What MXNet never recomputes stays kept, marked or not.
     plan = dataclasses.replace(plan, recompute=(plan.recompute & model.markable).astype(np.uint8))
     bare = Plan("none", model.none(), plan.cuts)
@@ -171,7 +171,7 @@ def inspect(
         facts = PlanFacts(
             strategy=plan.strategy,
             environment=dict(record.environment) if record else environment_of(plan),
-            marked=file_marks_count(source),
+            marked=len(source.marked()),
             recomputed=int(again.sum()),
             record=record,
         )
@@ -335,7 +335,7 @@ def _nodes(analysis: Analysis, source: SymbolFile, again: Flags) -> list[NodeRow
     graph = analysis.graph
     node_of = graph.node_of_position()
     sizes = graph.node_bytes()
-    marks = source.existing_marks()
+    marks = source.marked()
     rows = []
     for position, node in enumerate(source.nodes):
         if node.is_variable:
@@ -344,7 +344,7 @@ def _nodes(analysis: Analysis, source: SymbolFile, again: Flags) -> list[NodeRow
         if found is None:
             rows.append(NodeRow(position, node.name, node.op, None, None, "unused"))
             continue
-        marked = marks.get(position, ("", ""))[1].strip().lower() in ("true", "1")
+        marked = position in marks
         mark = "merged" if position in graph.alias else ""
         if again[found]:
             mark = "recomputed"

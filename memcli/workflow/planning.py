@@ -88,9 +88,7 @@ def unplanned(source: SymbolFile, notes: list[str]) -> SymbolFile:
     if source.plan() is not None:
         notes.append("the file carries a plan already; the graph is planned anew without it")
         source = source.stripped()
-    foreign = sum(
-        value.strip().lower() in ("true", "1") for _, value in source.existing_marks().values()
-    )
+    foreign = len(source.marked())
     if foreign:
         notes.append(
             f"the file marks {foreign} nodes for recomputation; the plan takes their place"

@@ -136,9 +136,9 @@ def file_flags(analysis: Analysis, source: SymbolFile) -> Flags:
     graph = analysis.graph
     flags = np.zeros(graph.n_forward, np.uint8)
     node_of = graph.node_of_position()
-    for position, (_, value) in source.existing_marks().items():
+    for position in source.marked():
         node = node_of.get(graph.alias.get(position, position))
-        if node is not None and value.strip().lower() in ("true", "1"):
+        if node is not None:
             flags[node] = 1
     return flags
 
@@ -390,18 +390,12 @@ def _same_graph(planned: SymbolFile, source: SymbolFile) -> bool:
     """Whether both files hold the same nodes in the same places."""
     if planned.node_count != source.node_count or planned.heads != source.heads:
         return False
-    if file_marks_count(source):
+    if source.marked():
         return False
     return all(
         a.op == b.op and a.name == b.name and a.inputs == b.inputs
         for a, b in zip(planned.nodes, source.nodes, strict=True)
     )
-
-
-def file_marks_count(source: SymbolFile) -> int:
-    """How many nodes the file itself marks for recomputation."""
-    marks = source.existing_marks().values()
-    return sum(value.strip().lower() in ("true", "1") for _, value in marks)
 
 
 def check_comparable(original: Analysis, planned: Analysis, where: str) -> None:
