@@ -55,6 +55,7 @@ class TrainingGraph:
     ignores_all: Flags
     is_grad_add: Flags
     can_recompute: Flags  # over forward nodes: the engine may run it twice
+    can_barrier: Flags  # over forward nodes: an identity may be put behind it
     fails_unread: Flags  # over forward nodes: cannot be run for nothing
     flops: NDArray[np.float64]  # floating-point operations of each node
     shape_ptr: Ints  # entries + 1: dimensions of entry e are shape_dim[shape_ptr[e]:...]
@@ -133,10 +134,10 @@ class TrainingGraph:
 
 @dataclass
 class Plan:
-    """What to recompute: a flag for each forward node, and what the engine must run with."""
+    """What to recompute: a mark for each forward node, and what the engine must run with."""
 
     strategy: str
-    recompute: Flags  # over forward nodes
+    recompute: Flags  # over forward nodes: 0 kept, 1 recomputed, 2 recomputed behind a barrier
     cuts: list[list[int]] = field(default_factory=list)  # kept forward nodes, a list for each cut
     match_range: int = 16
     notes: dict[str, Any] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from memcli.graph.flops import backward_flops, forward_flops
-from memcli.graph.training import Kind, TrainingGraph
+from memcli.graph.training import Flags, Kind, TrainingGraph
 from memcli.memory import mxnet_operators as table
 from memcli.memory.pool import DYNAMIC, EXTERNAL
 
@@ -143,6 +143,7 @@ def build(result: Mapping[str, Any], arrays_path: Path, raw: Mapping[str, Any]) 
         ignores_all=ignores_all,
         is_grad_add=is_add[kind].astype(np.uint8),
         can_recompute=recompute,
+        can_barrier=np.zeros(n_forward, np.uint8),
         fails_unread=unread,
         flops=np.zeros(n, np.float64),
         visible=_visible(a["internals"], position, first),
@@ -156,7 +157,35 @@ def build(result: Mapping[str, Any], arrays_path: Path, raw: Mapping[str, Any]) 
     )
     graph.alias = find_merged(raw, graph.node_of_position())
     graph.flops = _count_flops(graph)
+    graph.can_barrier = _can_barrier(graph)
     return graph
+
+
+def _can_barrier(graph: TrainingGraph) -> Flags:
+    """Flags over forward nodes: where an identity may be put between a node and its readers.
+
+    Outputs of the graph keep their names, so no head qualifies, nor does what only a loss that
+    was put on for planning reads; a node without a gradient has nothing to recompute for.
+    """
+    n_forward = graph.n_forward
+    result = np.zeros(n_forward, np.uint8)
+    has_gradient = np.zeros(n_forward, bool)
+    owners = graph.owner[n_forward:]
+    has_gradient[owners[owners >= 0]] = True
+    read = np.zeros(n_forward, bool)
+    for v in range(n_forward):
+        own = 0 <= graph.position[v] < len(graph.file_names)
+        for i in range(graph.in_ptr[v], graph.in_ptr[v + 1]):
+            source, entry = graph.in_node[i], graph.in_entry[i]
+            if not own:
+                has_gradient[source] = False
+            elif not graph.in_ignored[i]:
+                read[source] = True
+            if graph.external[entry] or graph.elements[entry] < 0:
+                has_gradient[source] = False
+    result[graph.can_recompute.astype(bool) & has_gradient & read] = 1
+    result[graph.entry_node[graph.outputs[: graph.n_forward_outputs]]] = 0
+    return result
 
 
 def _visible(

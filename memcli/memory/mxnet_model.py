@@ -52,8 +52,9 @@ class Timeline:
 class MXNetModel:
     """Evaluates plans of one training graph.
 
-    A plan is a flag for each forward node: recompute it. Flags on variables, on Dropout (which
-    MXNet never mirrors) and on nothing else are without effect, as in MXNet.
+    A plan is a mark for each forward node: ``pool.KEPT``, ``AGAIN`` or ``BARRIER`` (recomputed
+    behind a save barrier). Marks on variables, on Dropout (which MXNet never mirrors) and on
+    nothing else are without effect, as in MXNet.
     """
 
     def __init__(self, graph: TrainingGraph) -> None:
@@ -88,7 +89,7 @@ class MXNetModel:
     def unread_copies(self, recompute: Flags) -> list[int]:
         """Forward nodes that are run again though nobody reads their visible outputs."""
         g = self.graph
-        mark = (recompute & self.markable).astype(np.uint8)
+        mark = (recompute * self.markable).astype(np.uint8)
         order = self.execution_order(mark)
         counts = self.reference_counts(order, mark)
         return [
@@ -129,7 +130,7 @@ class MXNetModel:
     ) -> Cost:
         """Cost of a plan at the best of ``match_ranges`` (``NNVM_EXEC_MATCH_RANGE``)."""
         g = self.graph
-        mark = (recompute & self.markable).astype(np.uint8)
+        mark = (recompute * self.markable).astype(np.uint8)
         order = self.execution_order(mark)
         counts = self.reference_counts(order, mark)
         best: Cost | None = None
@@ -155,7 +156,7 @@ class MXNetModel:
     def timeline(self, recompute: Flags, match_range: int = DEFAULT_MATCH_RANGE) -> Timeline:
         """How the pool fills while the plan runs; MXNet allocates a block at its first use."""
         g = self.graph
-        mark = (recompute & self.markable).astype(np.uint8)
+        mark = (recompute * self.markable).astype(np.uint8)
         order = self.execution_order(mark)
         counts = self.reference_counts(order, mark)
         storage, blocks, _, _ = self.allocate(order, counts, mark, match_range)

@@ -8,6 +8,12 @@ Everything here is compiled by numba and works on the arrays of
 :class:`memcli.graph.training.TrainingGraph`. Numbering: nodes ``0..n-1`` are the joint graph of
 the graph without marks; the recomputed copy (mirror) of forward node ``f`` is ``n + f``. Entries
 (tensors) alike: the copy of entry ``e`` is ``m + e``.
+
+``mark`` says what a plan does with each forward node: 0 kept, 1 (AGAIN) recomputed, 2 (BARRIER)
+recomputed behind a save barrier. A save barrier is an identity (``_copy``) behind the node, which
+is kept and which all readers of the node read: the node's own gradient has the recomputed copy,
+everybody else the kept output. Identities share their input's block in both directions, so the
+pool is the same as if nobody had put them there and readers were told apart by the mark alone.
 """
 
 from __future__ import annotations
@@ -19,20 +25,25 @@ BAD = -1
 EXTERNAL = -2
 DYNAMIC = -3
 
+KEPT = 0
+AGAIN = 1
+BARRIER = 2
+
 
 @numba.njit(cache=True)
 def mapped(node, of_node, mark, owner, n):
     """The node that ``of_node`` reads where the graph without marks has ``node``.
 
     A recomputed node's copy, and the backward of a recomputed node, read copies where there are
-    some; all others read the originals (``Gradient`` in gradient.cc).
+    some; all others read the originals (``Gradient`` in gradient.cc). Behind a save barrier only
+    the node's own gradient reads the copy.
     """
     if node >= mark.shape[0] or not mark[node]:
         return node
     if of_node >= n:
-        return n + node
+        return n + node if mark[node] == AGAIN else node
     holder = owner[of_node]
-    if holder >= 0 and mark[holder]:
+    if holder >= 0 and mark[holder] and (mark[node] == AGAIN or holder == node):
         return n + node
     return node
 
@@ -91,8 +102,9 @@ def drop_unread(flags, in_ptr, in_node, in_entry, in_ignored, visible, own_read,
             flags[node] = 0
             continue
         for i in range(in_ptr[node], in_ptr[node + 1]):
-            if not in_ignored[i] and visible[in_entry[i]]:
-                wanted[in_node[i]] = 1
+            source = in_node[i]
+            if not in_ignored[i] and visible[in_entry[i]] and source < flags.shape[0]:
+                wanted[source] |= flags[source] != BARRIER
 
 
 @numba.njit(cache=True)
@@ -132,6 +144,13 @@ def reference_counts(
 
 
 @numba.njit(cache=True)
+def _doubled(values):
+    grown = np.zeros(2 * values.shape[0], np.int64)
+    grown[: values.shape[0]] = values
+    return grown
+
+
+@numba.njit(cache=True)
 def allocate(
     order, n, m, first, in_ptr, in_node, in_entry, in_ignored, pair_ptr, pair_in, pair_out,
     pair_identity, ignores_all, variable, elements, itemsize, outputs, n_forward_outputs,
@@ -148,14 +167,18 @@ def allocate(
         if external[e] != 0:
             storage[e] = external[e]
             storage[m + e] = DYNAMIC if external[e] == DYNAMIC else BAD
-    capacity = 1024
-    block_bytes = np.zeros(capacity, np.int64)
-    block_refs = np.zeros(capacity, np.int64)
-    block_live = np.zeros(capacity, np.int64)
+    block_bytes = np.zeros(1024, np.int64)
+    block_refs = np.zeros(1024, np.int64)
+    block_live = np.zeros(1024, np.int64)
     n_blocks = 0
-    free_size = np.zeros(capacity, np.int64)
-    free_block = np.zeros(capacity, np.int64)
-    n_free = 0
+    # Free blocks by size: sizes sorted, and of each size a list in the order of insertion (there
+    # are thousands of free blocks in an unrolled network, but few sizes).
+    class_size = np.zeros(64, np.int64)
+    class_head = np.zeros(64, np.int64)
+    class_tail = np.zeros(64, np.int64)
+    before = np.zeros(1024, np.int64)
+    behind = np.zeros(1024, np.int64)
+    n_classes = 0
     live = 0
     live_peak = 0
     live_step = 0
@@ -219,39 +242,39 @@ def allocate(
             size = elements[e] * 4
             block = -1
             if match_range > 0:
-                begin = lower_bound(free_size, size // match_range, n_free)
-                mid = lower_bound(free_size, size, n_free)
+                begin = lower_bound(class_size, size // match_range, n_classes)
+                mid = lower_bound(class_size, size, n_classes)
                 chosen = -1
-                if mid < n_free and free_size[mid] <= size * match_range:
+                if mid < n_classes and class_size[mid] <= size * match_range:
                     chosen = mid
+                    block = class_head[mid]
+                    class_head[mid] = behind[block]
+                    if behind[block] >= 0:
+                        before[behind[block]] = -1
                 elif mid > begin:
                     chosen = mid - 1
+                    block = class_tail[chosen]
+                    class_tail[chosen] = before[block]
+                    if before[block] >= 0:
+                        behind[before[block]] = -1
+                    else:
+                        class_head[chosen] = -1
                 if chosen >= 0:
-                    block = free_block[chosen]
-                    n_free -= 1
-                    for t in range(chosen, n_free):
-                        free_size[t] = free_size[t + 1]
-                        free_block[t] = free_block[t + 1]
+                    if class_head[chosen] < 0:
+                        n_classes -= 1
+                        for t in range(chosen, n_classes):
+                            class_size[t] = class_size[t + 1]
+                            class_head[t] = class_head[t + 1]
+                            class_tail[t] = class_tail[t + 1]
                     if size > block_bytes[block]:
                         block_bytes[block] = size
             if block < 0:
-                if n_blocks == capacity:
-                    capacity *= 2
-                    grown = np.zeros(capacity, np.int64)
-                    grown[:n_blocks] = block_bytes
-                    block_bytes = grown
-                    grown = np.zeros(capacity, np.int64)
-                    grown[:n_blocks] = block_refs
-                    block_refs = grown
-                    grown = np.zeros(capacity, np.int64)
-                    grown[:n_blocks] = block_live
-                    block_live = grown
-                    grown = np.zeros(capacity, np.int64)
-                    grown[:n_free] = free_size[:n_free]
-                    free_size = grown
-                    grown = np.zeros(capacity, np.int64)
-                    grown[:n_free] = free_block[:n_free]
-                    free_block = grown
+                if n_blocks == block_bytes.shape[0]:
+                    block_bytes = _doubled(block_bytes)
+                    block_refs = _doubled(block_refs)
+                    block_live = _doubled(block_live)
+                    before = _doubled(before)
+                    behind = _doubled(behind)
                 block = n_blocks
                 n_blocks += 1
                 block_bytes[block] = size
@@ -283,14 +306,27 @@ def allocate(
             live -= block_live[block]
             block_live[block] = 0
             size = block_bytes[block]
-            # behind all of the same size: a multimap keeps the order of insertion
-            at = lower_bound(free_size, size + 1, n_free)
-            for t in range(n_free, at, -1):
-                free_size[t] = free_size[t - 1]
-                free_block[t] = free_block[t - 1]
-            free_size[at] = size
-            free_block[at] = block
-            n_free += 1
+            at = lower_bound(class_size, size, n_classes)
+            if at == n_classes or class_size[at] != size:
+                if n_classes == class_size.shape[0]:
+                    class_size = _doubled(class_size)
+                    class_head = _doubled(class_head)
+                    class_tail = _doubled(class_tail)
+                for t in range(n_classes, at, -1):
+                    class_size[t] = class_size[t - 1]
+                    class_head[t] = class_head[t - 1]
+                    class_tail[t] = class_tail[t - 1]
+                n_classes += 1
+                class_size[at] = size
+                class_head[at] = block
+                before[block] = -1
+            else:
+                # behind all of the same size: a multimap keeps the order of insertion
+                last = class_tail[at]
+                behind[last] = block
+                before[block] = last
+            behind[block] = -1
+            class_tail[at] = block
     return storage, block_bytes[:n_blocks], live_peak, live_step
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
 from memcli.memory.mxnet_model import MXNetModel, Timeline
+from memcli.memory.pool import AGAIN, KEPT
 
 
 @dataclass
@@ -63,20 +64,21 @@ def default_cuts(graph: TrainingGraph, wanted: int = 8) -> list[list[int]]:
 def kept_entries(graph: TrainingGraph, recompute: Flags) -> Ints:
     """Over entries: 1 for a tensor of the forward pass that lives until its backward."""
     flags = np.zeros(graph.n_entries, np.int64)
-    marked = recompute.astype(bool)
+    marked = recompute != KEPT
+    hidden = recompute == AGAIN
     for v in range(graph.n_forward, graph.n_nodes):
         owner = int(graph.owner[v])
         for i in range(graph.in_ptr[v], graph.in_ptr[v + 1]):
             source = int(graph.in_node[i])
             if source >= graph.n_forward or graph.variable[source] or graph.in_ignored[i]:
                 continue
-            if not (owner >= 0 and marked[owner] and marked[source]):
+            if not (owner >= 0 and marked[owner] and (hidden[source] or owner == source)):
                 flags[graph.in_entry[i]] = 1
     # what recomputation starts from
     for f in np.flatnonzero(marked):
         for i in range(graph.in_ptr[f], graph.in_ptr[f + 1]):
             source = int(graph.in_node[i])
-            if not graph.variable[source] and not marked[source]:
+            if not graph.variable[source] and not hidden[source]:
                 flags[graph.in_entry[i]] = 1
     return flags
 
@@ -90,7 +92,7 @@ def stages(
     stage = stage_of_nodes(graph, cuts)
     timeline = model.timeline(plan.recompute, plan.match_range)
     n, n_forward = graph.n_nodes, graph.n_forward
-    flags = plan.recompute & model.markable
+    flags = plan.recompute * model.markable
     kept = kept_entries(graph, flags) * graph.entry_bytes
     by_node = np.zeros(n, np.int64)
     np.add.at(by_node, graph.entry_node, kept)

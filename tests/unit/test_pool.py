@@ -105,6 +105,7 @@ def to_graph(nodes: list[dict[str, Any]], n_forward: int, chance: random.Random)
         ignores_all=np.zeros(len(nodes), np.uint8),
         is_grad_add=np.zeros(len(nodes), np.uint8),
         can_recompute=np.array([not n["var"] for n in nodes[:n_forward]], np.uint8),
+        can_barrier=np.ones(n_forward, np.uint8),
         flops=np.ones(len(nodes)),
         shape_ptr=np.arange(n_entries + 1),
         shape_dim=np.array([s for n in nodes for s in n["sizes"]], np.int64),

@@ -1,0 +1,203 @@
+"""Edits to a symbol's content that can be taken back: inserted identities and rewired inputs.
+
+What an edit replaced travels in attributes of the nodes that it touched, by node names, so that
+it can be undone on a file that MXNet saved anew (and numbered anew), as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from memcli.errors import BadInput
+from memcli.formats.symbol_check import attribute_keys
+
+# On a node that memcli put in: the identity is bypassed and dropped when the plan is taken off.
+INSERTED_KEY = "__memcli_inserted__"
+# On a node whose inputs memcli changed: JSON {"inputs": [[name, output], ...], "attrs": {...}}.
+REWIRED_KEY = "__memcli_original_inputs__"
+
+_IDENTITY = "_copy"
+_MEND = "plan the original again"
+
+Raw = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rewiring:
+    """New inputs of the node at ``position``: (position, output) pairs, and changed attributes."""
+
+    position: int
+    inputs: Sequence[tuple[int, int]]
+    attrs: Mapping[str, str] = field(default_factory=dict)
+
+
+def rewire(raw: Raw, changes: Sequence[Rewiring]) -> Raw:
+    """The content with other inputs for some nodes; positions stay as they were.
+
+    The nodes that lose an input must be told apart by name, or the change could not be undone.
+    """
+    nodes = list(raw["nodes"])
+    for change in changes:
+        node = dict(nodes[change.position])
+        table = next((t for t in attribute_keys(node)), "attrs")
+        attributes = dict(node.get(table, {}))
+        before = {
+            "inputs": [[nodes[i[0]]["name"], i[1] if len(i) > 1 else 0] for i in node["inputs"]],
+            "attrs": {key: attributes[key] for key in change.attrs if key in attributes},
+        }
+        attributes.update(change.attrs)
+        attributes.setdefault(REWIRED_KEY, json.dumps(before, separators=(",", ":")))
+        node[table] = attributes
+        node["inputs"] = [[p, output, 0] for p, output in change.inputs]
+        nodes[change.position] = node
+    return {**raw, "nodes": nodes}
+
+
+def insert_identities(
+    raw: Raw, after: Collection[int], suffix: str = "_kept"
+) -> tuple[Raw, dict[int, int]]:
+    """An identity behind each output that is read of the nodes at positions ``after``.
+
+    All readers of those outputs read the identities instead; the graph's own outputs stay. Each
+    identity stands right behind its node.
+
+    Returns:
+        The new content, and the new position of each old one.
+    """
+    chosen = set(after)
+    old: list[Raw] = raw["nodes"]
+    names = {node["name"] for node in old}
+    read: dict[int, set[int]] = {}
+    for node in old:
+        for source in node["inputs"]:
+            if source[0] in chosen:
+                read.setdefault(source[0], set()).add(source[1] if len(source) > 1 else 0)
+    moved: dict[int, int] = {}
+    barrier: dict[tuple[int, int], int] = {}
+    nodes: list[Raw] = []
+    origin: list[int | None] = []
+    for position, node in enumerate(old):
+        moved[position] = len(nodes)
+        nodes.append(dict(node))
+        origin.append(position)
+        outputs = sorted(read.get(position, ()))
+        for output in outputs:
+            name = node["name"] + suffix + (str(output) if len(outputs) > 1 else "")
+            while name in names:
+                name += "_"
+            names.add(name)
+            barrier[position, output] = len(nodes)
+            nodes.append(
+                {
+                    "op": _IDENTITY,
+                    "name": name,
+                    "attrs": {INSERTED_KEY: "1"},
+                    "inputs": [[moved[position], output, 0]],
+                }
+            )
+            origin.append(None)
+    for place, node in enumerate(nodes):
+        if origin[place] is None:
+            continue
+        node["inputs"] = [
+            [barrier.get((i[0], i[1] if len(i) > 1 else 0), moved[i[0]])]
+            + ([0, *i[2:]] if (i[0], i[1] if len(i) > 1 else 0) in barrier else list(i[1:]))
+            for i in node["inputs"]
+        ]
+        if "control_deps" in node:
+            node["control_deps"] = [moved[p] for p in node["control_deps"]]
+    return _renumbered(raw, nodes, moved, origin), moved
+
+
+def undo(raw: Raw, where: str) -> Raw:
+    """The content as it was before :func:`rewire` and :func:`insert_identities`.
+
+    Raises:
+        BadInput: what an edit wrote down does not fit the graph any more; begins with ``where``.
+    """
+    old: list[Raw] = raw["nodes"]
+    inserted = {p for p, node in enumerate(old) if _attribute(node, INSERTED_KEY) is not None}
+    rewired = [p for p, node in enumerate(old) if _attribute(node, REWIRED_KEY) is not None]
+    if not inserted and not rewired:
+        return raw
+    for p in inserted:
+        if old[p]["op"] != _IDENTITY or len(old[p]["inputs"]) != 1:
+            raise BadInput(f"{where}: nodes[{p}]: {INSERTED_KEY} is on no identity", _MEND)
+
+    def root(source: Sequence[int]) -> list[int]:
+        entry = list(source)
+        for _ in range(len(old)):
+            if entry[0] not in inserted:
+                return entry
+            entry = list(old[entry[0]]["inputs"][0])
+        raise BadInput(f"{where}: nodes[{source[0]}]: identities in a circle", _MEND)
+
+    moved: dict[int, int] = {}
+    for p in range(len(old)):
+        if p not in inserted:
+            moved[p] = len(moved)
+    by_name: dict[str, int] = {}
+    if rewired:
+        by_name = {node["name"]: moved[p] for p, node in enumerate(old) if p not in inserted}
+    nodes = []
+    for p, node in enumerate(old):
+        if p in inserted:
+            continue
+        node = dict(node)
+        node["inputs"] = [[moved[s[0]], *s[1:]] for s in map(root, node["inputs"])]
+        if "control_deps" in node:
+            node["control_deps"] = [moved[root([c])[0]] for c in node["control_deps"]]
+        text = _attribute(node, REWIRED_KEY)
+        if text is not None:
+            _restore(node, text, by_name, f"{where}: nodes[{p}]: {REWIRED_KEY}")
+        nodes.append(node)
+    heads = [root(head) for head in raw["heads"]]
+    return _renumbered({**raw, "heads": heads}, nodes, moved, list(moved))
+
+
+def _attribute(node: Raw, key: str) -> str | None:
+    for table in attribute_keys(node):
+        if key in node[table]:
+            return node[table][key]
+    return None
+
+
+def _restore(node: Raw, text: str, by_name: Mapping[str, int], where: str) -> None:
+    """Give ``node`` back the inputs and attributes that ``text`` holds."""
+    try:
+        before = json.loads(text)
+        inputs = [[by_name[name], int(output), 0] for name, output in before["inputs"]]
+        attrs = {str(key): str(value) for key, value in before["attrs"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise BadInput(f"{where}: does not fit the graph", _MEND) from error
+    node["inputs"] = inputs
+    for table in attribute_keys(node):
+        if REWIRED_KEY in node[table]:
+            node[table] = {k: v for k, v in node[table].items() if k != REWIRED_KEY}
+        for key, value in attrs.items():
+            if key in node[table]:
+                node[table] = {**node[table], key: value}
+
+
+def _renumbered(
+    raw: Raw, nodes: list[Raw], moved: Mapping[int, int], origin: Sequence[int | None]
+) -> Raw:
+    """The content around new ``nodes``: heads, the list of variables and the row index."""
+    result = {**raw, "nodes": nodes}
+    result["heads"] = [[moved[h[0]], *h[1:]] for h in raw["heads"]]
+    if isinstance(raw.get("arg_nodes"), list):
+        result["arg_nodes"] = [moved[p] for p in raw["arg_nodes"] if p in moved]
+    rows = raw.get("node_row_ptr")
+    if isinstance(rows, list) and len(rows) == len(raw["nodes"]) + 1:
+        # an identity has one output
+        widths = [1 if p is None else rows[p + 1] - rows[p] for p in origin]
+        total = [0]
+        for width in widths:
+            total.append(total[-1] + width)
+        result["node_row_ptr"] = total
+    else:
+        result.pop("node_row_ptr", None)
+    return result

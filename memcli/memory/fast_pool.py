@@ -1,0 +1,403 @@
+"""The pool once more, arranged for searches that evaluate thousands of plans a second.
+
+Same figures as :mod:`memcli.memory.pool` (a test compares them); what does not depend on the
+plan is worked out once per graph: edges to parameters, which never enter the pool, are left out,
+in-place pairs that can never hold are dropped, each node's outputs are in the order in which the
+engine allocates them, and the forward part of the execution order, which no mark changes, is
+known beforehand.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from memcli.graph.training import TrainingGraph
+from memcli.memory.pool import AGAIN, BAD, execution_order, lower_bound, mapped
+
+Array = NDArray[Any]
+
+
+class Layout(NamedTuple):
+    """What of a graph does not depend on the plan. Nodes and entries are numbered as there."""
+
+    n: int  # nodes
+    m: int  # entries
+    n_forward: int
+    prefix: Array  # forward nodes in execution order
+    visit_ptr: Array  # nodes + 1: what a node waits for, inputs before control dependencies
+    visit_node: Array
+    read_ptr: Array  # nodes + 1: pool entries that a node reads and does not ignore
+    read_node: Array
+    read_entry: Array
+    pair_ptr: Array  # nodes + 1: in-place pairs that can hold
+    pair_node: Array
+    pair_in: Array  # entry
+    pair_slot: Array  # input number
+    pair_out: Array  # entry
+    pair_identity: Array
+    out_ptr: Array  # nodes + 1: outputs in the order of allocation
+    out_entry: Array
+    out_plain: Array  # the same outputs in their own order
+    size: Array  # over entries: bytes, elements counted as 4
+    true: Array  # over entries: bytes
+    owner: Array
+    output_counts: Array  # over entries: how often each is an output of the graph
+    heads: Array  # nodes
+    work: Array  # over forward nodes: cost of running it again
+    ignores_all: Array
+    widest: int  # most in-place pairs of a node
+
+
+class Scratch(NamedTuple):
+    """Working arrays of :func:`run`, so that nothing is allocated per plan."""
+
+    order: Array
+    seen: Array
+    stack: Array
+    cursor: Array
+    counts: Array
+    storage: Array
+    source_ptr: Array
+    source: Array
+    block_size: Array
+    block_refs: Array
+    block_live: Array
+    before: Array
+    behind: Array
+    class_size: Array
+    class_head: Array
+    class_tail: Array
+    taken: Array
+    epoch: Array
+
+
+def layout(graph: TrainingGraph, work: Array | None = None) -> Layout:
+    """The layout of a graph; ``work`` over forward nodes, FLOPs where not given."""
+    n, m, n_forward = graph.n_nodes, graph.n_entries, graph.n_forward
+    none = np.zeros(n_forward, np.uint8)
+    order = execution_order(
+        n, graph.in_ptr, graph.in_node, graph.dep_ptr, graph.dep_node, graph.owner, graph.heads,
+        none,
+    )  # fmt: skip
+    variable = graph.variable.astype(bool)
+    prefix = []
+    for v in order:
+        if v >= n_forward:
+            break
+        if not variable[v]:
+            prefix.append(int(v))
+    pooled = graph.external == 0
+
+    visits: list[list[int]] = []
+    reads: list[list[tuple[int, int]]] = []
+    pairs: list[list[tuple[int, int, int, int, int]]] = []
+    outs: list[list[int]] = []
+    in_ptr, in_node, in_entry = (
+        graph.in_ptr.tolist(), graph.in_node.tolist(), graph.in_entry.tolist(),
+    )  # fmt: skip
+    dep_ptr, dep_node = graph.dep_ptr.tolist(), graph.dep_node.tolist()
+    ignored, first = graph.in_ignored.tolist(), graph.first.tolist()
+    pair_ptr, pair_in, pair_out = (
+        graph.pair_ptr.tolist(), graph.pair_in.tolist(), graph.pair_out.tolist(),
+    )  # fmt: skip
+    elements, itemsize = graph.elements.tolist(), graph.itemsize.tolist()
+    for v in range(n):
+        begin, end = in_ptr[v], in_ptr[v + 1]
+        waits = [*in_node[begin:end], *dep_node[dep_ptr[v] : dep_ptr[v + 1]]]
+        visits.append(list(dict.fromkeys(u for u in waits if not variable[u])))
+        reads.append(
+            [
+                (in_node[i], in_entry[i])
+                for i in range(begin, end)
+                if not ignored[i] and not variable[in_node[i]] and pooled[in_entry[i]]
+            ]
+        )
+        held = []
+        if not variable[v]:
+            for p in range(pair_ptr[v], pair_ptr[v + 1]):
+                slot, out = pair_in[p], first[v] + pair_out[p]
+                if slot >= end - begin or out >= first[v + 1] or not pooled[out]:
+                    continue
+                node, entry = in_node[begin + slot], in_entry[begin + slot]
+                if variable[node] or not pooled[entry] or elements[entry] != elements[out]:
+                    continue
+                if itemsize[entry] != itemsize[out]:
+                    continue
+                held.append((node, entry, slot, out, int(graph.pair_identity[p])))
+        pairs.append(held)
+        own = range(first[v], first[v + 1]) if not variable[v] else range(0)
+        # largest first, of equal ones the last first
+        usable = [e for e in own if pooled[e] and elements[e] >= 0]
+        outs.append(sorted(usable, key=lambda e: (-elements[e], -e)))
+    counts = np.zeros(m, np.int32)
+    np.add.at(counts, graph.outputs, 1)
+
+    def pointers(lists: list[Any]) -> Array:
+        return np.concatenate([[0], np.cumsum([len(x) for x in lists])]).astype(np.int32)
+
+    def flat(values: list[Any]) -> Array:
+        return np.array(values, np.int32)
+
+    listed = [p for held in pairs for p in held]
+    return Layout(
+        n=n, m=m, n_forward=n_forward, prefix=flat(prefix),
+        visit_ptr=pointers(visits), visit_node=flat([u for x in visits for u in x]),
+        read_ptr=pointers(reads), read_node=flat([r[0] for x in reads for r in x]),
+        read_entry=flat([r[1] for x in reads for r in x]),
+        pair_ptr=pointers(pairs), pair_node=flat([p[0] for p in listed]),
+        pair_in=flat([p[1] for p in listed]), pair_slot=flat([p[2] for p in listed]),
+        pair_out=flat([p[3] for p in listed]), pair_identity=flat([p[4] for p in listed]),
+        out_ptr=pointers(outs), out_entry=flat([e for x in outs for e in x]),
+        out_plain=flat([e for x in outs for e in sorted(x)]),
+        size=np.maximum(graph.elements, 0) * 4, true=graph.entry_bytes.astype(np.int64),
+        owner=graph.owner.astype(np.int32), output_counts=counts,
+        heads=graph.heads.astype(np.int32),
+        work=np.asarray(graph.flops[:n_forward] if work is None else work, np.float64),
+        ignores_all=graph.ignores_all,
+        widest=1 + int(np.diff(graph.in_ptr).max(initial=0)),
+    )  # fmt: skip
+
+
+def scratch(lay: Layout) -> Scratch:
+    """Working arrays for a layout."""
+    n, m = lay.n, lay.m
+    int32 = np.int32
+    edges = 2 * len(lay.read_entry) + 1
+    return Scratch(
+        order=np.zeros(2 * n, int32), seen=np.zeros(2 * n, int32), stack=np.zeros(2 * n + 1, int32),
+        cursor=np.zeros(2 * n + 1, int32), counts=np.zeros(2 * m, int32),
+        storage=np.zeros(2 * m, int32), source_ptr=np.zeros(2 * n + 1, int32),
+        source=np.zeros(edges, int32), block_size=np.zeros(2 * m + 1, np.int64),
+        block_refs=np.zeros(2 * m + 1, int32), block_live=np.zeros(2 * m + 1, np.int64),
+        before=np.zeros(2 * m + 1, int32), behind=np.zeros(2 * m + 1, int32),
+        class_size=np.zeros(2 * m + 1, np.int64), class_head=np.zeros(2 * m + 1, int32),
+        class_tail=np.zeros(2 * m + 1, int32), taken=np.zeros(lay.widest, np.uint8),
+        epoch=np.zeros(1, int32),
+    )  # fmt: skip
+
+
+@numba.njit(cache=True)
+def trace(lay, s, mark):
+    """Order of execution and who reads what under a plan, into the scratch arrays.
+
+    Returns ``(steps, work)``: the number of steps, and the cost of what runs again.
+    """
+    # local names: reading a field of a tuple of arrays again and again is slow
+    heads = lay.heads
+    output_counts = lay.output_counts
+    owner = lay.owner
+    prefix = lay.prefix
+    read_entry = lay.read_entry
+    read_node = lay.read_node
+    read_ptr = lay.read_ptr
+    visit_node = lay.visit_node
+    visit_ptr = lay.visit_ptr
+    work = lay.work
+    counts = s.counts
+    cursor = s.cursor
+    order = s.order
+    seen = s.seen
+    source = s.source
+    source_ptr = s.source_ptr
+    stack = s.stack
+    n, m = lay.n, lay.m
+    s.epoch[0] += 1
+    epoch = s.epoch[0]
+    count = 0
+    edges = 0
+    again = 0.0
+    for e in range(m):
+        counts[e] = output_counts[e]
+        counts[m + e] = 0
+    for k in range(prefix.shape[0]):
+        node = prefix[k]
+        seen[node] = epoch
+        order[count] = node
+        source_ptr[count] = edges
+        count += 1
+        for i in range(read_ptr[node], read_ptr[node + 1]):
+            e = read_entry[i]
+            counts[e] += 1
+            source[edges] = e
+            edges += 1
+    for h in range(heads.shape[0]):
+        if seen[heads[h]] == epoch:
+            continue
+        top = 0
+        stack[0] = heads[h]
+        cursor[0] = visit_ptr[heads[h]]
+        seen[heads[h]] = epoch
+        while top >= 0:
+            node = stack[top]
+            base = node - n if node >= n else node
+            k = cursor[top]
+            if k < visit_ptr[base + 1]:
+                nxt = mapped(visit_node[k], node, mark, owner, n)
+                cursor[top] = k + 1
+                if seen[nxt] != epoch:
+                    seen[nxt] = epoch
+                    top += 1
+                    stack[top] = nxt
+                    cursor[top] = visit_ptr[nxt - n if nxt >= n else nxt]
+                continue
+            order[count] = node
+            source_ptr[count] = edges
+            count += 1
+            top -= 1
+            if node >= n:
+                again += work[base]
+            for i in range(read_ptr[base], read_ptr[base + 1]):
+                e = read_entry[i]
+                if mapped(read_node[i], node, mark, owner, n) >= n:
+                    e += m
+                counts[e] += 1
+                source[edges] = e
+                edges += 1
+    source_ptr[count] = edges
+    return count, again
+
+
+@numba.njit(cache=True)
+def fill(lay, s, mark, steps, match_range):
+    """The pool over the traced order: ``(total, live peak)`` in bytes, elements counted as 4
+    for the total."""
+    # local names: reading a field of a tuple of arrays again and again is slow
+    ignores_all = lay.ignores_all
+    out_entry = lay.out_entry
+    out_plain = lay.out_plain
+    out_ptr = lay.out_ptr
+    owner = lay.owner
+    pair_identity = lay.pair_identity
+    pair_in = lay.pair_in
+    pair_node = lay.pair_node
+    pair_out = lay.pair_out
+    pair_ptr = lay.pair_ptr
+    pair_slot = lay.pair_slot
+    sizes = lay.size
+    true = lay.true
+    before = s.before
+    behind = s.behind
+    block_live = s.block_live
+    block_refs = s.block_refs
+    block_size = s.block_size
+    class_head = s.class_head
+    class_size = s.class_size
+    class_tail = s.class_tail
+    counts = s.counts
+    order = s.order
+    source = s.source
+    source_ptr = s.source_ptr
+    storage = s.storage
+    taken = s.taken
+    n, m = lay.n, lay.m
+    for e in range(2 * m):
+        storage[e] = BAD
+    n_blocks = 0
+    n_classes = 0
+    live = 0
+    peak = 0
+    total = 0
+    for k in range(steps):
+        node = order[k]
+        copy = node >= n
+        base = node - n if copy else node
+        shift = m if copy else 0
+        if pair_ptr[base + 1] > pair_ptr[base]:
+            for p in range(pair_ptr[base], pair_ptr[base + 1]):
+                taken[pair_slot[p]] = 0
+            for p in range(pair_ptr[base], pair_ptr[base + 1]):
+                out = pair_out[p] + shift
+                entry = pair_in[p]
+                if mapped(pair_node[p], node, mark, owner, n) >= n:
+                    entry += m
+                block = storage[entry]
+                if block < 0 or taken[pair_slot[p]] or storage[out] != BAD:
+                    continue
+                if counts[out] == 0:
+                    continue
+                if pair_identity[p] or (block_refs[block] == 1 and not ignores_all[base]):
+                    taken[pair_slot[p]] = 1
+                    storage[out] = block
+                    block_refs[block] += counts[out]
+        for j in range(out_ptr[base], out_ptr[base + 1]):
+            entry = out_entry[j]
+            if storage[entry + shift] != BAD:
+                continue
+            size = sizes[entry]
+            block = -1
+            if match_range > 0 and n_classes > 0:
+                mid = lower_bound(class_size, size, n_classes)
+                chosen = -1
+                if mid < n_classes and class_size[mid] <= size * match_range:
+                    chosen = mid
+                    block = class_head[mid]
+                    class_head[mid] = behind[block]
+                    if behind[block] >= 0:
+                        before[behind[block]] = -1
+                elif mid > 0 and class_size[mid - 1] >= size // match_range:
+                    chosen = mid - 1
+                    block = class_tail[chosen]
+                    class_tail[chosen] = before[block]
+                    if before[block] >= 0:
+                        behind[before[block]] = -1
+                    else:
+                        class_head[chosen] = -1
+                if chosen >= 0:
+                    if class_head[chosen] < 0:
+                        n_classes -= 1
+                        for t in range(chosen, n_classes):
+                            class_size[t] = class_size[t + 1]
+                            class_head[t] = class_head[t + 1]
+                            class_tail[t] = class_tail[t + 1]
+                    if size > block_size[block]:
+                        total += size - block_size[block]
+                        block_size[block] = size
+            if block < 0:
+                block = n_blocks
+                n_blocks += 1
+                block_size[block] = size
+                total += size
+            block_refs[block] = counts[entry + shift]
+            block_live[block] = true[entry]
+            live += true[entry]
+            storage[entry + shift] = block
+        if live > peak:
+            peak = live
+        n_sources = source_ptr[k + 1] - source_ptr[k]
+        n_out = out_ptr[base + 1] - out_ptr[base]
+        for i in range(n_sources + n_out):
+            if i < n_sources:
+                block = storage[source[source_ptr[k] + i]]
+                if block < 0:
+                    continue
+                block_refs[block] -= 1
+                if block_refs[block] != 0:
+                    continue
+            else:
+                block = storage[out_plain[out_ptr[base] + i - n_sources] + shift]
+                if block < 0 or block_refs[block] != 0:
+                    continue
+            live -= block_live[block]
+            block_live[block] = 0
+            size = block_size[block]
+            at = lower_bound(class_size, size, n_classes)
+            if at == n_classes or class_size[at] != size:
+                for t in range(n_classes, at, -1):
+                    class_size[t] = class_size[t - 1]
+                    class_head[t] = class_head[t - 1]
+                    class_tail[t] = class_tail[t - 1]
+                n_classes += 1
+                class_size[at] = size
+                class_head[at] = block
+                before[block] = -1
+            else:
+                last = class_tail[at]
+                behind[last] = block
+                before[block] = last
+            behind[block] = -1
+            class_tail[at] = block
+    return total, peak

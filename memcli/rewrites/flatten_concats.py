@@ -1,0 +1,68 @@
+"""Concat flattening: ``Concat(Concat(a, b), c)`` becomes ``Concat(a, b, c)``.
+
+A dense block that is saved as a chain of Concats keeps every intermediate Concat for the next
+one: recomputing the last would recompute the whole chain, and memory grows with the square of
+the depth. Flattened, each Concat starts from the blocks' own outputs (Pleiss et al., "Memory-
+Efficient Implementation of DenseNets", arXiv 1707.06990, shares buffers to the same end).
+
+Rules:
+
+1. Both nodes are ``Concat`` along the same axis, and the outer one reads the inner one's output.
+2. The inner Concat has another reader, so that it stays in the graph: flattening one that has
+   none would save nothing.
+3. The order of what is concatenated stays.
+4. Names that are written down to undo the change are unique in the file.
+
+Exact: Concat only moves data, its gradient only slices it, and the gradients of each piece are
+added in the same order as before (the last reader's first).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memcli.formats.symbol_check import attribute_keys
+from memcli.formats.symbol_edits import Rewiring
+
+_CONCATS = frozenset({"Concat", "concat"})
+
+
+def flatten_concats(raw: dict[str, Any]) -> list[Rewiring]:
+    """The rewirings that flatten a symbol's nested Concats; empty where there are none."""
+    nodes: list[dict[str, Any]] = raw["nodes"]
+    readers: dict[int, int] = {}
+    for node in nodes:
+        for source in {i[0] for i in node["inputs"]}:
+            readers[source] = readers.get(source, 0) + 1
+    for head in raw["heads"]:
+        readers[head[0]] = readers.get(head[0], 0) + 1
+    names: dict[str, int] = {}
+    for node in nodes:
+        names[node["name"]] = names.get(node["name"], 0) + 1
+    flat: dict[int, list[tuple[int, int]]] = {}
+    changes = []
+    # Files may list a node before its inputs; such a Concat is left as it is.
+    for position, node in enumerate(nodes):
+        if node["op"] not in _CONCATS:
+            continue
+        own = [(i[0], i[1] if len(i) > 1 else 0) for i in node["inputs"]]
+        new: list[tuple[int, int]] = []
+        for source, output in own:
+            inner = flat.get(source)
+            if inner is not None and _axis(nodes[source]) == _axis(node) and readers[source] > 1:
+                new += inner
+            else:
+                new.append((source, output))
+        flat[position] = new
+        if new != own and all(names[nodes[source]["name"]] == 1 for source, _ in own):
+            changes.append(Rewiring(position, new, {"num_args": str(len(new))}))
+        elif new != own:
+            flat[position] = own
+    return changes
+
+
+def _axis(node: dict[str, Any]) -> str:
+    for table in attribute_keys(node):
+        if "dim" in node[table]:
+            return str(node[table]["dim"])
+    return "1"
