@@ -1,5 +1,8 @@
 """Edits to a symbol's content that can be taken back: inserted identities and rewired inputs.
 
+An inserted node hands each input on unchanged as the output of the same number: ``_copy`` one,
+``amp_multicast`` several of one type. Both share their inputs' memory in both directions.
+
 What an edit replaced travels in attributes of the nodes that it touched, by node names, so that
 it can be undone on a file that MXNet saved anew (and numbered anew), as well.
 """
@@ -20,6 +23,7 @@ INSERTED_KEY = "__memcli_inserted__"
 REWIRED_KEY = "__memcli_original_inputs__"
 
 _IDENTITY = "_copy"
+_JOIN = "amp_multicast"
 _MEND = "plan the original again"
 
 Raw = dict[str, Any]
@@ -112,6 +116,70 @@ def insert_identities(
     return _renumbered(raw, nodes, moved, origin), moved
 
 
+@dataclass(frozen=True)
+class Join:
+    """Inputs ``slot`` of the nodes at ``readers``, each given as (position, slot), as one node."""
+
+    readers: Sequence[tuple[int, int]]
+    name: str
+
+
+def insert_joins(raw: Raw, joins: Sequence[Join]) -> tuple[Raw, dict[int, int]]:
+    """A node in front of each join's readers that hands all their inputs on together.
+
+    It stands right before the first of the readers; what they read must come before that, and no
+    reader may be in two joins at the same slot.
+
+    Returns:
+        The new content, and the new position of each old one.
+    """
+    old: list[Raw] = raw["nodes"]
+    names = {node["name"] for node in old}
+    at: dict[int, list[Join]] = {}
+    for join in joins:
+        at.setdefault(min(position for position, _ in join.readers), []).append(join)
+    moved: dict[int, int] = {}
+    nodes: list[Raw] = []
+    origin: list[int | None] = []
+    placed: dict[tuple[int, int], tuple[int, int]] = {}
+    for position, node in enumerate(old):
+        for join in at.get(position, ()):
+            name = join.name
+            while name in names:
+                name += "_"
+            names.add(name)
+            inputs = []
+            for output, (reader, slot) in enumerate(join.readers):
+                source = old[reader]["inputs"][slot]
+                inputs.append([moved[source[0]], *source[1:]])
+                placed[reader, slot] = (len(nodes), output)
+            nodes.append(
+                {
+                    "op": _JOIN,
+                    "name": name,
+                    "attrs": {INSERTED_KEY: "1", "num_outputs": str(len(inputs))},
+                    "inputs": inputs,
+                }
+            )
+            origin.append(None)
+        moved[position] = len(nodes)
+        nodes.append(dict(node))
+        origin.append(position)
+    for place, node in enumerate(nodes):
+        position_of = origin[place]
+        if position_of is None:
+            continue
+        node["inputs"] = [
+            [*placed[position_of, slot], 0]
+            if (position_of, slot) in placed
+            else [moved[i[0]], *i[1:]]
+            for slot, i in enumerate(node["inputs"])
+        ]
+        if "control_deps" in node:
+            node["control_deps"] = [moved[p] for p in node["control_deps"]]
+    return _renumbered(raw, nodes, moved, origin), moved
+
+
 def undo(raw: Raw, where: str) -> Raw:
     """The content as it was before :func:`rewire` and :func:`insert_identities`.
 
@@ -124,7 +192,7 @@ def undo(raw: Raw, where: str) -> Raw:
     if not inserted and not rewired:
         return raw
     for p in inserted:
-        if old[p]["op"] != _IDENTITY or len(old[p]["inputs"]) != 1:
+        if old[p]["op"] not in (_IDENTITY, _JOIN) or not old[p]["inputs"]:
             raise BadInput(f"{where}: nodes[{p}]: {INSERTED_KEY} is on no identity", _MEND)
 
     def root(source: Sequence[int]) -> list[int]:
@@ -132,7 +200,11 @@ def undo(raw: Raw, where: str) -> Raw:
         for _ in range(len(old)):
             if entry[0] not in inserted:
                 return entry
-            entry = list(old[entry[0]]["inputs"][0])
+            inputs = old[entry[0]]["inputs"]
+            output = entry[1] if len(entry) > 1 else 0
+            if output >= len(inputs):
+                break
+            entry = list(inputs[output])
         raise BadInput(f"{where}: nodes[{source[0]}]: identities in a circle", _MEND)
 
     moved: dict[int, int] = {}
@@ -192,8 +264,11 @@ def _renumbered(
         result["arg_nodes"] = [moved[p] for p in raw["arg_nodes"] if p in moved]
     rows = raw.get("node_row_ptr")
     if isinstance(rows, list) and len(rows) == len(raw["nodes"]) + 1:
-        # an identity has one output
-        widths = [1 if p is None else rows[p + 1] - rows[p] for p in origin]
+        # what is inserted has as many outputs as inputs
+        widths = [
+            len(node["inputs"]) if p is None else rows[p + 1] - rows[p]
+            for p, node in zip(origin, nodes, strict=True)
+        ]
         total = [0]
         for width in widths:
             total.append(total[-1] + width)

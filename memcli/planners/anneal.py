@@ -1,0 +1,176 @@
+"""Simulated annealing over plans on the exact pool, compiled.
+
+A state is a mark for each forward node. Each step changes a few marks, evaluates the changed
+plan on MXNet's emulated pool, and accepts it by the Metropolis rule (Kirkpatrick, Gelatt, Vecchi,
+"Optimization by Simulated Annealing", Science 220, 1983). The pool is not the live peak:
+fragmentation decides, and no formula for it is known, so it is tried out.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from memcli.memory.fast_pool import fill, trace
+from memcli.memory.pool import AGAIN, BARRIER, KEPT, drop_unread
+
+# Places of the parameters of the energy.
+MEMORY, WORK, BUDGET, OVER, LIMIT, WASTED, LIVE = range(7)
+
+
+@numba.njit(cache=True)
+def _next(rng):
+    """xorshift64*: the same numbers on every platform and numba version."""
+    x = rng[0]
+    x ^= x >> np.uint64(12)
+    x ^= x << np.uint64(25)
+    x ^= x >> np.uint64(27)
+    rng[0] = x
+    return x * np.uint64(0x2545F4914F6CDD1D)
+
+
+@numba.njit(cache=True)
+def _below(rng, limit):
+    return np.int64((_next(rng) >> np.uint64(33)) % np.uint64(limit))
+
+
+@numba.njit(cache=True)
+def _unit(rng):
+    return (_next(rng) >> np.uint64(11)) / 9007199254740992.0
+
+
+@numba.njit(cache=True)
+def _energy(p, pool, work):
+    """What is minimized: memory and work, with penalties for what breaks a limit."""
+    return (
+        p[MEMORY] * pool + p[WORK] * work
+        + p[OVER] * max(0.0, pool - p[BUDGET]) + p[WASTED] * max(0.0, work - p[LIMIT])
+    )  # fmt: skip
+
+
+@numba.njit(cache=True)
+def _propose(rng, state, nodes, can_barrier, group_ptr, group_of, group_node, undo_node, undo_mark):
+    """Change ``state`` a little; the number of changes, which ``undo_*`` remember."""
+    count = 0
+    n = nodes.shape[0]
+    kind = _unit(rng)
+    if kind < 0.45:
+        v = nodes[_below(rng, n)]
+        undo_node[0], undo_mark[0] = v, state[v]
+        shift = 1 + _below(rng, 2) if can_barrier[v] else 1
+        choices = 3 if can_barrier[v] else 2
+        state[v] = (state[v] + shift) % choices
+        return 1
+    if kind < 0.8:
+        # move a kept node to a neighbour
+        at = _below(rng, n)
+        found = -1
+        for k in range(n):
+            i = (at + k) % n
+            if state[nodes[i]] != AGAIN:
+                found = i
+                break
+        if found < 0:
+            return 0
+        step = 1 + _below(rng, 4)
+        other = found + step if _below(rng, 2) else found - step
+        other = min(n - 1, max(0, other))
+        v, w = nodes[found], nodes[other]
+        undo_node[0], undo_mark[0] = v, state[v]
+        undo_node[1], undo_mark[1] = w, state[w]
+        kept = state[v]
+        state[v] = AGAIN
+        if kept == BARRIER and not can_barrier[w]:
+            kept = KEPT
+        state[w] = kept
+        return 2
+    if kind < 0.9:
+        # a stretch
+        at = _below(rng, n)
+        length = 2 + _below(rng, 7)
+        pick = _below(rng, 3)
+        for i in range(at, min(n, at + length)):
+            v = nodes[i]
+            mark = pick
+            if mark == BARRIER and not can_barrier[v]:
+                mark = AGAIN
+            if state[v] != mark:
+                undo_node[count], undo_mark[count] = v, state[v]
+                state[v] = mark
+                count += 1
+        return count
+    # alike nodes (the same operator and sizes), some neighbours of them in their order
+    v = nodes[_below(rng, n)]
+    group = group_of[v]
+    begin, end = group_ptr[group], group_ptr[group + 1]
+    stride = 1 + _below(rng, 4)
+    most = 1 + _below(rng, 16)
+    pick = _below(rng, 3)
+    i = begin + _below(rng, end - begin)
+    if _below(rng, 4) == 0:
+        i = begin + _below(rng, min(stride, end - begin))
+        most = end - begin
+    while i < end and most > 0:
+        w = group_node[i]
+        mark = pick
+        if mark == BARRIER and not can_barrier[w]:
+            mark = KEPT
+        if state[w] != mark:
+            undo_node[count], undo_mark[count] = w, state[w]
+            state[w] = mark
+            count += 1
+        i += stride
+        most -= 1
+    return count
+
+
+@numba.njit(cache=True, nogil=True)
+def anneal(
+    lay, scratch, drop, state, best, nodes, can_barrier, group_ptr, group_of, group_node, params,
+    match_range, rng, steps, first_temperature, last_temperature, done, total_steps, lowest,
+):  # fmt: skip
+    """Run ``steps`` of ``total_steps``, of which ``done`` are done.
+
+    ``state`` is the current plan and ``best`` the best one, both changed; ``lowest`` is the
+    energy of the best, and the new one is returned. ``drop`` are the arguments of
+    :func:`memcli.memory.pool.drop_unread` after the flags. The live peak counts as well, less and
+    less: a plan with a low live peak has a pool that further changes can shrink.
+    """
+    undo_node = np.zeros(max(64, state.shape[0]), np.int64)
+    undo_mark = np.zeros(max(64, state.shape[0]), np.uint8)
+    flags = state.copy()
+    drop_unread(flags, drop[0], drop[1], drop[2], drop[3], drop[4], drop[5], drop[6])
+    length, work = trace(lay, scratch, flags)
+    total, pool, live = fill(lay, scratch, flags, length, match_range)
+    energy = _energy(params, float(pool), work)
+    if energy < lowest:
+        lowest = energy
+        best[:] = flags
+    peak = float(live)
+    ratio = last_temperature / first_temperature
+    for step in range(steps):
+        part = (done + step) / total_steps
+        temperature = first_temperature * ratio**part
+        weight = params[LIVE] * max(0.0, 1.0 - 1.5 * part)
+        count = _propose(
+            rng, state, nodes, can_barrier, group_ptr, group_of, group_node, undo_node, undo_mark
+        )
+        if count == 0:
+            continue
+        flags[:] = state
+        drop_unread(flags, drop[0], drop[1], drop[2], drop[3], drop[4], drop[5], drop[6])
+        length, work = trace(lay, scratch, flags)
+        total, pool, live = fill(lay, scratch, flags, length, match_range)
+        new = _energy(params, float(pool), work)
+        rise = new - energy + weight * (live - peak)
+        if rise <= 0 or _unit(rng) < np.exp(-rise / temperature):
+            energy = new
+            peak = float(live)
+            if energy < lowest:
+                lowest = energy
+                best[:] = flags
+        else:
+            # the last first: a node may have been changed twice
+            for k in range(count - 1, -1, -1):
+                state[undo_node[k]] = undo_mark[k]
+    return lowest

@@ -1,0 +1,76 @@
+"""Gradient joins: two operators whose results are added get their inputs through one node.
+
+In ``FullyConnected(x) + FullyConnected(h)`` the gradients of both branches start from the same
+tensor. Where ``h`` is the chain that goes on (the state of an unrolled recurrent network) and
+``x`` a side branch (the word of this step), the engine follows the chain to its end first and
+comes back to the side branches last: the tensor that their gradients start from is held for all
+steps at once. Behind a join the chain's gradient waits for the side branch's.
+
+Rules:
+
+1. Two operators with parameters, the outputs of which have one reader, the same ``elemwise_add``.
+2. In the graph as it is, the gradient of one of them runs much later than that of the other.
+3. Both inputs are feature maps or fed inputs of the same float type that come before either
+   operator in the file.
+
+Exact: ``amp_multicast`` on inputs of one type hands them on, in their own memory, and so does its
+gradient. Source of the order: nnvm's depth-first post-order from the arguments' gradients
+(MXNet 1.9.1, ``src/nnvm/gradient.cc`` and ``graph.h``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memcli.formats.symbol_edits import Join
+from memcli.graph.training import TrainingGraph
+from memcli.memory.mxnet_model import MXNetModel
+
+_ADDS = frozenset({"elemwise_add", "_plus", "_Plus", "broadcast_add"})
+_WITH_PARAMETERS = frozenset({"FullyConnected", "Convolution"})
+# How much later than its sibling's a gradient must run to be worth a join, in steps.
+_LATE = 24
+
+
+def gradient_joins(raw: dict[str, Any], graph: TrainingGraph, model: MXNetModel) -> list[Join]:
+    """The joins that a symbol profits from; ``graph`` is the symbol's own training graph."""
+    order = model.execution_order(model.none())
+    step = {int(v): k for k, v in enumerate(order)}
+    runs: dict[int, int] = {}  # forward node -> step of its gradient
+    for v in range(graph.n_forward, graph.n_nodes):
+        if graph.owner[v] >= 0 and v in step:
+            owner = int(graph.owner[v])
+            runs[owner] = max(runs.get(owner, 0), step[v])
+    readers: dict[int, int] = {}
+    for v in range(graph.n_forward):
+        for i in range(graph.in_ptr[v], graph.in_ptr[v + 1]):
+            readers[int(graph.in_node[i])] = readers.get(int(graph.in_node[i]), 0) + 1
+    heads = {int(graph.entry_node[e]) for e in graph.outputs[: graph.n_forward_outputs]}
+    merged = set(graph.alias.values())
+    nodes = raw["nodes"]
+    joins = []
+    for v in range(graph.n_forward):
+        if graph.op(v) not in _ADDS or graph.in_ptr[v + 1] - graph.in_ptr[v] != 2:
+            continue
+        pair = [int(u) for u in graph.in_node[graph.in_ptr[v] : graph.in_ptr[v + 1]]]
+        if pair[0] == pair[1] or not all(
+            graph.op(u) in _WITH_PARAMETERS
+            and readers.get(u) == 1
+            and u in runs
+            and u not in heads
+            and 0 <= graph.position[u] < len(graph.file_names)
+            and int(graph.position[u]) not in merged
+            for u in pair
+        ):
+            continue
+        if abs(runs[pair[0]] - runs[pair[1]]) < _LATE:
+            continue
+        entries = [int(graph.in_entry[graph.in_ptr[u]]) for u in pair]
+        if entries[0] == entries[1] or graph.itemsize[entries[0]] != graph.itemsize[entries[1]]:
+            continue
+        places = [int(graph.position[u]) for u in pair]
+        sources = [nodes[p]["inputs"][0][0] for p in places]
+        if max(sources) < min(places):
+            name = nodes[int(graph.position[v])]["name"] + "_join"
+            joins.append(Join([(p, 0) for p in places], name))
+    return joins
