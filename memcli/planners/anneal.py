@@ -40,11 +40,11 @@ def _unit(rng):
 
 
 @numba.njit(cache=True)
-def _energy(p, pool, work):
+def _energy(p, pool, flops, work):
     """What is minimized: memory and work, with penalties for what breaks a limit."""
     return (
         p[MEMORY] * pool + p[WORK] * work
-        + p[OVER] * max(0.0, pool - p[BUDGET]) + p[WASTED] * max(0.0, work - p[LIMIT])
+        + p[OVER] * max(0.0, pool - p[BUDGET]) + p[WASTED] * max(0.0, flops - p[LIMIT])
     )  # fmt: skip
 
 
@@ -140,9 +140,9 @@ def anneal(
     undo_mark = np.zeros(max(64, state.shape[0]), np.uint8)
     flags = state.copy()
     drop_unread(flags, drop[0], drop[1], drop[2], drop[3], drop[4], drop[5], drop[6])
-    length, work = trace(lay, scratch, flags)
+    length, flops, work = trace(lay, scratch, flags)
     total, pool, live = fill(lay, scratch, flags, length, match_range)
-    energy = _energy(params, float(pool), work)
+    energy = _energy(params, float(pool), flops, work)
     if energy < lowest:
         lowest = energy
         best[:] = flags
@@ -159,9 +159,9 @@ def anneal(
             continue
         flags[:] = state
         drop_unread(flags, drop[0], drop[1], drop[2], drop[3], drop[4], drop[5], drop[6])
-        length, work = trace(lay, scratch, flags)
+        length, flops, work = trace(lay, scratch, flags)
         total, pool, live = fill(lay, scratch, flags, length, match_range)
-        new = _energy(params, float(pool), work)
+        new = _energy(params, float(pool), flops, work)
         rise = new - energy + weight * (live - peak)
         if rise <= 0 or _unit(rng) < np.exp(-rise / temperature):
             energy = new

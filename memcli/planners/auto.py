@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from memcli.planners import local, memonger, none
 from memcli.planners.base import Search
+from memcli.planners.coarse import consider_roles
+from memcli.planners.starts import consider_starts
 
 NAME = "auto"
 
 
 def run(search: Search) -> None:
-    """The classic search on marks and on found cuts, the empty plan, then local search."""
+    """The classic search, the empty plan, many plans to start from, then annealing."""
     if search.graph.stage_at:
         memonger.search_marks(search, "memonger")
     memonger.search_cuts(search, "memonger")
     none.run(search)
+    consider_starts(search, "cuts")
+    consider_roles(search, "cuts")
     local.refine(search)
