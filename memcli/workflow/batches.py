@@ -84,10 +84,10 @@ class Batches:
             return self.analyses[batch]
         if batch in self.refused:
             return None
-        if self.on_progress:
-            self.on_progress(f"batch {batch:,}", None)
-        problem = self._too_large_input(batch)
+        problem = self._too_large(batch)
         if not problem:
+            if self.on_progress:
+                self.on_progress(f"batch {batch:,}", None)
             try:
                 analysis = analyze(self.source.raw, self.request_for(batch))
                 problem = self._problem(analysis, batch)
@@ -135,12 +135,35 @@ class Batches:
             return [shape[0], batch, shape[2]]
         return list(shape)
 
-    def _too_large_input(self, batch: int) -> str:
+    def cheap(self) -> list[int]:
+        """Batches that MXNet need not be asked about: those that it was, and the first too large
+        one, where it can be told from how tensors grew when the batch was changed.
+        """
+        known = [*self.analyses, *self.refused]
+        grown = self._largest_grown()[1]
+        if grown:
+            known.append(MOST_ELEMENTS * self.given // grown + 1)
+        return known
+
+    def _largest_grown(self) -> tuple[int, int]:
+        """The largest tensor that grows with the batch, and its elements as the graph came."""
+        graph = self.first.graph
+        for other, analysis in self.analyses.items():
+            if other != self.given and same_structure(graph, analysis.graph):
+                grown = graph.elements * other == analysis.graph.elements * self.given
+                elements = np.where(grown, graph.elements, 0)
+                return int(elements.argmax()), int(elements.max())
+        return 0, 0
+
+    def _too_large(self, batch: int) -> str:
+        """Which tensor would be too large, told without asking MXNet; '' where none is known."""
         for name, shape in self.first.inputs.items():
-            scaled = self._scaled(shape, batch, self.roles[name])
-            if math.prod(scaled) > MOST_ELEMENTS:
-                return f"input '{name}' would have {math.prod(scaled):,} elements; {_LIMIT}"
-        return ""
+            size = math.prod(self._scaled(shape, batch, self.roles[name]))
+            if size > MOST_ELEMENTS:
+                return f"input '{name}' would have {size:,} elements; {_LIMIT}"
+        entry, grown = self._largest_grown()
+        size = grown * batch // self.given
+        return _too_many(self.first.graph, entry, size) if size > MOST_ELEMENTS else ""
 
     def _problem(self, analysis: Analysis, batch: int) -> str:
         """Why the graph at this batch is not the network that was given, or cannot run."""
@@ -167,11 +190,7 @@ class Batches:
                     )
         largest = int(graph.elements.argmax())
         if graph.elements[largest] > MOST_ELEMENTS:
-            name = graph.names[int(graph.entry_node[largest])]
-            return (
-                f"a tensor of '{name}' would have {int(graph.elements[largest]):,} elements; "
-                f"{_LIMIT}"
-            )
+            return _too_many(graph, largest, int(graph.elements[largest]))
         return ""
 
     def _mismatched_at_first(self, name: str) -> bool:
@@ -181,6 +200,11 @@ class Batches:
                 read = graph.elements[graph.inputs(v)[0]]
                 return bool(read != graph.elements[graph.first[v]])
         return False
+
+
+def _too_many(graph: TrainingGraph, entry: int, elements: int) -> str:
+    name = graph.names[int(graph.entry_node[entry])]
+    return f"a tensor of '{name}' would have {elements:,} elements; {_LIMIT}"
 
 
 def _is_whole(text: str) -> bool:

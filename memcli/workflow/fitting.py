@@ -135,12 +135,16 @@ def breakdown(analysis: Analysis, pool_bytes: int, optimizer: str) -> Breakdown:
 
 
 def largest(
-    need: Callable[[int], int | None], available: int, *, seen: Iterable[int] = (), guess: int = 1
+    need: Callable[[int], int | None],
+    available: int,
+    *,
+    seen: Iterable[int] = (),
+    guess: int | None = None,
 ) -> int:
     """A batch that fits with the next one that does not; 0 where batch 1 does not fit.
 
     ``need``: bytes of a batch, None where it cannot be had. ``seen``: batches that cost little to
-    look at. ``guess``: where to begin beyond them.
+    look at. ``guess``: where to begin beyond them, by default where they point to.
 
     The steps double, or go where the line through what is known points to, then halve the rest.
     The returned batch was seen to fit and the next one seen not to, so the answer does not rest
@@ -157,15 +161,17 @@ def largest(
 
     low = max((batch for batch in seen if fits(batch)), default=0)
     high = min((batch for batch in known if batch > low), default=_LARGEST_BATCH + 1)
-    trial, turn = guess, 0
+    turn = 0
     while high - low > 1:
+        trial = _next_trial(known, low, high, available, turn)
+        if turn == 0 and guess is not None:
+            trial = guess
         trial = min(max(trial, low + 1), high - 1)
         if fits(trial):
             low = trial
         else:
             high = trial
         turn += 1
-        trial = _next_trial(known, low, high, available, turn)
     return low
 
 
@@ -190,6 +196,9 @@ def _next_trial(
     if slope <= 0:
         return middle
     target = int(near + (available - sized[near]) / slope)
+    if bounded and target >= high and high not in sized:
+        # the line says nothing of where batches begin to be refused: is it here, or where?
+        return middle if turn % 2 else high - 1
     return target if bounded else min(target, 64 * max(low, 1))
 
 
@@ -266,12 +275,12 @@ class _Fit:
         return min((one.breakdown.total for one in self.all_at(batch)), default=None)
 
     def best_at(self, batch: int) -> _Evaluated:
-        """What fits with no variable and the least recomputation, or what needs the least."""
+        """What fits with the least recomputation, without a variable where that is the same."""
 
         def key(one: _Evaluated) -> tuple[float, ...]:
             over = max(0, one.breakdown.total - self.available)
             set_variable = one.plan.match_range != DEFAULT_MATCH_RANGE
-            return (over, set_variable, one.cost.recompute_flops, one.breakdown.total)
+            return (over, one.cost.recompute_flops, set_variable, one.breakdown.total)
 
         return min(self.all_at(batch), key=key)
 
@@ -302,7 +311,7 @@ class _Fit:
             if self.batches.at(answer + 1) is None:
                 break
             self.search_at(answer + 1)
-            further = self.largest_planned(answer + 2)
+            further = self.largest_planned()
             if further <= answer:
                 break
             answer = further
@@ -313,9 +322,9 @@ class _Fit:
                 self.search_at(answer, budget=best.cost.pool_bytes + spare)
         return answer
 
-    def largest_planned(self, guess: int) -> int:
+    def largest_planned(self, guess: int | None = None) -> int:
         """The largest batch under the plans found so far."""
-        seen = list(self.batches.analyses)
+        seen = self.batches.cheap()
         return largest(self.need_planned, self.available, seen=seen, guess=guess)
 
     def fixed(self, batch: int) -> int:
@@ -378,7 +387,7 @@ def fit(
     settings = dataclasses.replace(settings, on_progress=on_progress)
     search = _Fit(batches, strategy, settings, optimizer, available)
 
-    bare = largest(search.need_unplanned, available, seen=list(batches.analyses))
+    bare = largest(search.need_unplanned, available, seen=batches.cheap())
     if not bare and batches.at(1) is None:
         raise AnswerIsNo(
             f"no batch fits {format_size(available)}, and MXNet refuses batch 1: "
