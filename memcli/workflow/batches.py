@@ -64,15 +64,17 @@ class Batches:
         return int(min(fed, key=lambda a: a["name"] != "data")["shape"][0])
 
     def _check_first_change(self) -> None:
-        """One other batch must work, or it is not the size but the change that is refused."""
+        """Twice the batch must work, or half of it where only tensors' sizes forbid that."""
         old = self.given
-        others = [2 * old] + ([old // 2] if old > 1 else [])
-        if all(self.at(batch) is None for batch in others):
-            raise BadInput(
-                f"{self.source.path}: its batch cannot be changed from {old} to {others[0]}: "
-                f"{self.refused[others[0]]}",
-                _MEND,
-            )
+        if self.at(2 * old) is not None:
+            return
+        problem = self.refused[2 * old]
+        if _LIMIT in problem and old > 1 and self.at(old // 2) is not None:
+            return
+        raise BadInput(
+            f"{self.source.path}: its batch cannot be changed from {old} to {2 * old}: {problem}",
+            "" if _LIMIT in problem else _MEND,
+        )
 
     def at(self, batch: int) -> Analysis | None:
         """The graph at a batch; None where MXNet refuses it, with the reason in ``refused``.
