@@ -170,7 +170,7 @@ def _compose(figure: Any, compared: Comparison) -> None:
         labelled.append((base, 0.0, "unplanned"))
     corners = _step_corners([(p.x, p.y) for p in best] + [(right, p.y) for p in best[-1:]])
     lines = [corners, [(base, -top), (base, top)], [(bound, -top), (bound, top)]]
-    _place_labels(figure, axes, labelled, lines)
+    _place_labels(figure, axes, labelled, lines, (base, 0.0))
     figure.legend(
         *axes.get_legend_handles_labels(), loc="lower center", ncols=5, frameon=False,
         bbox_to_anchor=(0.5, 0.005),
@@ -182,6 +182,7 @@ def _place_labels(
     axes: Any,
     labelled: Sequence[tuple[float, float, str]],
     lines: Sequence[Sequence[tuple[float, float]]],
+    unplanned: tuple[float, float],
 ) -> None:
     """Put each label at the nearest free place around its point, with a line to it where far.
 
@@ -195,7 +196,12 @@ def _place_labels(
     scale = figure.dpi / 72
     frame = axes.get_window_extent(renderer)
     spots = [axes.transData.transform((x, y)) for x, y, _ in labelled]
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in spots]
+    # a marker is 10 pixels wide, that of the unplanned graph 17
+    halves = [5 if (x, y) != unplanned else 9 for x, y, _ in labelled]
+    taken = [
+        Bbox.from_bounds(x - half, y - half, 2 * half, 2 * half)
+        for (x, y), half in zip(spots, halves, strict=True)
+    ]
     for line in lines:
         path = [axes.transData.transform(corner) for corner in line]
         for (x0, y0), (x1, y1) in itertools.pairwise(path):
