@@ -1,4 +1,4 @@
-"""Search ────────────────────────────────────────────────────────────────────────────for a batch, frontier, tables and picture of ``fit`` and ``compare``, without MXNet."""
+"""Search for a batch, frontier, tables and picture of ``fit`` and ``compare``, without MXNet."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_comparison() -> None:
 Memory and recomputation (part: of unplanned; recomputed: of a forward pass)
 
     strategy  budget      MiB  part  live peak  recomputed    s
- 
+ ────────────────────────────────────────────────────────────────────────────
  *  auto                230.0   23%      207.0         97%  1.2
     memonger            340.0   34%      306.0        100%  1.2
  *  none              1,000.0  100%      900.0        0.0%  1.2
