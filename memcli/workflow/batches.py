@@ -239,7 +239,9 @@ def transferred(plan: Plan, one: TrainingGraph, other: TrainingGraph, model: MXN
         node_of = other.node_of_position()
         to = {v: node_of[int(p)] for v, p in enumerate(one.position) if int(p) in node_of}
         flags = model.none()
-        flags[[to[v] for v in np.flatnonzero(plan.recompute).tolist() if v in to]] = 1
+        for v in np.flatnonzero(plan.recompute).tolist():
+            if v in to:
+                flags[to[v]] = plan.recompute[v]
         cuts = [[to[v] for v in cut if v in to] for cut in plan.cuts]
-    flags = model.without_unread((flags & other.can_recompute).astype(np.uint8))
+    flags = model.without_unread((flags * other.can_recompute).astype(np.uint8))
     return dataclasses.replace(plan, recompute=flags, cuts=[c for c in cuts if c])

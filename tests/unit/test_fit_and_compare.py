@@ -81,7 +81,7 @@ Memory and recomputation (part: of unplanned; recomputed: of a forward pass)
     memonger            340.0   34%      306.0        100%  1.2
  *  none              1,000.0  100%      900.0        0.0%  1.2
     milp                    -     -          -           -  0.1  failed [1]
- *  auto         80%    799.5   80%      719.6        2.0%  1.2  [2]
+ *  auto         80%    799.5   80%      719.5        2.0%  1.2  [2]
  *  auto         50%    500.0   50%      450.0         15%  1.2
     auto         20%    230.0   23%      207.0         97%  1.2  does not fit
 
