@@ -79,6 +79,7 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
         else options["max_recompute"] / 100,
         time_limit=options["time_limit"],
         environment=options["environment"],
+        rewrite=not options["no_rewrite"],
         seed=options["seed"],
     )
     with progress_bar("planning") as report:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memcli.graph.training import TrainingGraph
-from memcli.memory.pool import AGAIN, BAD, execution_order, lower_bound, mapped
+from memcli.memory.pool import BAD, execution_order, lower_bound, mapped
 
 Array = NDArray[Any]
 

@@ -141,7 +141,7 @@ def anneal(
     flags = state.copy()
     drop_unread(flags, drop[0], drop[1], drop[2], drop[3], drop[4], drop[5], drop[6])
     length, flops, work = trace(lay, scratch, flags)
-    total, pool, live = fill(lay, scratch, flags, length, match_range)
+    _, pool, live = fill(lay, scratch, flags, length, match_range)
     energy = _energy(params, float(pool), flops, work)
     if energy < lowest:
         lowest = energy
@@ -160,7 +160,7 @@ def anneal(
         flags[:] = state
         drop_unread(flags, drop[0], drop[1], drop[2], drop[3], drop[4], drop[5], drop[6])
         length, flops, work = trace(lay, scratch, flags)
-        total, pool, live = fill(lay, scratch, flags, length, match_range)
+        _, pool, live = fill(lay, scratch, flags, length, match_range)
         new = _energy(params, float(pool), flops, work)
         rise = new - energy + weight * (live - peak)
         if rise <= 0 or _unit(rng) < np.exp(-rise / temperature):

@@ -10,12 +10,17 @@ from memcli.planners.starts import consider_starts
 NAME = "auto"
 
 
-def run(search: Search) -> None:
-    """The classic search, the empty plan, many plans to start from, then annealing."""
+def explore(search: Search) -> None:
+    """The classic search, the empty plan, and many plans to start from."""
     if search.graph.stage_at:
         memonger.search_marks(search, "memonger")
     memonger.search_cuts(search, "memonger")
     none.run(search)
     consider_starts(search, "cuts")
     consider_roles(search, "cuts")
+
+
+def run(search: Search) -> None:
+    """Explore, then anneal from the best."""
+    explore(search)
     local.refine(search)

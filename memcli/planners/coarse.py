@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
-
 from memcli.memory.pool import AGAIN, BARRIER, KEPT
 from memcli.planners.base import Found, Search
 from memcli.planners.cutpoints import last_forward_use
@@ -43,13 +41,10 @@ def _descend(
     begins, _, members = search.roles
     groups = []
     for k in range(len(begins) - 1):
-        nodes = [
-            int(v)
-            for v in members[begins[k] : begins[k + 1]]
-            if graph.can_recompute[v] and last[v] > v
-        ]
-        if nodes:
-            groups.append(np.array(nodes))
+        role = members[begins[k] : begins[k + 1]]
+        role = role[(graph.can_recompute[role] == 1) & (last[role] > role)]
+        if len(role):
+            groups.append(role)
     moves = []
     for number, nodes in enumerate(groups):
         marks = [KEPT, AGAIN]

@@ -18,8 +18,8 @@ from memcli.graph.training import Flags
 from memcli.memory import fast_pool
 from memcli.planners import anneal
 from memcli.planners.base import Found, Search
-from memcli.planners.cutpoints import last_forward_use
 from memcli.planners.coarse import consider_roles
+from memcli.planners.cutpoints import last_forward_use
 from memcli.planners.starts import consider_starts
 
 NAME = "local"
@@ -33,7 +33,8 @@ _LEAST_STEPS = 48
 _ROUNDS = ((0.35, 8), (0.3, 3), (0.35, 2))
 # Ranges that annealed plans often end up best at, whatever was best before.
 _USUAL_RANGES = (2, 3, 4, 6)
-# First temperature of a chain of thousands of steps, as a part of its energy; short ones are colder.
+# First temperature of a chain of thousands of steps, as a part of its energy; short ones are
+# colder.
 _HEAT = 0.012
 # Chains are cut into slices, so that a time limit is met.
 _SLICE_SECONDS = 0.5
@@ -169,6 +170,7 @@ def refine(search: Search, strategy: str = NAME) -> None:
     """Improve the best of the plans tried so far."""
     if not search.tried:
         return
+    search.progress("local search")
     annealer = _Annealer(search)
     if not len(annealer.nodes):
         return
@@ -235,8 +237,13 @@ def kept_cuts(search: Search, flags: Flags) -> list[list[int]]:
     return result
 
 
-def run(search: Search) -> None:
-    """Annealing from the plans to start from."""
+def explore(search: Search) -> None:
+    """The plans to start from."""
     consider_starts(search, NAME)
     consider_roles(search, NAME)
+
+
+def run(search: Search) -> None:
+    """Annealing from the plans to start from."""
+    explore(search)
     refine(search)

@@ -26,8 +26,8 @@ def consider_starts(search: Search, strategy: str) -> None:
     for number, (flags, cuts) in enumerate(_distinct(search)):
         if search.out_of_time:
             return
-        if number % 16 == 0:
-            search.progress(f"plans to start from ({number})")
+        if number == 0:
+            search.progress("plans to start from")
         search.consider(strategy, flags, cuts)
 
 

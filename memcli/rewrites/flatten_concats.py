@@ -8,13 +8,14 @@ Efficient Implementation of DenseNets", arXiv 1707.06990, shares buffers to the 
 Rules:
 
 1. Both nodes are ``Concat`` along the same axis, and the outer one reads the inner one's output.
-2. The inner Concat has another reader, so that it stays in the graph: flattening one that has
-   none would save nothing.
+2. The inner Concat has exactly one other reader. With none, flattening would save nothing; with
+   more, the gradients of the pieces would be grouped differently.
 3. The order of what is concatenated stays.
 4. Names that are written down to undo the change are unique in the file.
 
 Exact: Concat only moves data, its gradient only slices it, and the gradients of each piece are
-added in the same order as before (the last reader's first).
+added in the same order as before, the last reader's first (:mod:`memcli.rewrites.exactness`
+checks it on the graph that comes out).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def flatten_concats(raw: dict[str, Any]) -> list[Rewiring]:
         new: list[tuple[int, int]] = []
         for source, output in own:
             inner = flat.get(source)
-            if inner is not None and _axis(nodes[source]) == _axis(node) and readers[source] > 1:
+            if inner is not None and _axis(nodes[source]) == _axis(node) and readers[source] == 2:
                 new += inner
             else:
                 new.append((source, output))

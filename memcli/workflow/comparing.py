@@ -13,9 +13,10 @@ from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.memory.bounds import working_set_bound
 from memcli.memory.mxnet_model import Cost
 from memcli.planners.base import Settings
-from memcli.planners.registry import STRATEGIES, search_plan
+from memcli.planners.registry import STRATEGIES, search_variants
 from memcli.units import parse_size
 from memcli.workflow.planning import environment_of, read_symbol, shape_notes, unplanned
+from memcli.workflow.variants import Variant, variants
 
 Progress = Callable[[str, float | None], None]
 
@@ -98,6 +99,7 @@ def compare(
     if on_progress:
         on_progress("compiling the memory model (first run only)", None)
     baseline = analysis.model.evaluate(analysis.model.none())
+    graphs = variants(source, analysis, rewrite=settings.rewrite, on_progress=on_progress)
 
     within = _BUDGET_STRATEGY if _BUDGET_STRATEGY in names else names[0]
     asked: list[tuple[str, str | None]] = [(name, None) for name in names]
@@ -110,7 +112,7 @@ def compare(
         mine = dataclasses.replace(settings, budget=size, on_progress=report)
         started = time.monotonic()
         try:
-            rows.append(_search(analysis, name, wanted, mine))
+            rows.append(_search(graphs, name, wanted, mine))
         except MemcliError as error:
             problems.append(error)
             row = Row(name, wanted, size, None, None, None, None, None, 0.0, {}, False)
@@ -125,14 +127,17 @@ def compare(
         sha256=earlier.original_sha256 if earlier else given.sha256,
         analysis=analysis,
         baseline=baseline,
-        lower_bound=working_set_bound(analysis.graph),
+        lower_bound=min(working_set_bound(v.analysis.graph) for v in graphs),
         rows=rows,
         notes=notes,
     )
 
 
-def _search(analysis: Analysis, strategy: str, budget: str | None, settings: Settings) -> Row:
-    found, _ = search_plan(analysis.graph, analysis.model, strategy, settings)
+def _search(
+    graphs: Sequence[Variant], strategy: str, budget: str | None, settings: Settings
+) -> Row:
+    pairs = [(v.analysis.graph, v.analysis.model) for v in graphs]
+    found, _, _ = search_variants(pairs, strategy, settings)
     cost = found.cost
     return Row(
         strategy=strategy,

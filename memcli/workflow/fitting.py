@@ -27,6 +27,7 @@ from memcli.workflow.planning import (
     unplanned,
     write_plan,
 )
+from memcli.workflow.variants import Edits, Variant, edits_of, exact_parts
 
 Progress = Callable[[str, float | None], None]
 
@@ -90,6 +91,7 @@ class Fitted:
     unplanned: Side
     planned: Side
     analysis: Analysis  # at the planned batch
+    variant: Variant  # what the plan is for, at that batch
     plan: Plan
     environment: dict[str, str]
     notes: list[str]
@@ -223,9 +225,16 @@ class _Fit:
     """The search itself."""
 
     def __init__(
-        self, batches: Batches, strategy: str, settings: Settings, optimizer: str, available: int
+        self,
+        batches: Batches,
+        rewritten: Batches,
+        strategy: str,
+        settings: Settings,
+        optimizer: str,
+        available: int,
     ) -> None:
         self.batches = batches
+        self.rewritten = rewritten  # the graph that plans are made for
         self.strategy = strategy
         self.settings = settings
         self.optimizer = optimizer
@@ -248,11 +257,11 @@ class _Fit:
 
     def all_at(self, batch: int) -> list[_Evaluated]:
         """Every plan found so far, and the graph as saved, at a batch; [] where it is refused."""
-        analysis = self.batches.at(batch)
+        analysis = self.rewritten.at(batch)
         if analysis is None:
             return []
-        unplanned_one = self.unplanned_at(batch)
-        found = [unplanned_one] if unplanned_one else []
+        nothing = Plan("none", analysis.model.none())
+        found = [self._evaluated(analysis, nothing, (DEFAULT_MATCH_RANGE,))]
         limit = self.settings.max_recompute
         for candidate in self.candidates:
             plan = transferred(candidate.plan, candidate.graph, analysis.graph, analysis.model)
@@ -286,7 +295,7 @@ class _Fit:
 
     def search_at(self, batch: int, budget: int | None = None) -> None:
         """Search for a plan at a batch; ``budget`` in bytes of its pool."""
-        analysis = self.batches.at(batch)
+        analysis = self.rewritten.at(batch)
         assert analysis is not None
         settings = dataclasses.replace(self.settings, budget=budget)
         report = self.settings.on_progress
@@ -308,7 +317,7 @@ class _Fit:
         guess = int(start * (self.available - fixed) / max(1, need - fixed))
         answer = self.largest_planned(guess)
         for _ in range(_ROUNDS):
-            if self.batches.at(answer + 1) is None:
+            if self.rewritten.at(answer + 1) is None:
                 break
             self.search_at(answer + 1)
             further = self.largest_planned()
@@ -385,7 +394,14 @@ def fit(
     notes += shape_notes(batches.first)
     available = memory - reserve
     settings = dataclasses.replace(settings, on_progress=on_progress)
-    search = _Fit(batches, strategy, settings, optimizer, available)
+    edits = edits_of(source, batches.first) if settings.rewrite else Edits()
+    rewritten = batches
+    if edits:
+        changed = source.with_content(edits.applied(source.raw))
+        other = Batches(changed, request, on_progress)
+        if exact_parts(edits, source, batches.first, other.first) == edits:
+            rewritten = other
+    search = _Fit(batches, rewritten, strategy, settings, optimizer, available)
 
     bare = largest(search.need_unplanned, available, seen=batches.cheap())
     if not bare and batches.at(1) is None:
@@ -406,7 +422,7 @@ def fit(
             f"of the planned, {format_size(rest)} are parameters, gradients, optimizer, states "
             f"and inputs, and {format_size(best.breakdown.pool)} feature maps",
         )
-    analysis = batches.at(answer)
+    analysis = rewritten.at(answer)
     assert analysis is not None
     fitted = Fitted(
         source=source,
@@ -418,6 +434,7 @@ def fit(
         unplanned=search.side(bare, before, search.need_unplanned),
         planned=search.side(answer, best, search.need_planned),
         analysis=analysis,
+        variant=Variant(rewritten.source, analysis, edits.names if edits else []),
         plan=best.plan,
         environment=environment_of(best.plan),
         notes=notes,
@@ -443,6 +460,7 @@ def _as_planned(fitted: Fitted, original: tuple[str, str]) -> Planned:
         source=fitted.source,
         original=original,
         analysis=analysis,
+        variant=fitted.variant,
         strategy=fitted.strategy,
         plan=fitted.plan,
         baseline=baseline,
