@@ -45,7 +45,10 @@ def gradient_sums(graph: TrainingGraph) -> set[tuple[Term, ...]]:
 
 
 def _unordered(terms: Sequence[Term]) -> tuple[Term, ...]:
-    """Two terms commute, so the first two may stand in either order."""
+    """The two terms that are added first commute: the last two of three or four, which MXNet adds
+    from the right (``ElementWiseSumCompute_``), the first two of more."""
+    if len(terms) in (3, 4):
+        return (*terms[:-2], *sorted(terms[-2:]))
     return (*sorted(terms[:2]), *terms[2:])
 
 
@@ -81,7 +84,8 @@ def concats_keep_sums(
     """Whether a piece's gradients from flattened Concats add up as they did through the chain.
 
     Through the chain they add up from the last Concat to the first, each as one term, before
-    anything else that reads the piece.
+    anything else that reads the piece, of which there may be one. ``raw`` is the content without
+    the changes.
     """
     names = [node["name"] for node in raw["nodes"]]
     place = {names[p]: p for p, node in enumerate(raw["nodes"]) if node["op"].lower() == "concat"}
@@ -93,6 +97,8 @@ def concats_keep_sums(
         if len(order) > 1 and order[0] < order[1]:
             order[:2] = order[1::-1]
         known = [p for p in order if p >= 0]
+        if len(terms) in (3, 4) or len(order) - len(known) > 1:
+            return False
         if order[: len(known)] != sorted(known, reverse=True):
             return False
     return True

@@ -11,11 +11,18 @@ import numpy as np
 from memcli.engines.analysis import Analysis, ShapeRequest, analyze
 from memcli.errors import BadInput
 from memcli.formats.mxnet_symbol import SymbolFile
-from memcli.formats.symbol_edits import Join, Rewiring, insert_identities, insert_joins, rewire
+from memcli.formats.symbol_edits import (
+    Join,
+    Rewiring,
+    insert_chains,
+    insert_identities,
+    insert_joins,
+    rewire,
+)
 from memcli.graph.training import Flags
 from memcli.memory.pool import BARRIER
 from memcli.rewrites.exactness import concats_keep_sums, joins_keep_sums
-from memcli.rewrites.flatten_concats import flatten_concats
+from memcli.rewrites.flatten_concats import flatten_concats, grouped_sums
 from memcli.rewrites.gradient_joins import gradient_joins
 
 Progress = Callable[[str, float | None], None]
@@ -45,9 +52,12 @@ class Edits:
         """The content with the edits."""
         if self.concats:
             raw = rewire(raw, self.concats)
+        moved = {change.position: change.position for change in self.concats}
         if self.joins:
-            raw = insert_joins(raw, self.joins)[0]
-        return raw
+            raw, places = insert_joins(raw, self.joins)
+            moved = {p: places[p] for p in moved}
+        chains = grouped_sums(raw, set(moved.values()))
+        return insert_chains(raw, chains) if chains else raw
 
 
 @dataclass
