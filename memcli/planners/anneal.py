@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from memcli.memory.fast_pool import fill, trace
-from memcli.memory.pool import AGAIN, BARRIER, KEPT, drop_unread
+from memcli.memory.pool import AGAIN, BARRIER, KEPT, drop_unread, lower_bound
 
 # Places of the parameters of the energy.
 MEMORY, WORK, BUDGET, OVER, LIMIT, WASTED, LIVE = range(7)
@@ -49,13 +49,25 @@ def _energy(p, pool, flops, work):
 
 
 @numba.njit(cache=True)
-def _propose(rng, state, nodes, can_barrier, group_ptr, group_of, group_node, undo_node, undo_mark):
+def _place(rng, weights):
+    """A place in the list of nodes: half of the time any, else by the weight of its tensors."""
+    n = weights.shape[0]
+    if _below(rng, 2):
+        return _below(rng, n)
+    wanted = _unit(rng) * weights[n - 1]
+    return min(n - 1, lower_bound(weights, wanted, n))
+
+
+@numba.njit(cache=True)
+def _propose(
+    rng, state, nodes, weights, can_barrier, group_ptr, group_of, group_node, undo_node, undo_mark
+):
     """Change ``state`` a little; the number of changes, which ``undo_*`` remember."""
     count = 0
     n = nodes.shape[0]
     kind = _unit(rng)
     if kind < 0.45:
-        v = nodes[_below(rng, n)]
+        v = nodes[_place(rng, weights)]
         undo_node[0], undo_mark[0] = v, state[v]
         shift = 1 + _below(rng, 2) if can_barrier[v] else 1
         choices = 3 if can_barrier[v] else 2
@@ -63,7 +75,7 @@ def _propose(rng, state, nodes, can_barrier, group_ptr, group_of, group_node, un
         return 1
     if kind < 0.8:
         # move a kept node to a neighbour
-        at = _below(rng, n)
+        at = _place(rng, weights)
         found = -1
         for k in range(n):
             i = (at + k) % n
@@ -86,7 +98,7 @@ def _propose(rng, state, nodes, can_barrier, group_ptr, group_of, group_node, un
         return 2
     if kind < 0.9:
         # a stretch
-        at = _below(rng, n)
+        at = _place(rng, weights)
         length = 2 + _below(rng, 7)
         pick = _below(rng, 3)
         for i in range(at, min(n, at + length)):
@@ -100,7 +112,7 @@ def _propose(rng, state, nodes, can_barrier, group_ptr, group_of, group_node, un
                 count += 1
         return count
     # alike nodes (the same operator and sizes), some neighbours of them in their order
-    v = nodes[_below(rng, n)]
+    v = nodes[_place(rng, weights)]
     group = group_of[v]
     begin, end = group_ptr[group], group_ptr[group + 1]
     stride = 1 + _below(rng, 4)
@@ -126,8 +138,8 @@ def _propose(rng, state, nodes, can_barrier, group_ptr, group_of, group_node, un
 
 @numba.njit(cache=True, nogil=True)
 def anneal(
-    lay, scratch, drop, state, best, nodes, can_barrier, group_ptr, group_of, group_node, params,
-    match_range, rng, steps, first_temperature, last_temperature, done, total_steps, lowest,
+    lay, scratch, drop, state, best, nodes, weights, can_barrier, group_ptr, group_of, group_node,
+    params, match_range, rng, steps, first_temperature, last_temperature, done, total_steps, lowest,
 ):  # fmt: skip
     """Run ``steps`` of ``total_steps``, of which ``done`` are done.
 
@@ -153,7 +165,8 @@ def anneal(
         temperature = first_temperature * ratio**part
         weight = params[LIVE] * max(0.0, 1.0 - 1.5 * part)
         count = _propose(
-            rng, state, nodes, can_barrier, group_ptr, group_of, group_node, undo_node, undo_mark
+            rng, state, nodes, weights, can_barrier, group_ptr, group_of, group_node, undo_node,
+            undo_mark,
         )
         if count == 0:
             continue

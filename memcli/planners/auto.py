@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from memcli.planners import local, memonger, none
 from memcli.planners.base import Search
-from memcli.planners.coarse import consider_roles
 from memcli.planners.starts import consider_starts
 
 NAME = "auto"
@@ -17,7 +16,6 @@ def explore(search: Search) -> None:
     memonger.search_cuts(search, "memonger")
     none.run(search)
     consider_starts(search, "cuts")
-    consider_roles(search, "cuts")
 
 
 def run(search: Search) -> None:

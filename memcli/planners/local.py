@@ -69,6 +69,8 @@ class _Annealer:
             np.int64,
         )
         self.groups = search.roles
+        # larger tensors are tried more often, by the root of their size
+        self.weights = np.cumsum(np.sqrt(1.0 + graph.node_bytes()[self.nodes]))
         model = search.model
         base = model.evaluate(model.none())
         self.scale = max(1.0, float(base.pool_bytes))
@@ -102,9 +104,9 @@ class _Annealer:
             part = min(steps - done, max(16, int(_SLICE_SECONDS / self.rate)))
             began = time.monotonic()
             lowest = anneal.anneal(
-                model.layout, scratch, rules, state, best, self.nodes, search.barriers,
-                *self.groups, params, chain.match_range, rng, part, first, first / 100, done,
-                steps, lowest,
+                model.layout, scratch, rules, state, best, self.nodes, self.weights,
+                search.barriers, *self.groups, params, chain.match_range, rng, part, first,
+                first / 100, done, steps, lowest,
             )  # fmt: skip
             self.rate = max(1e-7, (time.monotonic() - began) / part)
             done += part
@@ -171,6 +173,7 @@ def refine(search: Search, strategy: str = NAME) -> None:
     if not search.tried:
         return
     search.progress("local search")
+    consider_roles(search, strategy)
     annealer = _Annealer(search)
     if not len(annealer.nodes):
         return
@@ -240,7 +243,6 @@ def kept_cuts(search: Search, flags: Flags) -> list[list[int]]:
 def explore(search: Search) -> None:
     """The plans to start from."""
     consider_starts(search, NAME)
-    consider_roles(search, NAME)
 
 
 def run(search: Search) -> None:

@@ -23,6 +23,7 @@ from memcli.reports.compare_report import compare_json, print_comparison
 from memcli.reports.fit_report import fit_json, print_fitted
 from memcli.workflow.comparing import Comparison, Row, mark_frontier
 from memcli.workflow.fitting import Breakdown, Fitted, Side, largest
+from memcli.workflow.variants import Variant
 from tests.unit.test_reports import expect
 
 MIB = 1 << 20
@@ -203,7 +204,8 @@ def fitted(*, bare: int = 104) -> Fitted:
     return Fitted(
         source=SOURCE, sha256="cd" * 32, memory=16384 * MIB, reserve=512 * MIB, optimizer="adam",
         strategy="auto", unplanned=side(bare, 15700, 0.0), planned=planned,
-        analysis=analysis(430), plan=Plan("local", cast(Any, None)),
+        analysis=analysis(430), variant=Variant(SOURCE, analysis(430)),
+            plan=Plan("local", cast(Any, None)),
         environment={"NNVM_EXEC_MATCH_RANGE": "4"}, notes=[], searches=2, batches=7, seconds=16.04,
     )  # fmt: skip
 
