@@ -1,0 +1,100 @@
+"""Annealing in rounds that grow, so that easy graphs end soon and hard ones use their time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memcli.graph.cost_graph import CostGraph
+from memcli.memory.schedule import plain_schedule
+from memcli.planners.schedule.annealing import anneal
+from memcli.planners.schedule.base import Best, Progress
+
+# What a proposal takes for each value and each read of the graph, measured, and rounded up. Work
+# is counted in this unit instead of by the clock, so that a search repeats itself exactly.
+_SECONDS_PER_ITEM = 4.5e-9
+_FIRST_ROUND = 0.04
+_CHUNK = 0.2
+# Rounds without a gain, each as long as all before it, after which the search has ended.
+_PATIENCE = 3
+# Temperatures in percent of the plain order's time.
+_HOT, _COLD = 0.3, 0.003
+
+
+def capacity(graph: CostGraph) -> int:
+    """The longest sequence that is looked at."""
+    return 6 * graph.n + 64
+
+
+@dataclass
+class Rounds:
+    """The rounds of one graph and budget."""
+
+    graph: CostGraph
+    best: Best
+    seed: int
+    length: float = _FIRST_ROUND  # of the next round, in seconds of expected work
+    number: int = 0
+    idle: int = 0  # rounds since the last gain
+    _price: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._seconds = self.graph.seconds * (100 / max(self.graph.plain_seconds, 1e-300))
+        self._price = 10.0 / max(1, self.best.budget)
+        self.per_proposal = _SECONDS_PER_ITEM * (self.graph.n + len(self.graph.reads) + 20)
+
+    def run(self, time_limit: float, progress: Progress) -> bool:
+        """One round; says whether it gained. Ends early where proven or out of time."""
+        best = self.best
+        # Every third round begins at the plain order, for another region.
+        current: NDArray[np.int64]
+        if best.fits and self.number % 3 != 2:
+            current = best.sequence
+        else:
+            current = plain_schedule(self.graph)
+        gained = False
+        proposals = max(1000, int(self.length / self.per_proposal))
+        chunks = max(1, round(self.length / _CHUNK))
+        for chunk in range(chunks):
+            hot = _HOT * (_COLD / _HOT) ** (chunk / chunks)
+            cold = _HOT * (_COLD / _HOT) ** ((chunk + 1) / chunks)
+            found, _, current, self._price, lowest, _ = anneal(
+                current, self.graph.sizes, self._seconds, self.graph.read_ptr, self.graph.reads,
+                best.budget, capacity(self.graph), -(-proposals // chunks), hot, cold,
+                self._price, self.seed * 1_000_003 + self.number * 1009 + chunk, 100.0,
+            )  # fmt: skip
+            if len(found):
+                gained |= best.offer(found, "annealing")
+            elif not best.fits:
+                best.offer(lowest, "annealing")
+            if best.fits:
+                state = f"{100 * best.extra / max(self.graph.plain_seconds, 1e-300):.3f}% so far"
+            else:
+                state = "no schedule fits so far"
+            progress(state, min(1.0, best.elapsed / time_limit) if time_limit else None)
+            if best.proven or best.infeasible or best.elapsed > time_limit:
+                break
+        self.number += 1
+        self.idle = 0 if gained else self.idle + 1
+        return gained
+
+    def search(self, time_limit: float, progress: Progress, longest: float | None = None) -> None:
+        """Rounds until proven, at a plateau, or out of time.
+
+        A round is as long as all before it together, or ``longest``; the last round is planned
+        to end with the time limit.
+        """
+        spent = 0.0
+        while not (self.best.proven or self.best.infeasible or self.best.elapsed > time_limit):
+            if self.idle >= _PATIENCE and self.best.fits and spent > 1.0:
+                break
+            self.run(time_limit, progress)
+            spent += self.length
+            self.length = max(_FIRST_ROUND, spent)
+            if longest is not None:
+                self.length = min(self.length, longest)
+            left = time_limit - spent
+            if 0.5 * self.length < left < 2 * self.length:
+                self.length = left * 0.95
