@@ -37,6 +37,7 @@ Constraints 4 and 6 stand in for their memory accounting.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,9 +169,15 @@ class Program:
             self._row(-float("inf"), 1, terms)
 
     def solve(
-        self, time_limit: float, stop: threading.Event | None = None
+        self,
+        time_limit: float,
+        stop: threading.Event | None = None,
+        on_bound: Callable[[float], None] | None = None,
     ) -> Bound:
-        """Run HiGHS with one thread, until ``stop`` is set. May be called in a thread."""
+        """Run HiGHS with one thread, until ``stop`` is set. May be called in a thread.
+
+        ``on_bound`` is told of the bound on the way, in the graph's unit of time.
+        """
         import highspy
 
         solver = highspy.Highs()
@@ -185,12 +192,15 @@ class Program:
             self._row(-float("inf"), self.most_extra / self.scale * (1 + 1e-9),
                       {x: self.cost[x] for x in self.again.values()})  # fmt: skip
         solver.passModel(self._model(highspy))
-        if stop is not None:
-            def interrupt(event: Any) -> None:
-                if stop.is_set():
-                    event.interrupt()
 
-            solver.cbMipInterrupt.subscribe(interrupt)
+        def look(event: Any) -> None:
+            bound = event.data_out.mip_dual_bound
+            if on_bound is not None and np.isfinite(bound):
+                on_bound(min(self.most_extra, max(0.0, bound * self.scale)))
+            if stop is not None and stop.is_set():
+                event.interrupt()
+
+        solver.cbMipInterrupt.subscribe(look)
         solver.run()
         status = solver.getModelStatus()
         kind = highspy.HighsModelStatus

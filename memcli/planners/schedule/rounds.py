@@ -83,18 +83,20 @@ class Rounds:
     def search(self, time_limit: float, progress: Progress, longest: float | None = None) -> None:
         """Rounds until proven, at a plateau, or out of time.
 
-        A round is as long as all before it together, or ``longest``; the last round is planned
-        to end with the time limit.
+        A round is as long as all before it together, or ``longest``; the last one takes what is
+        left. The time limit is kept by counting work; the clock only cuts a machine that is slow.
         """
-        spent = 0.0
-        while not (self.best.proven or self.best.infeasible or self.best.elapsed > time_limit):
-            if self.idle >= _PATIENCE and self.best.fits and spent > 1.0:
+        best, spent = self.best, 0.0
+        while not (best.proven or best.infeasible or best.elapsed > time_limit):
+            if self.idle >= _PATIENCE and best.fits and spent > 1.0:
                 break
+            left = time_limit - spent
+            if left < 0.03 * time_limit:
+                break
+            if longest is None and left < 2.2 * self.length:
+                self.length = 0.95 * left
             self.run(time_limit, progress)
             spent += self.length
             self.length = max(_FIRST_ROUND, spent)
             if longest is not None:
                 self.length = min(self.length, longest)
-            left = time_limit - spent
-            if 0.5 * self.length < left < 2 * self.length:
-                self.length = left * 0.95

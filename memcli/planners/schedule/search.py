@@ -1,0 +1,127 @@
+"""The strategies put together: bounds that cost nothing, a greedy start, annealing, a proof."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from memcli.graph.cost_graph import CostGraph
+from memcli.memory.schedule import plain_schedule, simulate, working_set_bound
+from memcli.planners.schedule.base import Best, Progress, Settings
+from memcli.planners.schedule.greedy import relieve
+from memcli.planners.schedule.program import Bound, Program
+from memcli.planners.schedule.rounds import Rounds, capacity
+
+STRATEGIES = {
+    "auto": "greedy, annealing, and a proof where the graph is small enough",
+    "annealing": "greedy and annealing, no proof",
+    "greedy": "relieve the fullest step by the cheapest recomputation until it fits",
+}
+# Stages times values of the program; beyond this HiGHS gets a coarser one.
+_PROGRAM_SIZE = 20_000
+# Larger graphs get no program.
+_PROGRAM_VALUES = 600
+# Annealing before the program begins, so that it has a good schedule to beat, in seconds.
+_BEFORE_PROGRAM = 0.25
+
+
+def nothing(text: str, fraction: float | None = None) -> None:
+    """Progress for nobody."""
+
+
+def solve(
+    graph: CostGraph, budget: int, settings: Settings, progress: Progress = nothing
+) -> Best:
+    """The schedule of least time found whose peak is at most ``budget`` bytes.
+
+    Deterministic for a seed and a time limit, unless the clock cuts the search short.
+    """
+    best = Best(graph, budget)
+    if best.proven:
+        return best
+    if budget < working_set_bound(graph):
+        best.infeasible = True
+        return best
+    progress("greedy start", None)
+    greedy(best)
+    if settings.strategy == "greedy":
+        return best
+    rounds = Rounds(graph, best, settings.seed)
+    if settings.strategy == "annealing" or not settings.prove or graph.n > _PROGRAM_VALUES:
+        rounds.search(settings.time_limit, progress)
+        return best
+    while rounds.length < _BEFORE_PROGRAM and best.elapsed < settings.time_limit:
+        rounds.run(settings.time_limit, progress)
+        rounds.length *= 2
+    proof = _Proof(best, settings.time_limit)
+    proof.start()
+    try:
+        rounds.search(settings.time_limit, progress)
+        if not best.proven and not best.infeasible:
+            progress("waiting for the proof", None)
+            proof.join(max(0.0, settings.time_limit - best.elapsed))
+    finally:
+        proof.end()
+    if proof.bound.stages is not None and len(proof.program.steps) == graph.n:
+        best.offer(_sequence(graph, proof.bound.stages), "integer program")
+    return best
+
+
+def greedy(best: Best) -> None:
+    """Offer what :func:`relieve` makes of the plain order."""
+    graph = best.graph
+    sequence, _, over = relieve(
+        plain_schedule(graph), graph.sizes, graph.seconds, graph.read_ptr, graph.reads,
+        best.budget, capacity(graph),
+    )  # fmt: skip
+    best.offer(sequence, "greedy")
+
+
+class _Proof(threading.Thread):
+    """The integer program beside the annealing; HiGHS runs without Python's lock."""
+
+    def __init__(self, best: Best, time_limit: float) -> None:
+        super().__init__(daemon=True)
+        self.best, self.time_limit = best, time_limit
+        self.bound = Bound()
+        self._stop_event = threading.Event()
+        self.program = Program(best.graph, best.budget, best.extra, _steps(best.graph))
+
+    def run(self) -> None:
+        best = self.best
+
+        def raise_bound(extra: float) -> None:
+            best.lower_extra = max(best.lower_extra, extra)
+
+        self.bound = self.program.solve(
+            self.time_limit - best.elapsed, self._stop_event, raise_bound
+        )
+        raise_bound(self.bound.extra)
+        best.infeasible |= self.bound.infeasible
+
+    def end(self) -> None:
+        """Have HiGHS stop, and wait until it has."""
+        self._stop_event.set()
+        self.join()
+
+
+def _steps(graph: CostGraph) -> list[int]:
+    """Where the program's stages end: everywhere, or at as many places as it can take."""
+    wanted = max(2, _PROGRAM_SIZE // max(1, graph.n))
+    if wanted >= graph.n:
+        return list(range(graph.n))
+    # Where the plain order is fullest, and evenly over the rest.
+    memory = simulate(graph, plain_schedule(graph)).memory.astype(np.float64)
+    weight = np.cumsum(memory / memory.sum())
+    marks = (np.arange(wanted) + 0.5) / wanted
+    chosen = set(np.searchsorted(weight, marks).tolist()) | {int(memory.argmax()), graph.n - 1}
+    return sorted(c for c in chosen if c < graph.n)
+
+
+def _sequence(graph: CostGraph, stages: list[list[int]]) -> np.ndarray:
+    entries: list[int] = []
+    for j, again in enumerate(stages):
+        entries += [~v for v in sorted(again)]
+        entries.append(j)
+    return np.array(entries, np.int64)
