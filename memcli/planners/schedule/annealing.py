@@ -146,7 +146,8 @@ def _some_again(again, n_again, random):
 
 @numba.njit(cache=True, nogil=True)
 def _insertion(seq, count, read_ptr, reads, last_use, memory, budget, over, gap_value, gap_begin,
-               gap_end, gaps, random, copy_at, marked, found, drop_begin, drop_end, out):  # fmt: skip
+               gap_end, gaps, random, copy_at, marked, found, drop_begin, drop_end,
+               out):  # fmt: skip
     """End a gap early: compute its value again just before it is read.
 
     While the sequence is over budget, gaps that cover a step over budget are preferred.

@@ -80,3 +80,15 @@ class Best:
         self.sequence, self.seconds = sequence.copy(), result.seconds
         self.found_after, self.found_by = self.elapsed, by
         return True
+
+
+def as_sequence(schedule: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A schedule with ``~v`` wherever ``v`` is computed again."""
+    sequence = schedule.copy()
+    first = 0
+    for p, v in enumerate(schedule):
+        if v == first:
+            first += 1
+        else:
+            sequence[p] = ~v
+    return sequence

@@ -22,7 +22,8 @@ Then all of this holds, which is the program:
 
 All of it also holds of longer stages, which end with the first computations of some chosen ``j``
 only and begin after the one chosen before: a value that is first computed within a stage is there
-without ``R``, and what it reads then has to be. Large graphs get such a coarser program, with a weaker bound.
+without ``R``, and what it reads then has to be. Large graphs get such a coarser program, with a
+weaker bound.
 
 The time above the plain order's is at least ``sum R[j, v] seconds[v]``. So the minimum is a lower
 bound for every schedule there is, and where the program has no solution there is no schedule.
@@ -66,6 +67,13 @@ def reaches(graph: CostGraph) -> NDArray[np.int64]:
     return last
 
 
+def grain(seconds: NDArray[np.float64]) -> float:
+    """The largest time of which every time is a whole multiple; 0 where they are not whole."""
+    if len(seconds) == 0 or not np.all(seconds == np.floor(seconds)):
+        return 0.0
+    return float(np.gcd.reduce(seconds.astype(np.int64)))
+
+
 class Program:
     """The program of one graph and budget.
 
@@ -80,6 +88,7 @@ class Program:
         self.graph, self.budget, self.most_extra = graph, budget, most_extra
         self.steps = list(range(graph.n)) if steps is None else steps
         self.scale = max(float(graph.seconds.max(initial=0.0)), 1e-300)
+        self.grain = grain(graph.seconds)
         self.rows: list[tuple[float, float, list[int], list[float]]] = []
         self.cost: list[float] = []
         self.lower: list[float] = []
@@ -181,11 +190,13 @@ class Program:
         import highspy
 
         solver = highspy.Highs()
-        for option, value in (
+        gap = 0.9 * self.grain / self.scale
+        options: list[tuple[str, Any]] = [
             ("output_flag", False), ("threads", 1), ("time_limit", max(0.01, time_limit)),
-            ("mip_rel_gap", 0.0), ("mip_abs_gap", 1e-9), ("random_seed", 0),
-        ):  # fmt: skip
-            solver.setOptionValue(option, value)
+            ("mip_rel_gap", 0.0), ("mip_abs_gap", max(1e-9, gap)), ("random_seed", 0),
+        ]  # fmt: skip
+        for option, setting in options:
+            solver.setOptionValue(option, setting)
         known = np.isfinite(self.most_extra)
         if known:
             # Only what is no worse than the schedule at hand is of interest.
@@ -196,11 +207,17 @@ class Program:
         def look(event: Any) -> None:
             bound = event.data_out.mip_dual_bound
             if on_bound is not None and np.isfinite(bound):
-                on_bound(min(self.most_extra, max(0.0, bound * self.scale)))
+                on_bound(self._rounded(bound))
+            if stop is not None and stop.is_set():
+                event.interrupt()
+
+        def end(event: Any) -> None:
             if stop is not None and stop.is_set():
                 event.interrupt()
 
         solver.cbMipInterrupt.subscribe(look)
+        solver.cbSimplexInterrupt.subscribe(end)
+        solver.cbIpmInterrupt.subscribe(end)
         solver.run()
         status = solver.getModelStatus()
         kind = highspy.HighsModelStatus
@@ -211,7 +228,7 @@ class Program:
         info = solver.getInfo()
         bound = Bound(finished=status == kind.kOptimal)
         if np.isfinite(info.mip_dual_bound):
-            bound.extra = min(self.most_extra, max(0.0, info.mip_dual_bound * self.scale))
+            bound.extra = self._rounded(info.mip_dual_bound)
         if info.primal_solution_status == 2:
             value = solver.getSolution().col_value
             bound.stages = [
@@ -219,6 +236,13 @@ class Program:
                 for k, j in enumerate(self.steps)
             ]
         return bound
+
+    def _rounded(self, bound: float) -> float:
+        """A bound of HiGHS in the graph's unit: its tolerance off, then up to the next grain."""
+        extra = (bound - 1e-6) * self.scale
+        if self.grain > 0:
+            extra = self.grain * np.ceil(extra / self.grain)
+        return min(self.most_extra, max(0.0, float(extra)))
 
     def _model(self, highspy: Any) -> Any:
         lp = highspy.HighsLp()

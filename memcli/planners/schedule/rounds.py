@@ -38,6 +38,7 @@ class Rounds:
     length: float = _FIRST_ROUND  # of the next round, in seconds of expected work
     number: int = 0
     idle: int = 0  # rounds since the last gain
+    start: NDArray[np.int64] | None = None  # where to begin while nothing fits; plain without
     _price: float = 0.0
 
     def __post_init__(self) -> None:
@@ -52,6 +53,8 @@ class Rounds:
         current: NDArray[np.int64]
         if best.fits and self.number % 3 != 2:
             current = best.sequence
+        elif self.start is not None and self.number % 3 != 2:
+            current = self.start
         else:
             current = plain_schedule(self.graph)
         gained = False

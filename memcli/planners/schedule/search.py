@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memcli.graph.cost_graph import CostGraph
 from memcli.memory.schedule import plain_schedule, simulate, working_set_bound
-from memcli.planners.schedule.base import Best, Progress, Settings
+from memcli.planners.schedule.base import Best, Progress, Settings, as_sequence
 from memcli.planners.schedule.greedy import relieve
 from memcli.planners.schedule.program import Bound, Program
 from memcli.planners.schedule.rounds import Rounds, capacity
@@ -31,9 +32,15 @@ def nothing(text: str, fraction: float | None = None) -> None:
 
 
 def solve(
-    graph: CostGraph, budget: int, settings: Settings, progress: Progress = nothing
+    graph: CostGraph,
+    budget: int,
+    settings: Settings,
+    progress: Progress = nothing,
+    start: NDArray[np.int64] | None = None,
 ) -> Best:
     """The schedule of least time found whose peak is at most ``budget`` bytes.
+
+    ``start`` is a schedule that may fit already.
 
     Deterministic for a seed and a time limit, unless the clock cuts the search short.
     """
@@ -45,7 +52,11 @@ def solve(
         return best
     progress("greedy start", None)
     greedy(best)
+    if start is not None:
+        best.offer(as_sequence(start), "least peak")
     if settings.strategy == "greedy":
+        return best
+    if best.proven:
         return best
     rounds = Rounds(graph, best, settings.seed)
     if settings.strategy == "annealing" or not settings.prove or graph.n > _PROGRAM_VALUES:
@@ -71,7 +82,7 @@ def solve(
 def greedy(best: Best) -> None:
     """Offer what :func:`relieve` makes of the plain order."""
     graph = best.graph
-    sequence, _, over = relieve(
+    sequence, _, _ = relieve(
         plain_schedule(graph), graph.sizes, graph.seconds, graph.read_ptr, graph.reads,
         best.budget, capacity(graph),
     )  # fmt: skip
