@@ -58,10 +58,10 @@ class Best:
     def proven(self) -> bool:
         """Whether nothing better can be: the bound meets the schedule.
 
-        Exactly so where times are whole numbers; else to two millionths of the largest time,
-        which is what the program's arithmetic is good for.
+        Exactly so where times are whole numbers of a few digits; else to two millionths of the
+        extra time, which is what the program's arithmetic is good for.
         """
-        slack = 2e-6 * float(self.graph.seconds.max(initial=0.0))
+        slack = 2e-6 * max(self.extra, 0.0) + 1e-12 * self.graph.plain_seconds
         return self.fits and self.extra <= self.lower_extra + slack
 
     @property

@@ -87,7 +87,9 @@ class Program:
     ) -> None:
         self.graph, self.budget, self.most_extra = graph, budget, most_extra
         self.steps = list(range(graph.n)) if steps is None else steps
-        self.scale = max(float(graph.seconds.max(initial=0.0)), 1e-300)
+        # The largest time that may be spent; HiGHS's tolerances are parts of it.
+        spendable = graph.seconds[graph.seconds <= most_extra * (1 + 1e-9)]
+        self.scale = max(float(spendable.max(initial=0.0)), 1e-300)
         self.grain = grain(graph.seconds)
         self.rows: list[tuple[float, float, list[int], list[float]]] = []
         self.cost: list[float] = []

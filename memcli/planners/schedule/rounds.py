@@ -15,12 +15,13 @@ from memcli.planners.schedule.base import Best, Progress
 # What a proposal takes for each value and each read of the graph, measured, and rounded up. Work
 # is counted in this unit instead of by the clock, so that a search repeats itself exactly.
 _SECONDS_PER_ITEM = 4.5e-9
-_FIRST_ROUND = 0.04
+_FIRST_ROUND = 0.01
 _CHUNK = 0.2
 # Rounds without a gain, each as long as all before it, after which the search has ended.
 _PATIENCE = 3
-# Temperatures in percent of the plain order's time.
-_HOT, _COLD = 0.3, 0.003
+# First and last temperature of a round, in percent of the plain order's time, and whether the
+# round begins at the best schedule or at the plain order, for another region; they take turns.
+_TURNS = ((0.05, 0.001, True), (0.3, 0.003, False), (0.1, 0.0003, True))
 
 
 def capacity(graph: CostGraph) -> int:
@@ -49,11 +50,11 @@ class Rounds:
     def run(self, time_limit: float, progress: Progress) -> bool:
         """One round; says whether it gained. Ends early where proven or out of time."""
         best = self.best
-        # Every third round begins at the plain order, for another region.
+        hottest, coldest, from_best = _TURNS[self.number % len(_TURNS)]
         current: NDArray[np.int64]
-        if best.fits and self.number % 3 != 2:
+        if best.fits and from_best:
             current = best.sequence
-        elif self.start is not None and self.number % 3 != 2:
+        elif self.start is not None and from_best:
             current = self.start
         else:
             current = plain_schedule(self.graph)
@@ -61,8 +62,8 @@ class Rounds:
         proposals = max(1000, int(self.length / self.per_proposal))
         chunks = max(1, round(self.length / _CHUNK))
         for chunk in range(chunks):
-            hot = _HOT * (_COLD / _HOT) ** (chunk / chunks)
-            cold = _HOT * (_COLD / _HOT) ** ((chunk + 1) / chunks)
+            hot = hottest * (coldest / hottest) ** (chunk / chunks)
+            cold = hottest * (coldest / hottest) ** ((chunk + 1) / chunks)
             found, _, current, self._price, lowest, _ = anneal(
                 current, self.graph.sizes, self._seconds, self.graph.read_ptr, self.graph.reads,
                 best.budget, capacity(self.graph), -(-proposals // chunks), hot, cold,
