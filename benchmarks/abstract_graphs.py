@@ -1,6 +1,7 @@
 """``memcli solve`` on published graphs of costs, beside what others reach on them.
 
-    python benchmarks/abstract_graphs.py FOLDER [--time-limit 60] [--only TEXT] [--layered-limit 120]
+    python benchmarks/abstract_graphs.py FOLDER [--only TEXT]
+        [--time-limit 60] [--layered-limit 120]
 
 FOLDER holds ``checkmate-graphs`` and ``layered-graphs``. The column ``wanted`` is the optimum or
 the best published; ``within`` a tenth of the better exact solver's time (one machine, one

@@ -78,10 +78,11 @@ def anneal(start, sizes, seconds, read_ptr, reads, budget, capacity, steps, hot,
         if n_again == 0:
             kind = 0.0
         length = -1
+        ceiling = time + weight * over - heat * math.log(1.0 - draw(random))
         if kind < 0.45:
             length = _insertion(
-                seq, count, read_ptr, reads, last_use, memory, budget, over, gap_value, gap_begin,
-                gap_end, gaps, random, copy_now, marked, found, 0, 0, candidate,
+                seq, count, seconds, read_ptr, reads, last_use, memory, over, gap_value, gap_begin,
+                gap_end, gaps, random, copy_now, marked, found, 0, 0, ceiling - time, candidate,
             )  # fmt: skip
         elif kind < 0.75:
             begin_drop, end_drop = _some_again(again, n_again, random)
@@ -92,12 +93,12 @@ def anneal(start, sizes, seconds, read_ptr, reads, budget, capacity, steps, hot,
         else:
             begin_drop, end_drop = _some_again(again, n_again, random)
             length = _insertion(
-                seq, count, read_ptr, reads, last_use, memory, budget, over, gap_value, gap_begin,
-                gap_end, gaps, random, copy_now, marked, found, begin_drop, end_drop, candidate,
+                seq, count, seconds, read_ptr, reads, last_use, memory, over, gap_value, gap_begin,
+                gap_end, gaps, random, copy_now, marked, found, begin_drop, end_drop, np.inf,
+                candidate,
             )  # fmt: skip
         if length < 0:
             continue
-        ceiling = time + weight * over - heat * math.log(1.0 - draw(random))
         begin, new_time, new_over = evaluate(
             candidate, length, sizes, seconds, read_ptr, reads, budget, ceiling, weight, wanted,
             out, out_memory,
@@ -145,12 +146,13 @@ def _some_again(again, n_again, random):
 
 
 @numba.njit(cache=True, nogil=True)
-def _insertion(seq, count, read_ptr, reads, last_use, memory, budget, over, gap_value, gap_begin,
-               gap_end, gaps, random, copy_at, marked, found, drop_begin, drop_end,
+def _insertion(seq, count, seconds, read_ptr, reads, last_use, memory, over, gap_value, gap_begin,
+               gap_end, gaps, random, copy_at, marked, found, drop_begin, drop_end, most,
                out):  # fmt: skip
     """End a gap early: compute its value again just before it is read.
 
-    While the sequence is over budget, gaps that cover a step over budget are preferred.
+    While the sequence is over budget, gaps that cover a step over budget are preferred. What
+    takes longer than ``most`` cannot be accepted and is not looked at further (-1).
     """
     if gaps == 0:
         return -1
@@ -174,6 +176,11 @@ def _insertion(seq, count, read_ptr, reads, last_use, memory, budget, over, gap_
     n_found = closure(
         seq, step, gap_value[g], read_ptr, reads, last_use, chance, random, copy_at, marked, found
     )
+    added = 0.0
+    for k in range(n_found):
+        added += seconds[found[k]]
+    if added > most:
+        return -1
     return spliced(seq, count, drop_begin, drop_end, step, found, n_found, out)
 
 

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from memcli.graph.forward_graph import ForwardGraph
 
-
 FAMILIES = ("approximate", "prefixes", "exact")
 
 

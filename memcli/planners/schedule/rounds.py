@@ -16,9 +16,11 @@ from memcli.planners.schedule.base import Best, Progress
 # is counted in this unit instead of by the clock, so that a search repeats itself exactly.
 _SECONDS_PER_ITEM = 4.5e-9
 _FIRST_ROUND = 0.01
-_CHUNK = 0.2
-# Rounds without a gain, each as long as all before it, after which the search has ended.
+_CHUNK = 0.1
+# Rounds without a gain, each as long as all before it, after which the search has ended (twice
+# as many where nothing fits yet), and the least work before that, in seconds for each value.
 _PATIENCE = 3
+_WORK_PER_VALUE = 0.005
 # First and last temperature of a round, in percent of the plain order's time, and whether the
 # round begins at the best schedule or at the plain order, for another region; they take turns.
 _TURNS = ((0.05, 0.001, True), (0.3, 0.003, False), (0.1, 0.0003, True))
@@ -39,13 +41,14 @@ class Rounds:
     length: float = _FIRST_ROUND  # of the next round, in seconds of expected work
     number: int = 0
     idle: int = 0  # rounds since the last gain
+    spent: float = 0.0  # seconds of expected work so far
     start: NDArray[np.int64] | None = None  # where to begin while nothing fits; plain without
     _price: float = 0.0
 
     def __post_init__(self) -> None:
         self._seconds = self.graph.seconds * (100 / max(self.graph.plain_seconds, 1e-300))
         self._price = 10.0 / max(1, self.best.budget)
-        self.per_proposal = _SECONDS_PER_ITEM * (self.graph.n + len(self.graph.reads) + 20)
+        self.per_proposal = _SECONDS_PER_ITEM * (self.graph.n + len(self.graph.reads) + 90)
 
     def run(self, time_limit: float, progress: Progress) -> bool:
         """One round; says whether it gained. Ends early where proven or out of time."""
@@ -81,6 +84,7 @@ class Rounds:
             if best.proven or best.infeasible or best.elapsed > time_limit:
                 break
         self.number += 1
+        self.spent += self.length
         self.idle = 0 if gained else self.idle + 1
         return gained
 
@@ -90,17 +94,17 @@ class Rounds:
         A round is as long as all before it together, or ``longest``; the last one takes what is
         left. The time limit is kept by counting work; the clock only cuts a machine that is slow.
         """
-        best, spent = self.best, 0.0
+        best = self.best
         while not (best.proven or best.infeasible or best.elapsed > time_limit):
-            if self.idle >= _PATIENCE and best.fits and spent > 1.0:
+            patience = _PATIENCE if best.fits else 2 * _PATIENCE
+            if self.idle >= patience and self.spent > _WORK_PER_VALUE * self.graph.n:
                 break
-            left = time_limit - spent
+            left = time_limit - self.spent
             if left < 0.03 * time_limit:
                 break
             if longest is None and left < 2.2 * self.length:
                 self.length = 0.95 * left
             self.run(time_limit, progress)
-            spent += self.length
-            self.length = max(_FIRST_ROUND, spent)
+            self.length = max(_FIRST_ROUND, self.spent)
             if longest is not None:
                 self.length = min(self.length, longest)

@@ -23,8 +23,9 @@ STRATEGIES = {
 _PROGRAM_SIZE = 20_000
 # Larger graphs get no program.
 _PROGRAM_VALUES = 600
-# Annealing before the program begins, so that it has a good schedule to beat, in seconds.
-_BEFORE_PROGRAM = 0.25
+# Annealing before the program begins, so that it has a good schedule to beat, in seconds for each
+# value.
+_BEFORE_PROGRAM = 0.002
 
 
 def nothing(text: str, fraction: float | None = None) -> None:
@@ -62,9 +63,12 @@ def solve(
     if settings.strategy == "annealing" or not settings.prove or graph.n > _PROGRAM_VALUES:
         rounds.search(settings.time_limit, progress)
         return best
-    while rounds.length < _BEFORE_PROGRAM and best.elapsed < settings.time_limit:
+    before = _BEFORE_PROGRAM * graph.n
+    while rounds.spent < before and best.elapsed < settings.time_limit:
         rounds.run(settings.time_limit, progress)
         rounds.length *= 2
+    if best.elapsed >= settings.time_limit:
+        return best
     proof = _Proof(best, settings.time_limit)
     proof.start()
     try:
