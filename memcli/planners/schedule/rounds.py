@@ -14,7 +14,7 @@ from memcli.planners.schedule.base import Best, Progress
 
 # What a proposal takes for each value and each read of the graph, measured, and rounded up. Work
 # is counted in this unit instead of by the clock, so that a search repeats itself exactly.
-_SECONDS_PER_ITEM = 4.5e-9
+_SECONDS_PER_ITEM = 3e-9
 _FIRST_ROUND = 0.01
 _CHUNK = 0.1
 # Rounds without a gain, each as long as all before it, after which the search has ended (twice
