@@ -60,7 +60,6 @@ def main() -> int:
     parser.add_argument("--only", default="", help="part of a graph's name")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    _warm_up(options.folder)
     print(f"{'graph':20} {'budget':>6} {'extra %':>8} {'wanted':>8} {'bound %':>8} "
           f"{'proven':>6} {'found':>7} {'within':>7} {'seconds':>8}")  # fmt: skip
     missed = 0
@@ -89,12 +88,6 @@ def main() -> int:
         missed += not good
     print(f"{missed} targets missed")
     return int(missed > 0)
-
-
-def _warm_up(folder: Path) -> None:
-    """Compile what is compiled at first use; the times are those of a search alone."""
-    path = folder / "checkmate-graphs" / "vgg16_256_train.json"
-    solve_file(str(path), Settings(time_limit=1), budget="90%")
 
 
 if __name__ == "__main__":

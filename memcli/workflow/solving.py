@@ -20,7 +20,7 @@ from memcli.graph.cost_graph import CostGraph
 from memcli.memory.schedule import plain_schedule, simulate, working_set_bound
 from memcli.planners.schedule.base import Best, Progress, Settings
 from memcli.planners.schedule.least_peak import least_peak
-from memcli.planners.schedule.search import nothing, solve
+from memcli.planners.schedule.search import nothing, prepare, solve
 from memcli.units import format_size, parse_size
 
 # Without a budget: this part of the time for the least peak, the rest for its overhead.
@@ -106,6 +106,8 @@ def solve_file(
     graph = read_cost_graph(path)
     plain = simulate(graph, plain_schedule(graph))
     limit = None if budget is None else parse_size(budget, whole=plain.peak)
+    on_progress("compiling the search (first run only)", None)
+    prepare()
     started = time.monotonic()
     if limit is None:
         lowest = least_peak(graph, settings, _PEAK_SHARE * settings.time_limit, on_progress)

@@ -157,7 +157,13 @@ def _insertion(seq, count, seconds, read_ptr, reads, last_use, memory, over, gap
     if gaps == 0:
         return -1
     g = int(draw(random) * gaps)
-    if over > 0:
+    if drop_end > drop_begin and draw(random) < 0.8:
+        # What was dropped made room until there: a gap around it can make it instead.
+        for _ in range(12):
+            if gap_begin[g] < drop_begin - 1 < gap_end[g]:
+                break
+            g = int(draw(random) * gaps)
+    elif over > 0:
         hot = -1
         for _ in range(4):
             p = int(draw(random) * count)

@@ -32,6 +32,14 @@ def nothing(text: str, fraction: float | None = None) -> None:
     """Progress for nobody."""
 
 
+def prepare() -> None:
+    """Have what numba compiles at its first use ready, so that no search's time is spent on it."""
+    tiny = CostGraph.build([0, 1, 2], [1, 1, 1], [1, 1, 1], [[], [0], [0, 1]])
+    best = Best(tiny, 3)
+    greedy(best)
+    Rounds(tiny, best, 0).run(1.0, nothing)
+
+
 def solve(
     graph: CostGraph,
     budget: int,
