@@ -18,11 +18,12 @@ from memcli.memory.schedule import (
     simulate,
     working_set_bound,
 )
-from memcli.planners.schedule.base import Settings, as_sequence
+from memcli.planners.schedule.base import Best, Settings, as_sequence
 from memcli.planners.schedule.least_peak import least_peak
 from memcli.planners.schedule.lower_sets import LowerSets
 from memcli.planners.schedule.program import Program, grain
-from memcli.planners.schedule.search import nothing, solve
+from memcli.planners.schedule.proof import Proof
+from memcli.planners.schedule.search import greedy, nothing, solve
 from memcli.planners.schedule.sequence import evaluate
 from tests.unit.small_graphs import optimum, random_graph
 
@@ -106,7 +107,7 @@ def test_the_solver_against_exhaustive_search() -> None:
     """Never better than the optimum, a bound never above it, and a proof never wrong."""
     chance = random.Random(5)
     cases = found = optimal = proven = impossible = shown = 0
-    while cases < 400:
+    while cases < 300:
         graph = random_graph(chance)
         peak = simulate(graph, plain_schedule(graph)).peak
         if peak == 0:
@@ -170,6 +171,25 @@ def test_the_least_peak_is_that_of_exhaustive_search() -> None:
             least += 1
         assert result.least_peak <= least
         assert simulate(graph, result.least).peak == result.least_peak
+
+
+def test_a_proof_in_a_process_of_its_own() -> None:
+    """The process says what the program says, and ends with the context."""
+    n = 30
+    reads = [[v - 1] if v else [] for v in range(2 * n)]
+    for v in range(n - 1):
+        reads[2 * n - 1 - v] += [v]
+    graph = CostGraph.build(list(range(2 * n)), [1.0] * (2 * n), [1] * (2 * n), reads)
+    best = Best(graph, n - 4)
+    greedy(best)
+    assert best.fits
+    steps = list(range(0, 2 * n, 2))
+    with Proof(best, steps, 30) as proof:
+        proof.wait(30)
+    bound = Program(graph, n - 4, best.extra, steps).solve(30)
+    assert best.lower_extra == bound.extra > 0
+    with Proof(best, steps, 30):
+        pass
 
 
 def test_same_seed_same_schedule() -> None:

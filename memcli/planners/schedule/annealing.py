@@ -70,9 +70,14 @@ def anneal(start, sizes, seconds, read_ptr, reads, budget, capacity, steps, hot,
     heat = hot
     fitted = 0
     visited = 0
-    for _ in range(steps):
+    changed = 0
+    for step in range(steps):
         if best_time <= floor:
             break
+        if over > 0 and step - changed > 2000:
+            # Stuck above the budget.
+            weight *= 1.5
+            changed = step
         heat *= cooling
         kind = draw(random)
         if n_again == 0:
@@ -115,6 +120,7 @@ def anneal(start, sizes, seconds, read_ptr, reads, budget, capacity, steps, hot,
             again,
         )  # fmt: skip
         visited += 1
+        changed = step
         if over == 0:
             fitted += 1
             if time < best_time:

@@ -37,7 +37,6 @@ Constraints 4 and 6 stand in for their memory accounting.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -180,12 +179,9 @@ class Program:
             self._row(-float("inf"), 1, terms)
 
     def solve(
-        self,
-        time_limit: float,
-        stop: threading.Event | None = None,
-        on_bound: Callable[[float], None] | None = None,
+        self, time_limit: float, on_bound: Callable[[float], None] | None = None
     ) -> Bound:
-        """Run HiGHS with one thread, until ``stop`` is set. May be called in a thread.
+        """Run HiGHS with one thread for at most about ``time_limit`` seconds.
 
         ``on_bound`` is told of the bound on the way, in the graph's unit of time.
         """
@@ -210,16 +206,8 @@ class Program:
             bound = event.data_out.mip_dual_bound
             if on_bound is not None and np.isfinite(bound):
                 on_bound(self._rounded(bound))
-            if stop is not None and stop.is_set():
-                event.interrupt()
-
-        def end(event: Any) -> None:
-            if stop is not None and stop.is_set():
-                event.interrupt()
 
         solver.cbMipInterrupt.subscribe(look)
-        solver.cbSimplexInterrupt.subscribe(end)
-        solver.cbIpmInterrupt.subscribe(end)
         solver.run()
         status = solver.getModelStatus()
         kind = highspy.HighsModelStatus

@@ -54,6 +54,8 @@ class Rounds:
         """One round; says whether it gained. Ends early where proven or out of time."""
         best = self.best
         hottest, coldest, from_best = _TURNS[self.number % len(_TURNS)]
+        # In a small graph each value is a larger part of the time.
+        hottest *= max(1.0, 100 / self.graph.n)
         current: NDArray[np.int64]
         if best.fits and from_best:
             current = best.sequence

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +9,8 @@ from memcli.graph.cost_graph import CostGraph
 from memcli.memory.schedule import plain_schedule, simulate, working_set_bound
 from memcli.planners.schedule.base import Best, Progress, Settings, as_sequence
 from memcli.planners.schedule.greedy import relieve
-from memcli.planners.schedule.program import Bound, Program
+from memcli.planners.schedule.program import Program
+from memcli.planners.schedule.proof import Proof
 from memcli.planners.schedule.rounds import Rounds, capacity
 
 STRATEGIES = {
@@ -21,6 +20,8 @@ STRATEGIES = {
 }
 # Stages times values of the program; beyond this HiGHS gets a coarser one.
 _PROGRAM_SIZE = 20_000
+# Up to this many values HiGHS needs less time than a process to start.
+_PROGRAM_AT_ONCE = 48
 # Larger graphs get no program.
 _PROGRAM_VALUES = 600
 # Annealing before the program begins, so that it has a good schedule to beat, in seconds for each
@@ -77,17 +78,22 @@ def solve(
         rounds.length *= 2
     if best.elapsed >= settings.time_limit:
         return best
-    proof = _Proof(best, settings.time_limit)
-    proof.start()
-    try:
+    if graph.n <= _PROGRAM_AT_ONCE:
+        bound = Program(graph, budget, best.extra).solve(settings.time_limit - best.elapsed)
+        best.lower_extra = max(best.lower_extra, bound.extra)
+        best.infeasible |= bound.infeasible
+        if bound.stages is not None:
+            best.offer(_sequence(graph, bound.stages), "integer program")
+        rounds.search(settings.time_limit, progress)
+        return best
+    steps = _steps(graph)
+    with Proof(best, steps, settings.time_limit) as proof:
         rounds.search(settings.time_limit, progress)
         if not best.proven and not best.infeasible:
             progress("waiting for the proof", None)
-            proof.join(max(0.0, settings.time_limit - best.elapsed))
-    finally:
-        proof.end()
-    if proof.bound.stages is not None and len(proof.program.steps) == graph.n:
-        best.offer(_sequence(graph, proof.bound.stages), "integer program")
+            proof.wait(settings.time_limit - best.elapsed)
+    if proof.stages is not None and len(steps) == graph.n:
+        best.offer(_sequence(graph, proof.stages), "integer program")
     return best
 
 
@@ -99,34 +105,6 @@ def greedy(best: Best) -> None:
         best.budget, capacity(graph),
     )  # fmt: skip
     best.offer(sequence, "greedy")
-
-
-class _Proof(threading.Thread):
-    """The integer program beside the annealing; HiGHS runs without Python's lock."""
-
-    def __init__(self, best: Best, time_limit: float) -> None:
-        super().__init__(daemon=True)
-        self.best, self.time_limit = best, time_limit
-        self.bound = Bound()
-        self._stop_event = threading.Event()
-        self.program = Program(best.graph, best.budget, best.extra, _steps(best.graph))
-
-    def run(self) -> None:
-        best = self.best
-
-        def raise_bound(extra: float) -> None:
-            best.lower_extra = max(best.lower_extra, extra)
-
-        self.bound = self.program.solve(
-            self.time_limit - best.elapsed, self._stop_event, raise_bound
-        )
-        raise_bound(self.bound.extra)
-        best.infeasible |= self.bound.infeasible
-
-    def end(self) -> None:
-        """Have HiGHS stop, and wait until it has."""
-        self._stop_event.set()
-        self.join()
 
 
 def _steps(graph: CostGraph) -> list[int]:
