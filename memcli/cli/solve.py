@@ -29,7 +29,7 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in STRATEG
     metavar="SECONDS", help="Stop then, with the best so far.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True,
-              help="Of the search.")  # fmt: skip
+              metavar="N", help="Of the search.")  # fmt: skip
 @click.option(
     "--strategy", type=click.Choice(list(STRATEGIES)), default="auto", show_default=True,
     help=_STRATEGY_HELP,
