@@ -17,8 +17,9 @@ from memcli.planners.schedule.base import Best, Progress
 _SECONDS_PER_ITEM = 3e-9
 _FIRST_ROUND = 0.01
 _CHUNK = 0.1
-# Rounds without a gain, each as long as all before it, after which the search has ended (twice
-# as many where nothing fits yet), and the least work before that, in seconds for each value.
+# Rounds without a gain after which the search has ended (twice as many where nothing fits yet),
+# once seven eighths of the work were without one, and the least work before that, in seconds for
+# each value.
 _PATIENCE = 3
 _WORK_PER_VALUE = 0.005
 # First and last temperature of a round, in percent of the plain order's time, and whether the
@@ -42,6 +43,7 @@ class Rounds:
     number: int = 0
     idle: int = 0  # rounds since the last gain
     spent: float = 0.0  # seconds of expected work so far
+    gained_at: float = 0.0  # of these, up to the end of the last round that gained
     start: NDArray[np.int64] | None = None  # where to begin while nothing fits; plain without
     _price: float = 0.0
 
@@ -88,24 +90,28 @@ class Rounds:
         self.number += 1
         self.spent += self.length
         self.idle = 0 if gained else self.idle + 1
+        if gained:
+            self.gained_at = self.spent
         return gained
 
     def search(self, time_limit: float, progress: Progress, longest: float | None = None) -> None:
         """Rounds until proven, at a plateau, or out of time.
 
-        A round is as long as all before it together, or ``longest``; the last one takes what is
-        left. The time limit is kept by counting work; the clock only cuts a machine that is slow.
+        A round is as long as all before it together, up to a seventh of the limit or ``longest``.
+        The time limit is kept by counting work; the clock only cuts a machine that is slow.
         """
         best = self.best
         while not (best.proven or best.infeasible or best.elapsed > time_limit):
             patience = _PATIENCE if best.fits else 2 * _PATIENCE
-            if self.idle >= patience and self.spent > _WORK_PER_VALUE * self.graph.n:
+            enough = max(_WORK_PER_VALUE * self.graph.n, 8 * self.gained_at)
+            if self.idle >= patience and self.spent > enough:
                 break
             left = time_limit - self.spent
             if left < 0.03 * time_limit:
                 break
-            if longest is None and left < 2.2 * self.length:
-                self.length = 0.95 * left
+            if longest is None:
+                # Several whole rounds, even where the machine is slower than expected.
+                self.length = min(self.length, time_limit / 7)
             self.run(time_limit, progress)
             self.length = max(_FIRST_ROUND, self.spent)
             if longest is not None:
