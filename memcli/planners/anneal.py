@@ -60,11 +60,31 @@ def _place(rng, weights):
 
 @numba.njit(cache=True)
 def _propose(
-    rng, state, nodes, weights, can_barrier, group_ptr, group_of, group_node, undo_node, undo_mark
-):
+    rng, state, nodes, weights, can_barrier, group_ptr, group_of, group_node, spare_ptr, spare_node,
+    spare_chance, undo_node, undo_mark,
+):  # fmt: skip
     """Change ``state`` a little; the number of changes, which ``undo_*`` remember."""
     count = 0
     n = nodes.shape[0]
+    if _unit(rng) < spare_chance:
+        # some alike operators need not run again: what that takes is kept
+        v = nodes[_place(rng, weights)]
+        group = group_of[v]
+        begin, end = group_ptr[group], group_ptr[group + 1]
+        stride = 1 + _below(rng, 3)
+        most = 1 + _below(rng, 6)
+        i = begin + _below(rng, end - begin)
+        while i < end and most > 0:
+            w = group_node[i]
+            for k in range(spare_ptr[w], spare_ptr[w + 1]):
+                u = spare_node[k]
+                if state[u] != KEPT:
+                    undo_node[count], undo_mark[count] = u, state[u]
+                    state[u] = KEPT
+                    count += 1
+            i += stride
+            most -= 1
+        return count
     kind = _unit(rng)
     if kind < 0.45:
         v = nodes[_place(rng, weights)]
@@ -139,7 +159,8 @@ def _propose(
 @numba.njit(cache=True, nogil=True)
 def anneal(
     lay, scratch, drop, state, best, nodes, weights, can_barrier, group_ptr, group_of, group_node,
-    params, match_range, rng, steps, first_temperature, last_temperature, done, total_steps, lowest,
+    spare_ptr, spare_node, spare_chance, params, match_range, rng, steps, first_temperature,
+    last_temperature, done, total_steps, lowest,
 ):  # fmt: skip
     """Run ``steps`` of ``total_steps``, of which ``done`` are done.
 
@@ -165,9 +186,9 @@ def anneal(
         temperature = first_temperature * ratio**part
         weight = params[LIVE] * max(0.0, 1.0 - 1.5 * part)
         count = _propose(
-            rng, state, nodes, weights, can_barrier, group_ptr, group_of, group_node, undo_node,
-            undo_mark,
-        )
+            rng, state, nodes, weights, can_barrier, group_ptr, group_of, group_node, spare_ptr,
+            spare_node, spare_chance, undo_node, undo_mark,
+        )  # fmt: skip
         if count == 0:
             continue
         flags[:] = state

@@ -15,7 +15,7 @@ from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost, MXNetModel
 from memcli.memory.pool import AGAIN, BARRIER, KEPT
 from memcli.planners.cutpoints import CutPoint, find_cuts, pinned_bytes
-from memcli.planners.roles import find_roles
+from memcli.planners.roles import find_roles, spared_with
 
 # Every whole number works; above 16 the pool is the default's on all graphs tried.
 MATCH_RANGES = (16, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1)
@@ -95,6 +95,19 @@ class Search:
         resolution (the shape but for batch and channels; the whole shape of matrices).
         """
         return find_roles(self.graph)
+
+    @cached_property
+    def spared(self) -> tuple[Ints, Ints]:
+        """What to keep so that a dear operator need not run again; see :func:`spared_with`.
+
+        Nodes that the user wants recomputed are not among it.
+        """
+        starts, nodes = spared_with(self.graph, self.model.seconds)
+        if self.hinted_again:
+            again = np.isin(nodes, list(self.hinted_again))
+            gone = np.concatenate([[0], np.cumsum(again)])
+            return starts - gone[starts], nodes[~again]
+        return starts, nodes
 
     @property
     def match_ranges(self) -> tuple[int, ...]:

@@ -55,7 +55,7 @@ class _Chain:
 class _Annealer:
     """What all chains of one search share."""
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: Search, *, least_memory: bool = False) -> None:
         graph = search.graph
         self.search = search
         last = last_forward_use(graph)
@@ -74,7 +74,9 @@ class _Annealer:
         model = search.model
         base = model.evaluate(model.none())
         self.scale = max(1.0, float(base.pool_bytes))
-        self.params = _parameters(search, self.scale)
+        self.params = _parameters(search, self.scale, least_memory)
+        within = search.settings.budget is not None and not least_memory
+        self.spare_chance = 0.15 if within else 0.0
         self.rate = 0.25e-6 * graph.n_nodes  # seconds a step, refined as chains run
 
     def energy(self, found: Found) -> float:
@@ -105,21 +107,24 @@ class _Annealer:
             began = time.monotonic()
             lowest = anneal.anneal(
                 model.layout, scratch, rules, state, best, self.nodes, self.weights,
-                search.barriers, *self.groups, params, chain.match_range, rng, part, first,
-                first / 100, done, steps, lowest,
+                search.barriers, *self.groups, *search.spared, self.spare_chance, params,
+                chain.match_range, rng, part, first, first / 100, done, steps, lowest,
             )  # fmt: skip
             self.rate = max(1e-7, (time.monotonic() - began) / part)
             done += part
         return _Chain(best, chain.match_range, chain.portable, chain.seed, lowest, done)
 
 
-def _parameters(search: Search, scale: float) -> np.ndarray:  # type: ignore[type-arg]
-    """Weights of the energy: memory as a part of the unplanned graph's, work of a forward pass."""
+def _parameters(search: Search, scale: float, least_memory: bool) -> np.ndarray:  # type: ignore[type-arg]
+    """Weights of the energy: memory as a part of the unplanned graph's, work of a forward pass.
+
+    ``least_memory``: as if there were no budget.
+    """
     settings, model = search.settings, search.model
     p = np.zeros(7)
     forward = max(1e-30, model.forward_seconds)
     p[anneal.BUDGET] = p[anneal.LIMIT] = np.inf
-    if settings.budget is None:
+    if settings.budget is None or least_memory:
         p[anneal.MEMORY], p[anneal.WORK], p[anneal.LIVE] = 1 / scale, 1e-4 / forward, 1 / scale
     else:
         p[anneal.MEMORY], p[anneal.WORK] = 1e-5 / scale, 1 / forward
@@ -173,13 +178,18 @@ def refine(search: Search, strategy: str = NAME) -> None:
     if not search.tried:
         return
     search.progress("local search")
+    size = max(1, search.graph.n_nodes)
+    effort = min(_MOST_WORK, _WORK * max(1.0, size / _USUAL_NODES) ** 0.5)
+    work = max(_LEAST_STEPS, int(effort / size))
+    if search.settings.budget is not None:
+        # a plan of little memory first: what it leaves of the budget is room to keep more
+        low = _Annealer(search, least_memory=True)
+        if len(low.nodes):
+            _rounds(search, low, work // 3, strategy, 0)
     consider_roles(search, strategy)
     annealer = _Annealer(search)
     if not len(annealer.nodes):
         return
-    size = max(1, search.graph.n_nodes)
-    effort = min(_MOST_WORK, _WORK * max(1.0, size / _USUAL_NODES) ** 0.5)
-    work = max(_LEAST_STEPS, int(effort / size))
     extra = 0
     while True:
         best = _rounds(search, annealer, work, strategy, extra)

@@ -33,6 +33,8 @@ def plan_json(planned: Planned) -> dict[str, Any]:
         "found_by": planned.plan.strategy,
         "output": planned.output,
         "environment": planned.environment,
+        "rewrites": [*planned.variant.rewrites],
+        "barriers": planned.barriers,
         "memory": {
             "baseline_bytes": planned.baseline.pool_bytes,
             "planned_bytes": cost.pool_bytes,
@@ -129,6 +131,11 @@ def print_plan(console: Console, planned: Planned) -> None:
         ("parameters", f"{format_size(analysis.parameter_bytes)}, as much again for their "
                        f"gradients, states {format_size(analysis.state_bytes)}: not in the above"),
     ]  # fmt: skip
+    rewrites = [*planned.variant.rewrites]
+    if planned.barriers:
+        rewrites.append(f"{planned.barriers} save barriers")
+    if rewrites:
+        pairs.insert(5, ("rewritten", ", ".join(rewrites)))
     if planned.allocated < 0.99 * cost.pool_bytes:
         pairs.insert(
             4,
