@@ -60,14 +60,15 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
     ``repeats`` (timed runs of each, the best counts), and either
 
     - ``symbol``, ``shapes``, ``dtypes``, ``names`` as for ``mxnet_step``: the whole forward pass;
-      returns ``{"forward_seconds": best, "median_seconds": ...}``; or
+      returns ``{"seconds": best, "processor_seconds": least}``; or
     - ``kinds`` and ``log`` (a path): for each kind ``number``, ``op``, ``attrs``, ``inputs``
       [{"shape", "dtype", "blocked"}], ``slots`` (which of these each input slot reads),
       ``heads`` (indices of the outputs to compute), ``output_bytes``, ``roofline`` (seconds
       expected), in the order to time them. ``limit``: seconds for all. One line of JSON for each
       is added to ``log`` as soon as it is known, one more before each start, so that nothing is
-      lost where the engine crashes: ``{"start": number}``, ``{"number", "seconds"}`` or
-      ``{"number", "skipped": why}``, and ``{"launch": seconds}`` first. Returns ``{}``.
+      lost where the engine crashes: ``{"start": number}``, ``{"number", "seconds",
+      "processor_seconds"}`` or ``{"number", "skipped": why}``, and ``{"launch": seconds}`` first.
+      Returns ``{}``.
 
     Raises EngineFailed where the device is no use.
     """
@@ -109,12 +110,13 @@ def _time_whole(mx: Any, context: Any, job: Mapping[str, Any], progress: Progres
     step.fill()
     step.forward()
     step.forward()
-    seconds = []
+    clock = work = math.inf
     for _ in range(max(1, int(job.get("repeats", 5)))):
-        before = time.perf_counter()
+        before, work_before = time.perf_counter(), time.process_time()
         step.forward()
-        seconds.append(time.perf_counter() - before)
-    return {"forward_seconds": min(seconds), "median_seconds": statistics.median(seconds)}
+        clock = min(clock, time.perf_counter() - before)
+        work = min(work, time.process_time() - work_before)
+    return {"seconds": clock, "processor_seconds": work}
 
 
 class _Timer:
@@ -151,7 +153,7 @@ class _Timer:
                 continue
             self.say(start=kind["number"])
             try:
-                seconds = self._time_kind(kind, left)
+                seconds, work = self._time_kind(kind, left)
             except SkippedKind as why:
                 self.say(number=kind["number"], skipped=str(why))
             except (self.mx.base.MXNetError, ValueError, TypeError, RuntimeError, KeyError) as e:
@@ -159,7 +161,7 @@ class _Timer:
             except MemoryError:
                 self.say(number=kind["number"], skipped="memory")
             else:
-                self.say(number=kind["number"], seconds=seconds)
+                self.say(number=kind["number"], seconds=seconds, processor_seconds=work)
                 self._ratios.setdefault(kind["op"], []).append(seconds / kind["roofline"])
             gc.collect()  # executors hang in cycles
 
@@ -180,12 +182,15 @@ class _Timer:
                 args={"x0": one},
                 args_grad={"x0": mx.nd.zeros((1,), ctx=self.context)},
             )
-            times.append(self._best(executor, 50, 1.0))
+            times.append(self._run(executor, 50, 1.0)[0])
         launch = max((times[1] - times[0]) / (_COPIES - 1), 1e-7)
         return max(times[0] - launch, 0.0), launch
 
-    def _time_kind(self, kind: Mapping[str, Any], left: float) -> float:
-        """Seconds of one run within a graph; ``left``: seconds that all of this may take."""
+    def _time_kind(self, kind: Mapping[str, Any], left: float) -> tuple[float, float]:
+        """Seconds of one run within a graph, by the clock and of the processor.
+
+        ``left``: seconds that all of this may take.
+        """
         arrays_bytes = sum(
             math.prod(i["shape"]) * np.dtype(i["dtype"]).itemsize for i in kind["inputs"]
         )
@@ -194,15 +199,18 @@ class _Timer:
         symbol = self._symbol(kind["op"], kind["attrs"], kind["slots"], kind["heads"], 1)
         arrays = self._arrays(symbol, kind)
         executor = self._bind(symbol, arrays)
-        seconds = self._best(executor, self.repeats, left)
-        if seconds > _SHORT_SECONDS or _COPIES * kind["output_bytes"] > _COPIES_BYTES:
-            return max(seconds - self._call, self.launch)
+        alone = self._run(executor, self.repeats, left)
+        if alone[0] > _SHORT_SECONDS or _COPIES * kind["output_bytes"] > _COPIES_BYTES:
+            clock, work = (max(seconds - self._call, self.launch) for seconds in alone)
+            return clock, work
         symbol = self._symbol(kind["op"], kind["attrs"], kind["slots"], kind["heads"], _COPIES)
-        executor = self._bind(symbol, arrays)
-        together = self._best(executor, self.repeats, left)
+        together = self._run(self._bind(symbol, arrays), self.repeats, left)
         # Less than an empty operator, or more than all by itself, is noise.
-        more = (together - seconds) / (_COPIES - 1)
-        return min(max(more, self.launch), max(seconds, self.launch))
+        clock, work = (
+            min(max((all_ - one) / (_COPIES - 1), self.launch), max(one, self.launch))
+            for one, all_ in zip(alone, together, strict=True)
+        )
+        return clock, work
 
     def _free_bytes(self) -> int:
         if self.gpu is None:
@@ -210,27 +218,27 @@ class _Timer:
         free, _ = self.mx.context.gpu_memory_info(self.gpu)
         return int(free)
 
-    def _best(self, executor: Any, repeats: int, left: float) -> float:
-        """Seconds of the fastest of ``repeats`` warm forward passes (fewer where they are slow).
+    def _run(self, executor: Any, repeats: int, left: float) -> tuple[float, float]:
+        """Least seconds of ``repeats`` warm forward passes (fewer where slow): clock, processor.
 
-        The fastest: whatever else runs on the machine can only make it slower.
+        The least is the operator's own: what else runs on the machine can only make it slower.
         """
         wait = self.mx.nd.waitall
         started = time.perf_counter()
         executor.forward(is_train=True)
         wait()
-        best = math.inf
+        clock = work = math.inf
         for count in range(max(repeats, 50)):
-            before = time.perf_counter()
+            before, work_before = time.perf_counter(), time.process_time()
             executor.forward(is_train=True)
             wait()
-            now = time.perf_counter()
-            best = min(best, now - before)
+            now, work_now = time.perf_counter(), time.process_time()
+            clock, work = min(clock, now - before), min(work, work_now - work_before)
             spent = now - started
             # Very short ones may take more turns than were asked for: they are the noisy ones.
             if (count + 1 >= repeats and spent > _ENOUGH_SECONDS) or spent > 0.5 * left:
                 break
-        return best
+        return clock, work
 
     def _symbol(
         self, op: str, attrs: Mapping[str, str], slots: list[int], heads: list[int], copies: int

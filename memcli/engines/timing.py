@@ -54,11 +54,14 @@ _DTYPE_OF_SIZE = {1: "uint8", 2: "float16", 4: "float32", 8: "float64"}
 class OperatorTimes:
     """What ``measure_operator_seconds`` found. Times in seconds.
 
-    ``seconds``: of one run of each forward node, 0 for variables. ``launch_seconds``: of starting
-    an operator that does nothing, which is also what operators that only name data get.
+    ``seconds``: of one run of each forward node, the fastest that was seen; 0 for variables.
+    ``processor_seconds``: of all threads of the CPU together, which other work on the machine hardly
+    changes (on a GPU it is only what the CPU does for it). ``launch_seconds``: of
+    starting an operator that does nothing, which is also what operators that only name data get.
     """
 
     seconds: NDArray[np.float64]
+    processor_seconds: NDArray[np.float64]
     measured: NDArray[np.bool_]  # over forward nodes: timed, not estimated (variables: False)
     device: str
     machine: Machine  # whose roofline the estimates go by
@@ -146,17 +149,19 @@ def measure_operator_seconds(
         on_progress,
     )  # fmt: skip
     skipped.update(dict.fromkeys(unrunnable, "cannot be run alone"))
-    factor = _factors(kinds, seconds)
-    result = np.zeros(graph.n_forward, np.float64)
-    measured = np.zeros(graph.n_forward, bool)
-    for v, k in enumerate(kind_of):
-        if k == _NAMES:
-            result[v], measured[v] = launch, True
-        elif k >= 0:
-            known = seconds.get(k)
-            scaled = kinds[k]["roofline"] * factor.get(kinds[k]["op"], factor[""])
-            result[v] = max(scaled, launch) if known is None else known
-            measured[v] = known is not None
+    results = []
+    for which in (0, 1):
+        times = {k: both[which] for k, both in seconds.items()}
+        factor = _factors(kinds, times)
+        result = np.zeros(graph.n_forward, np.float64)
+        for v, k in enumerate(kind_of):
+            if k == _NAMES:
+                result[v] = launch
+            elif k >= 0:
+                scaled = kinds[k]["roofline"] * factor.get(kinds[k]["op"], factor[""])
+                result[v] = times.get(k, max(scaled, launch))
+        results.append(result)
+    measured = np.array([k == _NAMES or k in seconds for k in kind_of], bool)
     why: Counter[str] = Counter()
     failed: dict[str, str] = {}
     for k, reason in skipped.items():
@@ -166,7 +171,8 @@ def measure_operator_seconds(
             why["failed when run alone"] += 1
             failed.setdefault(kinds[k]["op"], reason)
     return OperatorTimes(
-        seconds=result,
+        seconds=results[0],
+        processor_seconds=results[1],
         measured=measured,
         device=shown,
         machine=machine,
@@ -197,8 +203,9 @@ def measure_forward_seconds(
     repeats: int = 5,
     timeout: float | None = 600.0,
     on_progress: Progress | None = None,
-) -> float:
-    """Seconds of a whole forward pass of the symbol ``raw`` (training mode, best of ``repeats``).
+) -> tuple[float, float]:
+    """Seconds of a whole forward pass of the symbol ``raw`` in training mode: by the clock, and
+    of all threads of the processor; of each the least of ``repeats`` runs.
 
     ``analysis`` is that of the same symbol: its shapes and dtypes are used. ``device`` and
     ``onednn`` as for ``measure_operator_seconds``.
@@ -224,7 +231,7 @@ def measure_forward_seconds(
             _WORKER, job, workdir=Path(folder), timeout=timeout, on_progress=on_progress,
             doing="timing a forward pass",
         )  # fmt: skip
-    return float(result["forward_seconds"])
+    return float(result["seconds"]), float(result["processor_seconds"])
 
 
 def _kinds(
@@ -343,9 +350,12 @@ def _run(
     common: dict[str, Any],
     limit: float,
     on_progress: Progress | None,
-) -> tuple[dict[int, float], dict[int, str], float]:
-    """Seconds by kind, why others were skipped, and the launch; restarts a crashed engine."""
-    seconds: dict[int, float] = {}
+) -> tuple[dict[int, tuple[float, float]], dict[int, str], float]:
+    """Seconds by kind (clock, processor), why others were skipped, and the launch.
+
+    Starts the engine again where an operator crashes it.
+    """
+    seconds: dict[int, tuple[float, float]] = {}
     skipped: dict[int, str] = {}
     launch = 0.0
     started = time.monotonic()
@@ -380,7 +390,7 @@ def _run(
 
 
 def _read_log(
-    path: Path, seconds: dict[int, float], skipped: dict[int, str]
+    path: Path, seconds: dict[int, tuple[float, float]], skipped: dict[int, str]
 ) -> tuple[int | None, float]:
     """Adds what the worker told; the kind that it was at when it ended, and the launch."""
     running: int | None = None
@@ -397,7 +407,10 @@ def _read_log(
         else:
             running = None
             if "seconds" in row:
-                seconds[int(row["number"])] = float(row["seconds"])
+                seconds[int(row["number"])] = (
+                    float(row["seconds"]),
+                    float(row["processor_seconds"]),
+                )
             else:
                 skipped[int(row["number"])] = str(row["skipped"])
     return running, launch
