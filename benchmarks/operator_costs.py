@@ -50,7 +50,10 @@ def by_operator(graph: TrainingGraph, values: Floats) -> dict[str, float]:
 
 def correlation(a: Floats, b: Floats, operators: NDArray[np.bool_]) -> float:
     """Rank correlation (Spearman) of two costs over the operators."""
-    ranks = [np.argsort(np.argsort(x[operators])).astype(np.float64) for x in (a, b)]
+    ranks = []
+    for values in (a[operators], b[operators]):
+        _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(count) - (count - 1) / 2)[place])  # equal ones share a rank
     return float(np.corrcoef(*ranks)[0, 1])
 
 

@@ -91,6 +91,8 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
         )
     context = mx.cpu() if number is None else mx.gpu(number)
     mx.random.seed(int(job.get("seed", 0)))
+    gc.collect()
+    gc.freeze()  # what MXNet is made of stays: looking through it took longer than the timing
     if "symbol" in job:
         return _time_whole(mx, context, job, progress)
     with Path(job["log"]).open("a") as log:

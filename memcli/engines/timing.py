@@ -55,8 +55,8 @@ class OperatorTimes:
     """What ``measure_operator_seconds`` found. Times in seconds.
 
     ``seconds``: of one run of each forward node, the fastest that was seen; 0 for variables.
-    ``processor_seconds``: of all threads of the CPU together, which other work on the machine hardly
-    changes (on a GPU it is only what the CPU does for it). ``launch_seconds``: of
+    ``processor_seconds``: of all threads of the CPU together, which other work on the machine
+    hardly changes (on a GPU it is only what the CPU does for it). ``launch_seconds``: of
     starting an operator that does nothing, which is also what operators that only name data get.
     """
 
