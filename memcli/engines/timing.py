@@ -84,14 +84,14 @@ class OperatorTimes:
         """What to tell the user, in sentences."""
         kinds = self.timed_kinds + self.estimated_kinds
         told = [
-            f"{self.timed_kinds} of {kinds} kinds of operators timed on {self.device} in "
+            f"{kinds} kinds of operators, {self.timed_kinds} timed on {self.device} in "
             f"{self.spent_seconds:.1f} s"
         ]
         if self.estimated_kinds:
             reasons = ", ".join(f"{n} {why}" for why, n in sorted(self.why.items()))
             told.append(
-                f"{self.estimated_kinds} kinds ({self.estimated_share:.0%} of the forward pass) "
-                f"estimated from these by a roofline: {reasons}"
+                f"{self.estimated_kinds} of them ({self.estimated_share:.0%} of the forward pass) "
+                f"estimated by the roofline and what was timed: {reasons}"
             )
         return told
 
