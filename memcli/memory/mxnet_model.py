@@ -83,6 +83,12 @@ class MXNetModel:
         convolution = [graph.op(v) == "Convolution" for v in forward]
         self._strict = graph.fails_unread | np.array(convolution, np.uint8)
 
+    def set_seconds(self, seconds: Seconds) -> None:
+        """Another cost of operators, over forward nodes; what was evaluated before stays."""
+        self.seconds = seconds
+        self.forward_seconds = float(seconds.sum())
+        self.__dict__.pop("layout", None)
+
     @cached_property
     def layout(self) -> fast_pool.Layout:
         """The graph arranged for many evaluations; worked out at the first."""

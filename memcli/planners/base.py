@@ -35,6 +35,7 @@ class Settings:
     max_recompute: float | None = None  # part of one forward pass
     time_limit: float | None = None
     environment: str = "best"
+    cost: str = "roofline"  # what searches take as the cost of running an operator again
     rewrite: bool = True  # whether the plan may put save barriers into the graph
     seed: int = 0
     on_progress: Callable[[str, float | None], None] | None = None

@@ -15,6 +15,7 @@ from memcli.memory.mxnet_model import Cost
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES, search_variants
 from memcli.units import parse_size
+from memcli.workflow.costs import set_costs
 from memcli.workflow.planning import environment_of, read_symbol, shape_notes, unplanned
 from memcli.workflow.variants import Variant, variants
 
@@ -98,8 +99,9 @@ def compare(
     notes += shape_notes(analysis)
     if on_progress:
         on_progress("compiling the memory model (first run only)", None)
-    baseline = analysis.model.evaluate(analysis.model.none())
     graphs = variants(source, analysis, rewrite=settings.rewrite, on_progress=on_progress)
+    notes += set_costs(graphs, settings.cost, "cpu", on_progress)
+    baseline = analysis.model.evaluate(analysis.model.none())
 
     within = _BUDGET_STRATEGY if _BUDGET_STRATEGY in names else names[0]
     asked: list[tuple[str, str | None]] = [(name, None) for name in names]

@@ -462,6 +462,7 @@ def _as_planned(fitted: Fitted, original: tuple[str, str]) -> Planned:
         analysis=analysis,
         variant=fitted.variant,
         strategy=fitted.strategy,
+        cost_of="flops",
         plan=fitted.plan,
         baseline=baseline,
         cost=fitted.planned.cost,

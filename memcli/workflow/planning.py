@@ -26,6 +26,7 @@ from memcli.memory.stages import Stage, stages
 from memcli.planners.base import Settings
 from memcli.planners.registry import search_variants
 from memcli.units import format_size, parse_size
+from memcli.workflow.costs import set_costs
 from memcli.workflow.variants import Variant, marked_positions, variants, with_barriers
 
 Progress = Callable[[str, float | None], None]
@@ -40,6 +41,7 @@ class Planned:
     analysis: Analysis  # of the graph as saved
     variant: Variant  # what the plan is for: the graph as saved, or rewritten
     strategy: str  # as asked for; the plan names the one that found it
+    cost_of: str  # what stands for the cost of an operator: see Settings.cost
     plan: Plan
     baseline: Cost
     cost: Cost
@@ -134,11 +136,14 @@ def make_plan(
     settings: Settings,
     *,
     budget: str | None = None,
+    device: str = "cpu",
     out: str | None = None,
     force: bool = False,
     on_progress: Progress | None = None,
 ) -> Planned:
     """Plan ``model`` and, with ``out``, write the planned graph.
+
+    ``device``: ``cpu`` or ``gpu:N``, where operators are timed if ``settings.cost`` says so.
 
     Raises:
         BadInput: bad file, shapes, options or output.
@@ -160,11 +165,12 @@ def make_plan(
     notes += shape_notes(analysis)
     if on_progress:
         on_progress("compiling the memory model (first run only)", None)
+    graphs = variants(source, analysis, rewrite=settings.rewrite, on_progress=on_progress)
+    notes += set_costs(graphs, settings.cost, device, on_progress)
     baseline = analysis.model.evaluate(analysis.model.none())
     if budget is not None:
         settings.budget = parse_size(budget, whole=baseline.pool_bytes)
     settings.on_progress = on_progress
-    graphs = variants(source, analysis, rewrite=settings.rewrite, on_progress=on_progress)
     found, chosen, evaluated = search_variants(
         [(v.analysis.graph, v.analysis.model) for v in graphs], strategy, settings
     )
@@ -178,6 +184,7 @@ def make_plan(
         analysis=analysis,
         variant=variant,
         strategy=strategy,
+        cost_of=settings.cost,
         plan=found.plan,
         baseline=baseline,
         cost=found.cost,
