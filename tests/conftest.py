@@ -53,3 +53,17 @@ def only_json(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """Standard output, which must be exactly one JSON object."""
     assert result.stdout.strip(), result.stderr
     return json.loads(result.stdout)
+
+
+def stock(path: Path, shapes: dict[str, Any], environment: dict[str, str], *types: str) -> Any:
+    """What MXNet itself says of a file, under the environment that a plan asks for."""
+    script = ROOT / "tests" / "integration" / "stock.py"
+    result = subprocess.run(
+        [sys.executable, str(script), str(path), json.dumps(shapes), *types],
+        env={**os.environ, **environment, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return json.loads(result.stdout.splitlines()[-1])

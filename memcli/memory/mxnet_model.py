@@ -79,6 +79,8 @@ class MXNetModel:
             [graph.kind[v] >= 0 and graph.op(v) != "Dropout" for v in forward], np.uint8
         )
         self.forward_flops = float(graph.flops[: graph.n_forward].sum())
+        # whether only plans that MXNet's plain kernels run are made
+        self.portable = False
         self._own_read = graph.own_read()
         convolution = [graph.op(v) == "Convolution" for v in forward]
         self._strict = graph.fails_unread | np.array(convolution, np.uint8)
@@ -103,7 +105,7 @@ class MXNetModel:
         g = self.graph
         return (
             g.in_ptr, g.in_node, g.in_entry, g.in_ignored, g.visible, self._own_read,
-            self._strict if portable else g.fails_unread,
+            self._strict if portable or self.portable else g.fails_unread,
         )  # fmt: skip
 
     def none(self) -> Flags:

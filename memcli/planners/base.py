@@ -117,7 +117,13 @@ class Search:
 
     def kept_mark(self, node: int) -> int:
         """How to keep a node's output: behind a save barrier where keeping pins more than it."""
-        return BARRIER if self.barriers[node] and self.pinned[node] else KEPT
+        if not self.barriers[node]:
+            return KEPT
+        graph = self.graph
+        reads = graph.in_node[graph.in_ptr[node] : graph.in_ptr[node + 1]]
+        # an identity behind a convolution is there to read its copy
+        is_reader = graph.op(node) == "_copy" and graph.op(int(reads[0])) == "Convolution"
+        return BARRIER if self.pinned[node] or is_reader else KEPT
 
     @property
     def out_of_time(self) -> bool:

@@ -23,6 +23,9 @@ DESCRIPTIONS = {
 }
 
 
+# A graph whose best plan so far has at most this much more memory is searched in depth, too.
+_CLOSE = 1.15
+
 # Strategies that look around on every graph first, and go into depth on the most promising one.
 _IN_TWO_STEPS = {
     auto.NAME: (auto.explore, local.refine),
@@ -52,7 +55,12 @@ def search_variants(
     for search in searches:
         explore(search)
     if refine is not None:
-        refine(min(searches, key=lambda s: min(s.key(f.cost) for f in s.tried)))
+        first = [min((f.cost for f in s.tried), key=s.key) for s in searches]
+        ranked = sorted(range(len(searches)), key=lambda k: searches[k].key(first[k]))
+        lead = first[ranked[0]].pool_bytes
+        for k in ranked:
+            if k == ranked[0] or first[k].pool_bytes <= _CLOSE * lead:
+                refine(searches[k])
     answers = [search.answer() for search in searches]
     best = min(range(len(answers)), key=lambda k: searches[k].key(answers[k].cost))
     return answers[best], best, sum(search.evaluated for search in searches)

@@ -51,9 +51,8 @@ def plan_json(planned: Planned) -> dict[str, Any]:
             "flops": cost.recompute_flops,
             "forward_flops": cost.forward_flops,
             "fraction": cost.recompute_fraction,
-            "cost": planned.cost_of,
-            "time_fraction": cost.time_fraction,
         },
+        "cost": {"kind": planned.cost_of, "fraction": cost.time_fraction},
         "stages": [stage_json(stage) for stage in planned.stages],
         "search": {
             "evaluated": planned.evaluated,

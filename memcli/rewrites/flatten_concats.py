@@ -17,7 +17,8 @@ Rules:
 
 Exact: Concat only moves data, its gradient only slices it, and the gradients of each piece are
 added in the same order as before, the last reader's first (:mod:`memcli.rewrites.exactness`
-checks it on the graph that comes out).
+checks it on the graph that comes out). oneDNN chooses layouts by what a Concat reads, and other
+layouts round otherwise: there, and there alone, results differ in the last bits.
 """
 
 from __future__ import annotations
@@ -54,6 +55,22 @@ def grouped_sums(raw: dict[str, Any], rewired: Collection[int]) -> list[Chain]:
         and any(reader in rewired for reader, _ in found)
         and all(reader > position for reader, _ in found)
     ]
+
+
+def concat_convolutions(raw: dict[str, Any]) -> list[int]:
+    """Positions of the convolutions that a Concat reads, directly or through identities."""
+    nodes: list[dict[str, Any]] = raw["nodes"]
+    found = set()
+    for node in nodes:
+        if node["op"] not in _CONCATS:
+            continue
+        for source in node["inputs"]:
+            position = source[0]
+            while nodes[position]["op"] == "_copy":
+                position = nodes[position]["inputs"][0][0]
+            if nodes[position]["op"] == "Convolution":
+                found.add(position)
+    return sorted(found)
 
 
 def flatten_concats(raw: dict[str, Any]) -> list[Rewiring]:

@@ -235,6 +235,7 @@ class _Fit:
     ) -> None:
         self.batches = batches
         self.rewritten = rewritten  # the graph that plans are made for
+        self.portable = False  # see MXNetModel.portable
         self.strategy = strategy
         self.settings = settings
         self.optimizer = optimizer
@@ -297,6 +298,7 @@ class _Fit:
         """Search for a plan at a batch; ``budget`` in bytes of its pool."""
         analysis = self.rewritten.at(batch)
         assert analysis is not None
+        analysis.model.portable = self.portable
         settings = dataclasses.replace(self.settings, budget=budget)
         report = self.settings.on_progress
         if report:
@@ -402,6 +404,7 @@ def fit(
         if exact_parts(edits, source, batches.first, other.first) == edits:
             rewritten = other
     search = _Fit(batches, rewritten, strategy, settings, optimizer, available)
+    search.portable = rewritten is not batches and bool(edits.concats)
 
     bare = largest(search.need_unplanned, available, seen=batches.cheap())
     if not bare and batches.at(1) is None:

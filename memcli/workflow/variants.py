@@ -22,7 +22,7 @@ from memcli.formats.symbol_edits import (
 from memcli.graph.training import Flags
 from memcli.memory.pool import BARRIER
 from memcli.rewrites.exactness import concats_keep_sums, joins_keep_sums
-from memcli.rewrites.flatten_concats import flatten_concats, grouped_sums
+from memcli.rewrites.flatten_concats import concat_convolutions, flatten_concats, grouped_sums
 from memcli.rewrites.gradient_joins import gradient_joins
 
 Progress = Callable[[str, float | None], None]
@@ -57,7 +57,14 @@ class Edits:
             raw, places = insert_joins(raw, self.joins)
             moved = {p: places[p] for p in moved}
         chains = grouped_sums(raw, set(moved.values()))
-        return insert_chains(raw, chains) if chains else raw
+        if chains:
+            raw = insert_chains(raw, chains)
+        if self.concats:
+            # Behind a save barrier on this identity a convolution's copy is read, so that MXNet's
+            # plain kernels run the plan. They are what it is exact on: oneDNN lays flattened
+            # Concats out otherwise, and rounds otherwise.
+            raw, _ = insert_identities(raw, concat_convolutions(raw), suffix="_read")
+        return raw
 
 
 @dataclass
@@ -113,6 +120,7 @@ def variants(
             break
         exact = exact_parts(edits, source, analysis, after)
         if exact == edits:
+            after.model.portable = bool(edits.concats)
             found.append(Variant(changed, after, edits.names))
             break
         edits = exact

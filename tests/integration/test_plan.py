@@ -5,34 +5,17 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import CORPUS, EXAMPLES, Command, needs_corpus, needs_mxnet, only_json
+from tests.conftest import CORPUS, EXAMPLES, Command, needs_corpus, needs_mxnet, only_json, stock
 
 pytestmark = needs_mxnet
 
 RESNET = str(EXAMPLES / "resnet-50-symbol.json")
 LSTM = str(EXAMPLES / "lstm-symbol.json")
-
-
-def stock(path: Path, shapes: dict[str, Any], environment: dict[str, str], *types: str) -> Any:
-    """What MXNet itself says of a file, under the environment that a plan asks for."""
-    script = Path(__file__).with_name("stock.py")
-    result = subprocess.run(
-        [sys.executable, str(script), str(path), json.dumps(shapes), *types],
-        env={**os.environ, **environment, "PYTHONPATH": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    return json.loads(result.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize(

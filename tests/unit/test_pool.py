@@ -117,15 +117,18 @@ def to_graph(nodes: list[dict[str, Any]], n_forward: int, chance: random.Random)
     )
 
 
-def restated(graph: TrainingGraph, mark: list[bool], match_range: int) -> tuple[int, int]:
+def restated(graph: TrainingGraph, mark: list[int], match_range: int) -> tuple[int, int]:
     """Pool total and live peak, restated with dictionaries and lists: names for nodes are
-    ``(v, copy)``, an entry is ``(v, copy, k)``."""
+    ``(v, copy)``, an entry is ``(v, copy, k)``. Marks are 0, 1 or 2 (behind a save barrier)."""
     n_forward = graph.n_forward
 
     def source(reader: tuple[int, bool], node: int) -> tuple[int, bool]:
         v, copy = reader
         if node < n_forward and mark[node]:
             owner = int(graph.owner[v])
+            if mark[node] == 2:
+                # behind a barrier only the node's own gradient has the copy
+                return node, owner == node
             if copy or (owner >= 0 and mark[owner]):
                 return node, True
         return node, False
@@ -252,9 +255,20 @@ def restated(graph: TrainingGraph, mark: list[bool], match_range: int) -> tuple[
 def test_pool_equals_its_restatement(seed: int, size: int, match_range: int) -> None:
     graph = random_graph(seed, size)
     chance = random.Random(seed + 1)
-    mark = [bool(graph.can_recompute[v]) and chance.random() < 0.6 for v in range(size)]
-    cost = MXNetModel(graph).evaluate(np.array(mark, np.uint8), (match_range,))
+    mark = [
+        int(graph.can_recompute[v]) * chance.choice((0, 1, 1, 2)) for v in range(size)
+    ]
+    model = MXNetModel(graph)
+    cost = model.evaluate(np.array(mark, np.uint8), (match_range,))
     assert (cost.total_bytes, cost.live_peak_bytes) == restated(graph, mark, match_range)
+    # the kernels that list where everything is agree with those that searches use
+    flags = np.array(mark, np.uint8)
+    order = model.execution_order(flags)
+    counts = model.reference_counts(order, flags)
+    _, blocks, live, _ = model.allocate(order, counts, flags, match_range)
+    assert (int(blocks.sum()), live) == (cost.total_bytes, cost.live_peak_bytes)
+    again = order[order >= graph.n_nodes] - graph.n_nodes
+    assert cost.recompute_flops == graph.flops[again].sum()
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,122 @@
+"""Rewritten graphs on the real engine: same bits, MXNet's own figure, and off again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from memcli.formats.mxnet_symbol import SymbolFile
+from tests.conftest import EXAMPLES, Command, needs_mxnet, only_json, stock
+
+pytestmark = needs_mxnet
+
+
+class Builder:
+    """A symbol's nodes, in the order of the file."""
+
+    def __init__(self) -> None:
+        self.nodes: list[dict[str, Any]] = []
+
+    def variable(self, name: str, **attrs: str) -> int:
+        node: dict[str, Any] = {"op": "null", "name": name, "inputs": []}
+        if attrs:
+            node["attrs"] = attrs
+        self.nodes.append(node)
+        return len(self.nodes) - 1
+
+    def operator(self, op: str, name: str, inputs: list[int], **attrs: str) -> int:
+        node: dict[str, Any] = {"op": op, "name": name, "inputs": [[i, 0, 0] for i in inputs]}
+        if attrs:
+            node["attrs"] = attrs
+        self.nodes.append(node)
+        return len(self.nodes) - 1
+
+    def normalised(self, data: int, name: str) -> int:
+        parts = [self.variable(f"{name}_{p}") for p in ("gamma", "beta")]
+        parts += [self.variable(f"{name}_moving_{p}") for p in ("mean", "var")]
+        norm = self.operator("BatchNorm", name, [data, *parts], fix_gamma="False")
+        return self.operator("Activation", f"{name}_relu", [norm], act_type="relu")
+
+    def convolution(self, data: int, name: str, filters: int) -> int:
+        weight = self.variable(f"{name}_weight")
+        return self.operator(
+            "Convolution", name, [data, weight], kernel="(3, 3)", pad="(1, 1)",
+            num_filter=str(filters), no_bias="True",
+        )  # fmt: skip
+
+    def text(self, head: int) -> str:
+        variables = [k for k, n in enumerate(self.nodes) if n["op"] == "null"]
+        raw = {
+            "nodes": self.nodes, "arg_nodes": variables, "heads": [[head, 0, 0]],
+            "attrs": {"mxnet_version": ["int", 10901]},
+        }  # fmt: skip
+        return json.dumps(raw)
+
+
+def dense_block(layers: int) -> str:
+    """A DenseNet of one block: its Concats are nested, and its pieces read up to ``layers``
+    times, three and four times among them."""
+    b = Builder()
+    x = b.convolution(b.variable("data", __shape__="(4, 3, 16, 16)"), "stem", 16)
+    for k in range(layers):
+        new = b.convolution(b.normalised(x, f"bn{k}"), f"conv{k}", 8)
+        x = b.operator("Concat", f"cat{k}", [x, new], num_args="2")
+    x = b.normalised(x, "last")
+    x = b.operator("Pooling", "pool", [x], kernel="(1, 1)", global_pool="True", pool_type="avg")
+    x = b.operator("FullyConnected", "fc", [x, b.variable("w"), b.variable("bias")],
+                   num_hidden="10")  # fmt: skip
+    return b.text(b.operator("SoftmaxOutput", "softmax", [x, b.variable("softmax_label")]))
+
+
+def check(memcli: Command, folder: Path, model: Path, *shapes: str) -> dict[str, Any]:
+    """Plan, measure, and compare with what stock MXNet says; the plan's JSON."""
+    result = memcli("plan", str(model), *shapes, "-o", "p.json", "--force", "--json", "--measure")
+    assert result.returncode == 0, result.stderr
+    plan = only_json(result)
+    verified = plan["verify"]
+    assert verified["ok"] is True
+    for part in ("outputs", "gradients", "states"):
+        assert verified[part]["compared"] == verified[part]["bit_equal"], verified[part]
+    shape = {name: list(dims) for name, dims in plan["shapes"].items()}
+    real = stock(folder / "p.json", shape, plan["environment"])
+    assert real["total_mb"] == plan["memory"]["planned_bytes"] >> 20
+    original = SymbolFile.read(model)
+    assert real["arguments"] == [
+        original.nodes[p].name
+        for p in original.execution_order()
+        if original.nodes[p].is_variable and "moving" not in original.nodes[p].name
+    ]
+    back = SymbolFile.read(folder / "p.json").stripped()
+    assert back.raw["nodes"] == original.raw["nodes"] and back.heads == original.heads
+    return plan
+
+
+def test_dense_block_is_flattened_and_exact(memcli: Command, tmp_path: Path) -> None:
+    model = tmp_path / "dense.json"
+    model.write_text(dense_block(16))
+    plan = check(memcli, tmp_path, model)
+    assert plan["rewrites"] == ["15 Concats flattened"] and plan["barriers"] > 0
+    bare = only_json(memcli("plan", str(model), "-o", "b.json", "--no-rewrite", "--json"))
+    assert bare["rewrites"] == [] and bare["barriers"] == 0
+    nodes = json.loads((tmp_path / "b.json").read_text())["nodes"]
+    assert [n["name"] for n in nodes] == [n["name"] for n in json.loads(dense_block(16))["nodes"]]
+    assert plan["memory"]["planned_bytes"] < bare["memory"]["planned_bytes"]
+
+
+def test_recurrent_steps_are_joined_and_exact(memcli: Command, tmp_path: Path) -> None:
+    plan = check(memcli, tmp_path, EXAMPLES / "lstm-symbol.json", "--batch", "8")
+    assert any("gradient joins" in text for text in plan["rewrites"])
+
+
+def test_a_planned_file_is_planned_anew_as_the_original_is(
+    memcli: Command, tmp_path: Path
+) -> None:
+    model = tmp_path / "dense.json"
+    model.write_text(dense_block(5))
+    first = only_json(memcli("plan", str(model), "-o", "p.json", "--json"))
+    second = only_json(memcli("plan", "p.json", "-o", "q.json", "--json"))
+    assert second["memory"] == first["memory"]
+    assert second["model"]["nodes"] == first["model"]["nodes"]
+    stated = only_json(memcli("inspect", "q.json", "--json"))
+    assert json.dumps(first["memory"]["planned_bytes"]) in json.dumps(stated)

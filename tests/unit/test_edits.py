@@ -1,0 +1,208 @@
+"""Edits of symbols: what they do, and that taking them off gives the graph back."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memcli.errors import BadInput
+from memcli.formats.symbol_edits import (
+    Chain,
+    Join,
+    insert_chains,
+    insert_identities,
+    insert_joins,
+    rewire,
+    undo,
+)
+from memcli.rewrites.flatten_concats import flatten_concats, grouped_sums
+
+
+def symbol(seed: int, size: int) -> dict[str, Any]:
+    """A random symbol's content: every node reads earlier ones, as MXNet writes files."""
+    chance = random.Random(seed)
+    nodes: list[dict[str, Any]] = []
+    for k in range(size):
+        if k < 2 or chance.random() < 0.2:
+            nodes.append({"op": "null", "name": f"v{k}", "inputs": []})
+            continue
+        inputs = [[chance.randrange(k), 0, 0] for _ in range(chance.randint(1, 4))]
+        op = chance.choice(["Concat", "Concat", "Activation", "elemwise_add"])
+        if op == "Activation":
+            inputs = inputs[:1]
+        if op == "elemwise_add":
+            inputs = (inputs * 2)[:2]
+        attrs = {"num_args": str(len(inputs))} if op == "Concat" else {}
+        node = {"op": op, "name": f"n{k}", "inputs": inputs}
+        if attrs:
+            node["attrs"] = attrs
+        nodes.append(node)
+    heads = [[size - 1, 0, 0]]
+    return {
+        "nodes": nodes,
+        "arg_nodes": [k for k, n in enumerate(nodes) if n["op"] == "null"],
+        "node_row_ptr": list(range(size + 1)),
+        "heads": heads,
+        "attrs": {"mxnet_version": ["int", 10901]},
+    }
+
+
+def values(raw: dict[str, Any]) -> list[str]:
+    """What each named node computes, as text: inserted nodes hand on, Concats are flat."""
+    texts: list[list[str]] = []
+    by_name = {}
+    for node in raw["nodes"]:
+        sources = [texts[i[0]][i[1] if len(i) > 1 else 0] for i in node["inputs"]]
+        if node["op"] == "null":
+            texts.append([node["name"]])
+        elif node["op"] in ("_copy", "amp_multicast"):
+            texts.append(sources)
+        elif node["op"] == "Concat":
+            inner = [s[4:-1] if s.startswith("cat(") else s for s in sources]
+            texts.append(["cat(" + " ".join(inner) + ")"])
+        else:
+            texts.append([f"{node['op']}[{' '.join(sources)}]"])
+        by_name[node["name"]] = texts[-1][0]
+    return [by_name[node["name"]] for node in raw["nodes"] if node["op"] not in ("_copy",)]
+
+
+def is_ordered(raw: dict[str, Any]) -> bool:
+    """Whether every node comes after what it reads, and the row index counts outputs."""
+    widths = [len(node["inputs"]) if node["op"] == "amp_multicast" else 1 for node in raw["nodes"]]
+    rows = raw["node_row_ptr"]
+    return (
+        all(i[0] < k for k, n in enumerate(raw["nodes"]) for i in n["inputs"])
+        and [b - a for a, b in itertools.pairwise(rows)] == widths
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 10**6), st.integers(4, 30))
+def test_barriers_hand_on_and_come_off(seed: int, size: int) -> None:
+    raw = symbol(seed, size)
+    before = copy.deepcopy(raw)
+    chance = random.Random(seed)
+    operators = [k for k, n in enumerate(raw["nodes"][:-1]) if n["op"] != "null"]
+    chosen = [k for k in operators if chance.random() < 0.5]
+    new, moved = insert_identities(raw, chosen)
+    assert raw == before
+    assert is_ordered(new) and values(new) == values(raw)
+    for k, node in enumerate(raw["nodes"]):
+        assert new["nodes"][moved[k]]["name"] == node["name"]
+    for k in chosen:
+        readers = [n for n in new["nodes"] if any(i[0] == moved[k] for i in n["inputs"])]
+        assert all(n["op"] == "_copy" for n in readers)
+    assert undo(new, "x") == raw
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 10**6), st.integers(4, 30))
+def test_flattened_concats_concatenate_the_same_and_come_off(seed: int, size: int) -> None:
+    raw = symbol(seed, size)
+    changes = flatten_concats(raw)
+    flat = rewire(raw, changes)
+    chained = insert_chains(flat, grouped_sums(flat, {c.position for c in changes}))
+    assert values(flat) == values(raw)
+    assert is_ordered(chained) and values(chained) == values(raw)
+    for node in flat["nodes"]:
+        if node["op"] == "Concat":
+            assert int(node["attrs"]["num_args"]) == len(node["inputs"])
+    # barriers on top, then everything off at once
+    operators = [k for k, n in enumerate(chained["nodes"][:-1]) if n["op"] == "Activation"]
+    both, _ = insert_identities(chained, operators)
+    assert undo(both, "x") == raw
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 10**6), st.integers(6, 30))
+def test_joins_hand_on_and_come_off(seed: int, size: int) -> None:
+    raw = symbol(seed, size)
+    chance = random.Random(seed)
+    single = [k for k, n in enumerate(raw["nodes"]) if n["op"] == "Activation"]
+    chance.shuffle(single)
+    joins = []
+    for a, b in zip(single[::2], single[1::2], strict=False):
+        sources = [raw["nodes"][k]["inputs"][0][0] for k in (a, b)]
+        if max(sources) < min(a, b):
+            joins.append(Join([(a, 0), (b, 0)], f"join{a}"))
+    new, _ = insert_joins(raw, joins)
+    assert is_ordered(new)
+    names = {n["name"]: t for n, t in zip(raw["nodes"], values(raw), strict=True)}
+    for node, text in zip(new["nodes"], values(new), strict=True):
+        if node["op"] != "amp_multicast":
+            assert text == names[node["name"]]
+    assert undo(new, "x") == raw
+
+
+def test_nested_concats_become_one() -> None:
+    nodes: list[dict[str, Any]] = [
+        {"op": "null", "name": name, "inputs": []} for name in ("a", "b", "c", "d")
+    ]
+    nodes += [
+        {"op": "Concat", "name": "ab", "attrs": {"num_args": "2"}, "inputs": [[0, 0], [1, 0]]},
+        {"op": "relu", "name": "r1", "inputs": [[4, 0]]},
+        {"op": "Concat", "name": "abc", "attrs": {"num_args": "2"}, "inputs": [[4, 0], [2, 0]]},
+        {"op": "relu", "name": "r2", "inputs": [[6, 0]]},
+        # along another axis: not the same data when flattened
+        {"op": "Concat", "name": "other", "attrs": {"num_args": "2", "dim": "2"},
+         "inputs": [[6, 0], [3, 0]]},
+    ]  # fmt: skip
+    raw = {"nodes": nodes, "arg_nodes": [0, 1, 2, 3], "heads": [[8, 0], [5, 0], [7, 0]]}
+    changes = flatten_concats(raw)
+    assert [(c.position, list(c.inputs)) for c in changes] == [(6, [(0, 0), (1, 0), (2, 0)])]
+
+
+def test_an_inner_concat_with_two_other_readers_stays() -> None:
+    """Its pieces' gradients would be grouped differently: (x + y) + z is not x + (y + z)."""
+    nodes: list[dict[str, Any]] = [
+        {"op": "null", "name": name, "inputs": []} for name in ("a", "b", "c")
+    ]
+    nodes += [
+        {"op": "Concat", "name": "ab", "attrs": {"num_args": "2"}, "inputs": [[0, 0], [1, 0]]},
+        {"op": "relu", "name": "r1", "inputs": [[3, 0]]},
+        {"op": "tanh", "name": "r2", "inputs": [[3, 0]]},
+        {"op": "Concat", "name": "abc", "attrs": {"num_args": "2"}, "inputs": [[3, 0], [2, 0]]},
+    ]
+    raw = {"nodes": nodes, "arg_nodes": [0, 1, 2], "heads": [[4, 0], [5, 0], [6, 0]]}
+    assert flatten_concats(raw) == []
+
+
+def test_three_readers_are_grouped_two_by_two() -> None:
+    nodes: list[dict[str, Any]] = [
+        {"op": "null", "name": "x", "inputs": []},
+        {"op": "relu", "name": "p", "inputs": [[0, 0, 0]]},
+        {"op": "tanh", "name": "r1", "inputs": [[1, 0, 0]]},
+        {"op": "tanh", "name": "r2", "inputs": [[1, 0, 0]]},
+        {"op": "tanh", "name": "r3", "inputs": [[1, 0, 0]]},
+    ]
+    raw = {"nodes": nodes, "arg_nodes": [0], "heads": [[2, 0], [3, 0], [4, 0]]}
+    new = insert_chains(raw, [Chain(1, 0, [(2, 0), (3, 0), (4, 0)])])
+    read = {n["name"]: new["nodes"][n["inputs"][0][0]]["name"] for n in new["nodes"][1:]}
+    assert read["r1"] == "p" and read["r2"] == read["r3"] != "p"
+    assert read[read["r2"]] == "p"
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", json.dumps({"inputs": [["gone", 0]], "attrs": {}})]
+)
+def test_an_edit_that_no_longer_fits_is_told(text: str) -> None:
+    raw = symbol(1, 8)
+    node = next(n for n in raw["nodes"] if n["op"] != "null")
+    node["attrs"] = {"__memcli_original_inputs__": text}
+    with pytest.raises(BadInput, match=r"model\.json: nodes\[\d+\]"):
+        undo(raw, "model.json")
+
+
+def test_an_inserted_mark_on_something_else_is_told() -> None:
+    raw = symbol(1, 8)
+    node = next(n for n in raw["nodes"] if n["op"] not in ("null", "_copy"))
+    node["attrs"] = {"__memcli_inserted__": "1"}
+    with pytest.raises(BadInput, match="is on no identity"):
+        undo(raw, "model.json")
