@@ -12,6 +12,10 @@ Two tensors can share a block in two ways only. By an identity pair, whoever els
 such tensors are one *class* here, and a class counts once. By another in-place pair, if the pair's
 operator is the last reader of its input: then the input is not read behind that operator, and here
 it does not count while that operator runs, the output does.
+
+This fails where an in-place pair names an input that is read for its shape alone: MXNet does not
+count that reading, and may take a block that is somebody else's by then. No operator of MXNet
+1.9.1 is registered so (a test asks the table); ``sound`` tells, and no bound is claimed without.
 """
 
 from __future__ import annotations
@@ -37,7 +41,10 @@ class Lifetimes:
     block: Ints  # over entries: class of tensors that may be views of one another
     bytes: Ints  # over entries: bytes in the pool, 0 for what is not in it
     paired: Flags  # over inputs: the reader may write its output over this input
+    made: Ints  # over entries: place at which it is made, -1 for what is not in the pool
+    until: Ints  # over entries: last place at which it is there whatever the plan
     turn: Ints  # over forward nodes: place by which a copy was run, where there is one, or NEVER
+    sound: bool  # whether all of this holds for the graph
     gradients: Ints  # over places: bytes of gradients alone that live while the node runs
     least: Ints  # over places: bytes that live under every plan while the node runs
 
@@ -47,7 +54,11 @@ def _classes(
     n, first, in_ptr, in_entry, in_ignored, pair_ptr, pair_in, pair_out, pair_identity, elements,
     itemsize, parent, paired,
 ):  # fmt: skip
-    """Unite what identities share; note which inputs an output may be written over."""
+    """Unite what identities share; note which inputs an output may be written over.
+
+    False where a pair names an input that is not counted as read.
+    """
+    sound = True
     for v in range(n):
         for p in range(pair_ptr[v], pair_ptr[v + 1]):
             i = in_ptr[v] + pair_in[p]
@@ -57,10 +68,10 @@ def _classes(
             source = in_entry[i]
             if elements[source] != elements[out] or itemsize[source] != itemsize[out]:
                 continue
-            if not pair_identity[p] and not in_ignored[i]:
+            sound &= not in_ignored[i]
+            if not pair_identity[p]:
                 paired[i] = 1
                 continue
-            # An input that is not counted as read may be shared although it is read later.
             a, b = source, out
             while parent[a] != a:
                 parent[a] = parent[parent[a]]
@@ -74,6 +85,7 @@ def _classes(
         while parent[a] != a:
             a = parent[a]
         parent[e] = a
+    return sound
 
 
 @numba.njit(cache=True)
@@ -116,11 +128,12 @@ def lifetimes(graph: TrainingGraph) -> Lifetimes:
 
     block = np.arange(graph.n_entries)
     paired = np.zeros(len(graph.in_entry), np.uint8)
-    _classes(
+    sound = _classes(
         n, graph.first, graph.in_ptr, graph.in_entry, graph.in_ignored, graph.pair_ptr,
         graph.pair_in, graph.pair_out, graph.pair_identity, graph.elements, graph.itemsize, block,
         paired,
     )  # fmt: skip
+    sound = bool(sound) and bool((order[n_first:] >= n_forward).all())
     pooled = (graph.external == 0) & (graph.variable[graph.entry_node] == 0)
     pooled &= place[graph.entry_node] >= 0
     size = np.where(pooled, graph.entry_bytes, 0)
@@ -159,4 +172,9 @@ def lifetimes(graph: TrainingGraph) -> Lifetimes:
     rank = alone[np.lexsort((until[alone], place[graph.entry_node[alone]], block[alone]))]
     starts = place[graph.entry_node[rank]]
     gradients = _sum_spans(block[rank], starts, until[rank], size[rank], len(order))
-    return Lifetimes(order, place, n_first, block, size, paired, turn, gradients, least)
+    until[~pooled] = -1
+    begin = np.where(pooled, place[graph.entry_node], -1)
+    return Lifetimes(
+        order, place, n_first, block, size, paired, begin, until, turn, sound, gradients,
+        least,
+    )  # fmt: skip
