@@ -18,14 +18,14 @@ Constraints, from ``mapped`` of :mod:`memcli.memory.pool`:
 1. A gradient of ``h`` waits for the copy of ``f``: for its own if ``h`` is marked, for another's
    if ``h`` is marked and ``f`` is AGAIN. A copy waits for the copies of what it reads if these are
    AGAIN. ``run`` never falls; nothing unmarked runs again, nothing runs that nobody waits for.
-2. A later gradient of ``h`` reads the copy if ``h`` is marked and ``f`` is AGAIN (or ``h = f``), else
-   the original; a copy that has not run yet reads the copy of ``f`` if that is AGAIN, else the
-   original. What is to be read is there.
+2. A later gradient of ``h`` reads the copy if ``h`` is marked and ``f`` is AGAIN (or ``h = f``),
+   else the original; a copy that has not run yet reads the copy of ``f`` if that is AGAIN, else
+   the original. What is to be read is there.
 3. At each step, and at each forward node, what is there is at most ``peak``.
 
 Every plan gives a feasible point whose ``peak`` is at most the plan's live peak: tensors that may
-share a block count once (as :mod:`memcli.memory.lifetimes` argues), and the moments between two
-steps, when copies run, are only counted where ``exact`` asks for it. So each lower bound of the
+share a block count once (as :mod:`memcli.memory.lifetimes` argues), and of the
+moments between two steps, when copies run, only a part is counted, and only with all steps. So each lower bound of the
 program, or of its relaxation to any real marks and to a part of the steps, bounds every plan.
 """
 
@@ -122,6 +122,7 @@ class Builder:
         self.trigger: dict[tuple[int, int], int] = {}  # (node, holder) -> first place
         self.reads: dict[int, dict[int, int]] = defaultdict(dict)  # entry -> holder -> last place
         self.readers: dict[int, set[int]] = defaultdict(set)  # entry -> forward nodes
+        self.read_at: set[tuple[int, int]] = set()  # entry, place of a gradient that reads it
         for v in range(g.n_nodes):
             if g.variable[v] or facts.place[v] < 0:
                 continue
@@ -144,6 +145,8 @@ class Builder:
                 if v < g.n_forward:
                     self.readers[e].add(v)
                 else:
+                    if not facts.paired[i]:
+                        self.read_at.add((e, at))
                     held = self.reads[e]
                     held[holder] = max(held.get(holder, -1), at - int(facts.paired[i]))
 
@@ -305,9 +308,14 @@ class Builder:
                 for e in np.flatnonzero((facts.made <= place) & (facts.until >= place)).tolist()
                 if facts.bytes[e]
             }
-            base = sum(int(facts.bytes[members[c][0]]) for c in sure)
             terms: Terms = {self.peak: 1.0}
+            for e in forward:
+                group = int(facts.block[e])
+                if len(members[group]) > 1 and (e, place) in self.read_at:
+                    sure.add(group)
+            base = sum(int(facts.bytes[members[c][0]]) for c in sure)
             shared: dict[int, int | None] = {}
+            columns: dict[int, tuple[int | None, int | None]] = {}
             ends: dict[int, list[int]] = defaultdict(list)
             for e in forward:
                 group = int(facts.block[e])
@@ -318,19 +326,87 @@ class Builder:
                     both = self.original(e, step) + self.copied(e, step)
                     shared[group] = self.held(both, shared.get(group))
                     continue
-                for rows in (self.original(e, step), self.copied(e, step)):
-                    column = self.held(rows)
-                    if column is not None:
-                        terms[column] = -size
-                        ends[group].append(column)
-            for group, column in shared.items():
-                if column is not None:
-                    terms[column] = -float(facts.bytes[members[group][0]]) / self.unit
+                columns[e] = self.held(self.original(e, step)), self.held(self.copied(e, step))
+                there = [column for column in columns[e] if column is not None]
+                for column in there:
+                    terms[column] = -size
                     ends[group].append(column)
+                if step and (e, place) in self.read_at:
+                    # follows from whole marks, not from others
+                    self.rows.at_least(dict.fromkeys(there, 1.0), 1.0)
+            for group, held in shared.items():
+                if held is not None:
+                    terms[held] = -float(facts.bytes[members[group][0]]) / self.unit
+                    ends[group].append(held)
             if step == 0:
                 at_end = ends
             self.rows.at_least(terms, base / self.unit)
+            if self.exact and step:
+                self._add_copies(step, sure, members, columns)
         self._add_forward(at_end, members)
+
+    def _add_copies(
+        self,
+        step: int,
+        sure: set[int],
+        members: dict[int, list[int]],
+        columns: dict[int, tuple[int | None, int | None]],
+    ) -> None:
+        """Rule 3 while copies run before ``step``: what is there all the while, what the copy
+        makes, and what it reads. Classes of several tensors count as what is there alone."""
+        g, facts = self.graph, self.facts
+        place = self.steps[step]
+        base = sum(
+            int(facts.bytes[members[c][0]])
+            for c in sure
+            if any(facts.made[e] < place <= facts.until[e] for e in members[c])
+        )
+        total = self.rows.column(self.rows.upper[self.peak])
+        level: Terms = {total: 1.0}
+        before: dict[int, int] = {}
+        for e, (original, copy) in columns.items():
+            size = float(facts.bytes[e]) / self.unit
+            if original is not None:
+                level[original] = -size
+            if copy is not None:
+                f = int(g.entry_node[e])
+                old = self.rows.column()
+                terms: Terms = {old: 1.0, copy: -1.0}
+                self.ran(terms, f, step, 1.0)
+                self.ran(terms, f, step - 1, -1.0)
+                self.rows.at_least(terms, 0.0)
+                level[old] = -size
+                before[e] = old
+        self.rows.at_least(level, base / self.unit)
+        for f in self.nodes:
+            outputs = sum(
+                int(facts.bytes[e])
+                for e in g.entries(f)
+                if len(members.get(int(facts.block[e]), ())) == 1
+            )
+            terms = {self.peak: 1.0, total: -1.0}
+            self.ran(terms, f, step, -outputs / self.unit)
+            self.ran(terms, f, step - 1, outputs / self.unit)
+            counted: set[int] = set()
+            for i in range(int(g.in_ptr[f]), int(g.in_ptr[f + 1])):
+                e = int(g.in_entry[i])
+                group = int(facts.block[e])
+                if g.in_ignored[i] or facts.paired[i] or not facts.bytes[e] or group in sure:
+                    continue
+                if e in counted:
+                    continue
+                counted.add(e)
+                if len(members[group]) > 1 or e not in columns:
+                    continue
+                read = self.rows.column()
+                asked: Terms = {read: 1.0}
+                self.ran(asked, f, step, -1.0)
+                self.ran(asked, f, step - 1, 1.0)
+                _add(asked, columns[e][0], 1.0)
+                _add(asked, before.get(e), 1.0)
+                self.rows.at_least(asked, 0.0)
+                terms[read] = -float(facts.bytes[e]) / self.unit
+            self.rows.at_least(terms, 0.0)
 
     def _add_forward(self, at_end: dict[int, list[int]], members: dict[int, list[int]]) -> None:
         """Rule 3 in the forward pass: ``at_end`` has what is there at its end, by class."""

@@ -54,7 +54,7 @@ class Family:
 
 @dataclass
 class Stretches:
-    """Of each pair of sets ``i < j``: sizes in KiB, recomputation in FLOPs; inf where not nested."""
+    """Of each pair of sets ``i < j``, sizes in KiB, work in FLOPs; inf where not nested."""
 
     kept: Floats  # the boundary of j outside i
     whole: Floats  # all of the stretch that gradients read, kept
