@@ -24,9 +24,9 @@ Constraints, from ``mapped`` of :mod:`memcli.memory.pool`:
 3. At each step, and at each forward node, what is there is at most ``peak``.
 
 Every plan gives a feasible point whose ``peak`` is at most the plan's live peak: tensors that may
-share a block count once (as :mod:`memcli.memory.lifetimes` argues), and of the
-moments between two steps, when copies run, only a part is counted, and only with all steps. So each lower bound of the
-program, or of its relaxation to any real marks and to a part of the steps, bounds every plan.
+share a block count once (as :mod:`memcli.memory.lifetimes` argues), and of the moments between
+two steps, when copies run, only a part is counted, and only with all steps. So each lower bound of
+the program, or of its relaxation to any real marks and to a part of the steps, bounds every plan.
 """
 
 from __future__ import annotations

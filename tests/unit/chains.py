@@ -9,7 +9,7 @@ from memcli.graph.training import TrainingGraph
 from tests.unit.test_pool import to_graph
 
 
-def chain_graph(seed: int, n_operators: int, *, sizes: tuple[int, ...] = (50, 60, 100)) -> Any:
+def chain_graph(seed: int, n_operators: int, *, sizes: tuple[int, ...] = (50, 60, 100)) -> TrainingGraph:
     """A chain of operators over one input, each with a weight or without; some read an earlier
     one as well. Gradients read the gradients of the readers, and, drawn at random, the operator's
     inputs and its output. No input is ignored."""
@@ -53,6 +53,25 @@ def chain_graph(seed: int, n_operators: int, *, sizes: tuple[int, ...] = (50, 60
         slots = {u: k for k, (u, _) in enumerate(inputs)}
         out = [nodes[u]["sizes"][0] for u, _ in inputs]
         gradient[v] = (add(reads, v, [v], out), slots)
-    graph: TrainingGraph = to_graph(nodes, n_forward, chance)
+    graph = to_graph(nodes, n_forward, chance)
     graph.in_ignored[:] = 0
+    return graph
+
+
+def plain_chain(length: int) -> TrainingGraph:
+    """A chain without skips in which each gradient reads its operator's input alone."""
+    nodes: list[dict[str, Any]] = [
+        {"var": True, "in": [], "deps": [], "owner": -1, "sizes": [100]}
+    ]
+    for v in range(length):
+        nodes.append({"var": False, "in": [(v, 0)], "deps": [], "owner": -1, "sizes": [100]})
+    for v in range(length, 0, -1):
+        reads = [(len(nodes) - 1, 0)] if v < length else []
+        nodes.append(
+            {"var": False, "in": [*reads, (v - 1, 0)], "deps": [v], "owner": v, "sizes": [100]}
+        )
+    graph = to_graph(nodes, length + 1, random.Random(0))
+    graph.in_ignored[:] = 0
+    graph.pair_ptr[:] = 0
+    graph.fails_unread[:] = 0
     return graph
