@@ -9,7 +9,9 @@ from memcli.graph.training import TrainingGraph
 from tests.unit.test_pool import to_graph
 
 
-def chain_graph(seed: int, n_operators: int, *, sizes: tuple[int, ...] = (50, 60, 100)) -> TrainingGraph:
+def chain_graph(
+    seed: int, n_operators: int, *, sizes: tuple[int, ...] = (50, 60, 100)
+) -> TrainingGraph:
     """A chain of operators over one input, each with a weight or without; some read an earlier
     one as well. Gradients read the gradients of the readers, and, drawn at random, the operator's
     inputs and its output. No input is ignored."""
