@@ -16,6 +16,9 @@ others. Between two breaks all nodes are AGAIN, and from :mod:`memcli.memory.poo
    counts them; if not all, one edge of ``q_k ... q_m`` has a tensor that its reader's copy will
    read, and that tensor is there.
 
+A node of the path without a gradient of its own (a sum) has run by the time the next one with a
+gradient has, if both are in one stretch; only then it counts.
+
 So under a plan with peak ``P``, at each AGAIN ``q_j`` behind break ``q_i``: what the earlier
 breaks cost (rules 3 and 5), what ``q_{i+1} ... q_j`` cost (rules 2 and 4), and the gradients that
 live at that moment whatever the plan, are at most ``P``. The least ``P`` for which a choice of
@@ -36,25 +39,35 @@ _SIZES = 10  # sizes of operators for which a path of their own is tried
 
 
 @numba.njit(cache=True)
-def _heaviest_path(n_forward, in_ptr, in_node, in_ignored, turn, weight, never):
-    """Forward nodes of a path with the greatest sum of weights, gradients in reverse order."""
+def _heaviest_path(n_forward, in_ptr, in_node, in_ignored, turn, allowed, weight, never):
+    """Allowed forward nodes of a path of great weight, gradients in reverse order.
+
+    Nodes without a gradient of their own may be on it, its last node has one.
+    """
     best = np.zeros(n_forward, np.int64)
     back = np.full(n_forward, -1, np.int64)
+    reached = np.full(n_forward, never, np.int64)  # the turn of the last node that has one
     top = -1
     for v in range(n_forward):
-        if turn[v] == never:
+        if not allowed[v]:
             best[v] = -1
             continue
         for i in range(in_ptr[v], in_ptr[v + 1]):
             u = in_node[i]
             # turns fall along the path
-            if in_ignored[i] or best[u] < 0 or turn[u] <= turn[v]:
+            if in_ignored[i] or best[u] < 0:
                 continue
-            if back[v] < 0 or best[u] > best[v]:
-                best[v] = best[u]
+            if turn[v] != never and reached[u] <= turn[v]:
+                continue
+            if back[v] < 0 or best[u] > best[back[v]]:
                 back[v] = u
+        if back[v] >= 0:
+            best[v] = best[back[v]]
+            reached[v] = reached[back[v]]
+        if turn[v] != never:
+            reached[v] = turn[v]
         best[v] += weight[v]
-        if top < 0 or best[v] > best[top]:
+        if turn[v] != never and (top < 0 or best[v] > best[top]):
             top = v
     length = 0
     v = top
@@ -70,11 +83,12 @@ def _heaviest_path(n_forward, in_ptr, in_node, in_ignored, turn, weight, never):
 
 
 @numba.njit(cache=True)
-def _feasible(limit, broken, again, last, side, edge, static, may, far):
+def _feasible(limit, broken, again, last, side, edge, static, may, own, far):
     """Whether breaks exist under which no moment needs more than ``limit`` bytes.
 
     ``least[i]``: the least cost of the breaks up to ``i``, with ``i`` the last, number 0 the start
-    of the path (no break of its own, and free).
+    of the path (no break of its own, and free). ``own`` tells nodes with a gradient of their own:
+    what is behind the last of them in a stretch may never run again, and counts nothing.
     """
     length = broken.shape[0]
     least = np.full(length + 2, far, np.int64)
@@ -90,17 +104,22 @@ def _feasible(limit, broken, again, last, side, edge, static, may, far):
         if cost + (static[p + 1] if p + 1 < length else 0) <= limit:
             least[p + 1] = min(least[p + 1], cost)
         crossing = edge[p - 1] if p > 0 else 0
-        own = broken[p - 1] if p > 0 else 0
+        kept = broken[p - 1] if p > 0 else 0
         running = 0
+        sure = 0  # of what runs up to the last node with a gradient
+        sure_crossing = 0
         for j in range(p, length):
             # node j (path counted from 0) is run again
             if not may[j]:
                 break
             running += side[j]
-            if least[p] + running + last[j] + static[j] > limit:
+            if own[j] and least[p] + running + last[j] + static[j] > limit:
                 break
             running += again[j]
-            cost = least[p] - own + max(own, min(crossing, running))
+            if own[j]:
+                sure = running
+                sure_crossing = crossing
+            cost = least[p] - kept + max(kept, min(sure_crossing, sure))
             crossing = min(crossing, edge[j])
             if j + 1 < length:
                 if cost + static[j + 1] > limit:
@@ -145,16 +164,17 @@ def path_bound(graph: TrainingGraph, facts: Lifetimes) -> int:
     wanted = np.flatnonzero((foreign >= 0) & (graph.entry_node < n_forward))
     np.add.at(weight, graph.entry_node[wanted], facts.bytes[wanted])
     output = facts.bytes[np.minimum(graph.first[:n_forward], graph.n_entries - 1)]
-    sizes = output[(facts.turn != NEVER) & (output > 0)]
+    run = (graph.variable[:n_forward] == 0) & (facts.place[:n_forward] >= 0)
+    sizes = output[run & (output > 0)]
     if not len(sizes):
         return 0
     least = [0, *np.quantile(sizes, np.arange(1, _SIZES) / _SIZES, method="nearest").tolist()]
     best = 0
     for size in dict.fromkeys(least):
-        turn = np.where(output >= size, facts.turn, NEVER)
         path = _heaviest_path(
-            n_forward, graph.in_ptr, graph.in_node, graph.in_ignored, turn, weight, NEVER
-        )
+            n_forward, graph.in_ptr, graph.in_node, graph.in_ignored, facts.turn,
+            run & (output >= size), weight, NEVER,
+        )  # fmt: skip
         if len(path):
             best = max(best, _bound_of(graph, facts, path, foreign, any_read))
     return best
@@ -165,7 +185,12 @@ def _bound_of(
 ) -> int:
     """The least peak under which the path can be broken."""
     size, length = facts.bytes, len(path)
-    turn = facts.turn[path]
+    own = facts.turn[path] != NEVER
+    # a node without a gradient has run again by the turn of the next that has one
+    turn = facts.turn[path].copy()
+    for k in range(length - 2, -1, -1):
+        if not own[k]:
+            turn[k] = turn[k + 1]
     following = np.append(turn[1:], turn[-1])
     broken, again, last, side, edge = (np.zeros(length, np.int64) for _ in range(5))
     # A class counts once: for the first node of the path that has it, then for the first reader.
@@ -202,7 +227,7 @@ def _bound_of(
                 side[k] += size[e]
     static = facts.gradients[turn]
     may = graph.can_recompute[path]
-    arrays = (broken, again, last, side, edge, static, may, _FAR)
+    arrays = (broken, again, last, side, edge, static, may, own, _FAR)
     low, high = 0, int(broken.sum() + again.sum() + last.sum() + side.sum() + static.max()) + 1
     # what no plan needs is below the bound: the least feasible limit
     while low < high:

@@ -48,12 +48,16 @@ def chain_graph(
         ]
         reads = list(incoming)
         inputs = nodes[v]["in"]
+        slots = {u: k for k, (u, _) in enumerate(inputs)}
+        out = [nodes[u]["sizes"][0] for u, _ in inputs]
+        if incoming and chance.random() < 0.2:
+            # as of a sum: made of the gradients behind it alone, nobody's own
+            gradient[v] = (add(incoming, -1, [], out), slots)
+            continue
         if chance.random() < 0.7:
             reads += [(u, k) for u, k in inputs[:1]]
         if chance.random() < 0.3:
             reads += [(v, k) for k in range(len(nodes[v]["sizes"]))]
-        slots = {u: k for k, (u, _) in enumerate(inputs)}
-        out = [nodes[u]["sizes"][0] for u, _ in inputs]
         gradient[v] = (add(reads, v, [v], out), slots)
     graph = to_graph(nodes, n_forward, chance)
     graph.in_ignored[:] = 0
