@@ -57,9 +57,7 @@ def main() -> None:
         compare(console, path.name, analysis, options)
 
 
-def compare(
-    console: Console, name: str, analysis: Analysis, options: argparse.Namespace
-) -> None:
+def compare(console: Console, name: str, analysis: Analysis, options: argparse.Namespace) -> None:
     """The table of one network."""
     graph, model = analysis.graph, analysis.model
     columns = [("strategy", "left"), ("MiB", "right"), ("live MiB", "right"), ("%", "right"),
@@ -82,9 +80,7 @@ def compare(
         started = time.monotonic()
         bound = best_lower_bound(graph, model, limit, least)
         seconds = time.monotonic() - started
-        table.add_row(
-            f"bound: {bound.source}", "", mib(bound.bytes), "", "", "", f"{seconds:.1f}"
-        )
+        table.add_row(f"bound: {bound.source}", "", mib(bound.bytes), "", "", "", f"{seconds:.1f}")
         part = bound.bytes / max(1, least)
         table.caption = f"proven: {part:.1%} of the least live peak found"
     console.print(table)

@@ -45,6 +45,7 @@ from memcli.memory.pool import AGAIN, BARRIER
 
 Floats = NDArray[np.float64]
 Terms = dict[int, float]
+_MOST_PATHS = 25_000  # pairs of nodes times steps
 _SAFE = 1e-5  # relative: the solver's tolerances on a program scaled to about 1
 
 
@@ -406,7 +407,42 @@ class Builder:
                 _add(asked, before.get(e), 1.0)
                 self.rows.at_least(asked, 0.0)
                 terms[read] = -float(facts.bytes[e]) / self.unit
+            for above, path in self.above.get(f, {}).items():
+                # run before f, in this step or earlier; what ran earlier counts as passing
+                for e in g.entries(above):
+                    copy = columns.get(e, (None, None))[1]
+                    if copy is None or e in counted:
+                        continue
+                    early = self.rows.column()
+                    self.rows.at_least({early: 1.0, copy: -1.0, before[e]: 1.0, path: -1.0}, -1.0)
+                    terms[early] = -float(facts.bytes[e]) / self.unit
             self.rows.at_least(terms, 0.0)
+
+    def _add_paths(self) -> None:
+        """Columns that are 1 where AGAIN nodes alone lead from ``g`` to ``f``: the copy of ``g``
+        runs before that of ``f``. Left out of larger programs."""
+        self.above: dict[int, dict[int, int]] = {}
+        sources: dict[int, set[int]] = {}
+        for f in self.nodes:
+            direct = {u for u in self.waits[f] if u in self.again}
+            sources[f] = direct.union(*(sources[u] for u in direct))
+        if sum(map(len, sources.values())) * len(self.steps) > _MOST_PATHS:
+            return
+        for f in self.nodes:
+            self.above[f] = {}
+            for u in self.waits[f]:
+                if u not in self.again:
+                    continue
+                for above in (u, *sources[u]):
+                    if above not in self.above[f]:
+                        self.above[f][above] = self.rows.column()
+                    path = self.above[f][above]
+                    terms: Terms = {path: 1.0, self.again[u]: -1.0}
+                    if above == u:
+                        self.rows.at_least(terms, 0.0)
+                    else:
+                        terms[self.above[u][above]] = -1.0
+                        self.rows.at_least(terms, -1.0)
 
     def _add_forward(self, at_end: dict[int, list[int]], members: dict[int, list[int]]) -> None:
         """Rule 3 in the forward pass: ``at_end`` has what is there at its end, by class."""
@@ -431,13 +467,13 @@ class Builder:
     def build(self) -> Program:
         """All rows."""
         self.add_marks()
+        if self.exact:
+            self._add_paths()
         self.add_peaks()
         grain = 0
         for size in np.unique(self.facts.bytes).tolist():
             grain = gcd(grain, int(size))
-        return Program(
-            self.rows, self.unit, max(1, grain), self.peak, self.again, self.barrier
-        )
+        return Program(self.rows, self.unit, max(1, grain), self.peak, self.again, self.barrier)
 
 
 def build(
@@ -537,4 +573,3 @@ def solve(program: Program, n_forward: int, *, time_limit: float, relaxed: bool)
     elif np.isfinite(info.mip_dual_bound):
         bound = rounded(program, float(info.mip_dual_bound) * (1 - _SAFE))
     return Outcome(max(0, bound), flags, finished, time.monotonic() - started)
-

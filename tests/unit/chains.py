@@ -66,9 +66,7 @@ def chain_graph(
 
 def plain_chain(length: int) -> TrainingGraph:
     """A chain without skips in which each gradient reads its operator's input alone."""
-    nodes: list[dict[str, Any]] = [
-        {"var": True, "in": [], "deps": [], "owner": -1, "sizes": [100]}
-    ]
+    nodes: list[dict[str, Any]] = [{"var": True, "in": [], "deps": [], "owner": -1, "sizes": [100]}]
     for v in range(length):
         nodes.append({"var": False, "in": [(v, 0)], "deps": [], "owner": -1, "sizes": [100]})
     for v in range(length, 0, -1):

@@ -50,9 +50,10 @@ def test_plans_are_admissible_and_never_under_the_optimum(name: str) -> None:
             assert (search.admissible(flags) == flags).all()
             assert tried.cost.live_peak_bytes >= found.live_peak_bytes
             assert tried.cost.pool_bytes >= found.pool_bytes or tried.cost.match_range != 16
-        assert search.answer().cost.pool_bytes <= search.model.evaluate(
-            search.model.none()
-        ).pool_bytes or name == "sqrt"
+        assert (
+            search.answer().cost.pool_bytes <= search.model.evaluate(search.model.none()).pool_bytes
+            or name == "sqrt"
+        )
 
 
 def test_milp_finds_the_least_pool_of_tiny_graphs() -> None:
