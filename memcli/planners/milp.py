@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 
-from memcli.memory.bounds import MEDIUM, program_bound
+from memcli.memory.bounds import MEDIUM, best_lower_bound, program_bound
 from memcli.memory.exhaustive import all_plans
 from memcli.planners import dp, sqrt
 from memcli.planners.base import Search
@@ -37,5 +37,6 @@ def run(search: Search) -> None:
     bound = program_bound(graph, model, left, ceiling)
     if bound.flags is not None:
         search.consider(NAME, bound.flags, [])
+    proven = max(bound.bytes, best_lower_bound(graph, model).bytes)
     for found in search.tried:
-        found.plan.notes["lower_bound_bytes"] = bound.bytes
+        found.plan.notes["lower_bound_bytes"] = proven
