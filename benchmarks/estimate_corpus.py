@@ -28,7 +28,8 @@ import numpy as np
 from memcli.engines.analysis import ShapeRequest, analyze, ask_mxnet
 from memcli.errors import MemcliError
 from memcli.planners.registry import Settings, search_plan
-from memcli.workflow.planning import marked_positions, read_symbol
+from memcli.workflow.planning import read_symbol
+from memcli.workflow.variants import marked_positions
 
 
 def index_shapes(folder: Path) -> dict[str, dict[str, list[int]]]:

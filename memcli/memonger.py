@@ -168,7 +168,8 @@ class _Subject:
 
     def planned(self, flags: Flags) -> Symbol:
         """The symbol with exactly these forward nodes marked."""
-        from memcli.workflow.planning import guards, marked_positions
+        from memcli.workflow.planning import guards
+        from memcli.workflow.variants import marked_positions
 
         # An earlier plan's marks and guards are taken off first.
         bare = SymbolFile.from_bytes(self.source.with_marks((), None), "the symbol")

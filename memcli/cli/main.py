@@ -16,6 +16,9 @@ COMMANDS = {
     "plan": "memcli.cli.plan",
     "inspect": "memcli.cli.inspect",
     "verify": "memcli.cli.verify",
+    "compare": "memcli.cli.compare",
+    "fit": "memcli.cli.fit",
+    "solve": "memcli.cli.solve",
     "doctor": "memcli.cli.doctor",
 }
 
@@ -44,6 +47,9 @@ def main() -> None:
     memcli plan resnet-50-symbol.json -o planned.json   search, and write the planned graph
     memcli inspect planned.json                         where the training memory goes
     memcli verify planned.json                          train a step of both graphs for real
+    memcli compare resnet-50-symbol.json                all strategies and several budgets
+    memcli fit resnet-50-symbol.json --memory 16GiB     the largest batch that trains
+    memcli solve costs.json --budget 80%                a schedule for any graph of costs
     memcli doctor                                       which engines and devices work here
 
     Exit status: 0 done, 1 the answer is no, 2 bad input, 3 an engine is missing or failed.

@@ -15,29 +15,33 @@ F = TypeVar("F", bound=Callable[..., Any])
 DTYPES = ("float32", "float16", "float64")
 
 
+_DTYPE = click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default=None,
+    help="Type of the inputs; parameters follow. [default: float32]",
+)
+_BATCH = click.option(
+    "--batch", type=int, default=None, metavar="N", help="Leading dimension of the inputs."
+)
+_SHAPE = click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="[NAME=]D,D,...",
+    help="Shape of an input, as data=32,3,224,224; NAME may be a glob (t*_data=64,50). "
+    "Without NAME where the graph has one free input. Repeatable.",
+)
+
+
 def shape_options(command: F) -> F:
     """``--shape``, ``--batch`` and ``--dtype``."""
-    for option in (
-        click.option(
-            "--dtype",
-            type=click.Choice(DTYPES),
-            default=None,
-            help="Type of the inputs; parameters follow. [default: float32]",
-        ),
-        click.option(
-            "--batch", type=int, default=None, metavar="N", help="Leading dimension of the inputs."
-        ),
-        click.option(
-            "--shape",
-            "shapes",
-            multiple=True,
-            metavar="[NAME=]D,D,...",
-            help="Shape of an input, as data=32,3,224,224; NAME may be a glob (t*_data=64,50). "
-            "Without NAME where the graph has one free input. Repeatable.",
-        ),
-    ):
-        command = option(command)
-    return command
+    return _SHAPE(_BATCH(_DTYPE(command)))
+
+
+def sample_options(command: F) -> F:
+    """``--shape`` and ``--dtype``, where the batch is the command's own to choose."""
+    return _SHAPE(_DTYPE(command))
 
 
 def json_option(command: F) -> F:

@@ -14,6 +14,7 @@ from memcli.planners.base import Settings
 from memcli.planners.registry import DESCRIPTIONS, STRATEGIES
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.plan_report import plan_json, print_plan
+from memcli.workflow.costs import COSTS
 from memcli.workflow.planning import make_plan
 
 _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
@@ -44,6 +45,11 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
 @click.option("--keep", multiple=True, metavar="GLOB", help="Never recompute these nodes.")
 @click.option("--recompute", multiple=True, metavar="GLOB", help="Always recompute these nodes.")
 @click.option("--no-rewrite", is_flag=True, help="Set attributes only; the nodes stay the same.")
+@click.option(
+    "--cost", type=click.Choice(COSTS), default="roofline", show_default=True,
+    help="What running an operator again costs: a roofline of its FLOPs and bytes, FLOPs alone, "
+    "or its time measured on the device (--gpu N, else the CPU).",
+)  # fmt: skip
 @click.option("--time-limit", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop then.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of searches and of verify.")
 @click.option(
@@ -51,8 +57,8 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
     help="Whether the plan may need an environment variable at run time to reach its memory.",
 )  # fmt: skip
 @click.option("--measure", is_flag=True, help="Verify right after planning.")
-@click.option("--gpu", metavar="N", help="With --measure: on this GPU.")
-@click.option("--cpu", is_flag=True, help="With --measure: on the CPU.")
+@click.option("--gpu", metavar="N", help="With --measure or --cost measured: on this GPU.")
+@click.option("--cpu", is_flag=True, help="With --measure or --cost measured: on the CPU.")
 @json_option
 def command(model: str, out: str | None, force: bool, as_json: bool, **options: Any) -> int:
     """Search for what to keep and what to compute again, and write the planned graph.
@@ -60,8 +66,11 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
     MODEL is an MXNet symbol JSON, gzipped or not. It is never changed. Shapes that are neither
     in the file nor given are guessed where a guess fits the graph, and shown.
     """
-    if (options["gpu"] or options["cpu"]) and not options["measure"]:
-        raise BadInput("--gpu and --cpu go with --measure")
+    timed = options["cost"] == "measured"
+    if (options["gpu"] or options["cpu"]) and not (options["measure"] or timed):
+        raise BadInput("--gpu and --cpu go with --measure or --cost measured")
+    if options["gpu"] and options["cpu"]:
+        raise BadInput("--gpu and --cpu exclude one another")
     if options["measure"] and out is None:
         raise BadInput("--measure needs -o OUT: it verifies the file that was written")
     if options["max_recompute"] is not None and options["max_recompute"] < 0:
@@ -79,12 +88,16 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
         else options["max_recompute"] / 100,
         time_limit=options["time_limit"],
         environment=options["environment"],
+        cost=options["cost"],
+        rewrite=not options["no_rewrite"],
         seed=options["seed"],
     )
     with progress_bar("planning") as report:
         planned = make_plan(
             model, request, options["strategy"], settings,
-            budget=options["budget"], out=out, force=force, on_progress=report,
+            budget=options["budget"],
+            device="cpu" if options["gpu"] is None else f"gpu:{options['gpu']}",
+            out=out, force=force, on_progress=report,
         )  # fmt: skip
     notes = notes_console()
     for note in planned.notes:

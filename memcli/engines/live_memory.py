@@ -11,6 +11,7 @@ import ctypes
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 _PROBE_BYTES = 48 << 20
@@ -73,6 +74,22 @@ def resident_bytes() -> int:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def available_bytes() -> int:
+    """Memory that a process may still take, the cgroup's limit included."""
+    free = 1 << 62
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+            free = min(free, int(limit) - used)
+    except (OSError, ValueError, IndexError):
+        pass
+    return free
 
 
 def return_pages_at_once() -> None:

@@ -20,6 +20,7 @@ from memcli.formats.symbol_check import (
     control_dependencies,
     depth_first_order,
 )
+from memcli.formats.symbol_edits import undo
 from memcli.formats.symbol_text import parse_symbol_text, symbol_text
 from memcli.formats.wording import shown_path
 
@@ -179,15 +180,28 @@ class SymbolFile:
     def stripped(self) -> SymbolFile:
         """The graph with its plan taken off and the marks that it had before put back.
 
-        Works on a file that MXNet saved anew, as well. A file without a plan comes back as is,
-        with all its marks.
+        Nodes that memcli put in are gone, inputs that it changed are as they were. Works on a file
+        that MXNet saved anew, as well. A file without a plan comes back as is, with all its marks.
+
+        Raises:
+            BadInput: the graph was changed since, so that a rewrite cannot be taken back.
         """
         if not self._has_plan():
             return self
         renamed = self._is_current()
-        nodes = [_unplanned(node, True, renamed) for node in self.raw["nodes"]]
-        data = symbol_text({**self.raw, "nodes": nodes})
+        raw = undo(self.raw, shown_path(self.path))
+        nodes = [_unplanned(node, True, renamed) for node in raw["nodes"]]
+        data = symbol_text({**raw, "nodes": nodes})
         return SymbolFile.from_bytes(data, self.path)
+
+    def with_content(self, raw: dict[str, Any]) -> SymbolFile:
+        """The file as if it held ``raw``; path and digest stay.
+
+        Raises:
+            BadInput: MXNet would not load it.
+        """
+        nodes, heads = checked_graph(raw, shown_path(self.path))
+        return SymbolFile(self.path, self.sha256, raw, nodes, heads)
 
     def to_bytes(self) -> bytes:
         """The graph as JSON that MXNet loads (not the file's own bytes)."""

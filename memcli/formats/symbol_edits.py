@@ -117,6 +117,69 @@ def insert_identities(
 
 
 @dataclass(frozen=True)
+class Chain:
+    """Readers (position, slot) of output ``output`` of ``position``, in the order of the file."""
+
+    position: int
+    output: int
+    readers: Sequence[tuple[int, int]]
+
+
+def insert_chains(raw: Raw, chains: Sequence[Chain], suffix: str = "_shared") -> Raw:
+    """Identities between a tensor and its readers, so that gradients are added two by two.
+
+    The first reader reads the tensor, the second an identity of it, the third an identity of that
+    and so on; the last two read the same one. The gradient of the last reader is then added to
+    that of the one before, the sum to that of the one before that: a chain of sums of two.
+    """
+    old: list[Raw] = raw["nodes"]
+    names = {node["name"] for node in old}
+    behind: dict[int, list[Chain]] = {}
+    for chain in chains:
+        behind.setdefault(chain.position, []).append(chain)
+    moved: dict[int, int] = {}
+    nodes: list[Raw] = []
+    origin: list[int | None] = []
+    placed: dict[tuple[int, int], int] = {}
+    for position, node in enumerate(old):
+        moved[position] = len(nodes)
+        nodes.append(dict(node))
+        origin.append(position)
+        for chain in behind.get(position, ()):
+            source = [moved[position], chain.output, 0]
+            for number, reader in enumerate(chain.readers[1:], start=1):
+                if number < len(chain.readers) - 1:
+                    name = f"{node['name']}{suffix}{number}"
+                    while name in names:
+                        name += "_"
+                    names.add(name)
+                    nodes.append(
+                        {
+                            "op": _IDENTITY,
+                            "name": name,
+                            "attrs": {INSERTED_KEY: "1"},
+                            "inputs": [source],
+                        }
+                    )
+                    origin.append(None)
+                    source = [len(nodes) - 1, 0, 0]
+                placed[reader] = source[0]
+    for place, node in enumerate(nodes):
+        position_of = origin[place]
+        if position_of is None:
+            continue
+        node["inputs"] = [
+            [placed[position_of, slot], 0, 0]
+            if (position_of, slot) in placed
+            else [moved[i[0]], *i[1:]]
+            for slot, i in enumerate(node["inputs"])
+        ]
+        if "control_deps" in node:
+            node["control_deps"] = [moved[p] for p in node["control_deps"]]
+    return _renumbered(raw, nodes, moved, origin)
+
+
+@dataclass(frozen=True)
 class Join:
     """Inputs ``slot`` of the nodes at ``readers``, each given as (position, slot), as one node."""
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memcli.graph.training import TrainingGraph
-from memcli.memory.pool import AGAIN, BAD, execution_order, lower_bound, mapped
+from memcli.memory.pool import BAD, execution_order, lower_bound, mapped
 
 Array = NDArray[Any]
 
@@ -47,7 +47,8 @@ class Layout(NamedTuple):
     owner: Array
     output_counts: Array  # over entries: how often each is an output of the graph
     heads: Array  # nodes
-    work: Array  # over forward nodes: cost of running it again
+    flops: Array  # over forward nodes
+    work: Array  # over forward nodes: what running it again costs, in any unit
     ignores_all: Array
     widest: int  # most in-place pairs of a node
 
@@ -77,7 +78,7 @@ class Scratch(NamedTuple):
 
 
 def layout(graph: TrainingGraph, work: Array | None = None) -> Layout:
-    """The layout of a graph; ``work`` over forward nodes, FLOPs where not given."""
+    """The layout of a graph; ``work`` over forward nodes, FLOPs where it is not given."""
     n, m, n_forward = graph.n_nodes, graph.n_entries, graph.n_forward
     none = np.zeros(n_forward, np.uint8)
     order = execution_order(
@@ -157,6 +158,7 @@ def layout(graph: TrainingGraph, work: Array | None = None) -> Layout:
         size=np.maximum(graph.elements, 0) * 4, true=graph.entry_bytes.astype(np.int64),
         owner=graph.owner.astype(np.int32), output_counts=counts,
         heads=graph.heads.astype(np.int32),
+        flops=np.asarray(graph.flops[:n_forward], np.float64),
         work=np.asarray(graph.flops[:n_forward] if work is None else work, np.float64),
         ignores_all=graph.ignores_all,
         widest=1 + int(np.diff(graph.in_ptr).max(initial=0)),
@@ -186,9 +188,11 @@ def scratch(lay: Layout) -> Scratch:
 def trace(lay, s, mark):
     """Order of execution and who reads what under a plan, into the scratch arrays.
 
-    Returns ``(steps, work)``: the number of steps, and the cost of what runs again.
+    Returns ``(steps, flops, work)``: the number of steps, and what runs again in FLOPs and at the
+    layout's cost.
     """
     # local names: reading a field of a tuple of arrays again and again is slow
+    flops = lay.flops
     heads = lay.heads
     output_counts = lay.output_counts
     owner = lay.owner
@@ -212,6 +216,7 @@ def trace(lay, s, mark):
     count = 0
     edges = 0
     again = 0.0
+    again_flops = 0.0
     for e in range(m):
         counts[e] = output_counts[e]
         counts[m + e] = 0
@@ -252,6 +257,7 @@ def trace(lay, s, mark):
             top -= 1
             if node >= n:
                 again += work[base]
+                again_flops += flops[base]
             for i in range(read_ptr[base], read_ptr[base + 1]):
                 e = read_entry[i]
                 if mapped(read_node[i], node, mark, owner, n) >= n:
@@ -260,7 +266,7 @@ def trace(lay, s, mark):
                 source[edges] = e
                 edges += 1
     source_ptr[count] = edges
-    return count, again
+    return count, again_flops, again
 
 
 @numba.njit(cache=True)

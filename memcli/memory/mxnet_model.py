@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
-from memcli.memory import pool
+from memcli.memory import fast_pool, pool
+
+Seconds = NDArray[np.float64]
 
 DEFAULT_MATCH_RANGE = 16
 
@@ -27,6 +32,8 @@ class Cost:
     recompute_flops: float
     forward_flops: float
     match_range: int
+    recompute_seconds: float = 0.0  # by the model's cost of operators
+    forward_seconds: float = 0.0
 
     @property
     def total_mb(self) -> int:
@@ -37,6 +44,11 @@ class Cost:
     def recompute_fraction(self) -> float:
         """Recomputed FLOPs as a part of one forward pass."""
         return self.recompute_flops / self.forward_flops if self.forward_flops else 0.0
+
+    @property
+    def time_fraction(self) -> float:
+        """Time of what runs again as a part of one forward pass, by the model's cost."""
+        return self.recompute_seconds / self.forward_seconds if self.forward_seconds else 0.0
 
 
 @dataclass
@@ -57,8 +69,11 @@ class MXNetModel:
     nothing else are without effect, as in MXNet.
     """
 
-    def __init__(self, graph: TrainingGraph) -> None:
+    def __init__(self, graph: TrainingGraph, seconds: Seconds | None = None) -> None:
+        """``seconds``: over forward nodes, what each costs to run; FLOPs where not given."""
         self.graph = graph
+        self.seconds = graph.flops[: graph.n_forward] if seconds is None else seconds
+        self.forward_seconds = float(self.seconds.sum())
         forward = range(graph.n_forward)
         self.markable = np.array(
             [graph.kind[v] >= 0 and graph.op(v) != "Dropout" for v in forward], np.uint8
@@ -67,6 +82,29 @@ class MXNetModel:
         self._own_read = graph.own_read()
         convolution = [graph.op(v) == "Convolution" for v in forward]
         self._strict = graph.fails_unread | np.array(convolution, np.uint8)
+
+    def set_seconds(self, seconds: Seconds) -> None:
+        """Another cost of operators, over forward nodes; what was evaluated before stays."""
+        self.seconds = seconds
+        self.forward_seconds = float(seconds.sum())
+        self.__dict__.pop("layout", None)
+
+    @cached_property
+    def layout(self) -> fast_pool.Layout:
+        """The graph arranged for many evaluations; worked out at the first."""
+        return fast_pool.layout(self.graph, self.seconds)
+
+    @cached_property
+    def _scratch(self) -> fast_pool.Scratch:
+        return fast_pool.scratch(self.layout)
+
+    def unread_rules(self, *, portable: bool = False) -> tuple[Any, ...]:
+        """What :func:`memcli.memory.pool.drop_unread` needs after the flags."""
+        g = self.graph
+        return (
+            g.in_ptr, g.in_node, g.in_entry, g.in_ignored, g.visible, self._own_read,
+            self._strict if portable else g.fails_unread,
+        )  # fmt: skip
 
     def none(self) -> Flags:
         """The plan that recomputes nothing."""
@@ -78,12 +116,8 @@ class MXNetModel:
         ``portable``: convolutions among them, which only oneDNN and cuDNN run for nothing; such
         a plan also runs on MXNet's plain kernels.
         """
-        g = self.graph
         flags = recompute.copy()
-        pool.drop_unread(
-            flags, g.in_ptr, g.in_node, g.in_entry, g.in_ignored, g.visible, self._own_read,
-            self._strict if portable else g.fails_unread,
-        )  # fmt: skip
+        pool.drop_unread(flags, *self.unread_rules(portable=portable))
         return flags
 
     def unread_copies(self, recompute: Flags) -> list[int]:
@@ -129,23 +163,17 @@ class MXNetModel:
         self, recompute: Flags, match_ranges: Sequence[int] = (DEFAULT_MATCH_RANGE,)
     ) -> Cost:
         """Cost of a plan at the best of ``match_ranges`` (``NNVM_EXEC_MATCH_RANGE``)."""
-        g = self.graph
         mark = (recompute * self.markable).astype(np.uint8)
-        order = self.execution_order(mark)
-        counts = self.reference_counts(order, mark)
+        lay, scratch = self.layout, self._scratch
+        steps, flops, seconds = fast_pool.trace(lay, scratch, mark)
         best: Cost | None = None
-        again = order[order >= g.n_nodes] - g.n_nodes
-        recomputed = float(g.flops[again].sum())
         for match_range in match_ranges:
-            storage, blocks, live, _ = self.allocate(order, counts, mark, match_range)
-            total = int(blocks.sum())
+            total, true, live = fast_pool.fill(lay, scratch, mark, steps, match_range)
             if best is None or total < best.total_bytes:
-                true = pool.true_block_bytes(
-                    storage, len(blocks), g.elements, g.itemsize, g.n_entries
-                )
                 best = Cost(
-                    total, int(true.sum()), int(live), recomputed, self.forward_flops, match_range
-                )
+                    total, true, live, flops, self.forward_flops, match_range, seconds,
+                    self.forward_seconds,
+                )  # fmt: skip
         assert best is not None
         return best
 

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from memcli.memory.fast_pool import fill, trace
-from memcli.memory.pool import AGAIN, BARRIER, KEPT, drop_unread
+from memcli.memory.pool import AGAIN, BARRIER, KEPT, drop_unread, lower_bound
 
 # Places of the parameters of the energy.
 MEMORY, WORK, BUDGET, OVER, LIMIT, WASTED, LIVE = range(7)
@@ -40,22 +40,54 @@ def _unit(rng):
 
 
 @numba.njit(cache=True)
-def _energy(p, pool, work):
+def _energy(p, pool, flops, work):
     """What is minimized: memory and work, with penalties for what breaks a limit."""
     return (
         p[MEMORY] * pool + p[WORK] * work
-        + p[OVER] * max(0.0, pool - p[BUDGET]) + p[WASTED] * max(0.0, work - p[LIMIT])
+        + p[OVER] * max(0.0, pool - p[BUDGET]) + p[WASTED] * max(0.0, flops - p[LIMIT])
     )  # fmt: skip
 
 
 @numba.njit(cache=True)
-def _propose(rng, state, nodes, can_barrier, group_ptr, group_of, group_node, undo_node, undo_mark):
+def _place(rng, weights):
+    """A place in the list of nodes: half of the time any, else by the weight of its tensors."""
+    n = weights.shape[0]
+    if _below(rng, 2):
+        return _below(rng, n)
+    wanted = _unit(rng) * weights[n - 1]
+    return min(n - 1, lower_bound(weights, wanted, n))
+
+
+@numba.njit(cache=True)
+def _propose(
+    rng, state, nodes, weights, can_barrier, group_ptr, group_of, group_node, spare_ptr, spare_node,
+    spare_chance, undo_node, undo_mark,
+):  # fmt: skip
     """Change ``state`` a little; the number of changes, which ``undo_*`` remember."""
     count = 0
     n = nodes.shape[0]
+    if _unit(rng) < spare_chance:
+        # some alike operators need not run again: what that takes is kept
+        v = nodes[_place(rng, weights)]
+        group = group_of[v]
+        begin, end = group_ptr[group], group_ptr[group + 1]
+        stride = 1 + _below(rng, 3)
+        most = 1 + _below(rng, 6)
+        i = begin + _below(rng, end - begin)
+        while i < end and most > 0:
+            w = group_node[i]
+            for k in range(spare_ptr[w], spare_ptr[w + 1]):
+                u = spare_node[k]
+                if state[u] != KEPT:
+                    undo_node[count], undo_mark[count] = u, state[u]
+                    state[u] = KEPT
+                    count += 1
+            i += stride
+            most -= 1
+        return count
     kind = _unit(rng)
     if kind < 0.45:
-        v = nodes[_below(rng, n)]
+        v = nodes[_place(rng, weights)]
         undo_node[0], undo_mark[0] = v, state[v]
         shift = 1 + _below(rng, 2) if can_barrier[v] else 1
         choices = 3 if can_barrier[v] else 2
@@ -63,7 +95,7 @@ def _propose(rng, state, nodes, can_barrier, group_ptr, group_of, group_node, un
         return 1
     if kind < 0.8:
         # move a kept node to a neighbour
-        at = _below(rng, n)
+        at = _place(rng, weights)
         found = -1
         for k in range(n):
             i = (at + k) % n
@@ -86,7 +118,7 @@ def _propose(rng, state, nodes, can_barrier, group_ptr, group_of, group_node, un
         return 2
     if kind < 0.9:
         # a stretch
-        at = _below(rng, n)
+        at = _place(rng, weights)
         length = 2 + _below(rng, 7)
         pick = _below(rng, 3)
         for i in range(at, min(n, at + length)):
@@ -100,7 +132,7 @@ def _propose(rng, state, nodes, can_barrier, group_ptr, group_of, group_node, un
                 count += 1
         return count
     # alike nodes (the same operator and sizes), some neighbours of them in their order
-    v = nodes[_below(rng, n)]
+    v = nodes[_place(rng, weights)]
     group = group_of[v]
     begin, end = group_ptr[group], group_ptr[group + 1]
     stride = 1 + _below(rng, 4)
@@ -126,8 +158,9 @@ def _propose(rng, state, nodes, can_barrier, group_ptr, group_of, group_node, un
 
 @numba.njit(cache=True, nogil=True)
 def anneal(
-    lay, scratch, drop, state, best, nodes, can_barrier, group_ptr, group_of, group_node, params,
-    match_range, rng, steps, first_temperature, last_temperature, done, total_steps, lowest,
+    lay, scratch, drop, state, best, nodes, weights, can_barrier, group_ptr, group_of, group_node,
+    spare_ptr, spare_node, spare_chance, params, match_range, rng, steps, first_temperature,
+    last_temperature, done, total_steps, lowest,
 ):  # fmt: skip
     """Run ``steps`` of ``total_steps``, of which ``done`` are done.
 
@@ -140,9 +173,9 @@ def anneal(
     undo_mark = np.zeros(max(64, state.shape[0]), np.uint8)
     flags = state.copy()
     drop_unread(flags, drop[0], drop[1], drop[2], drop[3], drop[4], drop[5], drop[6])
-    length, work = trace(lay, scratch, flags)
-    total, pool, live = fill(lay, scratch, flags, length, match_range)
-    energy = _energy(params, float(pool), work)
+    length, flops, work = trace(lay, scratch, flags)
+    _, pool, live = fill(lay, scratch, flags, length, match_range)
+    energy = _energy(params, float(pool), flops, work)
     if energy < lowest:
         lowest = energy
         best[:] = flags
@@ -153,15 +186,16 @@ def anneal(
         temperature = first_temperature * ratio**part
         weight = params[LIVE] * max(0.0, 1.0 - 1.5 * part)
         count = _propose(
-            rng, state, nodes, can_barrier, group_ptr, group_of, group_node, undo_node, undo_mark
-        )
+            rng, state, nodes, weights, can_barrier, group_ptr, group_of, group_node, spare_ptr,
+            spare_node, spare_chance, undo_node, undo_mark,
+        )  # fmt: skip
         if count == 0:
             continue
         flags[:] = state
         drop_unread(flags, drop[0], drop[1], drop[2], drop[3], drop[4], drop[5], drop[6])
-        length, work = trace(lay, scratch, flags)
-        total, pool, live = fill(lay, scratch, flags, length, match_range)
-        new = _energy(params, float(pool), work)
+        length, flops, work = trace(lay, scratch, flags)
+        _, pool, live = fill(lay, scratch, flags, length, match_range)
+        new = _energy(params, float(pool), flops, work)
         rise = new - energy + weight * (live - peak)
         if rise <= 0 or _unit(rng) < np.exp(-rise / temperature):
             energy = new

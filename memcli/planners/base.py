@@ -11,13 +11,16 @@ from functools import cached_property
 import numpy as np
 
 from memcli.errors import BadInput
-from memcli.graph.training import Flags, Plan, TrainingGraph
+from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost, MXNetModel
-from memcli.planners.cutpoints import CutPoint, find_cuts
+from memcli.memory.pool import AGAIN, BARRIER, KEPT
+from memcli.planners.cutpoints import CutPoint, find_cuts, pinned_bytes
+from memcli.planners.roles import find_roles, spared_with
 
-MATCH_RANGES = (16, 8, 4, 2, 1)
+# Every whole number works; above 16 the pool is the default's on all graphs tried.
+MATCH_RANGES = (16, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1)
 # A plan that runs on MXNet's plain kernels, too, is preferred up to this much more memory.
-_PORTABLE = 1.03
+_PORTABLE = 1.005
 
 
 @dataclass
@@ -32,6 +35,8 @@ class Settings:
     max_recompute: float | None = None  # part of one forward pass
     time_limit: float | None = None
     environment: str = "best"
+    cost: str = "roofline"  # what searches take as the cost of running an operator again
+    rewrite: bool = True  # whether the plan may put save barriers into the graph
     seed: int = 0
     on_progress: Callable[[str, float | None], None] | None = None
 
@@ -72,6 +77,48 @@ class Search:
         """All places where the graph can be cut; found once for all strategies."""
         return find_cuts(self.graph)
 
+    @cached_property
+    def barriers(self) -> Flags:
+        """Over forward nodes: 1 where the plan may put a save barrier."""
+        allowed = self.graph.can_barrier
+        return allowed if self.settings.rewrite else np.zeros_like(allowed)
+
+    @cached_property
+    def pinned(self) -> Ints:
+        """Over forward nodes: bytes that keeping the node keeps besides its own outputs."""
+        return pinned_bytes(self.graph)
+
+    @cached_property
+    def roles(self) -> tuple[Ints, Ints, Ints]:
+        """Forward nodes that play the same part: group starts, each node's group, members.
+
+        Alike are nodes of one operator that read from and are read by the same operators, at one
+        resolution (the shape but for batch and channels; the whole shape of matrices).
+        """
+        return find_roles(self.graph)
+
+    @cached_property
+    def spared(self) -> tuple[Ints, Ints]:
+        """What to keep so that a dear operator need not run again; see :func:`spared_with`.
+
+        Nodes that the user wants recomputed are not among it.
+        """
+        starts, nodes = spared_with(self.graph, self.model.seconds)
+        if self.hinted_again:
+            again = np.isin(nodes, list(self.hinted_again))
+            gone = np.concatenate([[0], np.cumsum(again)])
+            return starts - gone[starts], nodes[~again]
+        return starts, nodes
+
+    @property
+    def match_ranges(self) -> tuple[int, ...]:
+        """The match ranges that a plan may name."""
+        return MATCH_RANGES if self.settings.environment == "best" else (DEFAULT_MATCH_RANGE,)
+
+    def kept_mark(self, node: int) -> int:
+        """How to keep a node's output: behind a save barrier where keeping pins more than it."""
+        return BARRIER if self.barriers[node] and self.pinned[node] else KEPT
+
     @property
     def out_of_time(self) -> bool:
         """Whether the time limit has passed; at least one candidate is always tried."""
@@ -84,10 +131,12 @@ class Search:
             self.settings.on_progress(text, fraction)
 
     def admissible(self, flags: Flags, *, portable: bool = False) -> Flags:
-        """The flags with the user's hints, and without what the engine cannot run again."""
-        flags = (flags & self.graph.can_recompute).astype(np.uint8)
-        flags[list(self.hinted_keep)] = 0
-        flags[list(self.hinted_again)] = 1
+        """The marks with the user's hints, and without what the engine cannot do."""
+        flags = np.where(self.graph.can_recompute, flags, KEPT).astype(np.uint8)
+        flags[(flags == BARRIER) & (self.barriers == 0)] = KEPT
+        flags[list(self.hinted_keep)] = KEPT
+        again = list(self.hinted_again)
+        flags[again] = np.maximum(flags[again], AGAIN)
         return self.model.without_unread(flags, portable=portable)
 
     def consider(
@@ -100,7 +149,7 @@ class Search:
         """Evaluate a candidate at one match range and remember it."""
         flags = self.admissible(flags)
         cost = self.model.evaluate(flags, (match_range,))
-        kept = [[v for v in cut if not flags[v]] for cut in cuts]
+        kept = [[v for v in cut if flags[v] != AGAIN] for cut in cuts]
         plan = Plan(strategy, flags, [c for c in kept if c], cost.match_range)
         found = Found(plan, cost)
         self.tried.append(found)
@@ -125,10 +174,10 @@ class Search:
         over = wasted = again = 0.0
         if self.settings.budget is not None:
             over = max(0.0, cost.pool_bytes - self.settings.budget)
-            again = cost.recompute_flops if not over else 0.0
+            again = cost.recompute_seconds if not over else 0.0
         if self.settings.max_recompute is not None:
             wasted = max(0.0, cost.recompute_fraction - self.settings.max_recompute - 1e-12)
-        return (over, wasted, again, cost.pool_bytes, cost.recompute_flops)
+        return (over, wasted, again, cost.pool_bytes, cost.recompute_seconds)
 
     def better(self, new: Cost, old: Cost) -> bool:
         """Whether ``new`` is to be preferred, or at least no worse."""
@@ -148,7 +197,10 @@ class Search:
 
     def is_portable(self, found: Found) -> bool:
         """Whether MXNet's plain kernels run the plan, oneDNN's and cuDNN's aside."""
-        flags = found.plan.recompute
+        return self.is_portable_flags(found.plan.recompute)
+
+    def is_portable_flags(self, flags: Flags) -> bool:
+        """As :meth:`is_portable`, of bare marks."""
         return bool((self.model.without_unread(flags, portable=True) == flags).all())
 
 

@@ -1,101 +1,247 @@
-"""``local``: local search on the exact pool, from the best plan of the classic search.
+"""``local``: simulated annealing on the exact pool, from the best of the plans to start from.
 
-A plan keeps some forward nodes and recomputes the rest. Each step changes a few nodes (keep one
-more, give one up, move a kept one to a neighbour, stop recomputing a stretch), evaluates the
-changed plan on MXNet's emulated pool, and stays with it where it is not worse. The pool is not
-the live peak: fragmentation decides, and no formula for it is known, so it is tried out.
+Several chains start from different plans and match ranges; the best ones go on, for longer
+(successive halving). The amount of work is fixed, not the time, so that the same seed gives the
+same plan on every machine; ``--time-limit`` allows more, in further rounds.
 """
 
 from __future__ import annotations
 
-import random
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
 from memcli.graph.training import Flags
-from memcli.planners import memonger
+from memcli.memory import fast_pool
+from memcli.planners import anneal
 from memcli.planners.base import Found, Search
+from memcli.planners.coarse import consider_roles
+from memcli.planners.cutpoints import last_forward_use
+from memcli.planners.starts import consider_starts
 
 NAME = "local"
-# Work of a search, in nodes of the joint graph evaluated: about three seconds on one core, the same
-# number of steps on every machine, so that the same seed gives the same plan.
-_WORK = 3_000_000
-_LEAST_STEPS = 40
+# Work of a search in nodes of the joint graph evaluated: some seconds on one core. Larger graphs
+# get more, by the root of their size.
+_WORK = 24_000_000
+_USUAL_NODES = 700
+_MOST_WORK = 48_000_000
+_LEAST_STEPS = 48
+# Part of the work for each round of chains, and how many chains there are in it.
+_ROUNDS = ((0.35, 8), (0.3, 3), (0.35, 2))
+# Ranges that annealed plans often end up best at, whatever was best before.
+_USUAL_RANGES = (2, 3, 4, 6)
+# First temperature of a chain of thousands of steps, as a part of its energy; short ones are
+# colder.
+_HEAT = 0.012
+# Chains are cut into slices, so that a time limit is met.
+_SLICE_SECONDS = 0.5
 
 
-def candidates(search: Search) -> list[int]:
-    """Forward nodes worth keeping: those that cuts are made of, and those that pin nothing."""
-    graph = search.graph
-    nodes = {v for cut in search.cuts for v in cut.nodes}
-    saved = graph.saved_entries()
-    for v in range(graph.n_forward):
-        if graph.can_recompute[v] and any(saved[e] for e in graph.entries(v)):
-            nodes.add(v)
-    return sorted(v for v in nodes if graph.can_recompute[v])
+@dataclass(eq=False)
+class _Chain:
+    """One annealing chain: where it is, and the best plan it has seen."""
+
+    flags: Flags
+    match_range: int
+    portable: bool
+    seed: int
+    lowest: float = float("inf")
+    steps: int = 0
 
 
-def _changed(flags: Flags, nodes: list[int], chance: random.Random) -> Flags:
-    """A neighbour of a plan."""
-    result = flags.copy()
-    kind = chance.random()
-    place = chance.randrange(len(nodes))
-    if kind < 0.45:
-        result[nodes[place]] ^= 1
-    elif kind < 0.8:
-        kept = [k for k, v in enumerate(nodes) if not flags[v]]
-        if not kept:
-            result[nodes[place]] = 0
-            return result
-        at = chance.choice(kept)
-        other = min(len(nodes) - 1, max(0, at + chance.choice((-3, -2, -1, 1, 2, 3))))
-        result[nodes[at]] = 1
-        result[nodes[other]] = 0
-    elif kind < 0.9:
-        for _ in range(2):
-            result[nodes[chance.randrange(len(nodes))]] ^= 1
-    else:
-        # Between two neighbouring candidates nothing, or everything, is computed again.
-        end = nodes[min(len(nodes) - 1, place + chance.randint(1, 4))]
-        result[nodes[place] : end + 1] = chance.randint(0, 1)
-    return result
+class _Annealer:
+    """What all chains of one search share."""
+
+    def __init__(self, search: Search, *, least_memory: bool = False) -> None:
+        graph = search.graph
+        self.search = search
+        last = last_forward_use(graph)
+        fixed = search.hinted_keep | search.hinted_again
+        self.nodes = np.array(
+            [
+                v
+                for v in range(graph.n_forward)
+                if graph.can_recompute[v] and last[v] > v and v not in fixed
+            ],
+            np.int64,
+        )
+        self.groups = search.roles
+        # larger tensors are tried more often, by the root of their size
+        self.weights = np.cumsum(np.sqrt(1.0 + graph.node_bytes()[self.nodes]))
+        model = search.model
+        base = model.evaluate(model.none())
+        self.scale = max(1.0, float(base.pool_bytes))
+        self.params = _parameters(search, self.scale, least_memory)
+        within = search.settings.budget is not None and not least_memory
+        self.spare_chance = 0.15 if within else 0.0
+        self.rate = 0.25e-6 * graph.n_nodes  # seconds a step, refined as chains run
+
+    def energy(self, found: Found) -> float:
+        """What a chain minimizes, of a plan that was evaluated."""
+        p, c = self.params, found.cost
+        return float(
+            p[anneal.MEMORY] * c.pool_bytes
+            + p[anneal.WORK] * c.recompute_seconds
+            + p[anneal.OVER] * max(0.0, c.pool_bytes - p[anneal.BUDGET])
+            + p[anneal.WASTED] * max(0.0, c.recompute_flops - p[anneal.LIMIT])
+        )
+
+    def run(self, chain: _Chain, steps: int, *, live: bool) -> _Chain:
+        """Go on with a chain for ``steps``, from the best plan it has."""
+        search, model = self.search, self.search.model
+        scratch = fast_pool.scratch(model.layout)
+        rules = model.unread_rules(portable=chain.portable)
+        params = self.params.copy()
+        if not live:
+            params[anneal.LIVE] = 0.0
+        rng = np.array([0x9E3779B97F4A7C15 ^ (chain.seed * 0x2545F491)], np.uint64)
+        state, best = chain.flags.copy(), chain.flags.copy()
+        reference = chain.lowest if np.isfinite(chain.lowest) else 1.0
+        first = _HEAT * reference * min(1.0, steps / 4000) * (1.0 if live else 0.5) + 1e-12
+        done, lowest = 0, chain.lowest
+        while done < steps and not search.out_of_time:
+            part = min(steps - done, max(16, int(_SLICE_SECONDS / self.rate)))
+            began = time.monotonic()
+            lowest = anneal.anneal(
+                model.layout, scratch, rules, state, best, self.nodes, self.weights,
+                search.barriers, *self.groups, *search.spared, self.spare_chance, params,
+                chain.match_range, rng, part, first, first / 100, done, steps, lowest,
+            )  # fmt: skip
+            self.rate = max(1e-7, (time.monotonic() - began) / part)
+            done += part
+        return _Chain(best, chain.match_range, chain.portable, chain.seed, lowest, done)
 
 
-def improve(search: Search, start: Found, *, portable: bool, strategy: str = NAME) -> None:
-    """Search from ``start``; the best plan found is added to the candidates.
+def _parameters(search: Search, scale: float, least_memory: bool) -> np.ndarray:  # type: ignore[type-arg]
+    """Weights of the energy: memory as a part of the unplanned graph's, work of a forward pass.
 
-    ``portable``: among plans that MXNet's plain kernels run, too.
+    ``least_memory``: as if there were no budget.
     """
-    graph = search.graph
-    nodes = candidates(search)
-    if not nodes:
-        return
-    chance = random.Random(search.settings.seed)
-    work = graph.n_nodes
-    steps = max(_LEAST_STEPS, _WORK // max(1, work))
-    ranges = (start.plan.match_range,)
-    best = search.admissible(start.plan.recompute, portable=portable)
-    cost = search.model.evaluate(best, ranges)
-    seen = {best.tobytes()}
-    for step in range(steps):
-        if search.out_of_time:
+    settings, model = search.settings, search.model
+    p = np.zeros(7)
+    forward = max(1e-30, model.forward_seconds)
+    p[anneal.BUDGET] = p[anneal.LIMIT] = np.inf
+    if settings.budget is None or least_memory:
+        p[anneal.MEMORY], p[anneal.WORK], p[anneal.LIVE] = 1 / scale, 1e-4 / forward, 1 / scale
+    else:
+        p[anneal.MEMORY], p[anneal.WORK] = 1e-5 / scale, 1 / forward
+        p[anneal.BUDGET], p[anneal.OVER] = settings.budget, 30 / scale
+    if settings.max_recompute is not None:
+        p[anneal.LIMIT] = settings.max_recompute * model.forward_flops
+        p[anneal.WASTED] = 10 / max(1.0, model.forward_flops)
+    return p
+
+
+def _workers() -> int:
+    return max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1))
+
+
+def _first_chains(search: Search, annealer: _Annealer, count: int) -> list[_Chain]:
+    """Different plans among the best tried, at several match ranges each."""
+    ranked = sorted(search.tried, key=annealer.energy)
+    if search.settings.budget is None:
+        # the lowest live peak has room that the pool does not show yet
+        low = min(ranked, key=lambda found: found.cost.live_peak_bytes)
+        ranked = [ranked[0], low, *ranked[1:]]
+    chosen: list[Found] = []
+    for found in ranked:
+        flags = found.plan.recompute
+        if all(np.count_nonzero(flags != c.plan.recompute) > 2 for c in chosen):
+            chosen.append(found)
+        if len(chosen) == 3:
             break
-        if step % 64 == 0:
-            search.progress("local search", step / steps)
-        flags = search.admissible(_changed(best, nodes, chance), portable=portable)
-        if flags.tobytes() in seen:
-            continue
-        seen.add(flags.tobytes())
-        tried = search.model.evaluate(flags, ranges)
-        search.evaluated += 1
-        if search.better(tried, cost):
-            best, cost = flags, tried
-    found = search.consider(strategy, best, kept_cuts(search, best), start.plan.match_range)
-    found.plan.notes["local_steps"] = steps
+    chains: list[_Chain] = []
+    queues = []
+    for number, found in enumerate(chosen):
+        options = []
+        for match_range in search.match_ranges:
+            cost = search.model.evaluate(found.plan.recompute, (match_range,))
+            options.append((annealer.energy(Found(found.plan, cost)), match_range))
+        options.sort()
+        best = [pair for pair in options if pair[1] in _USUAL_RANGES][:3]
+        queue = [options[0], *(pair for pair in best if pair != options[0])]
+        seed = search.settings.seed * 101 + number
+        queues.append(
+            [_Chain(found.plan.recompute, r, False, seed, energy) for energy, r in queue]
+        )
+    # the first of each, then the second of each
+    for place in range(max(map(len, queues))):
+        chains += [queue[place] for queue in queues if place < len(queue)]
+    return chains[:count]
+
+
+def refine(search: Search, strategy: str = NAME) -> None:
+    """Improve the best of the plans tried so far."""
+    if not search.tried:
+        return
+    search.progress("local search")
+    size = max(1, search.graph.n_nodes)
+    effort = min(_MOST_WORK, _WORK * max(1.0, size / _USUAL_NODES) ** 0.5)
+    work = max(_LEAST_STEPS, int(effort / size))
+    if search.settings.budget is not None:
+        # a plan of little memory first: what it leaves of the budget is room to keep more
+        low = _Annealer(search, least_memory=True)
+        if len(low.nodes):
+            _rounds(search, low, work // 3, strategy, 0)
+    consider_roles(search, strategy)
+    annealer = _Annealer(search)
+    if not len(annealer.nodes):
+        return
+    extra = 0
+    while True:
+        best = _rounds(search, annealer, work, strategy, extra)
+        extra += 1
+        if search.settings.time_limit is None or search.out_of_time or best is None:
+            return
+        work *= 2
+
+
+def _rounds(
+    search: Search, annealer: _Annealer, work: int, strategy: str, salt: int
+) -> _Chain | None:
+    """Successive halving over chains; the best one."""
+    chains = _first_chains(search, annealer, _ROUNDS[0][1])
+    for chain in chains:
+        chain.seed += 7919 * salt
+    for number, (part, count) in enumerate(_ROUNDS):
+        chains = chains[:count]
+        if not chains or search.out_of_time:
+            break
+        steps = max(8, int(work * part / len(chains)))
+        search.progress("local search", number / len(_ROUNDS))
+        with ThreadPoolExecutor(_workers()) as pool:
+            futures = [
+                pool.submit(annealer.run, chain, steps, live=number == 0 or salt % 2 == 1)
+                for chain in chains
+            ]
+            chains = [future.result() for future in futures]
+        for chain in chains:
+            search.evaluated += chain.steps
+            chain.seed += 1
+            remember(search, chain, strategy)
+        chains.sort(key=lambda chain: chain.lowest)
+        if number == 1 and chains and not search.is_portable_flags(chains[0].flags):
+            # a plan that runs on MXNet's plain kernels, too, is preferred where it costs little
+            flags = search.admissible(chains[0].flags, portable=True)
+            twin = _Chain(flags, chains[0].match_range, True, chains[0].seed)
+            chains = [chains[0], twin]
+    return chains[0] if chains else None
+
+
+def remember(search: Search, chain: _Chain, strategy: str) -> None:
+    """Put a chain's best plan among the candidates."""
+    found = search.consider(
+        strategy, chain.flags, kept_cuts(search, chain.flags), chain.match_range
+    )
+    found.plan.notes["seed"] = search.settings.seed
 
 
 def kept_cuts(search: Search, flags: Flags) -> list[list[int]]:
     """The cuts of the graph all of whose nodes the plan keeps, for the table of stages."""
-    cuts = [c for c in search.cuts if all(not flags[v] for v in c.nodes)]
+    cuts = [c for c in search.cuts if all(flags[v] != 1 for v in c.nodes)]
     result: list[list[int]] = []
     for cut in cuts:
         # neighbours that keep the same tensors are one cut
@@ -104,24 +250,12 @@ def kept_cuts(search: Search, flags: Flags) -> list[list[int]]:
     return result
 
 
+def explore(search: Search) -> None:
+    """The plans to start from."""
+    consider_starts(search, NAME)
+
+
 def run(search: Search) -> None:
-    """The classic search, then local search from its best plans."""
-    if search.graph.stage_at:
-        memonger.search_marks(search)
-    memonger.search_cuts(search)
+    """Annealing from the plans to start from."""
+    explore(search)
     refine(search)
-
-
-def refine(search: Search, starts: int = 1) -> None:
-    """Improve the best of the plans tried so far."""
-    ranked = sorted(search.tried, key=lambda f: search.key(f.cost))
-    chosen: list[Found] = []
-    for found in ranked:
-        flags = found.plan.recompute
-        if all(np.count_nonzero(flags != c.plan.recompute) > 2 for c in chosen):
-            chosen.append(found)
-        if len(chosen) == starts:
-            break
-    for found in chosen:
-        for portable in (False, True):
-            improve(search, search.with_environment(found), portable=portable)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from memcli.graph.training import TrainingGraph
 from memcli.memory.mxnet_model import MXNetModel
@@ -31,10 +31,36 @@ DESCRIPTIONS = {
 }
 
 
+# Strategies that look around on every graph first, and go into depth on the most promising one.
+_IN_TWO_STEPS = {
+    auto.NAME: (auto.explore, local.refine),
+    local.NAME: (local.explore, local.refine),
+}
+
+
 def search_plan(
     graph: TrainingGraph, model: MXNetModel, strategy: str, settings: Settings
 ) -> tuple[Found, Search]:
-    """Run a strategy; the best plan that it found, and the search with all it tried."""
+    """Run a strategy on one graph; the best plan, and the search with all it tried."""
     search = Search(graph, model, settings)
     STRATEGIES[strategy](search)
     return search.answer(), search
+
+
+def search_variants(
+    graphs: Sequence[tuple[TrainingGraph, MXNetModel]], strategy: str, settings: Settings
+) -> tuple[Found, int, int]:
+    """Run a strategy on several graphs of one network.
+
+    Returns:
+        The best plan, the index of the graph that it is for, and the number of plans evaluated.
+    """
+    searches = [Search(graph, model, settings) for graph, model in graphs]
+    explore, refine = _IN_TWO_STEPS.get(strategy, (STRATEGIES[strategy], None))
+    for search in searches:
+        explore(search)
+    if refine is not None:
+        refine(min(searches, key=lambda s: min(s.key(f.cost) for f in s.tried)))
+    answers = [search.answer() for search in searches]
+    best = min(range(len(answers)), key=lambda k: searches[k].key(answers[k].cost))
+    return answers[best], best, sum(search.evaluated for search in searches)

@@ -33,6 +33,8 @@ def plan_json(planned: Planned) -> dict[str, Any]:
         "found_by": planned.plan.strategy,
         "output": planned.output,
         "environment": planned.environment,
+        "rewrites": [*planned.variant.rewrites],
+        "barriers": planned.barriers,
         "memory": {
             "baseline_bytes": planned.baseline.pool_bytes,
             "planned_bytes": cost.pool_bytes,
@@ -49,6 +51,8 @@ def plan_json(planned: Planned) -> dict[str, Any]:
             "flops": cost.recompute_flops,
             "forward_flops": cost.forward_flops,
             "fraction": cost.recompute_fraction,
+            "cost": planned.cost_of,
+            "time_fraction": cost.time_fraction,
         },
         "stages": [stage_json(stage) for stage in planned.stages],
         "search": {
@@ -102,6 +106,14 @@ def stage_table(console: Console, stages: list[Stage]) -> None:
         console.print(table)
 
 
+def _time(planned: Planned) -> str:
+    """What runs again in time, where that was what the search minimized."""
+    if planned.cost_of == "flops":
+        return ""
+    how = "by the roofline" if planned.cost_of == "roofline" else "as measured"
+    return f" ({percent(planned.cost.time_fraction)} of its time {how})"
+
+
 def print_plan(console: Console, planned: Planned) -> None:
     """The whole report of ``memcli plan`` but its last line."""
     analysis, cost, base = planned.analysis, planned.cost, planned.baseline
@@ -124,11 +136,16 @@ def print_plan(console: Console, planned: Planned) -> None:
         ("planned", f"{format_size(cost.pool_bytes)} = {percent(part)} of it (live peak "
                     f"{format_size(cost.live_peak_bytes)})"),
         ("recomputed", f"{flops(cost.recompute_flops)}FLOP = "
-                       f"{percent(cost.recompute_fraction)} of one forward pass"),
+                       f"{percent(cost.recompute_fraction)} of one forward pass{_time(planned)}"),
         ("lower bound", f"{format_size(planned.lower_bound)} (of every plan of this kind)"),
         ("parameters", f"{format_size(analysis.parameter_bytes)}, as much again for their "
                        f"gradients, states {format_size(analysis.state_bytes)}: not in the above"),
     ]  # fmt: skip
+    rewrites = [*planned.variant.rewrites]
+    if planned.barriers:
+        rewrites.append(f"{planned.barriers} save barriers")
+    if rewrites:
+        pairs.insert(5, ("rewritten", ", ".join(rewrites)))
     if planned.allocated < 0.99 * cost.pool_bytes:
         pairs.insert(
             4,

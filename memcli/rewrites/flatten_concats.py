@@ -8,23 +8,52 @@ Efficient Implementation of DenseNets", arXiv 1707.06990, shares buffers to the 
 Rules:
 
 1. Both nodes are ``Concat`` along the same axis, and the outer one reads the inner one's output.
-2. The inner Concat has another reader, so that it stays in the graph: flattening one that has
-   none would save nothing.
+2. The inner Concat has exactly one other reader. With none, flattening would save nothing; with
+   more, the gradients of the pieces would be grouped differently.
 3. The order of what is concatenated stays.
 4. Names that are written down to undo the change are unique in the file.
 
+5. Where three or four operators read a piece afterwards, identities group them two by two.
+
 Exact: Concat only moves data, its gradient only slices it, and the gradients of each piece are
-added in the same order as before (the last reader's first).
+added in the same order as before, the last reader's first (:mod:`memcli.rewrites.exactness`
+checks it on the graph that comes out).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from memcli.formats.symbol_check import attribute_keys
-from memcli.formats.symbol_edits import Rewiring
+from memcli.formats.symbol_edits import Chain, Rewiring
 
 _CONCATS = frozenset({"Concat", "concat"})
+
+
+def grouped_sums(raw: dict[str, Any], rewired: Collection[int]) -> list[Chain]:
+    """Chains of identities for the pieces that three or four operators read after flattening.
+
+    ``rewired``: positions in ``raw`` of the Concats that were flattened. MXNet adds up three or
+    four gradients from the right
+    (``elemwise_sum.h``), two, or more than four, from the left, which is the order that the chain
+    of Concats had.
+    """
+    heads = {(head[0], head[1] if len(head) > 1 else 0) for head in raw["heads"]}
+    readers: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for position, node in enumerate(raw["nodes"]):
+        for slot, source in enumerate(node["inputs"]):
+            key = (source[0], source[1] if len(source) > 1 else 0)
+            readers.setdefault(key, []).append((position, slot))
+    return [
+        Chain(position, output, found)
+        for (position, output), found in readers.items()
+        if len(found) in (3, 4)
+        and raw["nodes"][position]["op"] != "null"
+        and (position, output) not in heads
+        and any(reader in rewired for reader, _ in found)
+        and all(reader > position for reader, _ in found)
+    ]
 
 
 def flatten_concats(raw: dict[str, Any]) -> list[Rewiring]:
@@ -49,7 +78,7 @@ def flatten_concats(raw: dict[str, Any]) -> list[Rewiring]:
         new: list[tuple[int, int]] = []
         for source, output in own:
             inner = flat.get(source)
-            if inner is not None and _axis(nodes[source]) == _axis(node) and readers[source] > 1:
+            if inner is not None and _axis(nodes[source]) == _axis(node) and readers[source] == 2:
                 new += inner
             else:
                 new.append((source, output))

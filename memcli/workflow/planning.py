@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,17 @@ from memcli.formats.detect import detect_format, read_model_bytes
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.newest import remember_plan
 from memcli.formats.plan_record import PlanRecord
-from memcli.graph.training import Flags, Plan
+from memcli.formats.symbol_edits import INSERTED_KEY
+from memcli.graph.training import Plan
 from memcli.memory.bounds import gap, working_set_bound
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost
+from memcli.memory.pool import BARRIER
 from memcli.memory.stages import Stage, stages
 from memcli.planners.base import Settings
-from memcli.planners.registry import search_plan
+from memcli.planners.registry import search_variants
 from memcli.units import format_size, parse_size
+from memcli.workflow.costs import set_costs
+from memcli.workflow.variants import Variant, marked_positions, variants, with_barriers
 
 Progress = Callable[[str, float | None], None]
 
@@ -34,8 +38,10 @@ class Planned:
 
     source: SymbolFile
     original: tuple[str, str]  # name and SHA-256 of the file without any plan
-    analysis: Analysis
+    analysis: Analysis  # of the graph as saved
+    variant: Variant  # what the plan is for: the graph as saved, or rewritten
     strategy: str  # as asked for; the plan names the one that found it
+    cost_of: str  # what stands for the cost of an operator: see Settings.cost
     plan: Plan
     baseline: Cost
     cost: Cost
@@ -48,6 +54,11 @@ class Planned:
     evaluated: int
     seconds: float
     output: str | None = None
+
+    @property
+    def barriers(self) -> int:
+        """How many save barriers the plan has."""
+        return int(np.count_nonzero(self.plan.recompute == BARRIER))
 
     @property
     def gap(self) -> float:
@@ -118,19 +129,6 @@ def environment_of(plan: Plan) -> dict[str, str]:
     return {"NNVM_EXEC_MATCH_RANGE": str(plan.match_range)}
 
 
-def marked_positions(analysis: Analysis, flags: Flags) -> set[int]:
-    """Places in the file of the nodes to mark; merged nodes alike, so that they merge again."""
-    graph = analysis.graph
-    n_file = len(graph.file_names)
-    positions = {
-        int(graph.position[v])
-        for v in np.flatnonzero(flags)
-        if 0 <= graph.position[v] < n_file and not graph.variable[v]
-    }
-    positions |= {p for p, stays in graph.alias.items() if stays in positions}
-    return positions
-
-
 def make_plan(
     model: str,
     request: ShapeRequest,
@@ -138,11 +136,14 @@ def make_plan(
     settings: Settings,
     *,
     budget: str | None = None,
+    device: str = "cpu",
     out: str | None = None,
     force: bool = False,
     on_progress: Progress | None = None,
 ) -> Planned:
     """Plan ``model`` and, with ``out``, write the planned graph.
+
+    ``device``: ``cpu`` or ``gpu:N``, where operators are timed if ``settings.cost`` says so.
 
     Raises:
         BadInput: bad file, shapes, options or output.
@@ -164,29 +165,36 @@ def make_plan(
     notes += shape_notes(analysis)
     if on_progress:
         on_progress("compiling the memory model (first run only)", None)
+    graphs = variants(source, analysis, rewrite=settings.rewrite, on_progress=on_progress)
+    notes += set_costs(graphs, settings.cost, device, on_progress)
     baseline = analysis.model.evaluate(analysis.model.none())
     if budget is not None:
         settings.budget = parse_size(budget, whole=baseline.pool_bytes)
     settings.on_progress = on_progress
-    found, search = search_plan(analysis.graph, analysis.model, strategy, settings)
+    found, chosen, evaluated = search_variants(
+        [(v.analysis.graph, v.analysis.model) for v in graphs], strategy, settings
+    )
+    variant = graphs[chosen]
     seconds = time.monotonic() - started
-    listed, timeline, _ = stages(analysis.model, found.plan)
+    listed, timeline, _ = stages(variant.analysis.model, found.plan)
     unplanned_run = analysis.model.timeline(analysis.model.none())
     planned = Planned(
         source=source,
         original=original,
         analysis=analysis,
+        variant=variant,
         strategy=strategy,
+        cost_of=settings.cost,
         plan=found.plan,
         baseline=baseline,
         cost=found.cost,
-        lower_bound=working_set_bound(analysis.graph),
+        lower_bound=min(working_set_bound(v.analysis.graph) for v in graphs),
         baseline_allocated=int(unplanned_run.touched_bytes[-1]),
         allocated=int(timeline.touched_bytes[-1]),
         stages=listed,
         environment=environment_of(found.plan),
         notes=notes,
-        evaluated=search.evaluated,
+        evaluated=evaluated,
         seconds=seconds,
     )
     if settings.budget is not None and found.cost.pool_bytes > settings.budget:
@@ -208,13 +216,23 @@ def make_plan(
     return planned
 
 
-def plan_record(planned: Planned) -> PlanRecord:
-    """What the written file says of its plan."""
-    analysis, graph = planned.analysis, planned.analysis.graph
+def plan_record(planned: Planned, file: SymbolFile, moved: Mapping[int, int]) -> PlanRecord:
+    """What the written file says of its plan; ``file`` has the plan's barriers already.
+
+    ``moved``: positions in ``file`` of the variant's nodes.
+    """
+    analysis, graph = planned.variant.analysis, planned.variant.analysis.graph
     n_file = len(graph.file_names)
     # the last node of each cut: where a stage ends; what is kept is told by the marks
     ends = {int(graph.position[max(cut)]) for cut in planned.plan.cuts if cut}
-    cuts = sorted(p for p in ends if 0 <= p < n_file)
+    behind = {p: q for p, q in moved.items() if file.nodes[q].op != "null"}
+    cuts = []
+    for p in sorted(p for p in ends if 0 <= p < n_file and p in behind):
+        q = behind[p] + 1
+        # a barrier, which is what is kept, belongs to the stage that it ends
+        while q < file.node_count and any(source == behind[p] for source, _ in _read(file, q)):
+            q += 1
+        cuts.append(q - 1)
     return PlanRecord(
         strategy=planned.strategy,
         shapes=analysis.inputs,
@@ -222,8 +240,8 @@ def plan_record(planned: Planned) -> PlanRecord:
         environment=planned.environment,
         original_name=planned.original[0],
         original_sha256=planned.original[1],
-        n_nodes=planned.source.node_count,
-        original_marks={p: list(m) for p, m in planned.source.existing_marks().items()},
+        n_nodes=file.node_count,
+        original_marks={p: list(m) for p, m in file.existing_marks().items()},
         cuts=cuts,
         memory={
             "baseline_bytes": planned.baseline.pool_bytes,
@@ -237,6 +255,12 @@ def plan_record(planned: Planned) -> PlanRecord:
             "fraction": planned.cost.recompute_fraction,
         },
     )
+
+
+def _read(file: SymbolFile, position: int) -> list[tuple[int, int]]:
+    """What a node reads, where it is one that memcli put in; [] for others."""
+    node = file.nodes[position]
+    return [tuple(i) for i in node.inputs] if INSERTED_KEY in node.attrs else []  # type: ignore[misc]
 
 
 def guards(source: SymbolFile, positions: set[int]) -> dict[int, dict[str, str]]:
@@ -255,11 +279,16 @@ def guards(source: SymbolFile, positions: set[int]) -> dict[int, dict[str, str]]
     }
 
 
+def planned_file(planned: Planned) -> bytes:
+    """The planned graph as the bytes of a file."""
+    file, moved = with_barriers(planned.variant, planned.plan.recompute)
+    marked = marked_positions(planned.variant.analysis, planned.plan.recompute)
+    positions = {moved[p] for p in marked}
+    return file.with_marks(positions, plan_record(planned, file, moved), guards(file, positions))
+
+
 def write_plan(planned: Planned, out: str, force: bool) -> None:
     """Write the planned graph, whole or not at all, and remember it as the newest."""
-    positions = marked_positions(planned.analysis, planned.plan.recompute)
-    added = guards(planned.source, positions)
-    data = planned.source.with_marks(positions, plan_record(planned), added)
-    write_atomically(Path(out), data, overwrite=force)
+    write_atomically(Path(out), planned_file(planned), overwrite=force)
     planned.output = out
     remember_plan(out)

@@ -15,6 +15,7 @@ import numpy as np
 
 from memcli.engines.analysis import Analysis, ShapeRequest, analyze
 from memcli.engines.gpus import check_gpu
+from memcli.engines.live_memory import available_bytes
 from memcli.engines.mxnet_step import train_step
 from memcli.errors import BadInput, EngineFailed, MemcliError
 from memcli.formats.mxnet_symbol import SymbolFile
@@ -161,22 +162,6 @@ def plan_of_file(analysis: Analysis, source: SymbolFile) -> Plan:
             # Positions hold for the file as memcli wrote it; each is a cut's end of its own.
             cuts = [[node_of[p]] for p in record.cuts if p in node_of and not flags[node_of[p]]]
     return Plan(strategy, flags, cuts, match_range)
-
-
-def available_bytes() -> int:
-    """Memory that a process may still take, the cgroup's limit included."""
-    free = 1 << 62
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-            free = min(free, int(limit) - used)
-    except (OSError, ValueError, IndexError):
-        pass
-    return free
 
 
 def needed_bytes(analysis: Analysis, pool: int) -> int:

@@ -158,9 +158,12 @@ def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
         text=True,
         start_new_session=True,
     )
-    time.sleep(1.5)  # within the import of MXNet or the search
+    assert process.stderr is not None
+    started = process.stderr.readline()  # all is imported, MXNet is at work
+    time.sleep(1.5)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
+    assert started.startswith("planning: ")
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert list(tmp_path.glob("out.json")) == [] and list(tmp_path.glob(".memcli-*")) == []

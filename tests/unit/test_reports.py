@@ -7,15 +7,18 @@ import io
 import json
 from collections.abc import Callable
 
+import numpy as np
 from rich.console import Console
 
 from memcli.formats.plan_record import PlanRecord
+from memcli.graph.cost_graph import CostGraph
 from memcli.memory.breakdown import Split
 from memcli.memory.stages import Stage
 from memcli.reports import inspect_report
 from memcli.reports.doctor_report import doctor_json, engine_works, next_step, print_checks
 from memcli.reports.inspect_report import inspect_json, print_inspected
 from memcli.reports.plan_report import stage_table
+from memcli.reports.solve_report import print_solved, solve_json
 from memcli.reports.tables import clip, facts
 from memcli.reports.verify_report import print_verified, verify_json
 from memcli.workflow.inspecting import (
@@ -27,6 +30,7 @@ from memcli.workflow.inspecting import (
     PlanFacts,
     Tensor,
 )
+from memcli.workflow.solving import Solved
 from memcli.workflow.verifying import Compared, Run, StageMeasured, Verified
 
 MIB = 1 << 20
@@ -581,3 +585,48 @@ def test_names_are_cut_in_the_middle() -> None:
     assert clip("convolution_10", 9) == "conv~n_10"
     assert len(clip(LONG, 13)) == 13
     assert clip("a\x1b[31m", 20) == "a\\x1b[31m"
+
+
+def solved(*, proven: bool = True) -> Solved:
+    """A made-up schedule: three values, the first computed again before the last."""
+    graph = CostGraph.build(
+        ["conv", "[/b]", LONG], [2.0, 1.0, 1.0], [3 * MIB, 2 * MIB, MIB], [[], [0], [0, 1]]
+    )
+    return Solved(
+        path="costs.json", graph=graph, budget=6 * MIB if proven else None,
+        schedule=np.array([0, 1, 0, 2]), memory=np.array([3, 5, 5, 6]) * MIB, peak=6 * MIB,
+        plain_peak=8 * MIB, peak_bound=6 * MIB, extra=2.0, lower_extra=2.0 if proven else 1.0,
+        proven=proven, found_by="greedy", found_after=0.01, seconds=1.25,
+    )  # fmt: skip
+
+
+def test_the_whole_report_of_solve() -> None:
+    expect(
+        lambda c: print_solved(c, solved()),
+        """
+Computed again
+
+ step  node  just before                  size  extra time
+ ─────────────────────────────────────────────────────────
+    2  conv  stage4_unit2~_3x3_weight  3.0 MiB     50.000%
+
+graph       3 nodes, 3 reads
+plain peak  8.0 MiB
+budget      6.0 MiB
+peak        6.0 MiB = 75.0% of plain
+extra time  50.000% for 1 recomputations
+optimality  proven: no schedule takes less
+search      1.2 s; found after 0.01 s (greedy)
+""",
+    )
+
+
+def test_solve_says_what_is_not_proven() -> None:
+    lines = rendered(lambda c: print_solved(c, solved(proven=False)))
+    assert "optimality  not proven; no schedule takes less than 25.000%" in lines
+    assert "budget      none: the least peak" in lines
+    result = solve_json(solved(proven=False))
+    assert result["schedule"] == ["conv", "[/b]", "conv", LONG]
+    assert result["overhead_percent"] == 50
+    assert result["lower_bound_percent"] == 25
+    assert result["recomputations"] == 1

@@ -1,0 +1,94 @@
+"""``memcli compare``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from memcli.cli.options import json_option, parse_shapes, shape_options
+from memcli.formats.atomic import write_atomically
+from memcli.planners.base import Settings
+from memcli.planners.registry import STRATEGIES
+from memcli.reports.compare_page import comparison_page
+from memcli.reports.compare_report import compare_json, print_comparison
+from memcli.reports.console import notes_console, output_console, progress_bar
+from memcli.reports.plot import draw, plot_kind, require_matplotlib
+from memcli.workflow.comparing import DEFAULT_BUDGETS, compare
+from memcli.workflow.planning import check_output
+
+
+@click.command("compare", short_help="All strategies and several budgets side by side.")
+@click.argument("model", type=click.Path())
+@shape_options
+@click.option(
+    "--strategy", "strategies", type=click.Choice(list(STRATEGIES)), multiple=True,
+    help="Compare this strategy, instead of all of them. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--budget", "budgets", metavar="SIZE", multiple=True,
+    help="A row for the least recomputation that fits SIZE (6GiB, 800MB, or 50% of unplanned), "
+    "found by auto, or by the first --strategy where auto is not among them. Repeatable. "
+    f"[default: {', '.join(DEFAULT_BUDGETS)}]",
+)  # fmt: skip
+@click.option(
+    "--time-limit", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop each row then."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the searches.")
+@click.option(
+    "--environment", type=click.Choice(["best", "default"]), default="best", show_default=True,
+    help="Whether plans may need an environment variable at run time to reach their memory.",
+)  # fmt: skip
+@click.option(
+    "--plot", metavar="FILE",
+    help="Draw memory against recomputation to FILE: .svg, .png, or .html (a page with the table).",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace the plot's file where it exists.")
+@json_option
+def command(
+    model: str,
+    shapes: tuple[str, ...],
+    batch: int | None,
+    dtype: str | None,
+    strategies: tuple[str, ...],
+    budgets: tuple[str, ...],
+    time_limit: float | None,
+    seed: int,
+    environment: str,
+    plot: str | None,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Plan MODEL with every strategy and within several budgets, and show all side by side.
+
+    A row marked * is on the frontier: no other one is better in both memory and recomputation.
+    The graph is analyzed once; nothing is written but the plot that is asked for.
+    """
+    kind = None
+    if plot is not None:
+        kind = plot_kind(plot)
+        check_output(model, plot, force)
+        require_matplotlib()
+    request = parse_shapes(shapes, batch, dtype)
+    settings = Settings(time_limit=time_limit, environment=environment, seed=seed)
+    with progress_bar("comparing") as report:
+        compared = compare(
+            model, request, settings, strategies=strategies, budgets=budgets, on_progress=report
+        )
+    if plot is not None:
+        data = draw(compared, "png" if kind == "png" else "svg")
+        if kind == "html":
+            data = comparison_page(compared, data)
+        write_atomically(Path(plot), data, overwrite=force)
+    notes = notes_console()
+    for note in compared.notes:
+        notes.print(f"note: {note}", markup=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(compare_json(compared, plot)))
+        return 0
+    console = output_console()
+    print_comparison(console, compared)
+    last = f"wrote {plot}" if plot else "next: memcli plan MODEL --budget SIZE -o planned.json"
+    console.print(last, markup=False, soft_wrap=True)
+    return 0

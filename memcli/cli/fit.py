@@ -1,0 +1,109 @@
+"""``memcli fit``."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+
+import click
+
+from memcli.cli.options import json_option, parse_shapes, sample_options
+from memcli.errors import BadInput
+from memcli.planners.base import Settings
+from memcli.planners.registry import STRATEGIES
+from memcli.reports.console import notes_console, output_console, progress_bar
+from memcli.reports.fit_report import fit_json, print_fitted
+from memcli.units import format_size, parse_size
+from memcli.workflow.fitting import OPTIMIZERS, fit
+
+
+@click.command("fit", short_help="Find the largest batch that trains in a given memory.")
+@click.argument("model", type=click.Path())
+@click.option("--memory", required=True, metavar="SIZE", help="What there is, as 16GiB or 800MB.")
+@click.option(
+    "--reserve", default="0", show_default=True, metavar="SIZE",
+    help="Leave this much of it free: for the engine itself, CUDA's context, cuDNN's workspaces "
+    "and the like, none of which is counted.",
+)  # fmt: skip
+@click.option("-o", "--output", "out", metavar="OUT", help="Write the planned graph to OUT.")
+@click.option("--force", is_flag=True, help="Replace OUT where it exists.")
+@sample_options
+@click.option(
+    "--optimizer", type=click.Choice(list(OPTIMIZERS)), default="sgd", show_default=True,
+    help="What it keeps beside parameters and gradients, in float32: sgd nothing, momentum one "
+    "copy of the parameters, adam two.",
+)  # fmt: skip
+@click.option(
+    "--strategy", type=click.Choice(list(STRATEGIES)), default="auto", show_default=True,
+    help="Search strategy; memcli plan --help tells of each.",
+)  # fmt: skip
+@click.option(
+    "--max-recompute", type=float, metavar="PERCENT",
+    help="Most recomputation, in percent of the forward pass's FLOPs.",
+)  # fmt: skip
+@click.option(
+    "--time-limit", type=click.FloatRange(min=0), metavar="SECONDS",
+    help="Stop each search for a plan then; there are a few.",
+)  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the searches.")
+@click.option(
+    "--environment", type=click.Choice(["best", "default"]), default="best", show_default=True,
+    help="Whether the plan may need an environment variable at run time to reach its memory.",
+)  # fmt: skip
+@json_option
+def command(
+    model: str,
+    memory: str,
+    reserve: str,
+    out: str | None,
+    force: bool,
+    shapes: tuple[str, ...],
+    dtype: str | None,
+    optimizer: str,
+    strategy: str,
+    max_recompute: float | None,
+    time_limit: float | None,
+    seed: int,
+    environment: str,
+    as_json: bool,
+) -> int:
+    """Find the largest batch of MODEL that trains in SIZE, as it is and with a plan.
+
+    Counted are parameters, their gradients, the optimizer's state, auxiliary states, the inputs
+    and their gradients, and the feature maps. The batch is the inputs' leading dimension.
+    """
+    size = parse_size(memory)
+    kept = 0 if re.fullmatch(r"\s*0+(\.0+)?\s*[a-zA-Z]*\s*", reserve) else parse_size(reserve)
+    if kept >= size:
+        raise BadInput(f"--reserve {reserve} leaves nothing of --memory {memory}")
+    if max_recompute is not None and max_recompute < 0:
+        raise BadInput("--max-recompute must not be negative")
+    settings = Settings(
+        max_recompute=None if max_recompute is None else max_recompute / 100,
+        time_limit=time_limit,
+        environment=environment,
+        seed=seed,
+    )
+    with progress_bar("fitting") as report:
+        fitted = fit(
+            model, parse_shapes(shapes, None, dtype), size, settings, strategy=strategy,
+            optimizer=optimizer, reserve=kept, out=out, force=force, on_progress=report,
+        )  # fmt: skip
+    notes = notes_console()
+    for note in fitted.notes:
+        notes.print(f"note: {note}", markup=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(fit_json(fitted)))
+        return 0
+    console = output_console()
+    print_fitted(console, fitted)
+    if out is None:
+        last = "nothing was written; next: memcli fit ... -o planned.json"
+    else:
+        last = (
+            f"wrote {out} for batch {fitted.planned.batch}; next: memcli verify {shlex.quote(out)} "
+            f"(a step in {format_size(fitted.planned.breakdown.total)})"
+        )
+    console.print(last, markup=False, soft_wrap=True)
+    return 0

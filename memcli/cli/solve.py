@@ -1,0 +1,70 @@
+"""``memcli solve``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from memcli.cli.options import json_option
+from memcli.planners.schedule.base import Settings
+from memcli.planners.schedule.search import STRATEGIES
+from memcli.reports.console import output_console, progress_bar
+from memcli.reports.solve_report import print_solved, solve_json
+from memcli.workflow.solving import solve_file, write_solution
+
+_STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in STRATEGIES.items())
+
+
+@click.command("solve", short_help="Find a recomputation schedule for any graph of costs.")
+@click.argument("graph", type=click.Path())
+@click.option("-o", "--output", "out", metavar="OUT", help="Write the JSON object to OUT.")
+@click.option("--force", is_flag=True, help="Replace OUT where it exists.")
+@click.option(
+    "--budget", metavar="SIZE",
+    help="Most memory, as 6GiB, 800MB, or 80% of the plain order's peak. [default: the least]",
+)  # fmt: skip
+@click.option(
+    "--time-limit", type=click.FloatRange(min=0, max=1e6), default=60.0, show_default=True,
+    metavar="SECONDS", help="Stop then, with the best so far.",
+)  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True,
+              metavar="N", help="Of the search.")  # fmt: skip
+@click.option(
+    "--strategy", type=click.Choice(list(STRATEGIES)), default="auto", show_default=True,
+    help=_STRATEGY_HELP,
+)  # fmt: skip
+@json_option
+def command(
+    graph: str,
+    out: str | None,
+    force: bool,
+    budget: str | None,
+    time_limit: float,
+    seed: int,
+    strategy: str,
+    as_json: bool,
+) -> int:
+    """Find in which order to compute a graph's nodes, some of them again, within a memory budget.
+
+    GRAPH is networkx node-link JSON with a time and a memory for each node (cost_cpu and
+    cost_ram, or duration and out_cost), or a Chainer graph in the text format of Kusumoto et al.
+    The schedule lists node ids; a node that is there twice is computed again. Each use reads the
+    latest computation before it, which is freed after its last use.
+    """
+    settings = Settings(time_limit=time_limit, seed=seed, strategy=strategy)
+    with progress_bar("solving") as report:
+        solved = solve_file(
+            graph, settings, budget=budget, out=out, force=force, on_progress=report
+        )
+    result = solve_json(solved)
+    if out is not None:
+        write_solution(result, out, force)
+    if as_json:
+        print(json.dumps(result))
+        return 0
+    console = output_console()
+    print_solved(console, solved)
+    last = f"wrote {out}" if out is not None else "nothing was written; the schedule: --json, or -o"
+    console.print(last, markup=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,36 @@
+"""The process that solves an integer program for :class:`memcli.planners.schedule.proof.Proof`.
+
+The request comes on standard input as one JSON object; standard output has a line of JSON for each
+better bound, and a last one with what was found. Imports little, so that it starts soon.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from memcli.graph.cost_graph import CostGraph
+from memcli.planners.schedule.program import Program
+
+
+def main() -> None:
+    """The process: a request from standard input, bounds to standard output."""
+    asked = json.load(sys.stdin)
+    n = len(asked["seconds"])
+    graph = CostGraph.build(list(range(n)), asked["seconds"], asked["sizes"], asked["reads"])
+    most = float("inf") if asked["most_extra"] is None else asked["most_extra"]
+    program = Program(graph, asked["budget"], most, asked["steps"])
+    said = 0.0
+
+    def say(extra: float) -> None:
+        nonlocal said
+        if extra > said:
+            said = extra
+            print(json.dumps({"extra": extra}), flush=True)
+
+    bound = program.solve(asked["time_limit"], say)
+    result: dict[str, Any] = {"extra": bound.extra, "infeasible": bound.infeasible}
+    if bound.stages is not None and bound.finished:
+        result["stages"] = bound.stages
+    print(json.dumps(result), flush=True)

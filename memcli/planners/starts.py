@@ -1,0 +1,75 @@
+"""Plans to start from: what a person would try first, in many sizes.
+
+Each keeps a set of tensors and recomputes everything else: the tensors at cuts of the graph, for
+several sets of cuts and many stage sizes, or the tensors that are read again much later than they
+are made (residual sums, states, the pieces of a dense block).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from memcli.graph.training import Flags
+from memcli.memory.pool import AGAIN, KEPT
+from memcli.planners.base import Search
+from memcli.planners.cutpoints import cut_pass, families, last_forward_use
+
+# Stage sizes, as parts of all feature maps.
+_PARTS = (1.5, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 90, 128, 200, 300, 450)
+_SPANS = (1, 2, 3, 4, 6, 8, 12, 20, 40)
+
+
+def consider_starts(search: Search, strategy: str) -> None:
+    """Evaluate all of them, each at the default match range."""
+    for number, (flags, cuts) in enumerate(_distinct(search)):
+        if search.out_of_time:
+            return
+        if number == 0:
+            search.progress("plans to start from")
+        search.consider(strategy, flags, cuts)
+
+
+def _distinct(search: Search):  # type: ignore[no-untyped-def]
+    seen: set[bytes] = set()
+    for flags, cuts in _all(search):
+        key = search.admissible(flags).tobytes()
+        if key not in seen:
+            seen.add(key)
+            yield flags, cuts
+
+
+def _all(search: Search):  # type: ignore[no-untyped-def]
+    graph = search.graph
+    sizes = graph.node_bytes()[: graph.n_forward]
+    sizes[graph.variable[: graph.n_forward] == 1] = 0
+    total = int(sizes.sum())
+    modes = (False, True) if search.barriers.any() else (False,)
+    sets = []
+    if True in modes:
+        # behind a barrier a cut pins nothing
+        sets += [(f, True) for f in families([replace(c, pinned=0) for c in search.cuts])]
+    sets += [(f, mode) for f in families(search.cuts) for mode in modes]
+    for family, barriers in sets:
+        for part in _PARTS:
+            kept, _, _ = cut_pass(graph, family, sizes, int(total / part))
+            nodes = [v for cut in kept for v in cut.nodes]
+            yield _keeping(search, nodes, barriers), [cut.nodes for cut in kept]
+    operator = graph.variable[: graph.n_forward] == 0
+    place = np.cumsum(operator)
+    span = place[last_forward_use(graph)] - place
+    span[~operator] = 0
+    for least in sorted({*_SPANS, *np.percentile(span[span > 0], (50, 75, 90)).astype(int)}
+                        if (span > 0).any() else set()):
+        nodes = np.flatnonzero(span > least).tolist()
+        for barriers in modes:
+            yield _keeping(search, nodes, barriers), []
+
+
+def _keeping(search: Search, nodes: list[int], barriers: bool) -> Flags:
+    """Everything recomputed but ``nodes``."""
+    flags = np.where(search.graph.can_recompute, AGAIN, KEPT).astype(np.uint8)
+    for v in nodes:
+        flags[v] = search.kept_mark(v) if barriers and search.graph.can_recompute[v] else KEPT
+    return flags

@@ -1,0 +1,146 @@
+"""The largest batch that trains, as a table and as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from memcli.reports.tables import add_folded, facts, mib, new_table, percent
+from memcli.units import format_size
+from memcli.workflow.fitting import Breakdown, Fitted, Side
+
+
+def fit_json(fitted: Fitted) -> dict[str, Any]:
+    """The object of ``fit --json``. Sizes in bytes, times in seconds.
+
+    Where nothing fits unplanned, that side's ``batch`` is 0, its figures are those of batch 1, and
+    ``ratio`` is null.
+    """
+    cost = fitted.planned.cost
+    return {
+        "schema": 1,
+        "model": {
+            "path": fitted.source.path,
+            "format": "mxnet-symbol",
+            "sha256": fitted.sha256,
+            "nodes": fitted.source.node_count,
+            "operators": fitted.source.operator_count,
+        },
+        "shapes": fitted.analysis.inputs,
+        "dtype": fitted.analysis.dtype,
+        "memory_bytes": fitted.memory,
+        "reserve_bytes": fitted.reserve,
+        "optimizer": fitted.optimizer,
+        "strategy": fitted.strategy,
+        "unplanned": _side_json(fitted.unplanned),
+        "planned": _side_json(fitted.planned)
+        | {
+            "found_by": fitted.plan.strategy,
+            "recompute": {
+                "flops": cost.recompute_flops,
+                "forward_flops": cost.forward_flops,
+                "fraction": cost.recompute_fraction,
+            },
+            "environment": fitted.environment,
+        },
+        "ratio": fitted.ratio,
+        "output": fitted.output,
+        "search": {
+            "plans": fitted.searches,
+            "batches": fitted.batches,
+            "seconds": fitted.seconds,
+        },
+        "notes": fitted.notes,
+    }
+
+
+def _side_json(side: Side) -> dict[str, Any]:
+    return {
+        "batch": side.batch,
+        "bytes": side.breakdown.total,
+        "breakdown": breakdown_json(side.breakdown),
+        "live_peak_bytes": side.cost.live_peak_bytes,
+        "next_bytes": side.next_bytes,
+        "next_problem": side.next_problem or None,
+    }
+
+
+def breakdown_json(parts: Breakdown) -> dict[str, int]:
+    """Bytes by what they are for."""
+    return {
+        "parameter_bytes": parts.parameters,
+        "parameter_gradient_bytes": parts.gradients,
+        "optimizer_bytes": parts.optimizer,
+        "state_bytes": parts.states,
+        "input_bytes": parts.inputs,
+        "input_gradient_bytes": parts.input_gradients,
+        "pool_bytes": parts.pool,
+    }
+
+
+def breakdown_table(console: Console, fitted: Fitted) -> None:
+    """Where the memory goes at the largest batch, unplanned and planned."""
+    table = new_table(
+        "The largest batch, and where its memory goes (MiB)",
+        [("", "left"), ("unplanned", "right"), ("planned", "right")],
+    )
+    sides = [fitted.unplanned, fitted.planned]
+    rows = [["batch", *(f"{s.batch:,}" if s.fits else "1 (does not fit)" for s in sides)]]
+
+    def row(label: str, sizes: list[int]) -> None:
+        rows.append([label, *map(mib, sizes)])
+
+    parts = [side.breakdown for side in sides]
+    row("parameters", [p.parameters for p in parts])
+    row("their gradients", [p.gradients for p in parts])
+    row(f"optimizer ({fitted.optimizer})", [p.optimizer for p in parts])
+    row("auxiliary states", [p.states for p in parts])
+    row("inputs", [p.inputs for p in parts])
+    row("their gradients", [p.input_gradients for p in parts])
+    row("feature maps and their gradients (the pool)", [p.pool for p in parts])
+    row("sum", [p.total for p in parts])
+    if fitted.reserve:
+        row("reserve", [fitted.reserve] * 2)
+    row("memory", [fitted.memory] * 2)
+    add_folded(table, rows)
+    console.print(table)
+
+
+def print_fitted(console: Console, fitted: Fitted) -> None:
+    """The whole report of ``memcli fit`` but its last line."""
+    breakdown_table(console, fitted)
+    shapes = list(fitted.analysis.inputs.items())
+    shown = "; ".join(f"{n} {','.join(map(str, s))}" for n, s in shapes[:3])
+    more = f"; and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+    sides = {"unplanned": fitted.unplanned, "planned": fitted.planned}
+    if fitted.ratio is None:
+        batch = f"{fitted.planned.batch:,} planned; unplanned not even 1"
+    else:
+        batch = (
+            f"{fitted.planned.batch:,} planned, {fitted.unplanned.batch:,} unplanned: "
+            f"{fitted.ratio:.2f} times"
+        )
+    strategy = fitted.strategy
+    if fitted.plan.strategy != strategy:
+        strategy += f": {fitted.plan.strategy}"
+    cost = fitted.planned.cost
+    pairs = [
+        ("batch", batch),
+        ("one more", "; ".join(f"{name}, {_one_more(side)}" for name, side in sides.items())),
+        ("inputs", f"{shown}{more} ({fitted.analysis.dtype})"),
+        ("recomputed", f"{percent(cost.recompute_fraction)} of one forward pass"),
+        ("strategy", f"{strategy} ({fitted.searches} searches and {fitted.batches} batches in "
+                     f"{fitted.seconds:.1f} s)"),
+        ("not counted", "what the engine and its libraries take for themselves (--reserve)"),
+    ]  # fmt: skip
+    if fitted.environment:
+        text = " ".join(f"{k}={v}" for k, v in fitted.environment.items())
+        pairs.append(("environment", f"{text} (train with it, or fit --environment default)"))
+    facts(console, pairs)
+
+
+def _one_more(side: Side) -> str:
+    if side.next_bytes is None:
+        return f"MXNet refuses {side.batch + 1:,}: {side.next_problem}"
+    return f"{side.batch + 1:,} needs {format_size(side.next_bytes)}"

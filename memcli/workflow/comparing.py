@@ -1,0 +1,190 @@
+"""All strategies, and several budgets, on one graph: analyzed once, a row for each."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.errors import MemcliError
+from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.memory.bounds import working_set_bound
+from memcli.memory.mxnet_model import Cost
+from memcli.planners.base import Settings
+from memcli.planners.registry import STRATEGIES, search_variants
+from memcli.units import parse_size
+from memcli.workflow.costs import set_costs
+from memcli.workflow.planning import environment_of, read_symbol, shape_notes, unplanned
+from memcli.workflow.variants import Variant, variants
+
+Progress = Callable[[str, float | None], None]
+
+# Parts of the unplanned memory, from what costs little to what few graphs reach.
+DEFAULT_BUDGETS = ("80%", "60%", "50%", "40%", "30%", "25%", "20%")
+_BUDGET_STRATEGY = "auto"
+
+
+@dataclass
+class Row:
+    """What one search found. Sizes in bytes, ``seconds`` of the search alone.
+
+    Where a budget is not met (``feasible`` is false) the figures are those of the plan that came
+    nearest to it. They are None where the strategy could not be run at all: ``problem`` says why.
+    """
+
+    strategy: str
+    budget: str | None  # as asked for
+    budget_bytes: int | None
+    found_by: str | None
+    planned_bytes: int | None
+    live_peak_bytes: int | None
+    recompute_flops: float | None
+    recompute_fraction: float | None  # of one forward pass
+    seconds: float
+    environment: dict[str, str]
+    feasible: bool
+    on_frontier: bool = False
+    problem: str = ""
+
+    @property
+    def label(self) -> str:
+        """The row's name: the strategy, and its budget where it has one."""
+        return self.strategy if self.budget is None else f"{self.strategy} ≤{self.budget}"
+
+
+@dataclass
+class Comparison:
+    """The rows, and the graph that all of them are about. Sizes in bytes."""
+
+    source: SymbolFile
+    sha256: str  # of the graph without any plan
+    analysis: Analysis
+    baseline: Cost
+    lower_bound: int
+    rows: list[Row]
+    notes: list[str]
+
+
+def compare(
+    model: str,
+    request: ShapeRequest,
+    settings: Settings,
+    *,
+    strategies: Sequence[str] = (),
+    budgets: Sequence[str] = (),
+    on_progress: Progress | None = None,
+) -> Comparison:
+    """Search with every strategy, and within every budget, on one analysis of ``model``.
+
+    ``strategies``: names, by default all that are registered. ``budgets``: texts such as ``6GiB``
+    or ``50%`` (of the unplanned graph), by default a ladder of percentages; they are searched for
+    by ``auto``, or by the first of ``strategies`` where ``auto`` is not among them. The time limit
+    of ``settings`` is of each row.
+
+    Raises:
+        BadInput: bad file, shapes or budgets.
+        EngineFailed: MXNet is missing or crashed.
+        MemcliError: none of the strategies could be run; the first one's reason.
+    """
+    for budget in budgets:
+        parse_size(budget, whole=1 << 60)  # what is no size at all is said before any work
+    names = list(dict.fromkeys(strategies)) or list(STRATEGIES)
+    notes: list[str] = []
+    given = read_symbol(model)
+    earlier = given.plan()
+    source = unplanned(given, notes)
+    analysis = analyze(source.raw, request, on_progress=on_progress)
+    notes += shape_notes(analysis)
+    if on_progress:
+        on_progress("compiling the memory model (first run only)", None)
+    graphs = variants(source, analysis, rewrite=settings.rewrite, on_progress=on_progress)
+    notes += set_costs(graphs, settings.cost, "cpu", on_progress)
+    baseline = analysis.model.evaluate(analysis.model.none())
+
+    within = _BUDGET_STRATEGY if _BUDGET_STRATEGY in names else names[0]
+    asked: list[tuple[str, str | None]] = [(name, None) for name in names]
+    asked += [(within, text) for text in dict.fromkeys(budgets or DEFAULT_BUDGETS)]
+    rows: list[Row] = []
+    problems: list[MemcliError] = []
+    for number, (name, wanted) in enumerate(asked):
+        report = _row_progress(on_progress, number, len(asked), name, wanted)
+        size = None if wanted is None else parse_size(wanted, whole=baseline.pool_bytes)
+        mine = dataclasses.replace(settings, budget=size, on_progress=report)
+        started = time.monotonic()
+        try:
+            rows.append(_search(graphs, name, wanted, mine))
+        except MemcliError as error:
+            problems.append(error)
+            row = Row(name, wanted, size, None, None, None, None, None, 0.0, {}, False)
+            row.problem = error.message
+            rows.append(row)
+        rows[-1].seconds = time.monotonic() - started
+    if len(problems) == len(rows):
+        raise problems[0]
+    mark_frontier(rows)
+    return Comparison(
+        source=source,
+        sha256=earlier.original_sha256 if earlier else given.sha256,
+        analysis=analysis,
+        baseline=baseline,
+        lower_bound=min(working_set_bound(v.analysis.graph) for v in graphs),
+        rows=rows,
+        notes=notes,
+    )
+
+
+def _search(
+    graphs: Sequence[Variant], strategy: str, budget: str | None, settings: Settings
+) -> Row:
+    pairs = [(v.analysis.graph, v.analysis.model) for v in graphs]
+    found, _, _ = search_variants(pairs, strategy, settings)
+    cost = found.cost
+    return Row(
+        strategy=strategy,
+        budget=budget,
+        budget_bytes=settings.budget,
+        found_by=found.plan.strategy,
+        planned_bytes=cost.pool_bytes,
+        live_peak_bytes=cost.live_peak_bytes,
+        recompute_flops=cost.recompute_flops,
+        recompute_fraction=cost.recompute_fraction,
+        seconds=0.0,
+        environment=environment_of(found.plan),
+        feasible=settings.budget is None or cost.pool_bytes <= settings.budget,
+    )
+
+
+def _row_progress(
+    on_progress: Progress | None, number: int, total: int, name: str, budget: str | None
+) -> Progress | None:
+    """Progress of one row as a part of the whole."""
+    if on_progress is None:
+        return None
+    what = name if budget is None else f"{name} within {budget}"
+
+    def report(text: str, fraction: float | None = None) -> None:
+        on_progress(f"{number + 1}/{total} {what}", (number + (fraction or 0.0)) / total)
+
+    return report
+
+
+def mark_frontier(rows: Sequence[Row]) -> None:
+    """Mark the feasible rows that no other feasible row dominates.
+
+    One row dominates another where it is no worse in memory and in recomputation and better in
+    one of them; rows that are equal in both are marked alike.
+    """
+    points = [_point(row) if row.feasible else None for row in rows]
+    real = [point for point in points if point is not None]
+    for row, mine in zip(rows, points, strict=True):
+        row.on_frontier = mine is not None and not any(
+            other[0] <= mine[0] and other[1] <= mine[1] and other != mine for other in real
+        )
+
+
+def _point(row: Row) -> tuple[int, float] | None:
+    if row.planned_bytes is None or row.recompute_flops is None:
+        return None
+    return row.planned_bytes, row.recompute_flops

@@ -1,0 +1,170 @@
+"""``memcli solve``: a graph of costs in, a schedule out."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memcli.errors import AnswerIsNo, BadInput
+from memcli.formats.atomic import check_target, write_atomically
+from memcli.formats.chainer_text import parse_chainer_text
+from memcli.formats.detect import read_model_bytes
+from memcli.formats.node_link import parse_node_link
+from memcli.formats.wording import shown_path
+from memcli.graph.cost_graph import CostGraph
+from memcli.memory.schedule import plain_schedule, simulate, working_set_bound
+from memcli.planners.schedule.base import Best, Progress, Settings
+from memcli.planners.schedule.least_peak import least_peak
+from memcli.planners.schedule.search import nothing, prepare, solve
+from memcli.units import format_size, parse_size
+
+# Without a budget: this part of the time for the least peak, the rest for its overhead.
+_PEAK_SHARE = 0.6
+
+
+@dataclass
+class Solved:
+    """A schedule, and what is known of better ones."""
+
+    path: str
+    graph: CostGraph
+    budget: int | None  # bytes; None: the least peak was asked for
+    schedule: NDArray[np.int64]  # values by their place in the graph's order
+    memory: NDArray[np.int64]  # bytes at each step
+    peak: int
+    plain_peak: int
+    peak_bound: int  # bytes that no schedule gets under
+    extra: float  # time above the plain order's, the graph's unit
+    lower_extra: float  # no schedule within the budget takes less
+    proven: bool
+    found_by: str
+    found_after: float  # seconds of search until the schedule was found
+    seconds: float  # of the whole search
+
+    @property
+    def overhead_percent(self) -> float:
+        """Extra time in percent of the plain order's."""
+        return _percent(self.extra, self.graph)
+
+    @property
+    def lower_bound_percent(self) -> float:
+        """What ``overhead_percent`` cannot be less than."""
+        return min(self.overhead_percent, _percent(self.lower_extra, self.graph))
+
+    @property
+    def ids(self) -> list[int | str]:
+        """The schedule by the file's own ids."""
+        return [self.graph.ids[v] for v in self.schedule]
+
+
+def _percent(extra: float, graph: CostGraph) -> float:
+    plain = graph.plain_seconds
+    return 100 * max(0.0, extra) / plain if plain > 0 else 0.0
+
+
+def read_cost_graph(path: str) -> CostGraph:
+    """The graph in a file; Chainer's text format is told from JSON by its first character.
+
+    A forward-only graph is given its backward pass (``ForwardGraph.joint``).
+
+    Raises:
+        BadInput: the file is missing, or not as its format has it.
+    """
+    data, _ = read_model_bytes(path)
+    name = shown_path(path)
+    if data.lstrip()[:1].isdigit():
+        return parse_chainer_text(data, name).joint()
+    return parse_node_link(data, name)
+
+
+def solve_file(
+    path: str,
+    settings: Settings,
+    *,
+    budget: str | None = None,
+    out: str | None = None,
+    force: bool = False,
+    on_progress: Progress = nothing,
+) -> Solved:
+    """Find a schedule for the graph in ``path``.
+
+    Raises:
+        BadInput: a bad file, budget or output.
+        AnswerIsNo: no schedule meets the budget, or none was found.
+    """
+    if out is not None:
+        check_target(out, overwrite=force)
+        if Path(out).exists() and Path(path).exists() and Path(out).samefile(path):
+            raise BadInput(f"{shown_path(out)}: is the graph itself, which is never overwritten")
+    if budget is not None and not budget.strip().endswith("%"):
+        parse_size(budget)
+    graph = read_cost_graph(path)
+    plain = simulate(graph, plain_schedule(graph))
+    limit = None if budget is None else parse_size(budget, whole=plain.peak)
+    on_progress("compiling the search (first run only)", None)
+    prepare()
+    started = time.monotonic()
+    if limit is None:
+        lowest = least_peak(graph, settings, _PEAK_SHARE * settings.time_limit, on_progress)
+        found = _cheapest(graph, lowest, settings, on_progress)
+    else:
+        found = solve(graph, limit, settings, on_progress)
+    bound = working_set_bound(graph)
+    if not found.fits:
+        assert limit is not None
+        raise _no(found, limit, bound, settings, on_progress)
+    schedule = np.where(found.sequence < 0, ~found.sequence, found.sequence)
+    result = simulate(graph, schedule)
+    return Solved(
+        path=path,
+        graph=graph,
+        budget=limit,
+        schedule=schedule,
+        memory=result.memory,
+        peak=result.peak,
+        plain_peak=plain.peak,
+        peak_bound=bound,
+        extra=found.extra,
+        lower_extra=found.lower_extra,
+        proven=found.proven and (limit is not None or result.peak == bound),
+        found_by=found.found_by,
+        found_after=found.found_after,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _cheapest(graph: CostGraph, lowest: Best, settings: Settings, progress: Progress) -> Best:
+    """The least time at the least peak; the peak's own schedule is one to begin with."""
+    left = Settings(**{**vars(settings), "time_limit": settings.time_limit - lowest.elapsed})
+    return solve(graph, lowest.least_peak, left, progress, start=lowest.least)
+
+
+def _no(
+    found: Best, limit: int, bound: int, settings: Settings, progress: Progress
+) -> AnswerIsNo:
+    """Why not, and the nearest budget that is met."""
+    if found.infeasible and found.least_peak > bound:
+        # Proven at once, so there is time to say what would do.
+        seconds = min(5.0, max(0.0, settings.time_limit - found.elapsed))
+        nearest = least_peak(found.graph, settings, seconds, progress).least_peak
+        found.least_peak = min(found.least_peak, nearest)
+    if found.infeasible:
+        why = f"no schedule fits {format_size(limit)}, proven"
+    else:
+        why = f"no schedule found fits {format_size(limit)}"
+    return AnswerIsNo(
+        f"{why}: the least peak found is {found.least_peak} bytes "
+        f"({format_size(found.least_peak)})",
+        f"nothing can get under {bound} bytes ({format_size(bound)}), the largest node with all "
+        "that it reads",
+    )
+
+
+def write_solution(result: dict[str, object], out: str, force: bool) -> None:
+    """Write the JSON object, whole or not at all."""
+    write_atomically(out, (json.dumps(result) + "\n").encode(), overwrite=force)

@@ -1,0 +1,141 @@
+"""The graphs that a plan may be made on: the symbol as saved, and rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.errors import BadInput
+from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.formats.symbol_edits import (
+    Join,
+    Rewiring,
+    insert_chains,
+    insert_identities,
+    insert_joins,
+    rewire,
+)
+from memcli.graph.training import Flags
+from memcli.memory.pool import BARRIER
+from memcli.rewrites.exactness import concats_keep_sums, joins_keep_sums
+from memcli.rewrites.flatten_concats import flatten_concats, grouped_sums
+from memcli.rewrites.gradient_joins import gradient_joins
+
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass
+class Edits:
+    """What rewrites change before a plan is searched for. Empty: nothing."""
+
+    concats: list[Rewiring] = field(default_factory=list)
+    joins: list[Join] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.concats or self.joins)
+
+    @property
+    def names(self) -> list[str]:
+        """Which rewrites these are, for people."""
+        found = []
+        if self.concats:
+            found.append(f"{len(self.concats)} Concats flattened")
+        if self.joins:
+            found.append(f"{len(self.joins)} gradient joins")
+        return found
+
+    def applied(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """The content with the edits."""
+        if self.concats:
+            raw = rewire(raw, self.concats)
+        moved = {change.position: change.position for change in self.concats}
+        if self.joins:
+            raw, places = insert_joins(raw, self.joins)
+            moved = {p: places[p] for p in moved}
+        chains = grouped_sums(raw, set(moved.values()))
+        return insert_chains(raw, chains) if chains else raw
+
+
+@dataclass
+class Variant:
+    """A symbol to plan: what marks and save barriers go into, and how MXNet trains it."""
+
+    source: SymbolFile
+    analysis: Analysis
+    rewrites: list[str] = field(default_factory=list)
+
+
+def edits_of(source: SymbolFile, analysis: Analysis) -> Edits:
+    """The rewrites that a symbol profits from; ``analysis`` is its own."""
+    return Edits(
+        flatten_concats(source.raw),
+        gradient_joins(source.raw, analysis.graph, analysis.model),
+    )
+
+
+def exact_parts(edits: Edits, source: SymbolFile, before: Analysis, after: Analysis) -> Edits:
+    """The edits that leave every sum of gradients as it was; ``after`` has all of them."""
+    concats, joins = edits.concats, edits.joins
+    if concats and not concats_keep_sums(after.graph, source.raw, concats):
+        concats = []
+    if joins and not joins_keep_sums(before.graph, after.graph, source.raw, joins):
+        joins = []
+    return Edits(concats, joins)
+
+
+def variants(
+    source: SymbolFile,
+    analysis: Analysis,
+    *,
+    rewrite: bool,
+    on_progress: Progress | None = None,
+) -> list[Variant]:
+    """The symbol as saved, and rewritten where that applies.
+
+    Raises:
+        EngineFailed: MXNet is missing or crashed.
+    """
+    found = [Variant(source, analysis)]
+    edits = edits_of(source, analysis) if rewrite else Edits()
+    for _ in range(2):
+        if not edits:
+            break
+        changed = source.with_content(edits.applied(source.raw))
+        request = ShapeRequest(shapes=dict(analysis.inputs), dtype=analysis.dtype)
+        try:
+            after = analyze(changed.raw, request, on_progress=on_progress)
+        except BadInput:
+            # MXNet refuses what it takes as saved (a shape that only the old edges told)
+            break
+        exact = exact_parts(edits, source, analysis, after)
+        if exact == edits:
+            found.append(Variant(changed, after, edits.names))
+            break
+        edits = exact
+    return found
+
+
+def with_barriers(variant: Variant, flags: Flags) -> tuple[SymbolFile, dict[int, int]]:
+    """The variant's file with a plan's save barriers, and the new position of each old one."""
+    positions = marked_positions(variant.analysis, np.where(flags == BARRIER, 1, 0))
+    if not positions:
+        return variant.source, {p: p for p in range(variant.source.node_count)}
+    raw, moved = insert_identities(variant.source.raw, positions)
+    return variant.source.with_content(raw), moved
+
+
+def marked_positions(analysis: Analysis, flags: Flags) -> set[int]:
+    """Places in the file of the nodes to mark; merged nodes alike, so that they merge again."""
+    graph = analysis.graph
+    n_file = len(graph.file_names)
+    positions = {
+        int(graph.position[v])
+        for v in np.flatnonzero(flags)
+        if 0 <= graph.position[v] < n_file and not graph.variable[v]
+    }
+    positions |= {p for p, stays in graph.alias.items() if stays in positions}
+    return positions
