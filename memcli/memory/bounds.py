@@ -1,10 +1,106 @@
-"""What no plan can get under."""
+"""What no plan can get under.
+
+A bound here holds for the live peak of every plan of a graph (any marks, save barriers included),
+hence for its pool at any match range, as the pool holds what is alive. Gradient sums count as the
+pool counts them: before MXNet lets them share a block (see ``Timeline``).
+"""
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
+
 import numpy as np
 
-from memcli.graph.training import TrainingGraph
+from memcli.graph.training import Flags, TrainingGraph
+from memcli.memory import program
+from memcli.memory.exhaustive import all_plans
+from memcli.memory.lifetimes import Lifetimes, lifetimes
+from memcli.memory.mxnet_model import MXNetModel
+from memcli.memory.path_bound import path_bound
+
+# Recomputable nodes up to which the program is solved with whole marks, and relaxed.
+SMALL = 64
+MEDIUM = 450
+_STEPS_TIMES_NODES = 2400  # of a relaxed program, which then takes seconds
+
+
+@dataclass
+class Bound:
+    """A proof. ``bytes``: no plan's live peak is less. ``flags``: a plan of the solver's, or None.
+
+    ``complete``: whether the search behind it came to its end within the time.
+    """
+
+    bytes: int
+    source: str  # operators, steps, path, program, relaxed program, all plans
+    flags: Flags | None = None
+    complete: bool = True
+
+
+def step_bound(facts: Lifetimes) -> int:
+    """Bytes that are alive at once whatever the plan.
+
+    While a node runs: what it reads and writes; tensors of the forward pass that later forward
+    nodes read, in the forward pass; gradients that are made and still to be read, in the backward
+    pass; the graph's outputs, which are never freed. All but the first have the same lifetime
+    under every plan (:mod:`memcli.memory.lifetimes`).
+    """
+    return int(facts.least.max(initial=0)) if facts.sound else 0
+
+
+def _solved(
+    graph: TrainingGraph, facts: Lifetimes, model: MXNetModel, time_limit: float, ceiling: int
+) -> Bound:
+    """The bound of the program, whole or relaxed as the graph's size allows."""
+    nodes = int(graph.can_recompute.sum())
+    if nodes > MEDIUM or not facts.sound or not nodes or time_limit <= 0:
+        return Bound(0, "program", None, False)
+    found = all_plans(graph, model)
+    if found is not None:
+        return Bound(found.live_peak_bytes, "all plans", found.live_flags)
+    if nodes <= SMALL:
+        built = program.build(graph, facts, ceiling)
+        done = program.solve(built, graph.n_forward, time_limit=time_limit, relaxed=False)
+        return Bound(done.bound_bytes, "program", done.flags, done.finished)
+    most = max(4, _STEPS_TIMES_NODES // nodes)
+    built = program.build(graph, facts, ceiling, most_steps=most)
+    done = program.solve(built, graph.n_forward, time_limit=time_limit, relaxed=True)
+    return Bound(done.bound_bytes, "relaxed program", done.flags, done.finished)
+
+
+def program_bound(
+    graph: TrainingGraph, model: MXNetModel, time_limit: float = 20.0, ceiling: int | None = None
+) -> Bound:
+    """The dual bound of :mod:`memcli.memory.program`, or of all plans where they can be tried.
+
+    ``time_limit`` in seconds, for the solver; ``ceiling`` in bytes: the live peak of the best
+    plan known, the empty plan's where not given; a good one helps. 0 bytes for graphs of more
+    than some hundred operators, for which the program is too large.
+    """
+    facts = lifetimes(graph)
+    top = model.evaluate(model.none()).live_peak_bytes if ceiling is None else ceiling
+    return _solved(graph, facts, model, time_limit, top)
+
+
+def best_lower_bound(
+    graph: TrainingGraph, model: MXNetModel, time_limit: float = 0.0, ceiling: int | None = None
+) -> Bound:
+    """The largest of all bounds.
+
+    Steps and the heaviest path always (seconds at 50,000 nodes), the program where
+    ``time_limit`` gives it seconds; ``ceiling`` as in :func:`program_bound`.
+    """
+    started = time.monotonic()
+    facts = lifetimes(graph)
+    bounds = [Bound(step_bound(facts), "steps"), Bound(0, "path")]
+    if facts.sound:
+        bounds.append(Bound(path_bound(graph, facts), "path"))
+    top = model.evaluate(model.none()).live_peak_bytes if ceiling is None else ceiling
+    left = time_limit - (time.monotonic() - started)
+    if time_limit > 0 and max(b.bytes for b in bounds) < top:
+        bounds.append(_solved(graph, facts, model, left, top))
+    return max(bounds, key=lambda b: b.bytes)
 
 
 def working_set_bound(graph: TrainingGraph) -> int:

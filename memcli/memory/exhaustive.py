@@ -1,0 +1,64 @@
+"""All plans of a very small graph, one after the other: the exact answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from memcli.graph.training import Flags, TrainingGraph
+from memcli.memory.fast_pool import fill, layout, scratch, trace
+from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, MXNetModel
+
+_MOST_STEPS = 40_000_000  # plans times nodes of the joint graph: about a second
+
+
+@dataclass
+class Least:
+    """The least of all plans, bytes, and a plan of each kind that has it."""
+
+    live_peak_bytes: int
+    live_flags: Flags
+    pool_bytes: int  # at the default match range
+    pool_flags: Flags
+
+
+@numba.njit(cache=True)
+def _enumerate(lay, s, nodes, choices, match_range, live_flags, pool_flags):
+    """Count through all marks of ``nodes``; ``choices[k]`` marks are open to ``nodes[k]``."""
+    flags = np.zeros(lay.n_forward, np.uint8)
+    least_live = np.int64(-1)
+    least_pool = np.int64(-1)
+    while True:
+        steps = trace(lay, s, flags)[0]
+        _, pool, live = fill(lay, s, flags, steps, match_range)
+        if least_live < 0 or live < least_live:
+            least_live = live
+            live_flags[:] = flags
+        if least_pool < 0 or pool < least_pool:
+            least_pool = pool
+            pool_flags[:] = flags
+        k = 0
+        while k < nodes.shape[0]:
+            flags[nodes[k]] += 1
+            if flags[nodes[k]] < choices[k]:
+                break
+            flags[nodes[k]] = 0
+            k += 1
+        if k == nodes.shape[0]:
+            return least_live, least_pool
+
+
+def all_plans(graph: TrainingGraph, model: MXNetModel) -> Least | None:
+    """The least live peak and the least pool of all plans; None where there are too many."""
+    nodes = np.flatnonzero(graph.can_recompute & model.markable)
+    choices = np.where(graph.can_barrier[nodes] == 1, 3, 2)
+    if float(np.log(choices).sum() + np.log(max(1, graph.n_nodes))) > np.log(_MOST_STEPS):
+        return None
+    lay = layout(graph)
+    live_flags, pool_flags = model.none(), model.none()
+    live, pool = _enumerate(
+        lay, scratch(lay), nodes, choices, DEFAULT_MATCH_RANGE, live_flags, pool_flags
+    )
+    return Least(int(live), live_flags, int(pool), pool_flags)

@@ -1,0 +1,575 @@
+"""Recomputation as a mixed-integer program, for proofs: no plan gets under its bound.
+
+The form follows Jain et al., "Checkmate: Breaking the Memory Wall with Optimal Tensor
+Rematerialization", MLSys 2020, arXiv 1910.02653 (0/1 variables for what is computed and what is
+alive at each step, the peak as an inequality for each step), but under MXNet's rules: a node is
+run again at most once, and when is not free but follows from the marks.
+
+Steps are backward nodes in their order, which no plan changes (:mod:`memcli.memory.lifetimes`).
+Variables, of forward node ``f``, its output ``e`` and step ``s``:
+
+- ``again[f]``, ``barrier[f]``: the mark, 0 or 1, not both; ``marked = again + barrier``
+- ``run[f, s]``: the copy of ``f`` has been run when step ``s`` runs
+- ``original[e, s]``, ``copy[e, s]``: is there while step ``s`` runs
+- ``peak``, minimized
+
+Constraints, from ``mapped`` of :mod:`memcli.memory.pool`:
+
+1. A gradient of ``h`` waits for the copy of ``f``: for its own if ``h`` is marked, for another's
+   if ``h`` is marked and ``f`` is AGAIN. A copy waits for the copies of what it reads if these are
+   AGAIN. ``run`` never falls; nothing unmarked runs again, nothing runs that nobody waits for.
+2. A later gradient of ``h`` reads the copy if ``h`` is marked and ``f`` is AGAIN (or ``h = f``),
+   else the original; a copy that has not run yet reads the copy of ``f`` if that is AGAIN, else
+   the original. What is to be read is there.
+3. At each step, and at each forward node, what is there is at most ``peak``.
+
+Every plan gives a feasible point whose ``peak`` is at most the plan's live peak: tensors that may
+share a block count once (as :mod:`memcli.memory.lifetimes` argues), and of the moments between
+two steps, when copies run, only a part is counted, and only with all steps. So each lower bound of
+the program, or of its relaxation to any real marks and to a part of the steps, bounds every plan.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from math import gcd
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memcli.graph.training import Flags, TrainingGraph
+from memcli.memory.lifetimes import Lifetimes
+from memcli.memory.pool import AGAIN, BARRIER
+
+Floats = NDArray[np.float64]
+Terms = dict[int, float]
+_MOST_PATHS = 25_000  # pairs of nodes times steps
+_SAFE = 1e-5  # relative: the solver's tolerances on a program scaled to about 1
+
+
+@dataclass
+class Rows:
+    """A program under construction: columns with bounds, rows ``terms >= low``."""
+
+    upper: list[float] = field(default_factory=list)
+    whole: list[bool] = field(default_factory=list)
+    start: list[int] = field(default_factory=lambda: [0])
+    index: list[int] = field(default_factory=list)
+    value: list[float] = field(default_factory=list)
+    low: list[float] = field(default_factory=list)
+
+    def column(self, upper: float = 1.0, *, whole: bool = False) -> int:
+        """A new variable between 0 and ``upper``."""
+        self.upper.append(upper)
+        self.whole.append(whole)
+        return len(self.upper) - 1
+
+    def at_least(self, terms: Terms, low: float) -> None:
+        """The sum of ``terms`` (column to coefficient) is at least ``low``."""
+        reach = sum(min(0.0, c * self.upper[k]) for k, c in terms.items())
+        if reach >= low:
+            return
+        self.index.extend(terms)
+        self.value.extend(terms.values())
+        self.start.append(len(self.index))
+        self.low.append(low)
+
+
+@dataclass
+class Program:
+    """The program of a graph over some of its steps. Sizes are in units of ``unit`` bytes."""
+
+    rows: Rows
+    unit: float
+    grain: int  # bytes of which every peak is a multiple
+    peak: int
+    again: dict[int, int]  # forward node -> column
+    barrier: dict[int, int]
+
+
+def _add(terms: Terms, column: int | None, factor: float) -> None:
+    if column is not None:
+        terms[column] = terms.get(column, 0.0) + factor
+
+
+class Builder:
+    """Makes the program's columns and rows. ``steps``: places of backward nodes, sorted."""
+
+    def __init__(
+        self, graph: TrainingGraph, facts: Lifetimes, steps: list[int], ceiling: int, exact: bool
+    ) -> None:
+        self.graph = graph
+        self.facts = facts
+        self.exact = exact
+        self.rows = Rows()
+        self.unit = max(1.0, ceiling / 100.0)
+        self.peak = self.rows.column(ceiling / self.unit)
+        # step 0 is the end of the forward pass; the last place closes the list
+        self.steps = [facts.n_first - 1, *steps]
+        if self.steps[-1] != len(facts.order) - 1:
+            self.steps.append(len(facts.order) - 1)
+        self.nodes = np.flatnonzero(graph.can_recompute).tolist()
+        self.again = {v: self.rows.column(whole=True) for v in self.nodes}
+        self.barrier = {v: self.rows.column(whole=True) for v in self.nodes if graph.can_barrier[v]}
+        self.run: dict[tuple[int, int], int] = {}
+        self._collect()
+
+    def _collect(self) -> None:
+        """Edges among forward nodes, and who reads each forward tensor."""
+        g, facts = self.graph, self.facts
+        self.waits: dict[int, set[int]] = defaultdict(set)  # forward node -> what its copy awaits
+        self.trigger: dict[tuple[int, int], int] = {}  # (node, holder) -> first place
+        self.reads: dict[int, dict[int, int]] = defaultdict(dict)  # entry -> holder -> last place
+        self.readers: dict[int, set[int]] = defaultdict(set)  # entry -> forward nodes
+        self.read_at: set[tuple[int, int]] = set()  # entry, place of a gradient that reads it
+        for v in range(g.n_nodes):
+            if g.variable[v] or facts.place[v] < 0:
+                continue
+            holder = int(g.owner[v])
+            at = int(facts.place[v])
+            waits = [int(u) for u in g.in_node[g.in_ptr[v] : g.in_ptr[v + 1]]]
+            waits += [int(u) for u in g.dep_node[g.dep_ptr[v] : g.dep_ptr[v + 1]]]
+            for u in waits:
+                if u not in self.again:
+                    continue
+                if v < g.n_forward:
+                    self.waits[v].add(u)
+                elif holder in self.again:
+                    key = (u, holder)
+                    self.trigger[key] = min(at, self.trigger.get(key, at))
+            for i in range(int(g.in_ptr[v]), int(g.in_ptr[v + 1])):
+                e = int(g.in_entry[i])
+                if g.in_ignored[i] or not facts.bytes[e] or g.in_node[i] >= g.n_forward:
+                    continue
+                if v < g.n_forward:
+                    self.readers[e].add(v)
+                else:
+                    if not facts.paired[i]:
+                        self.read_at.add((e, at))
+                    held = self.reads[e]
+                    held[holder] = max(held.get(holder, -1), at - int(facts.paired[i]))
+
+    def marked(self, terms: Terms, node: int, factor: float) -> None:
+        """Add ``factor * marked[node]``; nothing for a node that is always kept."""
+        _add(terms, self.again.get(node), factor)
+        _add(terms, self.barrier.get(node), factor)
+
+    def ran(self, terms: Terms, node: int, step: int, factor: float) -> None:
+        """Add ``factor * run[node, step]``; nothing has run at step 0."""
+        _add(terms, self.run.get((node, step)), factor)
+
+    def add_marks(self) -> None:
+        """Rule 1."""
+        last = len(self.steps) - 1
+        for v in self.nodes:
+            self.rows.at_least(self._negated_marks(v), -1.0)
+            for s in range(1, last + 1):
+                self.run[v, s] = self.rows.column()
+        consumers: dict[int, list[int]] = defaultdict(list)
+        for v, sources in self.waits.items():
+            for u in sources:
+                if v in self.again:
+                    consumers[u].append(v)
+        first: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for (u, holder), place in self.trigger.items():
+            step = int(np.searchsorted(self.steps, place))
+            first[u].append((max(1, step), holder))
+        for v in self.nodes:
+            own = next((s for s, h in first[v] if h == v), last + 1)
+            for s in range(1, last + 1):
+                terms: Terms = {}
+                if s > 1:
+                    self.ran(terms, v, s, 1.0)
+                    self.ran(terms, v, s - 1, -1.0)
+                    self.rows.at_least(terms, 0.0)
+                terms = {}
+                self.ran(terms, v, s, -1.0)
+                _add(terms, self.again[v], 1.0)
+                if s >= own:
+                    _add(terms, self.barrier.get(v), 1.0)
+                self.rows.at_least(terms, 0.0)
+                # nobody waits for it: not run
+                terms = {}
+                self.ran(terms, v, s, -1.0)
+                for g in consumers[v]:
+                    self.ran(terms, g, s, 1.0)
+                for t, holder in first[v]:
+                    if t <= s:
+                        self.marked(terms, holder, 1.0)
+                self.rows.at_least(terms, 0.0)
+            for s, holder in first[v]:
+                terms = {}
+                self.ran(terms, v, s, 1.0)
+                self.marked(terms, holder, -1.0)
+                if holder == v:
+                    self.rows.at_least(terms, 0.0)
+                else:
+                    _add(terms, self.again[v], -1.0)
+                    self.rows.at_least(terms, -1.0)
+            for g in consumers[v]:
+                for s in range(1, last + 1):
+                    terms = {}
+                    self.ran(terms, v, s, 1.0)
+                    self.ran(terms, g, s, -1.0)
+                    _add(terms, self.again[v], -1.0)
+                    self.rows.at_least(terms, -1.0)
+
+    def _negated_marks(self, v: int) -> Terms:
+        terms: Terms = {}
+        self.marked(terms, v, -1.0)
+        return terms
+
+    def original(self, e: int, step: int) -> list[tuple[Terms, float]]:
+        """Rule 2: rows ``original[e, step] + terms >= low``."""
+        f = int(self.graph.entry_node[e])
+        place = self.steps[step]
+        last = len(self.steps) - 1
+        rows: list[tuple[Terms, float]] = []
+        plain = False
+        for holder, until in self.reads.get(e, {}).items():
+            if until < place:
+                continue
+            terms: Terms = {}
+            if holder == f:
+                self.marked(terms, f, 1.0)
+                rows.append((terms, 1.0))
+                continue
+            if holder in self.again:
+                self.marked(terms, holder, 1.0)
+            rows.append((terms, 1.0))
+            plain = True
+        if plain:
+            terms = {}
+            _add(terms, self.again.get(f), 1.0)
+            rows.append((terms, 1.0))
+        for g in self.readers.get(e, ()):
+            if g in self.again:
+                terms = {}
+                self.ran(terms, g, last, -1.0)
+                self.ran(terms, g, step, 1.0)
+                _add(terms, self.again.get(f), 1.0)
+                rows.append((terms, 0.0))
+        return rows
+
+    def copied(self, e: int, step: int) -> list[tuple[Terms, float]]:
+        """Rule 2: rows ``copy[e, step] + terms >= low``."""
+        f = int(self.graph.entry_node[e])
+        place = self.steps[step]
+        last = len(self.steps) - 1
+        rows: list[tuple[Terms, float]] = []
+        if f not in self.again or step == 0:
+            return rows
+        for holder, until in self.reads.get(e, {}).items():
+            if until < place or (holder != f and holder not in self.again):
+                continue
+            terms: Terms = {}
+            self.ran(terms, f, step, -1.0)
+            if holder == f:
+                rows.append((terms, 0.0))
+                continue
+            self.marked(terms, holder, -1.0)
+            _add(terms, self.barrier.get(f), 1.0)
+            rows.append((terms, -1.0))
+        for g in self.readers.get(e, ()):
+            if g in self.again:
+                terms = {}
+                self.ran(terms, f, step, -1.0)
+                _add(terms, self.barrier.get(f), 1.0)
+                self.ran(terms, g, last, -1.0)
+                self.ran(terms, g, step, 1.0)
+                rows.append((terms, -1.0))
+        return rows
+
+    def held(self, rows: list[tuple[Terms, float]], column: int | None = None) -> int | None:
+        """A column that is at least what all rows ask for; ``column`` where there is one."""
+        for terms, low in rows:
+            if column is None:
+                column = self.rows.column()
+            self.rows.at_least({**terms, column: 1.0}, low)
+        return column
+
+    def add_peaks(self) -> None:
+        """Rules 2 and 3."""
+        g, facts = self.graph, self.facts
+        forward = [
+            e
+            for e in range(int(g.first[g.n_forward]))
+            if facts.bytes[e] and (e in self.reads or e in self.readers)
+        ]
+        members: dict[int, list[int]] = defaultdict(list)
+        for e in range(g.n_entries):
+            if facts.bytes[e]:
+                members[int(facts.block[e])].append(e)
+        at_end: dict[int, list[int]] = {}
+        for step, place in enumerate(self.steps):
+            sure = {
+                int(facts.block[e])
+                for e in np.flatnonzero((facts.made <= place) & (facts.until >= place)).tolist()
+                if facts.bytes[e]
+            }
+            terms: Terms = {self.peak: 1.0}
+            for e in forward:
+                group = int(facts.block[e])
+                if len(members[group]) > 1 and (e, place) in self.read_at:
+                    sure.add(group)
+            base = sum(int(facts.bytes[members[c][0]]) for c in sure)
+            shared: dict[int, int | None] = {}
+            columns: dict[int, tuple[int | None, int | None]] = {}
+            ends: dict[int, list[int]] = defaultdict(list)
+            for e in forward:
+                group = int(facts.block[e])
+                if group in sure:
+                    continue
+                size = float(facts.bytes[e]) / self.unit
+                if len(members[group]) > 1:
+                    both = self.original(e, step) + self.copied(e, step)
+                    shared[group] = self.held(both, shared.get(group))
+                    continue
+                columns[e] = self.held(self.original(e, step)), self.held(self.copied(e, step))
+                there = [column for column in columns[e] if column is not None]
+                for column in there:
+                    terms[column] = -size
+                    ends[group].append(column)
+                if step and (e, place) in self.read_at:
+                    # follows from whole marks, not from others
+                    self.rows.at_least(dict.fromkeys(there, 1.0), 1.0)
+            for group, held in shared.items():
+                if held is not None:
+                    terms[held] = -float(facts.bytes[members[group][0]]) / self.unit
+                    ends[group].append(held)
+            if step == 0:
+                at_end = ends
+            self.rows.at_least(terms, base / self.unit)
+            if self.exact and step:
+                self._add_copies(step, sure, members, columns)
+        self._add_forward(at_end, members)
+
+    def _add_copies(
+        self,
+        step: int,
+        sure: set[int],
+        members: dict[int, list[int]],
+        columns: dict[int, tuple[int | None, int | None]],
+    ) -> None:
+        """Rule 3 while copies run before ``step``: what is there all the while, what the copy
+        makes, and what it reads. Classes of several tensors count as what is there alone."""
+        g, facts = self.graph, self.facts
+        place = self.steps[step]
+        base = sum(
+            int(facts.bytes[members[c][0]])
+            for c in sure
+            if any(facts.made[e] < place <= facts.until[e] for e in members[c])
+        )
+        total = self.rows.column(self.rows.upper[self.peak])
+        level: Terms = {total: 1.0}
+        before: dict[int, int] = {}
+        for e, (original, copy) in columns.items():
+            size = float(facts.bytes[e]) / self.unit
+            if original is not None:
+                level[original] = -size
+            if copy is not None:
+                f = int(g.entry_node[e])
+                old = self.rows.column()
+                terms: Terms = {old: 1.0, copy: -1.0}
+                self.ran(terms, f, step, 1.0)
+                self.ran(terms, f, step - 1, -1.0)
+                self.rows.at_least(terms, 0.0)
+                level[old] = -size
+                before[e] = old
+        self.rows.at_least(level, base / self.unit)
+        for f in self.nodes:
+            outputs = sum(
+                int(facts.bytes[e])
+                for e in g.entries(f)
+                if len(members.get(int(facts.block[e]), ())) == 1
+            )
+            terms = {self.peak: 1.0, total: -1.0}
+            self.ran(terms, f, step, -outputs / self.unit)
+            self.ran(terms, f, step - 1, outputs / self.unit)
+            counted: set[int] = set()
+            for i in range(int(g.in_ptr[f]), int(g.in_ptr[f + 1])):
+                e = int(g.in_entry[i])
+                group = int(facts.block[e])
+                if g.in_ignored[i] or facts.paired[i] or not facts.bytes[e] or group in sure:
+                    continue
+                if e in counted:
+                    continue
+                counted.add(e)
+                if len(members[group]) > 1 or e not in columns:
+                    continue
+                read = self.rows.column()
+                asked: Terms = {read: 1.0}
+                self.ran(asked, f, step, -1.0)
+                self.ran(asked, f, step - 1, 1.0)
+                _add(asked, columns[e][0], 1.0)
+                _add(asked, before.get(e), 1.0)
+                self.rows.at_least(asked, 0.0)
+                terms[read] = -float(facts.bytes[e]) / self.unit
+            for above, path in self.above.get(f, {}).items():
+                # run before f, in this step or earlier; what ran earlier counts as passing
+                for e in g.entries(above):
+                    copy = columns.get(e, (None, None))[1]
+                    if copy is None or e in counted:
+                        continue
+                    early = self.rows.column()
+                    self.rows.at_least({early: 1.0, copy: -1.0, before[e]: 1.0, path: -1.0}, -1.0)
+                    terms[early] = -float(facts.bytes[e]) / self.unit
+            self.rows.at_least(terms, 0.0)
+
+    def _add_paths(self) -> None:
+        """Columns that are 1 where AGAIN nodes alone lead from ``g`` to ``f``: the copy of ``g``
+        runs before that of ``f``. Left out of larger programs."""
+        self.above: dict[int, dict[int, int]] = {}
+        sources: dict[int, set[int]] = {}
+        for f in self.nodes:
+            direct = {u for u in self.waits[f] if u in self.again}
+            sources[f] = direct.union(*(sources[u] for u in direct))
+        if sum(map(len, sources.values())) * len(self.steps) > _MOST_PATHS:
+            return
+        for f in self.nodes:
+            self.above[f] = {}
+            for u in self.waits[f]:
+                if u not in self.again:
+                    continue
+                for above in (u, *sources[u]):
+                    if above not in self.above[f]:
+                        self.above[f][above] = self.rows.column()
+                    path = self.above[f][above]
+                    terms: Terms = {path: 1.0, self.again[u]: -1.0}
+                    if above == u:
+                        self.rows.at_least(terms, 0.0)
+                    else:
+                        terms[self.above[u][above]] = -1.0
+                        self.rows.at_least(terms, -1.0)
+
+    def _add_forward(self, at_end: dict[int, list[int]], members: dict[int, list[int]]) -> None:
+        """Rule 3 in the forward pass: ``at_end`` has what is there at its end, by class."""
+        g, facts = self.graph, self.facts
+        forward = np.flatnonzero((facts.bytes > 0) & (g.entry_node < g.n_forward))
+        made, until = facts.made[forward], facts.until[forward]
+        places = np.arange(facts.n_first)
+        if not self.exact and len(places) > 40:
+            places = places[np.argsort(-facts.least[: facts.n_first], kind="stable")[:40]]
+        for place in places.tolist():
+            sure = {int(facts.block[e]) for e in forward[(made <= place) & (until >= place)]}
+            base = sum(int(facts.bytes[members[c][0]]) for c in sure)
+            terms: Terms = {self.peak: 1.0}
+            for e in forward[(made <= place) & (until < place)].tolist():
+                group = int(facts.block[e])
+                if group in sure or self.steps[0] < place:
+                    continue
+                for column in at_end.get(group, []):
+                    terms[column] = -float(facts.bytes[e]) / self.unit
+            self.rows.at_least(terms, base / self.unit)
+
+    def build(self) -> Program:
+        """All rows."""
+        self.add_marks()
+        if self.exact:
+            self._add_paths()
+        self.add_peaks()
+        grain = 0
+        for size in np.unique(self.facts.bytes).tolist():
+            grain = gcd(grain, int(size))
+        return Program(self.rows, self.unit, max(1, grain), self.peak, self.again, self.barrier)
+
+
+def build(
+    graph: TrainingGraph, facts: Lifetimes, ceiling: int, *, most_steps: int | None = None
+) -> Program:
+    """The program of a graph, ``peak`` at most ``ceiling`` bytes (some plan's live peak).
+
+    ``most_steps``: at most about so many steps, those at which most is alive whatever the plan
+    and others between them; all steps where None.
+    """
+    places = list(range(facts.n_first, len(facts.order)))
+    exact = most_steps is None or len(places) <= most_steps
+    if most_steps is not None and not exact:
+        parts = np.array_split(np.array(places), most_steps)
+        places = sorted(int(p[np.argmax(facts.least[p])]) for p in parts)
+    return Builder(graph, facts, places, ceiling, exact).build()
+
+
+@dataclass
+class Outcome:
+    """What the solver proved. ``bound_bytes`` holds for every plan; ``flags`` is its plan."""
+
+    bound_bytes: int
+    flags: Flags | None
+    finished: bool
+    seconds: float
+
+
+def rounded(program: Program, value: float) -> int:
+    """Bytes of a bound in the program's units, up to the next size that a peak can have."""
+    size = value * program.unit
+    return int(np.ceil(size / program.grain)) * program.grain
+
+
+def solve(program: Program, n_forward: int, *, time_limit: float, relaxed: bool) -> Outcome:
+    """Solve by HiGHS within ``time_limit`` seconds; ``relaxed``: marks may be any real numbers.
+
+    The bound of a relaxed solve is computed here from the solver's multipliers: for any
+    multipliers ``y >= 0`` of rows ``A x >= b``, ``y b + sum_j min(0, d_j u_j)`` with
+    ``d = c - A^T y`` is a bound (all columns lie between 0 and ``u``), whatever the solver's
+    tolerances, and wherever it stopped.
+    """
+    import highspy
+
+    started = time.monotonic()
+    rows = program.rows
+    n_columns, n_rows = len(rows.upper), len(rows.low)
+    upper = np.array(rows.upper)
+    low = np.array(rows.low)
+    start = np.array(rows.start[:-1], np.int32)
+    index, value = np.array(rows.index, np.int32), np.array(rows.value)
+    cost = np.zeros(n_columns)
+    cost[program.peak] = 1.0
+    whole = np.array(rows.whole)
+    lp = highspy.HighsLp()
+    lp.num_col_, lp.num_row_ = n_columns, n_rows
+    lp.col_cost_, lp.col_lower_, lp.col_upper_ = cost, np.zeros(n_columns), upper
+    lp.row_lower_, lp.row_upper_ = low, np.full(n_rows, highspy.kHighsInf)
+    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+    lp.a_matrix_.start_ = np.append(start, len(index)).astype(np.int32)
+    lp.a_matrix_.index_, lp.a_matrix_.value_ = index, value
+    if not relaxed:
+        kinds = (highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger)
+        lp.integrality_ = [kinds[int(w)] for w in whole]
+    solver = highspy.Highs()
+    solver.setOptionValue("output_flag", False)
+    solver.setOptionValue("time_limit", float(time_limit))
+    solver.setOptionValue("threads", 1)
+    solver.setOptionValue("random_seed", 0)
+    solver.setOptionValue("mip_rel_gap", 1e-6)
+    solver.passModel(lp)
+    solver.run()
+    status = solver.getModelStatus()
+    finished = status == highspy.HighsModelStatus.kOptimal
+    solution = solver.getSolution()
+    info = solver.getInfo()
+    flags: Flags | None = None
+    if solution.value_valid:
+        at = np.array(solution.col_value)
+        flags = np.zeros(n_forward, np.uint8)
+        for mark, columns in ((AGAIN, program.again), (BARRIER, program.barrier)):
+            for node, column in columns.items():
+                if at[column] > 0.5:
+                    flags[node] = mark
+    bound = 0
+    if relaxed:
+        if len(solution.row_dual) == n_rows:
+            duals = np.maximum(np.array(solution.row_dual), 0.0)
+            row = np.repeat(np.arange(n_rows), np.diff(np.append(start, len(index))))
+            reduced = cost - np.bincount(index, duals[row] * value, n_columns)
+            best = float(duals @ low + np.minimum(0.0, reduced * upper).sum())
+            bound = rounded(program, best - 1e-9 * abs(best))
+    elif status == highspy.HighsModelStatus.kInfeasible:
+        # no plan is under the ceiling, which is a plan's
+        bound = rounded(program, float(upper[program.peak]) * (1 - _SAFE))
+        finished = True
+    elif np.isfinite(info.mip_dual_bound):
+        bound = rounded(program, float(info.mip_dual_bound) * (1 - _SAFE))
+    return Outcome(max(0, bound), flags, finished, time.monotonic() - started)

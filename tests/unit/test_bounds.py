@@ -1,0 +1,172 @@
+"""Bounds against the truth: every plan of hundreds of small graphs, one after the other."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from memcli.graph.training import TrainingGraph
+from memcli.memory import mxnet_operators as table
+from memcli.memory import program
+from memcli.memory.bounds import best_lower_bound, program_bound, step_bound, working_set_bound
+from memcli.memory.exhaustive import all_plans
+from memcli.memory.lifetimes import lifetimes
+from memcli.memory.mxnet_model import MXNetModel
+from memcli.memory.path_bound import path_bound
+from tests.unit.chains import chain_graph, plain_chain
+from tests.unit.test_pool import random_graph
+
+
+def small_graphs(count: int, most: int = 6) -> list[TrainingGraph]:
+    """Random graphs of both kinds with at most ``most`` operators."""
+    result = []
+    for seed in range(count):
+        size = random.Random(seed).randint(2, most)
+        result.append(chain_graph(seed, size))
+        result.append(random_graph(seed, size + 1))
+    return [g for g in result if 0 < g.can_recompute.sum() <= most]
+
+
+GRAPHS = small_graphs(250)
+
+
+def test_all_plans_are_all_plans() -> None:
+    for graph in GRAPHS[:20]:
+        model = MXNetModel(graph)
+        nodes = np.flatnonzero(graph.can_recompute)[:5]
+        if len(nodes) < graph.can_recompute.sum():
+            continue
+        costs = []
+        for marks in itertools.product((0, 1, 2), repeat=len(nodes)):
+            flags = model.none()
+            flags[nodes] = marks
+            costs.append(model.evaluate(flags))
+        found = all_plans(graph, model)
+        assert found is not None
+        assert found.live_peak_bytes == min(c.live_peak_bytes for c in costs)
+        assert found.pool_bytes == min(c.pool_bytes for c in costs)
+        assert model.evaluate(found.live_flags).live_peak_bytes == found.live_peak_bytes
+        assert model.evaluate(found.pool_flags).pool_bytes == found.pool_bytes
+
+
+def test_too_many_plans_are_left_alone() -> None:
+    graph = chain_graph(1, 30)
+    assert all_plans(graph, MXNetModel(graph)) is None
+
+
+def test_cheap_bounds_hold_for_every_plan() -> None:
+    tight = total = 0
+    for graph in GRAPHS:
+        facts = lifetimes(graph)
+        model = MXNetModel(graph)
+        found = all_plans(graph, model)
+        assert found is not None
+        if not facts.sound:
+            assert best_lower_bound(graph, model).bytes == 0
+            continue
+        assert step_bound(facts) <= found.live_peak_bytes <= found.pool_bytes
+        assert path_bound(graph, facts) <= found.live_peak_bytes
+        if not graph.in_ignored.any():
+            assert working_set_bound(graph) <= found.live_peak_bytes
+        tight += step_bound(facts) == found.live_peak_bytes
+        total += 1
+    # They are worth having: on most graphs this small the best plan is proven best.
+    assert tight > 0.6 * total
+
+
+def test_the_path_bound_holds_on_longer_chains() -> None:
+    """Where all weights are alike and nothing shares a block, keeping or not is all there is."""
+    reached = []
+    for seed in range(12):
+        graph = chain_graph(seed, 9, sizes=(100,))
+        graph.pair_ptr[:] = 0
+        facts = lifetimes(graph)
+        found = all_plans(graph, MXNetModel(graph))
+        assert found is not None
+        bound = path_bound(graph, facts)
+        assert 0 < bound <= found.live_peak_bytes
+        reached.append(bound / found.live_peak_bytes)
+    assert np.mean(reached) > 0.5
+
+
+def test_the_path_bound_grows_like_the_square_root() -> None:
+    bounds = []
+    for length in (100, 400, 1600):
+        graph = plain_chain(length)
+        bounds.append(path_bound(graph, lifetimes(graph)))
+    assert bounds[0] < bounds[1] < bounds[2]
+    assert 1.5 < bounds[1] / bounds[0] < 2.8
+    assert 1.5 < bounds[2] / bounds[1] < 2.8
+
+
+@pytest.mark.parametrize("relaxed", [False, True])
+def test_the_program_is_a_bound_and_nearly_the_optimum(relaxed: bool) -> None:
+    near = total = 0
+    for graph in GRAPHS[:160]:
+        facts = lifetimes(graph)
+        model = MXNetModel(graph)
+        ceiling = model.evaluate(model.none()).live_peak_bytes
+        found = all_plans(graph, model)
+        assert found is not None
+        if not facts.sound or not ceiling:
+            continue
+        built = program.build(graph, facts, ceiling)
+        done = program.solve(built, graph.n_forward, time_limit=20, relaxed=relaxed)
+        assert done.finished
+        assert done.bound_bytes <= found.live_peak_bytes
+        near += done.bound_bytes >= 0.99 * found.live_peak_bytes
+        total += 1
+        if relaxed:
+            assert done.bound_bytes > 0
+    assert near > (0.6 if relaxed else 0.9) * total
+
+
+def test_a_part_of_the_steps_is_a_bound_too() -> None:
+    for graph in GRAPHS[:60]:
+        facts = lifetimes(graph)
+        model = MXNetModel(graph)
+        ceiling = model.evaluate(model.none()).live_peak_bytes
+        found = all_plans(graph, model)
+        assert found is not None
+        if facts.sound and ceiling:
+            built = program.build(graph, facts, ceiling, most_steps=2)
+            done = program.solve(built, graph.n_forward, time_limit=20, relaxed=True)
+            assert done.bound_bytes <= found.live_peak_bytes
+
+
+def test_a_proof_is_a_proof() -> None:
+    """A known plan's peak as the ceiling, as the strategies use it."""
+    for graph in GRAPHS[:80]:
+        model = MXNetModel(graph)
+        found = all_plans(graph, model)
+        assert found is not None
+        if not lifetimes(graph).sound:
+            continue
+        bound = program_bound(graph, model, 20, found.live_peak_bytes)
+        assert bound.bytes == found.live_peak_bytes
+        assert bound.flags is not None
+        assert model.evaluate(bound.flags).live_peak_bytes == bound.bytes
+        assert best_lower_bound(graph, model, 20).bytes <= found.live_peak_bytes
+
+
+def test_gradients_run_in_one_order_whatever_the_plan() -> None:
+    for graph in GRAPHS[:60]:
+        model = MXNetModel(graph)
+        order = lifetimes(graph).order.tolist()
+        chance = np.random.default_rng(0)
+        for _ in range(5):
+            marks = chance.integers(0, 3, graph.n_forward).astype(np.uint8)
+            marks *= graph.can_recompute
+            seen = model.execution_order(marks)
+            assert seen[seen < graph.n_nodes].tolist() == order
+
+
+def test_no_operator_writes_over_an_input_that_it_does_not_count() -> None:
+    """What ``Lifetimes.sound`` stands on: true of all of MXNet's registrations."""
+    for op, ignored in table._IGNORED.items():
+        for n_inputs, n_outputs in itertools.product(range(1, 6), range(1, 4)):
+            pairs = table.inplace_pairs(op, {}, n_inputs, n_outputs)
+            assert not {p[0] for p in pairs} & set(ignored), op

@@ -1,0 +1,151 @@
+"""Strategies on small graphs with known optimum, and on an example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import pytest
+
+from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.graph.training import TrainingGraph
+from memcli.memory.exhaustive import all_plans
+from memcli.memory.lifetimes import lifetimes
+from memcli.memory.mxnet_model import MXNetModel
+from memcli.planners import cheap, dp, milp, sqrt
+from memcli.planners.base import Search, Settings
+from memcli.planners.cutpoints import last_forward_use
+from memcli.planners.registry import DESCRIPTIONS, STRATEGIES, search_plan
+from memcli.workflow.planning import read_symbol
+from tests.conftest import EXAMPLES, needs_mxnet
+from tests.unit.chains import chain_graph, plain_chain
+from tests.unit.test_pool import random_graph
+
+NEW = {"sqrt": sqrt.run, "cheap": cheap.run, "dp": dp.run, "milp": milp.run}
+
+
+def searched(graph: TrainingGraph, run: Callable[[Search], None], **settings: float) -> Search:
+    search = Search(graph, MXNetModel(graph), Settings(**settings))  # type: ignore[arg-type]
+    run(search)
+    return search
+
+
+def test_every_strategy_is_described() -> None:
+    assert set(STRATEGIES) == set(DESCRIPTIONS)
+    assert set(NEW) <= set(STRATEGIES)
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_plans_are_admissible_and_never_under_the_optimum(name: str) -> None:
+    for seed in range(40):
+        graph = chain_graph(seed, 6) if seed % 2 else random_graph(seed, 7)
+        if not graph.can_recompute.any():
+            continue
+        search = searched(graph, NEW[name])
+        found = all_plans(graph, search.model)
+        assert found is not None
+        for tried in search.tried:
+            flags = tried.plan.recompute
+            assert (search.admissible(flags) == flags).all()
+            assert tried.cost.live_peak_bytes >= found.live_peak_bytes
+            assert tried.cost.pool_bytes >= found.pool_bytes or tried.cost.match_range != 16
+        assert (
+            search.answer().cost.pool_bytes <= search.model.evaluate(search.model.none()).pool_bytes
+            or name == "sqrt"
+        )
+
+
+def test_milp_finds_the_least_pool_of_tiny_graphs() -> None:
+    for seed in range(15):
+        graph = chain_graph(seed, 6)
+        graph.can_barrier[:] = 0
+        graph.fails_unread[:] = 0
+        search = searched(graph, milp.run)
+        found = all_plans(graph, search.model)
+        assert found is not None
+        assert min(f.cost.pool_bytes for f in search.tried) == found.pool_bytes
+        if lifetimes(graph).sound:
+            bounds = {f.plan.notes["lower_bound_bytes"] for f in search.tried}
+            assert bounds == {found.live_peak_bytes}
+
+
+def test_the_square_root_law() -> None:
+    """On a chain of equal tensors memory grows with the square root of the length."""
+    sizes = []
+    for length in (64, 256):
+        graph = plain_chain(length)
+        found = searched(graph, sqrt.run).answer()
+        sizes.append(found.cost.pool_bytes)
+        assert found.cost.recompute_fraction <= 1.0
+        assert found.cost.pool_bytes < 4 * np.sqrt(length) * 400
+    assert sizes[1] < 2.6 * sizes[0]
+
+
+def test_dp_takes_the_least_recomputation_that_a_budget_allows() -> None:
+    graph = plain_chain(60)
+    search = searched(graph, dp.run)
+    whole = search.model.evaluate(search.model.none())
+    fractions = {}
+    for part in (0.9, 0.6, 0.4):
+        budget = int(part * whole.pool_bytes)
+        found, _ = search_plan(graph, search.model, "dp", Settings(budget=budget))
+        assert found.cost.pool_bytes <= budget
+        fractions[part] = found.cost.recompute_fraction
+    assert fractions[0.9] < fractions[0.6] < fractions[0.4]
+    assert fractions[0.9] < 0.3
+
+
+def test_lower_sets_are_all_of_them() -> None:
+    for seed in range(20):
+        graph = random_graph(seed, 7)
+        family = dp.all_lower_sets(graph)
+        assert family is not None
+        operators = [v for v in range(graph.n_forward) if not graph.variable[v]]
+        count = 0
+        for chosen in range(1 << len(operators)):
+            members = {v for k, v in enumerate(operators) if chosen >> k & 1}
+            sources = {
+                int(u)
+                for v in members
+                for u in graph.in_node[graph.in_ptr[v] : graph.in_ptr[v + 1]]
+                if not graph.variable[u]
+            }
+            count += sources <= members
+        assert len(family.inside) == count
+        last = last_forward_use(graph)
+        for inside, boundary in zip(family.inside, family.boundary, strict=True):
+            for v in np.flatnonzero(boundary):
+                assert inside[v] and last[v] > v
+
+
+@needs_mxnet
+@pytest.mark.parametrize("name", NEW)
+def test_a_network(name: str) -> None:
+    analysis = network()
+    model = analysis.model
+    settings = Settings(time_limit=4.0)
+    found, search = search_plan(analysis.graph, model, name, settings)
+    before = model.evaluate(model.none())
+    assert found.cost == model.plan_cost(found.plan)
+    assert (search.admissible(found.plan.recompute) == found.plan.recompute).all()
+    if name == "cheap":
+        by_density = cheap.costly_by_density(analysis.graph)
+        by_name = cheap.costly_by_name(analysis.graph)
+        for tried in search.tried:
+            again = tried.plan.recompute > 0
+            assert not (again & by_density).any() or not (again & by_name).any()
+        assert found.cost.recompute_fraction < 0.15
+        assert found.cost.pool_bytes < before.pool_bytes
+    else:
+        assert found.cost.pool_bytes < 0.6 * before.pool_bytes
+    if name == "milp":
+        bounds = {f.plan.notes.get("lower_bound_bytes", 0) for f in search.tried}
+        assert max(bounds) <= min(f.cost.live_peak_bytes for f in search.tried)
+
+
+@lru_cache(maxsize=1)
+def network() -> Analysis:
+    """MobileNetV2 for a small batch."""
+    path = EXAMPLES / "mobilenet-v2-symbol.json"
+    return analyze(read_symbol(str(path)).raw, ShapeRequest(batch=8))
