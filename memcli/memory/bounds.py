@@ -16,13 +16,16 @@ from memcli.graph.training import Flags, TrainingGraph
 from memcli.memory import program
 from memcli.memory.exhaustive import all_plans
 from memcli.memory.lifetimes import Lifetimes, lifetimes
-from memcli.memory.mxnet_model import MXNetModel
+from memcli.memory.mxnet_model import Cost, MXNetModel
 from memcli.memory.path_bound import path_bound
 
 # Recomputable nodes up to which the program is solved with whole marks, and relaxed.
 SMALL = 64
 MEDIUM = 450
 _STEPS_TIMES_NODES = 2400  # of a relaxed program, which then takes seconds
+
+
+_PROGRAM_SECONDS = 3.0
 
 
 @dataclass
@@ -101,6 +104,15 @@ def best_lower_bound(
     if time_limit > 0 and max(b.bytes for b in bounds) < top:
         bounds.append(_solved(graph, facts, model, left, top))
     return max(bounds, key=lambda b: b.bytes)
+
+
+def plan_bound(graph: TrainingGraph, model: MXNetModel, cost: Cost) -> int:
+    """The bound that a plan is reported with, bytes; ``cost`` is the plan's.
+
+    The program is asked where it ends within seconds, on graphs of some sixty operators.
+    """
+    seconds = _PROGRAM_SECONDS if int(graph.can_recompute.sum()) <= SMALL else 0.0
+    return best_lower_bound(graph, model, seconds, cost.live_peak_bytes).bytes
 
 
 def working_set_bound(graph: TrainingGraph) -> int:

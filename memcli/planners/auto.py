@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from memcli.planners import local, memonger, none
+from memcli.memory.exhaustive import all_plans
+from memcli.planners import cheap, dp, local, memonger, none, sqrt
 from memcli.planners.base import Search
 from memcli.planners.starts import consider_starts
 
 NAME = "auto"
+# Larger graphs get their plans to start from by cuts alone, which takes a fraction of the time.
+_MOST_NODES = 8000
 
 
 def explore(search: Search) -> None:
-    """The classic search, the empty plan, and many plans to start from."""
+    """The strategies that take no time, all plans of tiny graphs, many plans to start from."""
     if search.graph.stage_at:
         memonger.search_marks(search, "memonger")
     memonger.search_cuts(search, "memonger")
     none.run(search)
+    least = all_plans(search.graph, search.model)
+    if least is not None:
+        search.consider("all plans", least.pool_flags, [])
     consider_starts(search, "cuts")
+    if search.graph.n_nodes > _MOST_NODES:
+        return
+    for strategy in (sqrt, dp, cheap):
+        if not search.out_of_time:
+            strategy.run(search)
 
 
 def run(search: Search) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from memcli.engines.analysis import Analysis, ShapeRequest, analyze
 from memcli.errors import MemcliError
 from memcli.formats.mxnet_symbol import SymbolFile
-from memcli.memory.bounds import working_set_bound
+from memcli.memory.bounds import plan_bound
 from memcli.memory.mxnet_model import Cost
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES, search_variants
@@ -129,7 +129,7 @@ def compare(
         sha256=earlier.original_sha256 if earlier else given.sha256,
         analysis=analysis,
         baseline=baseline,
-        lower_bound=min(working_set_bound(v.analysis.graph) for v in graphs),
+        lower_bound=min(plan_bound(v.analysis.graph, v.analysis.model, baseline) for v in graphs),
         rows=rows,
         notes=notes,
     )

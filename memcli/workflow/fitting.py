@@ -11,7 +11,7 @@ from memcli.engines.analysis import Analysis, ShapeRequest
 from memcli.errors import AnswerIsNo
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.graph.training import Plan, TrainingGraph
-from memcli.memory.bounds import working_set_bound
+from memcli.memory.bounds import plan_bound
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost
 from memcli.memory.stages import stages
 from memcli.planners.base import MATCH_RANGES, Settings
@@ -469,7 +469,7 @@ def _as_planned(fitted: Fitted, original: tuple[str, str]) -> Planned:
         plan=fitted.plan,
         baseline=baseline,
         cost=fitted.planned.cost,
-        lower_bound=working_set_bound(analysis.graph),
+        lower_bound=plan_bound(analysis.graph, model, fitted.planned.cost),
         baseline_allocated=int(bare.touched_bytes[-1]),
         allocated=int(timeline.touched_bytes[-1]),
         stages=listed,

@@ -13,7 +13,7 @@ from memcli.engines.analysis import Analysis, ShapeRequest, analyze
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.plan_record import PlanRecord
 from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
-from memcli.memory.bounds import working_set_bound
+from memcli.memory.bounds import plan_bound
 from memcli.memory.breakdown import Split, forward_op, live_at_peak
 from memcli.memory.stages import Stage, kept_entries, stages
 from memcli.units import format_size
@@ -189,7 +189,7 @@ def inspect(
         unplanned=unplanned,
         planned=planned,
         plan=facts,
-        lower_bound=working_set_bound(analysis.graph),
+        lower_bound=plan_bound(analysis.graph, analysis.model, cost),
         parameter_bytes=analysis.parameter_bytes,
         state_bytes=analysis.state_bytes,
         stages=listed,

@@ -19,7 +19,7 @@ from memcli.formats.newest import remember_plan
 from memcli.formats.plan_record import PlanRecord
 from memcli.formats.symbol_edits import INSERTED_KEY
 from memcli.graph.training import Plan
-from memcli.memory.bounds import gap, working_set_bound
+from memcli.memory.bounds import gap, plan_bound
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost
 from memcli.memory.pool import BARRIER
 from memcli.memory.stages import Stage, stages
@@ -188,7 +188,7 @@ def make_plan(
         plan=found.plan,
         baseline=baseline,
         cost=found.cost,
-        lower_bound=min(working_set_bound(v.analysis.graph) for v in graphs),
+        lower_bound=min(plan_bound(v.analysis.graph, v.analysis.model, found.cost) for v in graphs),
         baseline_allocated=int(unplanned_run.touched_bytes[-1]),
         allocated=int(timeline.touched_bytes[-1]),
         stages=listed,
