@@ -189,7 +189,7 @@ def inspect(
         unplanned=unplanned,
         planned=planned,
         plan=facts,
-        lower_bound=plan_bound(analysis.graph, analysis.model, cost),
+        lower_bound=plan_bound(analysis.graph, model, model.plan_cost(shown)),
         parameter_bytes=analysis.parameter_bytes,
         state_bytes=analysis.state_bytes,
         stages=listed,
