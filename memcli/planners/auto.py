@@ -16,8 +16,10 @@ def explore(search: Search) -> None:
     """The strategies that take no time, all plans of tiny graphs, many plans to start from."""
     if search.graph.stage_at:
         memonger.search_marks(search, "memonger")
-    memonger.search_cuts(search, "memonger")
     none.run(search)
+    if search.superseded and search.graph.n_nodes > _MOST_NODES:
+        return
+    memonger.search_cuts(search, "memonger")
     least = all_plans(search.graph, search.model)
     if least is not None:
         search.consider("all plans", least.pool_flags, [])

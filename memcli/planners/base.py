@@ -69,6 +69,8 @@ class Search:
                     f"--recompute: node '{graph.names[node]}' ({graph.op(node)}) cannot be run "
                     "twice: it draws random numbers or keeps state"
                 )
+        # whether the same network is searched on a rewritten graph, too
+        self.superseded = False
         self.tried: list[Found] = []
         self.evaluated = 0
 

@@ -60,6 +60,8 @@ def search_variants(
     """
     searches = [Search(graph, model, settings) for graph, model in graphs]
     explore, refine = _IN_TWO_STEPS.get(strategy, (STRATEGIES[strategy], None))
+    for search in searches[:-1]:
+        search.superseded = True
     for search in searches:
         explore(search)
     if refine is not None:
