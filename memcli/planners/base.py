@@ -19,6 +19,8 @@ from memcli.planners.roles import find_roles, spared_with
 
 # Every whole number works; above 16 the pool is the default's on all graphs tried.
 MATCH_RANGES = (16, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1)
+# Graphs on which evaluating takes long enough to look at fewer candidates twice.
+_LARGE = 20_000
 # A plan that runs on MXNet's plain kernels, too, is preferred up to this much more memory.
 _PORTABLE = 1.005
 
@@ -194,6 +196,8 @@ class Search:
     def answer(self, shortlist: int = 8) -> Found:
         """The best candidate under the settings, at its best match range."""
         ranked = sorted(self.tried, key=lambda found: self.key(found.cost))
+        if self.graph.n_nodes > _LARGE:
+            shortlist = 2
         portable = [f for f in ranked if self.is_portable(f)]
         short = [*ranked[:shortlist], *portable[:shortlist]]
         wider = [*(self.with_environment(found) for found in short), *ranked]

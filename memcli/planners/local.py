@@ -27,7 +27,7 @@ NAME = "local"
 # get more, by the root of their size.
 _WORK = 24_000_000
 _USUAL_NODES = 700
-_MOST_WORK = 48_000_000
+_MOST_WORK = 36_000_000
 _LEAST_STEPS = 48
 # Part of the work for each round of chains, and how many chains there are in it.
 _ROUNDS = ((0.35, 8), (0.3, 3), (0.35, 2))

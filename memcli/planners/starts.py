@@ -19,12 +19,15 @@ from memcli.planners.cutpoints import cut_pass, families, last_forward_use
 # Stage sizes, as parts of all feature maps.
 _PARTS = (1.5, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 90, 128, 200, 300, 450)
 _SPANS = (1, 2, 3, 4, 6, 8, 12, 20, 40)
+# Evaluations in nodes of the joint graph; larger graphs get fewer plans to start from.
+_WORK = 12_000_000
+_LEAST = 60
 
 
 def consider_starts(search: Search, strategy: str) -> None:
     """Evaluate all of them, each at the default match range."""
     for number, (flags, cuts) in enumerate(_distinct(search)):
-        if search.out_of_time:
+        if search.out_of_time or number >= max(_LEAST, _WORK // search.graph.n_nodes):
             return
         if number == 0:
             search.progress("plans to start from")

@@ -26,6 +26,9 @@ from memcli.formats.symbol_edits import Join
 from memcli.graph.training import TrainingGraph
 from memcli.memory.mxnet_model import MXNetModel
 
+# Graphs of so many nodes are joined wherever rule 1 holds, before their gradients are known.
+LARGE = 20_000
+
 _ADDS = frozenset({"elemwise_add", "_plus", "_Plus", "broadcast_add"})
 _WITH_PARAMETERS = frozenset({"FullyConnected", "Convolution"})
 # How much later than its sibling's a gradient must run to be worth a join, in steps.
@@ -73,4 +76,31 @@ def gradient_joins(raw: dict[str, Any], graph: TrainingGraph, model: MXNetModel)
         if max(sources) < min(places):
             name = nodes[int(graph.position[v])]["name"] + "_join"
             joins.append(Join([(p, 0) for p in places], name))
+    return joins
+
+
+def possible_joins(raw: dict[str, Any]) -> list[Join]:
+    """Joins by the file alone, whether the gradients profit or not: rule 1, and the order of 3.
+
+    Where the analysis of a graph takes long, this lets the joined graph be analyzed beside it.
+    """
+    nodes = raw["nodes"]
+    readers: dict[int, int] = {}
+    for node in nodes:
+        for source in node["inputs"]:
+            readers[source[0]] = readers.get(source[0], 0) + 1
+    for head in raw["heads"]:
+        readers[head[0]] = readers.get(head[0], 0) + 2
+    joins = []
+    for node in nodes:
+        if node["op"] not in _ADDS or len(node["inputs"]) != 2:
+            continue
+        pair = [i[0] for i in node["inputs"]]
+        if pair[0] == pair[1] or not all(
+            nodes[p]["op"] in _WITH_PARAMETERS and readers[p] == 1 for p in pair
+        ):
+            continue
+        sources = [nodes[p]["inputs"][0][:2] for p in pair]
+        if sources[0] != sources[1] and max(s[0] for s in sources) < min(pair):
+            joins.append(Join([(p, 0) for p in pair], node["name"] + "_join"))
     return joins

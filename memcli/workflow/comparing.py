@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.engines.analysis import Analysis, ShapeRequest
 from memcli.errors import MemcliError
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.memory.bounds import plan_bound
@@ -17,7 +17,7 @@ from memcli.planners.registry import STRATEGIES, search_variants
 from memcli.units import parse_size
 from memcli.workflow.costs import set_costs
 from memcli.workflow.planning import environment_of, read_symbol, shape_notes, unplanned
-from memcli.workflow.variants import Variant, variants
+from memcli.workflow.variants import Variant, analyze_variants
 
 Progress = Callable[[str, float | None], None]
 
@@ -95,11 +95,13 @@ def compare(
     given = read_symbol(model)
     earlier = given.plan()
     source = unplanned(given, notes)
-    analysis = analyze(source.raw, request, on_progress=on_progress)
+    graphs = analyze_variants(
+        source, request, rewrite=settings.rewrite, on_progress=on_progress
+    )
+    analysis = graphs[0].analysis
     notes += shape_notes(analysis)
     if on_progress:
         on_progress("compiling the memory model (first run only)", None)
-    graphs = variants(source, analysis, rewrite=settings.rewrite, on_progress=on_progress)
     notes += set_costs(graphs, settings.cost, "cpu", on_progress)
     baseline = analysis.model.evaluate(analysis.model.none())
 

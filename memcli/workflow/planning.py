@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.engines.analysis import Analysis, ShapeRequest
 from memcli.errors import AnswerIsNo, BadInput
 from memcli.formats.atomic import check_target, write_atomically
 from memcli.formats.detect import detect_format, read_model_bytes
@@ -27,7 +27,12 @@ from memcli.planners.base import Settings
 from memcli.planners.registry import search_variants
 from memcli.units import format_size, parse_size
 from memcli.workflow.costs import set_costs
-from memcli.workflow.variants import Variant, marked_positions, variants, with_barriers
+from memcli.workflow.variants import (
+    Variant,
+    analyze_variants,
+    marked_positions,
+    with_barriers,
+)
 
 Progress = Callable[[str, float | None], None]
 
@@ -161,11 +166,13 @@ def make_plan(
     )
     source = unplanned(given, notes)
     started = time.monotonic()
-    analysis = analyze(source.raw, request, on_progress=on_progress)
+    graphs = analyze_variants(
+        source, request, rewrite=settings.rewrite, on_progress=on_progress
+    )
+    analysis = graphs[0].analysis
     notes += shape_notes(analysis)
     if on_progress:
         on_progress("compiling the memory model (first run only)", None)
-    graphs = variants(source, analysis, rewrite=settings.rewrite, on_progress=on_progress)
     notes += set_costs(graphs, settings.cost, device, on_progress)
     baseline = analysis.model.evaluate(analysis.model.none())
     if budget is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ from memcli.graph.training import Flags
 from memcli.memory.pool import BARRIER
 from memcli.rewrites.exactness import concats_keep_sums, joins_keep_sums
 from memcli.rewrites.flatten_concats import concat_convolutions, flatten_concats, grouped_sums
-from memcli.rewrites.gradient_joins import gradient_joins
+from memcli.rewrites.gradient_joins import LARGE, gradient_joins, possible_joins
 
 Progress = Callable[[str, float | None], None]
 
@@ -92,6 +93,44 @@ def exact_parts(edits: Edits, source: SymbolFile, before: Analysis, after: Analy
     if joins and not joins_keep_sums(before.graph, after.graph, source.raw, joins):
         joins = []
     return Edits(concats, joins)
+
+
+def analyze_variants(
+    source: SymbolFile,
+    request: ShapeRequest,
+    *,
+    rewrite: bool,
+    on_progress: Progress | None = None,
+) -> list[Variant]:
+    """The symbol as saved, and rewritten where that applies, each analyzed by MXNet.
+
+    A large graph that may profit from joins is analyzed with them at the same time.
+
+    Raises:
+        BadInput: MXNet refuses the graph or its shapes.
+        EngineFailed: MXNet is missing or crashed.
+    """
+    joins = possible_joins(source.raw) if rewrite and source.node_count >= LARGE else []
+    if not joins:
+        analysis = analyze(source.raw, request, on_progress=on_progress)
+        return variants(source, analysis, rewrite=rewrite, on_progress=on_progress)
+    edits = Edits(flatten_concats(source.raw), joins)
+    changed = source.with_content(edits.applied(source.raw))
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(analyze, changed.raw, request)
+        analysis = analyze(source.raw, request, on_progress=on_progress)
+        try:
+            after: Analysis | None = beside.result()
+        except BadInput:
+            after = None
+    found = [Variant(source, analysis)]
+    wanted = edits_of(source, analysis)
+    if after is None or not wanted:
+        return found
+    if exact_parts(edits, source, analysis, after) == edits:
+        after.model.portable = bool(edits.concats)
+        return [*found, Variant(changed, after, edits.names)]
+    return variants(source, analysis, rewrite=rewrite, on_progress=on_progress)
 
 
 def variants(
