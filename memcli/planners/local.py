@@ -27,7 +27,8 @@ NAME = "local"
 # get more, by the root of their size.
 _WORK = 24_000_000
 _USUAL_NODES = 700
-_MOST_WORK = 36_000_000
+_MOST_WORK = 36_000_000  # of graphs that take milliseconds to evaluate
+_LARGE = 10_000
 _LEAST_STEPS = 48
 # Part of the work for each round of chains, and how many chains there are in it.
 _ROUNDS = ((0.35, 8), (0.3, 3), (0.35, 2))
@@ -179,7 +180,9 @@ def refine(search: Search, strategy: str = NAME) -> None:
         return
     search.progress("local search")
     size = max(1, search.graph.n_nodes)
-    effort = min(_MOST_WORK, _WORK * max(1.0, size / _USUAL_NODES) ** 0.5)
+    effort = _WORK * max(1.0, size / _USUAL_NODES) ** 0.5
+    if size > _LARGE:
+        effort = _MOST_WORK
     work = max(_LEAST_STEPS, int(effort / size))
     if search.settings.budget is not None:
         # a plan of little memory first: what it leaves of the budget is room to keep more

@@ -116,6 +116,9 @@ def test_a_planned_file_is_planned_anew_as_the_original_is(
     model.write_text(dense_block(5))
     first = only_json(memcli("plan", str(model), "-o", "p.json", "--json"))
     second = only_json(memcli("plan", "p.json", "-o", "q.json", "--json"))
+    for plan in (first, second):
+        # of small graphs it comes from a solver that is given seconds
+        assert plan["memory"].pop("lower_bound_bytes") > 0
     assert second["memory"] == first["memory"]
     assert second["model"]["nodes"] == first["model"]["nodes"]
     stated = only_json(memcli("inspect", "q.json", "--json"))
