@@ -32,6 +32,9 @@ _LARGE = 10_000
 _LEAST_STEPS = 48
 # Part of the work for each round of chains, and how many chains there are in it.
 _ROUNDS = ((0.35, 8), (0.3, 3), (0.35, 2))
+# With fewer steps than these in all: fewer chains, longer ones.
+_MANY_STEPS = 24_000
+_SHORT_ROUNDS = ((0.2, 4), (0.2, 2), (0.6, 1))
 # Ranges that annealed plans often end up best at, whatever was best before.
 _USUAL_RANGES = (2, 3, 4, 6)
 # First temperature of a chain of thousands of steps, as a part of its energy; short ones are
@@ -101,7 +104,7 @@ class _Annealer:
         rng = np.array([0x9E3779B97F4A7C15 ^ (chain.seed * 0x2545F491)], np.uint64)
         state, best = chain.flags.copy(), chain.flags.copy()
         reference = chain.lowest if np.isfinite(chain.lowest) else 1.0
-        first = _HEAT * reference * min(1.0, steps / 4000) * (1.0 if live else 0.5) + 1e-12
+        first = _HEAT * reference * min(1.0, steps / 4000) * (1.0 if live else 0.15) + 1e-12
         done, lowest = 0, chain.lowest
         while done < steps and not search.out_of_time:
             part = min(steps - done, max(16, int(_SLICE_SECONDS / self.rate)))
@@ -206,15 +209,16 @@ def _rounds(
     search: Search, annealer: _Annealer, work: int, strategy: str, salt: int
 ) -> _Chain | None:
     """Successive halving over chains; the best one."""
-    chains = _first_chains(search, annealer, _ROUNDS[0][1])
+    rounds = _ROUNDS if work >= _MANY_STEPS else _SHORT_ROUNDS
+    chains = _first_chains(search, annealer, rounds[0][1])
     for chain in chains:
         chain.seed += 7919 * salt
-    for number, (part, count) in enumerate(_ROUNDS):
+    for number, (part, count) in enumerate(rounds):
         chains = chains[:count]
         if not chains or search.out_of_time:
             break
         steps = max(8, int(work * part / len(chains)))
-        search.progress("local search", number / len(_ROUNDS))
+        search.progress("local search", number / len(rounds))
         with ThreadPoolExecutor(_workers()) as pool:
             futures = [
                 pool.submit(annealer.run, chain, steps, live=number == 0 or salt % 2 == 1)
