@@ -373,8 +373,7 @@ def _cheapest_cuts(subject: _Subject, threshold: int) -> tuple[Flags, int, int]:
     from memcli.planners.cutpoints import cut_pass, families, find_cuts, recompute_all_but
 
     graph = subject.analysis.graph
-    sizes = graph.node_bytes()[: graph.n_forward]
-    sizes[graph.variable[: graph.n_forward] == 1] = 0
+    sizes = graph.operator_bytes()
     best: tuple[int, Flags, int, int] | None = None
     for family in families(find_cuts(graph)):
         kept, save_size, max_size = cut_pass(graph, family, sizes, threshold)

@@ -46,6 +46,14 @@ class Analysis:
     bound_total_mb: int  # MXNet's own figure of this one bind
     bind_seconds: float  # what MXNet took for it
 
+    def binding(self) -> dict[str, dict[str, Any]]:
+        """Shapes, types and the file's names of what a job binds, by name in the prepared copy."""
+        return {
+            "shapes": {a["prepared"]: a["shape"] for a in self.arguments},
+            "dtypes": {a["prepared"]: a["dtype"] for a in self.arguments},
+            "names": {a["prepared"]: a["name"] for a in self.arguments + self.auxiliary},
+        }
+
 
 def ask_mxnet(
     raw: dict[str, Any],

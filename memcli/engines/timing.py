@@ -220,9 +220,7 @@ def measure_forward_seconds(
         path.write_text(text)
         job = {
             "symbol": str(path),
-            "shapes": {a["prepared"]: a["shape"] for a in analysis.arguments},
-            "dtypes": {a["prepared"]: a["dtype"] for a in analysis.arguments},
-            "names": {a["prepared"]: a["name"] for a in analysis.arguments + analysis.auxiliary},
+            **analysis.binding(),
             "device": device,
             "onednn": onednn,
             "repeats": repeats,

@@ -60,6 +60,50 @@ def rewire(raw: Raw, changes: Sequence[Rewiring]) -> Raw:
     return {**raw, "nodes": nodes}
 
 
+class _Rebuilt:
+    """The nodes of a file with others put between them, in the order of the calls."""
+
+    def __init__(self, raw: Raw) -> None:
+        self._raw = raw
+        self._names = {node["name"] for node in raw["nodes"]}
+        self._nodes: list[Raw] = []
+        self._origin: list[int | None] = []  # old position, None for what is inserted
+        self.moved: dict[int, int] = {}
+        # (old position of the reader, slot): what it reads instead
+        self.turned: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def keep(self, position: int) -> None:
+        """The next node of the file."""
+        self.moved[position] = len(self._nodes)
+        self._nodes.append(dict(self._raw["nodes"][position]))
+        self._origin.append(position)
+
+    def insert(self, op: str, name: str, inputs: list[list[int]], **attrs: str) -> int:
+        """A node that hands on what it reads, at new positions; its own position."""
+        while name in self._names:
+            name += "_"
+        self._names.add(name)
+        attributes = {INSERTED_KEY: "1", **attrs}
+        self._nodes.append({"op": op, "name": name, "attrs": attributes, "inputs": inputs})
+        self._origin.append(None)
+        return len(self._nodes) - 1
+
+    def finished(self) -> Raw:
+        """The new content, once all nodes of the file are kept."""
+        for position, node in zip(self._origin, self._nodes, strict=True):
+            if position is None:
+                continue
+            node["inputs"] = [
+                [*self.turned[position, slot], *source[2:]]
+                if (position, slot) in self.turned
+                else [self.moved[source[0]], *source[1:]]
+                for slot, source in enumerate(node["inputs"])
+            ]
+            if "control_deps" in node:
+                node["control_deps"] = [self.moved[p] for p in node["control_deps"]]
+        return _renumbered(self._raw, self._nodes, self.moved, self._origin)
+
+
 def insert_identities(
     raw: Raw, after: Collection[int], suffix: str = "_kept"
 ) -> tuple[Raw, dict[int, int]]:
@@ -72,48 +116,21 @@ def insert_identities(
         The new content, and the new position of each old one.
     """
     chosen = set(after)
-    old: list[Raw] = raw["nodes"]
-    names = {node["name"] for node in old}
-    read: dict[int, set[int]] = {}
-    for node in old:
-        for source in node["inputs"]:
+    readers: dict[int, dict[int, list[tuple[int, int]]]] = {}
+    for reader, node in enumerate(raw["nodes"]):
+        for slot, source in enumerate(node["inputs"]):
             if source[0] in chosen:
-                read.setdefault(source[0], set()).add(source[1] if len(source) > 1 else 0)
-    moved: dict[int, int] = {}
-    barrier: dict[tuple[int, int], int] = {}
-    nodes: list[Raw] = []
-    origin: list[int | None] = []
-    for position, node in enumerate(old):
-        moved[position] = len(nodes)
-        nodes.append(dict(node))
-        origin.append(position)
-        outputs = sorted(read.get(position, ()))
-        for output in outputs:
+                output = source[1] if len(source) > 1 else 0
+                readers.setdefault(source[0], {}).setdefault(output, []).append((reader, slot))
+    new = _Rebuilt(raw)
+    for position, node in enumerate(raw["nodes"]):
+        new.keep(position)
+        outputs = readers.get(position, {})
+        for output in sorted(outputs):
             name = node["name"] + suffix + (str(output) if len(outputs) > 1 else "")
-            while name in names:
-                name += "_"
-            names.add(name)
-            barrier[position, output] = len(nodes)
-            nodes.append(
-                {
-                    "op": _IDENTITY,
-                    "name": name,
-                    "attrs": {INSERTED_KEY: "1"},
-                    "inputs": [[moved[position], output, 0]],
-                }
-            )
-            origin.append(None)
-    for place, node in enumerate(nodes):
-        if origin[place] is None:
-            continue
-        node["inputs"] = [
-            [barrier.get((i[0], i[1] if len(i) > 1 else 0), moved[i[0]])]
-            + ([0, *i[2:]] if (i[0], i[1] if len(i) > 1 else 0) in barrier else list(i[1:]))
-            for i in node["inputs"]
-        ]
-        if "control_deps" in node:
-            node["control_deps"] = [moved[p] for p in node["control_deps"]]
-    return _renumbered(raw, nodes, moved, origin), moved
+            place = new.insert(_IDENTITY, name, [[new.moved[position], output, 0]])
+            new.turned.update(dict.fromkeys(outputs[output], (place, 0)))
+    return new.finished(), new.moved
 
 
 @dataclass(frozen=True)
@@ -132,51 +149,20 @@ def insert_chains(raw: Raw, chains: Sequence[Chain], suffix: str = "_shared") ->
     and so on; the last two read the same one. The gradient of the last reader is then added to
     that of the one before, the sum to that of the one before that: a chain of sums of two.
     """
-    old: list[Raw] = raw["nodes"]
-    names = {node["name"] for node in old}
     behind: dict[int, list[Chain]] = {}
     for chain in chains:
         behind.setdefault(chain.position, []).append(chain)
-    moved: dict[int, int] = {}
-    nodes: list[Raw] = []
-    origin: list[int | None] = []
-    placed: dict[tuple[int, int], int] = {}
-    for position, node in enumerate(old):
-        moved[position] = len(nodes)
-        nodes.append(dict(node))
-        origin.append(position)
+    new = _Rebuilt(raw)
+    for position, node in enumerate(raw["nodes"]):
+        new.keep(position)
         for chain in behind.get(position, ()):
-            source = [moved[position], chain.output, 0]
+            source = (new.moved[position], chain.output)
             for number, reader in enumerate(chain.readers[1:], start=1):
                 if number < len(chain.readers) - 1:
                     name = f"{node['name']}{suffix}{number}"
-                    while name in names:
-                        name += "_"
-                    names.add(name)
-                    nodes.append(
-                        {
-                            "op": _IDENTITY,
-                            "name": name,
-                            "attrs": {INSERTED_KEY: "1"},
-                            "inputs": [source],
-                        }
-                    )
-                    origin.append(None)
-                    source = [len(nodes) - 1, 0, 0]
-                placed[reader] = source[0]
-    for place, node in enumerate(nodes):
-        position_of = origin[place]
-        if position_of is None:
-            continue
-        node["inputs"] = [
-            [placed[position_of, slot], 0, 0]
-            if (position_of, slot) in placed
-            else [moved[i[0]], *i[1:]]
-            for slot, i in enumerate(node["inputs"])
-        ]
-        if "control_deps" in node:
-            node["control_deps"] = [moved[p] for p in node["control_deps"]]
-    return _renumbered(raw, nodes, moved, origin)
+                    source = (new.insert(_IDENTITY, name, [[*source, 0]]), 0)
+                new.turned[reader] = source
+    return new.finished()
 
 
 @dataclass(frozen=True)
@@ -196,51 +182,19 @@ def insert_joins(raw: Raw, joins: Sequence[Join]) -> tuple[Raw, dict[int, int]]:
     Returns:
         The new content, and the new position of each old one.
     """
-    old: list[Raw] = raw["nodes"]
-    names = {node["name"] for node in old}
     at: dict[int, list[Join]] = {}
     for join in joins:
         at.setdefault(min(position for position, _ in join.readers), []).append(join)
-    moved: dict[int, int] = {}
-    nodes: list[Raw] = []
-    origin: list[int | None] = []
-    placed: dict[tuple[int, int], tuple[int, int]] = {}
-    for position, node in enumerate(old):
+    new = _Rebuilt(raw)
+    for position in range(len(raw["nodes"])):
         for join in at.get(position, ()):
-            name = join.name
-            while name in names:
-                name += "_"
-            names.add(name)
-            inputs = []
-            for output, (reader, slot) in enumerate(join.readers):
-                source = old[reader]["inputs"][slot]
-                inputs.append([moved[source[0]], *source[1:]])
-                placed[reader, slot] = (len(nodes), output)
-            nodes.append(
-                {
-                    "op": _JOIN,
-                    "name": name,
-                    "attrs": {INSERTED_KEY: "1", "num_outputs": str(len(inputs))},
-                    "inputs": inputs,
-                }
-            )
-            origin.append(None)
-        moved[position] = len(nodes)
-        nodes.append(dict(node))
-        origin.append(position)
-    for place, node in enumerate(nodes):
-        position_of = origin[place]
-        if position_of is None:
-            continue
-        node["inputs"] = [
-            [*placed[position_of, slot], 0]
-            if (position_of, slot) in placed
-            else [moved[i[0]], *i[1:]]
-            for slot, i in enumerate(node["inputs"])
-        ]
-        if "control_deps" in node:
-            node["control_deps"] = [moved[p] for p in node["control_deps"]]
-    return _renumbered(raw, nodes, moved, origin), moved
+            sources = [raw["nodes"][reader]["inputs"][slot] for reader, slot in join.readers]
+            inputs = [[new.moved[source[0]], *source[1:]] for source in sources]
+            place = new.insert(_JOIN, join.name, inputs, num_outputs=str(len(inputs)))
+            for output, reader in enumerate(join.readers):
+                new.turned[reader] = (place, output)
+        new.keep(position)
+    return new.finished(), new.moved
 
 
 def undo(raw: Raw, where: str) -> Raw:

@@ -118,6 +118,12 @@ class TrainingGraph:
         np.add.at(total, self.entry_node, self.entry_bytes)
         return total
 
+    def operator_bytes(self) -> Ints:
+        """Over forward nodes: bytes of all outputs; 0 for variables, which are the caller's."""
+        sizes = self.node_bytes()[: self.n_forward]
+        sizes[self.variable[: self.n_forward] == 1] = 0
+        return sizes
+
     def saved_entries(self) -> Flags:
         """Over entries: 1 where a backward node reads a tensor of the forward pass."""
         saved = np.zeros(self.n_entries, np.uint8)

@@ -52,8 +52,7 @@ def stage_of_nodes(graph: TrainingGraph, cuts: list[list[int]]) -> Ints:
 
 def default_cuts(graph: TrainingGraph, wanted: int = 8) -> list[list[int]]:
     """Places that divide a graph without a plan into about ``wanted`` parts of equal bytes."""
-    sizes = graph.node_bytes()[: graph.n_forward]
-    sizes[graph.variable[: graph.n_forward] == 1] = 0
+    sizes = graph.operator_bytes()
     total = np.cumsum(sizes)
     if not len(total) or not total[-1]:
         return []

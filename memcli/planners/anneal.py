@@ -40,7 +40,7 @@ def _unit(rng):
 
 
 @numba.njit(cache=True)
-def _energy(p, pool, flops, work):
+def energy_of(p, pool, flops, work):
     """What is minimized: memory and work, with penalties for what breaks a limit."""
     return (
         p[MEMORY] * pool + p[WORK] * work
@@ -56,6 +56,16 @@ def _place(rng, weights):
         return _below(rng, n)
     wanted = _unit(rng) * weights[n - 1]
     return min(n - 1, lower_bound(weights, wanted, n))
+
+
+@numba.njit(cache=True)
+def _set(state, v, mark, undo_node, undo_mark, count):
+    """Mark a node, if it is not marked so; how many changes there are to undo now."""
+    if state[v] == mark:
+        return count
+    undo_node[count], undo_mark[count] = v, state[v]
+    state[v] = mark
+    return count + 1
 
 
 @numba.njit(cache=True)
@@ -77,11 +87,7 @@ def _propose(
         while i < end and most > 0:
             w = group_node[i]
             for k in range(spare_ptr[w], spare_ptr[w + 1]):
-                u = spare_node[k]
-                if state[u] != KEPT:
-                    undo_node[count], undo_mark[count] = u, state[u]
-                    state[u] = KEPT
-                    count += 1
+                count = _set(state, spare_node[k], KEPT, undo_node, undo_mark, count)
             i += stride
             most -= 1
         return count
@@ -126,10 +132,7 @@ def _propose(
             mark = pick
             if mark == BARRIER and not can_barrier[v]:
                 mark = AGAIN
-            if state[v] != mark:
-                undo_node[count], undo_mark[count] = v, state[v]
-                state[v] = mark
-                count += 1
+            count = _set(state, v, mark, undo_node, undo_mark, count)
         return count
     # alike nodes (the same operator and sizes), some neighbours of them in their order
     v = nodes[_place(rng, weights)]
@@ -147,10 +150,7 @@ def _propose(
         mark = pick
         if mark == BARRIER and not can_barrier[w]:
             mark = KEPT
-        if state[w] != mark:
-            undo_node[count], undo_mark[count] = w, state[w]
-            state[w] = mark
-            count += 1
+        count = _set(state, w, mark, undo_node, undo_mark, count)
         i += stride
         most -= 1
     return count
@@ -175,7 +175,7 @@ def anneal(
     drop_unread(flags, drop[0], drop[1], drop[2], drop[3], drop[4], drop[5], drop[6])
     length, flops, work = trace(lay, scratch, flags)
     _, pool, live = fill(lay, scratch, flags, length, match_range)
-    energy = _energy(params, float(pool), flops, work)
+    energy = energy_of(params, float(pool), flops, work)
     if energy < lowest:
         lowest = energy
         best[:] = flags
@@ -195,7 +195,7 @@ def anneal(
         drop_unread(flags, drop[0], drop[1], drop[2], drop[3], drop[4], drop[5], drop[6])
         length, flops, work = trace(lay, scratch, flags)
         _, pool, live = fill(lay, scratch, flags, length, match_range)
-        new = _energy(params, float(pool), flops, work)
+        new = energy_of(params, float(pool), flops, work)
         rise = new - energy + weight * (live - peak)
         if rise <= 0 or _unit(rng) < np.exp(-rise / temperature):
             energy = new

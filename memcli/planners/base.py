@@ -129,6 +129,15 @@ class Search:
         is_reader = graph.op(node) == "_copy" and graph.op(int(reads[0])) == "Convolution"
         return BARRIER if self.pinned[node] or is_reader else KEPT
 
+    def kept_cuts(self, flags: Flags) -> list[list[int]]:
+        """The cuts of the graph all of whose nodes the plan keeps, for the table of stages."""
+        result: list[list[int]] = []
+        for cut in self.cuts:
+            # neighbours that keep the same tensors are one cut
+            if all(flags[v] != AGAIN for v in cut.nodes) and result[-1:] != [cut.nodes]:
+                result.append(cut.nodes)
+        return result
+
     @property
     def out_of_time(self) -> bool:
         """Whether the time limit has passed; at least one candidate is always tried."""

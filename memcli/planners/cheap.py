@@ -28,7 +28,7 @@ from memcli.graph.training import Flags, Ints, TrainingGraph
 from memcli.memory.pool import AGAIN, KEPT
 from memcli.planners.base import Search
 from memcli.planners.cutpoints import CutPoint, cut_pass
-from memcli.planners.marks import keep_marks, operator_bytes
+from memcli.planners.marks import keep_marks
 
 NAME = "cheap"
 COSTLY = frozenset(
@@ -55,7 +55,7 @@ def costly_by_name(graph: TrainingGraph) -> Bools:
 def costly_by_density(graph: TrainingGraph) -> Bools:
     """Over forward nodes: all but those of least FLOPs per byte that make 5% of the FLOPs."""
     flops = graph.flops[: graph.n_forward]
-    density = flops / np.maximum(operator_bytes(graph), 1)
+    density = flops / np.maximum(graph.operator_bytes(), 1)
     rank = np.argsort(density, kind="stable")
     running = np.cumsum(flops[rank])
     costly = np.zeros(graph.n_forward, bool)
@@ -86,7 +86,7 @@ def plans(search: Search, costly: Bools, barriers: bool) -> list[tuple[Flags, li
     held = cheap & pinned
     again[held] = keep[held]
     result: list[tuple[Flags, list[list[int]]]] = [(again.astype(np.uint8), [])]
-    sizes = np.where(again == AGAIN, operator_bytes(graph), 0)
+    sizes = np.where(again == AGAIN, graph.operator_bytes(), 0)
     # of a cut, what a costly operator makes or reads is kept as it is
     cuts = []
     for cut in search.cuts:

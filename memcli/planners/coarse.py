@@ -116,5 +116,4 @@ def _descend(
             if search.key(tried) < search.key(cost):
                 flags, cost, best_range, improved = changed, tried, tried.match_range, True
     search.evaluated += used
-    cuts = [c.nodes for c in search.cuts if all(flags[v] != AGAIN for v in c.nodes)]
-    search.consider(strategy, flags, cuts, best_range)
+    search.consider(strategy, flags, search.kept_cuts(flags), best_range)

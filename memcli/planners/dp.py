@@ -31,7 +31,7 @@ from memcli.memory.lifetimes import NEVER, lifetimes
 from memcli.memory.pool import AGAIN, KEPT
 from memcli.planners.base import Search
 from memcli.planners.cutpoints import CutPoint, last_forward_use, pinned_bytes
-from memcli.planners.marks import keep_marks, operator_bytes
+from memcli.planners.marks import keep_marks
 
 NAME = "dp"
 _MOST_SETS = 400  # lower sets of a family
@@ -144,7 +144,7 @@ def stretches(graph: TrainingGraph, family: Family, keep: Flags) -> Stretches:
     """Memory and work between each pair of sets, with boundaries marked as in ``keep``."""
     n_sets = len(family.inside)
     operator = graph.variable[: graph.n_forward] == 0
-    sizes = operator_bytes(graph) / _KIB
+    sizes = graph.operator_bytes() / _KIB
     held = sizes + np.where(keep == KEPT, pinned_bytes(graph) / _KIB, 0)
     saved = np.zeros(graph.n_nodes)
     flags = graph.saved_entries()

@@ -85,13 +85,9 @@ class _Annealer:
 
     def energy(self, found: Found) -> float:
         """What a chain minimizes, of a plan that was evaluated."""
-        p, c = self.params, found.cost
-        return float(
-            p[anneal.MEMORY] * c.pool_bytes
-            + p[anneal.WORK] * c.recompute_seconds
-            + p[anneal.OVER] * max(0.0, c.pool_bytes - p[anneal.BUDGET])
-            + p[anneal.WASTED] * max(0.0, c.recompute_flops - p[anneal.LIMIT])
-        )
+        cost = found.cost
+        pool, flops, work = cost.pool_bytes, cost.recompute_flops, cost.recompute_seconds
+        return float(anneal.energy_of(self.params, float(pool), flops, work))
 
     def run(self, chain: _Chain, steps: int, *, live: bool) -> _Chain:
         """Go on with a chain for ``steps``, from the best plan it has."""
@@ -240,21 +236,9 @@ def _rounds(
 
 def remember(search: Search, chain: _Chain, strategy: str) -> None:
     """Put a chain's best plan among the candidates."""
-    found = search.consider(
-        strategy, chain.flags, kept_cuts(search, chain.flags), chain.match_range
-    )
+    cuts = search.kept_cuts(chain.flags)
+    found = search.consider(strategy, chain.flags, cuts, chain.match_range)
     found.plan.notes["seed"] = search.settings.seed
-
-
-def kept_cuts(search: Search, flags: Flags) -> list[list[int]]:
-    """The cuts of the graph all of whose nodes the plan keeps, for the table of stages."""
-    cuts = [c for c in search.cuts if all(flags[v] != 1 for v in c.nodes)]
-    result: list[list[int]] = []
-    for cut in cuts:
-        # neighbours that keep the same tensors are one cut
-        if not result or result[-1] != cut.nodes:
-            result.append(cut.nodes)
-    return result
 
 
 def explore(search: Search) -> None:

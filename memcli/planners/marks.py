@@ -6,17 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from memcli.graph.training import Flags, Ints, TrainingGraph
+from memcli.graph.training import Flags
 from memcli.memory.pool import AGAIN, BARRIER, KEPT
 from memcli.planners.base import Search
-from memcli.planners.cutpoints import pinned_bytes
-
-
-def operator_bytes(graph: TrainingGraph) -> Ints:
-    """Over forward nodes: bytes of all outputs; 0 for variables, which are the caller's."""
-    sizes = graph.node_bytes()[: graph.n_forward]
-    sizes[graph.variable[: graph.n_forward] == 1] = 0
-    return sizes
 
 
 def keep_marks(search: Search, barriers: bool) -> Flags:
@@ -26,7 +18,7 @@ def keep_marks(search: Search, barriers: bool) -> Flags:
     """
     marks = np.full(search.graph.n_forward, KEPT, np.uint8)
     if barriers:
-        marks[(search.graph.can_barrier == 1) & (pinned_bytes(search.graph) > 0)] = BARRIER
+        marks[(search.graph.can_barrier == 1) & (search.pinned > 0)] = BARRIER
     return marks
 
 

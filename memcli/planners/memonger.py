@@ -74,8 +74,7 @@ def _translate(search: Search, found: ClassicPass) -> tuple[Flags, list[list[int
 def search_cuts(search: Search, strategy: str = NAME) -> None:
     """Try thresholds on cuts that are found in the graph itself, for several sets of cuts."""
     graph = search.graph
-    sizes = graph.node_bytes()[: graph.n_forward]
-    sizes[graph.variable[: graph.n_forward] == 1] = 0
+    sizes = graph.operator_bytes()
     seen: set[tuple[int, ...]] = set()
 
     def consider(kept: list[CutPoint], threshold: int) -> None:

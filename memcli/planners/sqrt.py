@@ -21,7 +21,7 @@ import math
 
 from memcli.planners.base import Search
 from memcli.planners.cutpoints import CutPoint, cut_pass
-from memcli.planners.marks import again_between, operator_bytes
+from memcli.planners.marks import again_between
 
 NAME = "sqrt"
 _GRID = 9  # budgets between B / sqrt 2 and B * sqrt 2
@@ -30,7 +30,7 @@ _ROUNDS = 3  # B is set to sqrt(x * y) this often
 
 def budgets(cuts: list[CutPoint], search: Search) -> list[int]:
     """The budgets ``b`` to try, bytes: a grid around the balance of kept and recomputed."""
-    sizes = operator_bytes(search.graph)
+    sizes = search.graph.operator_bytes()
     total = int(sizes.sum())
     budget = math.isqrt(total * max(1, total // max(1, len(cuts))))
     for _ in range(_ROUNDS):
@@ -43,7 +43,7 @@ def budgets(cuts: list[CutPoint], search: Search) -> list[int]:
 def run(search: Search) -> None:
     """Algorithm 3 over the grid of budgets, for all cuts and for cuts of one tensor."""
     graph = search.graph
-    sizes = operator_bytes(graph)
+    sizes = graph.operator_bytes()
     seen: set[tuple[int, ...]] = set()
     sets = [search.cuts, [c for c in search.cuts if len(c.nodes) == 1]]
     for number, cuts in enumerate(sets):

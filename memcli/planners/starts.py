@@ -45,8 +45,7 @@ def _distinct(search: Search):  # type: ignore[no-untyped-def]
 
 def _all(search: Search):  # type: ignore[no-untyped-def]
     graph = search.graph
-    sizes = graph.node_bytes()[: graph.n_forward]
-    sizes[graph.variable[: graph.n_forward] == 1] = 0
+    sizes = graph.operator_bytes()
     total = int(sizes.sum())
     modes = (False, True) if search.barriers.any() else (False,)
     sets = []

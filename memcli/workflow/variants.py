@@ -95,6 +95,12 @@ def exact_parts(edits: Edits, source: SymbolFile, before: Analysis, after: Analy
     return Edits(concats, joins)
 
 
+def _rewritten(source: SymbolFile, analysis: Analysis, edits: Edits) -> Variant:
+    """A variant that has all the edits."""
+    analysis.model.portable = bool(edits.concats)
+    return Variant(source, analysis, edits.names)
+
+
 def analyze_variants(
     source: SymbolFile,
     request: ShapeRequest,
@@ -128,8 +134,7 @@ def analyze_variants(
     if after is None or not wanted:
         return found
     if exact_parts(edits, source, analysis, after) == edits:
-        after.model.portable = bool(edits.concats)
-        return [*found, Variant(changed, after, edits.names)]
+        return [*found, _rewritten(changed, after, edits)]
     return variants(source, analysis, rewrite=rewrite, on_progress=on_progress)
 
 
@@ -159,8 +164,7 @@ def variants(
             break
         exact = exact_parts(edits, source, analysis, after)
         if exact == edits:
-            after.model.portable = bool(edits.concats)
-            found.append(Variant(changed, after, edits.names))
+            found.append(_rewritten(changed, after, edits))
             break
         edits = exact
     return found

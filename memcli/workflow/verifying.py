@@ -292,9 +292,7 @@ def verify(
             path.write_text(text)
             job = {
                 "symbol": str(path),
-                "shapes": {a["prepared"]: a["shape"] for a in facts.arguments},
-                "dtypes": {a["prepared"]: a["dtype"] for a in facts.arguments},
-                "names": {a["prepared"]: a["name"] for a in facts.arguments + facts.auxiliary},
+                **facts.binding(),
                 "env": env,
                 "device": device,
                 "seed": seed,
