@@ -1,0 +1,1 @@
+"""PyTorch as an engine: graphs as ``torch.fx`` modules, run under plans."""

@@ -1,0 +1,40 @@
+"""What the executor must know of a function before it runs it a second time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_AGAIN: dict[Any, Callable[..., Any]] = {}
+_DRAWS: set[Any] = set()
+
+
+def recomputed_by(other: Callable[..., Any]) -> Callable[[Function], Function]:
+    """Have ``other`` called in a function's place, with its arguments, when it runs again.
+
+    ``other`` gives the same values and leaves states (running statistics) as they are.
+    """
+
+    def register(function: Function) -> Function:
+        _AGAIN[function] = other
+        return function
+
+    return register
+
+
+def draws_random(function: Function) -> Function:
+    """Mark a function that draws random numbers: the generator's state is replayed for it."""
+    _DRAWS.add(function)
+    return function
+
+
+def again_of(function: Any) -> Any:
+    """What to call when ``function`` runs again: itself, where nothing else is registered."""
+    return _AGAIN.get(function, function)
+
+
+def draws(function: Any) -> bool:
+    """Whether a function draws random numbers."""
+    return function in _DRAWS
