@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from memcli.engines.process import run_job
+from memcli.errors import BadInput
 from memcli.graph.training import TrainingGraph
 from memcli.memory.mxnet_graph import build
 from memcli.memory.mxnet_model import MXNetModel
 from memcli.rewrites.prepare import prepare
 
 Progress = Callable[[str, float | None], None]
+
+# From how many terms on MXNet adds gradients one by one, each as soon as it is there, rather than
+# all at the end, when all are alive (src/executor/graph_executor.cc, AggregateGradient; 8 unless
+# set). Sums of five terms and more are added in the same order both ways, to the bit.
+SUM_CAP = "MXNET_EXEC_INPLACE_GRAD_SUM_CAP"
 
 
 @dataclass
@@ -45,6 +51,8 @@ class Analysis:
     dtype: str
     bound_total_mb: int  # MXNet's own figure of this one bind
     bind_seconds: float  # what MXNet took for it
+    # variables that the joint graph was made under
+    environment: dict[str, str] = field(default_factory=dict)
 
     def binding(self) -> dict[str, dict[str, Any]]:
         """Shapes, types and the file's names of what a job binds, by name in the prepared copy."""
@@ -53,6 +61,20 @@ class Analysis:
             "dtypes": {a["prepared"]: a["dtype"] for a in self.arguments},
             "names": {a["prepared"]: a["name"] for a in self.arguments + self.auxiliary},
         }
+
+
+def graph_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a plan that change the joint graph itself, not the pool alone.
+
+    Raises:
+        BadInput: one that MXNet cannot read as a number.
+    """
+    text = environment.get(SUM_CAP)
+    if text is None:
+        return {}
+    if not text.isdigit() or int(text) > 1 << 30:
+        raise BadInput(f"the plan has {SUM_CAP}={text!r}, which is no number")
+    return {SUM_CAP: text}
 
 
 def ask_mxnet(
@@ -72,6 +94,7 @@ def ask_mxnet(
     ``losses``: put a loss on the outputs of a graph that has none; without, such a graph is
     bound as it is, with the outputs' gradients coming from outside. ``no_gradient``: positions of
     variables to bind without a gradient; by default all have one, as the classic planner counts.
+    ``environment``: variables that shape the joint graph (:func:`graph_environment`).
 
     Raises:
         BadInput: MXNet refuses the graph or its shapes.
@@ -104,19 +127,20 @@ def analyze(
     marked: Collection[int] | None = (),
     losses: bool = True,
     no_gradient: Collection[int] = (),
+    environment: dict[str, str] | None = None,
     on_progress: Progress | None = None,
 ) -> Analysis:
     """Bind the graph once and read its joint training graph.
 
     ``marked``: positions recomputed in the graph that is bound; none by default, so that any
-    plan's graph can be derived from it. None keeps the file's own marks. ``losses`` and
-    ``no_gradient``: as for :func:`ask_mxnet`.
+    plan's graph can be derived from it. None keeps the file's own marks. ``losses``,
+    ``no_gradient`` and ``environment``: as for :func:`ask_mxnet`.
     """
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         workdir = Path(folder)
         result, heads = ask_mxnet(
             raw, request, workdir, marked=marked, losses=losses,
-            no_gradient=no_gradient, on_progress=on_progress,
+            no_gradient=no_gradient, environment=environment, on_progress=on_progress,
         )  # fmt: skip
         graph = build(result, workdir / "joint.npz", raw)
     return Analysis(
@@ -133,4 +157,5 @@ def analyze(
         dtype=request.dtype or "float32",
         bound_total_mb=result["total_mb"],
         bind_seconds=result["bind_seconds"],
+        environment=dict(environment or {}),
     )

@@ -58,6 +58,9 @@ def _all(search: Search):  # type: ignore[no-untyped-def]
             kept, _, _ = cut_pass(graph, family, sizes, int(total / part))
             nodes = [v for cut in kept for v in cut.nodes]
             yield _keeping(search, nodes, barriers), [cut.nodes for cut in kept]
+    pieces = concat_pieces(search)
+    for barriers in modes if pieces else ():
+        yield _keeping(search, pieces, barriers), []
     operator = graph.variable[: graph.n_forward] == 0
     place = np.cumsum(operator)
     span = place[last_forward_use(graph)] - place
@@ -67,6 +70,29 @@ def _all(search: Search):  # type: ignore[no-untyped-def]
         nodes = np.flatnonzero(span > least).tolist()
         for barriers in modes:
             yield _keeping(search, nodes, barriers), []
+
+
+def concat_pieces(search: Search) -> list[int]:
+    """What Concats put together, other Concats aside: enough to make all of a dense block again.
+
+    (Pleiss et al., arXiv 1707.06990, keep the same tensors, and recompute Concat and BatchNorm.)
+    """
+    graph = search.graph
+    found = set()
+    for v in range(graph.n_forward):
+        if graph.op(v) not in ("Concat", "concat"):
+            continue
+        for source in graph.in_node[graph.in_ptr[v] : graph.in_ptr[v + 1]]:
+            node = int(source)
+            # identities between piece and Concat: the one next to the piece is enough
+            while graph.op(node) == "_copy":
+                before = int(graph.in_node[graph.in_ptr[node]])
+                if graph.op(before) != "_copy":
+                    break
+                node = before
+            if not graph.variable[node] and graph.op(node) not in ("Concat", "concat"):
+                found.add(node)
+    return sorted(found)
 
 
 def _keeping(search: Search, nodes: list[int], barriers: bool) -> Flags:

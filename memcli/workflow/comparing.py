@@ -96,7 +96,8 @@ def compare(
     earlier = given.plan()
     source = unplanned(given, notes)
     graphs = analyze_variants(
-        source, request, rewrite=settings.rewrite, on_progress=on_progress
+        source, request, rewrite=settings.rewrite, environment=settings.environment,
+        on_progress=on_progress,
     )
     analysis = graphs[0].analysis
     notes += shape_notes(analysis)
@@ -141,7 +142,7 @@ def _search(
     graphs: Sequence[Variant], strategy: str, budget: str | None, settings: Settings
 ) -> Row:
     pairs = [(v.analysis.graph, v.analysis.model) for v in graphs]
-    found, _, _ = search_variants(pairs, strategy, settings)
+    found, chosen, _ = search_variants(pairs, strategy, settings)
     cost = found.cost
     return Row(
         strategy=strategy,
@@ -153,7 +154,7 @@ def _search(
         recompute_flops=cost.recompute_flops,
         recompute_fraction=cost.recompute_fraction,
         seconds=0.0,
-        environment=environment_of(found.plan),
+        environment=environment_of(found.plan, graphs[chosen].analysis),
         feasible=settings.budget is None or cost.pool_bytes <= settings.budget,
     )
 

@@ -439,7 +439,7 @@ def fit(
         analysis=analysis,
         variant=Variant(rewritten.source, analysis, edits.names if edits else []),
         plan=best.plan,
-        environment=environment_of(best.plan),
+        environment=environment_of(best.plan, analysis),
         notes=notes,
         searches=search.searches,
         batches=len(batches.analyses) + len(batches.refused),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.engines.analysis import Analysis, ShapeRequest, analyze, graph_environment
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.plan_record import PlanRecord
 from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
@@ -148,7 +148,8 @@ def inspect(
     record = source.plan()
     asked = shapes_to_verify(record, request)
     asked = dataclasses.replace(asked, dtype=dtype or (record.dtype if record else "float32"))
-    analysis = analyze(source.raw, asked, on_progress=on_progress)
+    environment = graph_environment(record.environment) if record else {}
+    analysis = analyze(source.raw, asked, environment=environment, on_progress=on_progress)
     if on_progress:
         on_progress("compiling the memory model (first run only)", None)
     model = analysis.model
@@ -170,7 +171,7 @@ def inspect(
         planned = figures(analysis, plan, planned_kept, stage_of, len(listed))
         facts = PlanFacts(
             strategy=plan.strategy,
-            environment=dict(record.environment) if record else environment_of(plan),
+            environment=dict(record.environment) if record else environment_of(plan, analysis),
             marked=len(source.marked()),
             recomputed=int(again.sum()),
             record=record,

@@ -127,11 +127,12 @@ def shape_notes(analysis: Analysis) -> list[str]:
     return notes
 
 
-def environment_of(plan: Plan) -> dict[str, str]:
+def environment_of(plan: Plan, analysis: Analysis) -> dict[str, str]:
     """Variables that the engine must run with; none where the plan uses the defaults."""
-    if plan.match_range == DEFAULT_MATCH_RANGE:
-        return {}
-    return {"NNVM_EXEC_MATCH_RANGE": str(plan.match_range)}
+    needed = dict(analysis.environment)
+    if plan.match_range != DEFAULT_MATCH_RANGE:
+        needed["NNVM_EXEC_MATCH_RANGE"] = str(plan.match_range)
+    return needed
 
 
 def make_plan(
@@ -167,7 +168,8 @@ def make_plan(
     source = unplanned(given, notes)
     started = time.monotonic()
     graphs = analyze_variants(
-        source, request, rewrite=settings.rewrite, on_progress=on_progress
+        source, request, rewrite=settings.rewrite, environment=settings.environment,
+        on_progress=on_progress,
     )
     analysis = graphs[0].analysis
     notes += shape_notes(analysis)
@@ -199,7 +201,7 @@ def make_plan(
         baseline_allocated=int(unplanned_run.touched_bytes[-1]),
         allocated=int(timeline.touched_bytes[-1]),
         stages=listed,
-        environment=environment_of(found.plan),
+        environment=environment_of(found.plan, variant.analysis),
         notes=notes,
         evaluated=evaluated,
         seconds=seconds,

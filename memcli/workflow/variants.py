@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.engines.analysis import SUM_CAP, Analysis, ShapeRequest, analyze
 from memcli.errors import BadInput
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.symbol_edits import (
@@ -27,6 +27,9 @@ from memcli.rewrites.flatten_concats import concat_convolutions, flatten_concats
 from memcli.rewrites.gradient_joins import LARGE, gradient_joins, possible_joins
 
 Progress = Callable[[str, float | None], None]
+
+# Sums of as many gradients and more are added from the left, whatever the cap.
+_SAME_SUMS = 5
 
 
 @dataclass
@@ -106,16 +109,47 @@ def analyze_variants(
     request: ShapeRequest,
     *,
     rewrite: bool,
+    environment: str = "default",
     on_progress: Progress | None = None,
 ) -> list[Variant]:
     """The symbol as saved, and rewritten where that applies, each analyzed by MXNet.
 
-    A large graph that may profit from joins is analyzed with them at the same time.
+    ``environment``: ``best`` where plans may need a variable at run time, else ``default``.
 
     Raises:
         BadInput: MXNet refuses the graph or its shapes.
         EngineFailed: MXNet is missing or crashed.
     """
+    found = _rewritten_variants(source, request, rewrite, on_progress)
+    if environment != "best" or not adds_late(found[-1].analysis):
+        return found
+    last = found[-1] if len(found) == 1 else found.pop()
+    now = ShapeRequest(shapes=dict(last.analysis.inputs), dtype=last.analysis.dtype)
+    try:
+        early = analyze(
+            last.source.raw, now, environment={SUM_CAP: str(_SAME_SUMS)}, on_progress=on_progress
+        )
+    except BadInput:
+        return [*found, last] if last not in found else found
+    early.model.portable = last.analysis.model.portable
+    # what the user was told of the shapes holds for this analysis, too
+    early.assumed = list(last.analysis.assumed)
+    return [*found, Variant(last.source, early, last.rewrites)]
+
+
+def adds_late(analysis: Analysis) -> bool:
+    """Whether gradients of five to seven terms wait for one another: see :data:`SUM_CAP`."""
+    graph = analysis.graph
+    terms = np.diff(graph.in_ptr)[graph.n_forward :]
+    sums = (graph.owner[graph.n_forward :] < 0) & (terms >= _SAME_SUMS)
+    return bool(sums.any())
+
+
+def _rewritten_variants(
+    source: SymbolFile, request: ShapeRequest, rewrite: bool, on_progress: Progress | None
+) -> list[Variant]:
+    """As saved, and rewritten; a large graph that may profit from joins is analyzed with them at
+    the same time."""
     joins = possible_joins(source.raw) if rewrite and source.node_count >= LARGE else []
     if not joins:
         analysis = analyze(source.raw, request, on_progress=on_progress)

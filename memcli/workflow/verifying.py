@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.engines.analysis import Analysis, ShapeRequest, analyze, graph_environment
 from memcli.engines.gpus import check_gpu
 from memcli.engines.live_memory import available_bytes
 from memcli.engines.mxnet_step import train_step
@@ -248,9 +248,14 @@ def verify(
     source, where = find_original(planned, record, original)
     asked = shapes_to_verify(record, request)
 
+    environment = dict(record.environment) if record else {}
+
     def analysis_of(file: SymbolFile, shapes: ShapeRequest) -> Analysis:
         none = without_gradient(file.raw)
-        return analyze(file.raw, shapes, no_gradient=none, on_progress=on_progress)
+        needed = graph_environment(environment) if file is planned else {}
+        return analyze(
+            file.raw, shapes, no_gradient=none, environment=needed, on_progress=on_progress
+        )
 
     analysis = analysis_of(planned, asked)
     notes = shape_notes(analysis)
@@ -263,14 +268,12 @@ def verify(
             f"batch {scaled['from_batch']} scaled down to {scaled['to_batch']}: {scaled['why']}"
         )
     now = ShapeRequest(shapes=dict(analysis.inputs), dtype=analysis.dtype)
-    same = _same_graph(planned, source)
+    same = _same_graph(planned, source) and not analysis.environment
     base_analysis = analysis if same else analysis_of(source, now)
     check_comparable(base_analysis, analysis, where)
     plan = plan_of_file(analysis, planned)
     base_plan = plan_of_file(base_analysis, source)
     base_plan.cuts = []
-    environment = dict(record.environment) if record else {}
-
     # MXNet's plain convolution refuses to run for nothing, oneDNN's does not.
     unread = analysis.model.unread_copies(plan.recompute)
     onednn = any(analysis.graph.op(v) == "Convolution" for v in unread)

@@ -97,6 +97,9 @@ def test_dense_block_is_flattened_and_exact(memcli: Command, tmp_path: Path) -> 
     model.write_text(dense_block(16))
     plan = check(memcli, tmp_path, model)
     assert plan["rewrites"] == ["15 Concats flattened"] and plan["barriers"] > 0
+    assert plan["environment"]["MXNET_EXEC_INPLACE_GRAD_SUM_CAP"] == "5"
+    plain = only_json(memcli("plan", str(model), "--environment", "default", "--json"))
+    assert plain["environment"] == {}
     bare = only_json(memcli("plan", str(model), "-o", "b.json", "--no-rewrite", "--json"))
     assert bare["rewrites"] == [] and bare["barriers"] == 0
     nodes = json.loads((tmp_path / "b.json").read_text())["nodes"]
