@@ -130,9 +130,13 @@ def tensor_array(
         raise BadInput(f"tensor {shown(tensor.name)}: its values do not fit its shape") from error
 
 
-def same_place(tensor: TensorProto) -> tuple[str, str, str]:
-    """(location, offset, length) as the file has them: equal where two tensors are one."""
-    return _entry(tensor, "location"), _entry(tensor, "offset") or "0", _entry(tensor, "length")
+def same_place(tensor: TensorProto) -> tuple[str, str, str] | None:
+    """(location, offset, length) as the file has them: equal where two tensors are one.
+
+    None where the file does not say all three, so that nothing can be told from them.
+    """
+    place = _entry(tensor, "location"), _entry(tensor, "offset"), _entry(tensor, "length")
+    return place if all(place) else None
 
 
 def _entry(tensor: TensorProto, key: str) -> str:

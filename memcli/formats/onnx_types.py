@@ -27,6 +27,11 @@ _TYPE_ATTRIBUTE = {
 }
 # The attribute says it, else the first input's own type is kept.
 _TYPE_OR_INPUT = ("EyeLike", "Bernoulli", "RandomNormalLike", "RandomUniformLike")
+# A sequence is listed with its elements' type.
+_SEQUENCES = (
+    "SplitToSequence", "SequenceConstruct", "SequenceAt", "SequenceInsert", "SequenceErase",
+    "ConcatFromSequence",
+)  # fmt: skip
 
 
 def element_types(graph: GraphProto, opsets: Mapping[str, int]) -> dict[str, int]:
@@ -74,6 +79,8 @@ def _outputs(node: NodeProto, opsets: Mapping[str, int], found: Mapping[str, int
     if domain == "" and node.op_type in _TYPE_OR_INPUT:
         own = attributes["dtype"].i if "dtype" in attributes else 0
         return [own or found.get(node.input[0], 0)] * count
+    if domain == "" and node.op_type in _SEQUENCES:
+        return [found.get(node.input[0], 0)] * count
     formal = _formal_types(node.op_type, opsets.get(domain, 1), domain)
     if formal is None:
         return [0] * count
