@@ -368,9 +368,7 @@ def _value(value: ValueInfoProto) -> TensorValue:
 
 def dtype_name(kind: int) -> str:
     """``float32`` for TensorProto.FLOAT and so on; ``unknown`` for 0 and what ONNX lacks."""
-    known = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
-    if kind in known:
-        return known[kind]
     if kind == TensorProto.UNDEFINED or kind not in TensorProto.DataType.values():
         return "unknown"
-    return TensorProto.DataType.Name(kind).lower()
+    name = TensorProto.DataType.Name(kind).lower()  # type: ignore[arg-type]
+    return {"float": "float32", "double": "float64"}.get(name, name)

@@ -270,8 +270,9 @@ def _ties(leaves: Mapping[str, _Source]) -> dict[str, str]:
     """
     firsts: dict[object, str] = {}
     ties: dict[str, str] = {}
+    muddled = _muddled_locations(leaves)
     for name, leaf in leaves.items():
-        key = _identity(leaf)
+        key = _identity(leaf, muddled)
         if key is None:
             continue
         first = firsts.setdefault(key, name)
@@ -280,13 +281,28 @@ def _ties(leaves: Mapping[str, _Source]) -> dict[str, str]:
     return ties
 
 
-def _identity(leaf: _Source) -> object:
+def _muddled_locations(leaves: Mapping[str, _Source]) -> set[str]:
+    """Data files in which tensors of different lengths start at one place.
+
+    Files whose weights were taken out say so (all at 0): there places tell nothing.
+    """
+    lengths: dict[tuple[str, str], str] = {}
+    muddled = set()
+    for leaf in leaves.values():
+        place = same_place(leaf.tensor) if leaf.tensor and is_external(leaf.tensor) else None
+        if place and lengths.setdefault(place[:2], place[2]) != place[2]:
+            muddled.add(place[0])
+    return muddled
+
+
+def _identity(leaf: _Source, muddled: set[str]) -> object:
     tensor = leaf.tensor
     if tensor is None or tensor.data_type not in FLOATS:
         return None
     if is_external(tensor):
         place = same_place(tensor)
-        return place and (place, tensor.data_type, leaf.shape)
+        trusted = place is not None and place[0] not in muddled
+        return (place, tensor.data_type, leaf.shape) if trusted else None
     if len(tensor.dims) < 2 or math.prod(tensor.dims) < _SMALLEST_TIED:
         return None
     values = np.ascontiguousarray(tensor_array(tensor))

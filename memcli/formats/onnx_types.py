@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, defs
 
@@ -44,7 +44,9 @@ def element_types(graph: GraphProto, opsets: Mapping[str, int]) -> dict[str, int
     return _types(graph, opsets, {})
 
 
-def _types(graph: GraphProto, opsets: Mapping[str, int], outer: Mapping[str, int]) -> dict[str, int]:
+def _types(
+    graph: GraphProto, opsets: Mapping[str, int], outer: Mapping[str, int]
+) -> dict[str, int]:
     found: dict[str, int] = dict(outer)
     said = {
         value.name: value.type.tensor_type.elem_type
@@ -98,7 +100,7 @@ def _outputs(node: NodeProto, opsets: Mapping[str, int], found: Mapping[str, int
     return [_BY_TEXT.get(text, 0) or bound.get(text, open_type) for text in texts]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _formal_types(operator: str, version: int, domain: str) -> tuple[list[str], list[str]] | None:
     """Type parameters (or the one type there is) of an operator's inputs and outputs."""
     try:
