@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from google.protobuf.message import Message
 from onnx import AttributeProto, GraphProto, NodeProto
 
 from memcli.errors import BadInput
@@ -27,6 +28,29 @@ def check_graph(graph: GraphProto, domains: Collection[str], name: str) -> None:
     if not graph.output:
         raise BadInput(f"{name}: the graph has no outputs", "there is nothing to train")
     _check(graph, frozenset(), domains, name, 0)
+
+
+def check_texts(message: Message, name: str) -> None:
+    """Checks that every string of a message, and of those within it, is UTF-8.
+
+    Protobuf gives those that are not as ``bytes``, where any other code expects ``str``.
+
+    Raises:
+        BadInput: one is not.
+    """
+    for field, value in message.ListFields():
+        several = not isinstance(value, (str, bytes, Message))
+        if field.type == field.TYPE_STRING:
+            for text in value if several else (value,):
+                if isinstance(text, bytes):
+                    raise BadInput(
+                        f"{name}: {field.full_name} {shown(ascii(text))} is not UTF-8: the file "
+                        "is damaged",
+                        "copy or download it again",
+                    )
+        elif field.type == field.TYPE_MESSAGE:
+            for inner in value if several else (value,):
+                check_texts(inner, name)
 
 
 def subgraphs(node: NodeProto) -> list[GraphProto]:
@@ -63,6 +87,10 @@ def _check(
             raise BadInput(f"{name}: has an initializer without a name")
         if tensor.name in known:
             raise BadInput(f"{name}: has two initializers named {shown(tensor.name)}")
+        if any(size < 0 for size in tensor.dims):
+            raise BadInput(
+                f"{name}: initializer {shown(tensor.name)} has the shape {shown(list(tensor.dims))}"
+            )
         known[tensor.name] = "an initializer"
     inputs: set[str] = set()
     for value in graph.input:

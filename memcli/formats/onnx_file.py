@@ -12,7 +12,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, ValueInfoP
 
 from memcli.errors import BadInput
 from memcli.formats.detect import detect_format, read_model_bytes
-from memcli.formats.onnx_check import check_graph, domain_of, subgraphs
+from memcli.formats.onnx_check import check_graph, check_texts, domain_of, subgraphs
 from memcli.formats.onnx_external import (
     check_locations,
     external_tensors,
@@ -200,6 +200,7 @@ def parse_onnx(
             f"{name}: is damaged or cut short: not a whole ONNX model",
             "copy or download it again",
         ) from error
+    check_texts(model, name)
     digest = sha256 or hashlib.sha256(data).hexdigest()
     return _checked(model, data, os.fspath(path), digest)
 

@@ -17,6 +17,7 @@ from memcli.formats.onnx_losses import (
     is_inference_dropout,
 )
 from memcli.formats.onnx_signature import module_of
+from memcli.formats.onnx_types import FLOATS
 
 # PyTorch's defaults; ONNX counts momentum the other way round.
 _EPSILON, _MOMENTUM = 1e-5, 0.9
@@ -104,8 +105,8 @@ class _Edit:
                 continue
             shape = dims.get(node.input[1]) if len(node.input) > 1 else None
             channels = _channels(node, shape)
-            kind = types.get(node.output[0], 0)
-            if channels is None or not kind:
+            kind = types.get(node.output[0], 0) if node.output else 0
+            if channels is None or kind not in FLOATS:
                 left += 1
                 continue
             after[position] = self._normalization(node, position, channels, kind)

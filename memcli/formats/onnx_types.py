@@ -78,11 +78,12 @@ def _outputs(node: NodeProto, opsets: Mapping[str, int], found: Mapping[str, int
         return kinds[-count:] if len(kinds) >= count else [0] * count
     if domain == "" and node.op_type in ("Constant", "ConstantOfShape"):
         return [_constant_type(node, attributes)] * count
+    first = found.get(node.input[0], 0) if node.input else 0
     if domain == "" and node.op_type in _TYPE_OR_INPUT:
         own = attributes["dtype"].i if "dtype" in attributes else 0
-        return [own or found.get(node.input[0], 0)] * count
+        return [own or first] * count
     if domain == "" and node.op_type in _SEQUENCES:
-        return [found.get(node.input[0], 0)] * count
+        return [first] * count
     formal = _formal_types(node.op_type, opsets.get(domain, 1), domain)
     if formal is None:
         return [0] * count
