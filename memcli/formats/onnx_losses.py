@@ -43,7 +43,7 @@ def losses(file: OnnxFile) -> list[Loss]:
     """What the file has lost, as far as it can be told; empty for a true training export."""
     found = []
     named = list(zip(file.graph.node, file.node_names, strict=True))
-    folded = [name for node, name in named if folded_batchnorm(node, file)]
+    folded = [file.node_names[position] for position in folded_batchnorms(file)]
     if folded:
         found.append(
             Loss(
@@ -102,8 +102,24 @@ def losses(file: OnnxFile) -> list[Loss]:
     return found
 
 
-def folded_batchnorm(node: NodeProto, file: OnnxFile) -> bool:
-    """Whether a BatchNormalization was folded into this convolution (or matrix product)."""
+def folded_batchnorms(file: OnnxFile) -> list[int]:
+    """Positions of the nodes that a BatchNormalization was folded into, and that none follows.
+
+    One that does follow was put in anew, or there were two.
+    """
+    normalized = {
+        node.input[0] for node in file.graph.node if node.op_type == "BatchNormalization"
+        and node.input
+    }  # fmt: skip
+    return [
+        position
+        for position, node in enumerate(file.graph.node)
+        if _took_batchnorm(node, file) and not normalized.intersection(node.output)
+    ]
+
+
+def _took_batchnorm(node: NodeProto, file: OnnxFile) -> bool:
+    """Whether a convolution (or matrix product) has a BatchNormalization in its weights."""
     if domain_of(node) or node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
         return False
     if FOLDING_RULE in metadata(node.metadata_props, RULE_KEY):
@@ -171,7 +187,7 @@ def _swallowed(file: OnnxFile, folded: bool) -> list[str]:
     if folded:
         # What shares a prefix with running statistics belonged to a BatchNorm.
         modules = {name.rpartition(".")[0] for name in noted if name.endswith(".running_mean")}
-        modules |= {module_of(n) for n in file.graph.node if folded_batchnorm(n, file)}
+        modules |= {module_of(file.graph.node[position]) for position in folded_batchnorms(file)}
         missing = [name for name in missing if name.rpartition(".")[0] not in modules]
     return missing
 

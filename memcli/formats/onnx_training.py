@@ -12,7 +12,7 @@ from memcli.formats.onnx_file import OnnxFile, from_model
 from memcli.formats.onnx_losses import (
     BATCHNORM_MODE_SINCE,
     DROPOUT_MODE_SINCE,
-    folded_batchnorm,
+    folded_batchnorms,
     is_inference_batchnorm,
     is_inference_dropout,
 )
@@ -21,6 +21,7 @@ from memcli.formats.onnx_types import FLOATS
 
 # PyTorch's defaults; ONNX counts momentum the other way round.
 _EPSILON, _MOMENTUM = 1e-5, 0.9
+_MOST_CHANNELS = 1 << 20  # what says more is damaged
 
 
 def as_training(file: OnnxFile) -> tuple[OnnxFile, list[str]]:
@@ -100,9 +101,8 @@ class _Edit:
         types = self.file.element_types()
         after: dict[int, NodeProto] = {}
         left = 0
-        for position, node in enumerate(self.graph.node):
-            if not folded_batchnorm(node, self.file):
-                continue
+        for position in folded_batchnorms(self.file):
+            node = self.graph.node[position]
             shape = dims.get(node.input[1]) if len(node.input) > 1 else None
             channels = _channels(node, shape)
             kind = types.get(node.output[0], 0) if node.output else 0
@@ -182,7 +182,7 @@ class _Edit:
 
 def _channels(node: NodeProto, shape: list[int] | None) -> int | None:
     """Channels of the output, from the weight's shape."""
-    if not shape or len(shape) < 2:
+    if not shape or len(shape) < 2 or max(shape) > _MOST_CHANNELS:
         return None
     group = next((a.i for a in node.attribute if a.name == "group"), 1)
     if node.op_type == "ConvTranspose":
