@@ -8,21 +8,16 @@ from dataclasses import dataclass, field
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, ValueInfoProto, inliner
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, inliner
 
 from memcli.errors import BadInput
 from memcli.formats.detect import detect_format, read_model_bytes
 from memcli.formats.onnx_check import check_graph, check_texts, domain_of, subgraphs
-from memcli.formats.onnx_external import (
-    check_locations,
-    external_tensors,
-    is_external,
-    read_external,
-)
+from memcli.formats.onnx_external import check_locations, external_tensors
 from memcli.formats.onnx_hash import graph_sha256
 from memcli.formats.onnx_plan_record import PLAN_KEY, OnnxPlan
 from memcli.formats.onnx_types import element_types
-from memcli.formats.onnx_value_inputs import values_needed
+from memcli.formats.onnx_value_inputs import with_values
 from memcli.formats.wording import shown, shown_path
 
 OLDEST_OPSET = 9
@@ -240,7 +235,8 @@ def _checked(model: ModelProto, data: bytes, path: str, sha256: str) -> OnnxFile
     external = external_tensors(model)
     if external:
         check_locations(external, path)
-        working = _with_values(working, model, path)
+        types = element_types(working.graph, opsets)
+        working = with_values(working, types, path, copy=working is model)
     file = OnnxFile(path, sha256, data, model, working, _unique_names(working.graph))
     for value in file.inputs + file.outputs:
         if value.dims is not None and any(
@@ -276,48 +272,6 @@ def _inlined(model: ModelProto, name: str) -> ModelProto:
         return inliner.inline_local_functions(model)
     except (RuntimeError, ValueError) as error:  # the C++ side's exceptions
         raise BadInput(f"{name}: its functions cannot be put in place: {error}") from error
-
-
-def _with_values(working: ModelProto, model: ModelProto, path: str) -> ModelProto:
-    """``working`` with the external tensors loaded that shapes depend on."""
-    types = element_types(working.graph, opset_versions(working))
-    needed = values_needed(working.graph, types)
-    external = [tensor for tensor in _leaf_tensors(working.graph) if is_external(tensor[1])]
-    wanted = [(leaf, tensor) for leaf, tensor in external if leaf in needed]
-    if not wanted:
-        return working
-    copy = working
-    if working is model:
-        copy = ModelProto()
-        copy.CopyFrom(working)
-    for leaf, tensor in _leaf_tensors(copy.graph):
-        if leaf not in needed or not is_external(tensor):
-            continue
-        loaded = read_external(tensor, path)
-        if loaded is None:
-            raise BadInput(
-                f"{shown_path(path)}: {shown(leaf)} decides about shapes ({needed[leaf]}), but "
-                "its values are in a file that is not there",
-                f"put {shown(_location(tensor))} beside the model, or export it with small "
-                "tensors inside",
-            )
-        tensor.CopyFrom(loaded)
-    return copy
-
-
-def _leaf_tensors(graph: GraphProto) -> list[tuple[str, TensorProto]]:
-    """(name in the graph, tensor) of initializers and of Constant nodes."""
-    found = [(tensor.name, tensor) for tensor in graph.initializer]
-    for node in graph.node:
-        if node.op_type == "Constant" and node.output:
-            found += [
-                (node.output[0], a.t) for a in node.attribute if a.type == AttributeProto.TENSOR
-            ]
-    return found
-
-
-def _location(tensor: TensorProto) -> str:
-    return next((e.value for e in tensor.external_data if e.key == "location"), "")
 
 
 def _unique_names(graph: GraphProto) -> list[str]:

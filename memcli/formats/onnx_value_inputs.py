@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnx import GraphProto, NodeProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
+from memcli.errors import BadInput
+from memcli.formats.onnx_external import is_external, read_external
 from memcli.formats.onnx_types import FLOATS
+from memcli.formats.wording import shown, shown_path
 
 # Operator: positions of inputs whose values decide about shapes or modes.
 _VALUE_INPUTS: dict[str, tuple[int, ...]] = {
@@ -80,3 +83,45 @@ def values_needed(graph: GraphProto, types: Mapping[str, int]) -> dict[str, str]
         ]
     made = {name for name, node in makers.items() if node.op_type != "Constant"}
     return {name: reason for name, reason in needed.items() if name not in made}
+
+
+def with_values(
+    model: ModelProto, types: Mapping[str, int], path: str, *, copy: bool
+) -> ModelProto:
+    """The model with those external tensors loaded that shapes depend on.
+
+    ``copy``: leave ``model`` as it is. ``path`` is the file's, beside which data is.
+
+    Raises:
+        BadInput: the values of such a tensor are in a file that is not there, or too short.
+    """
+    needed = values_needed(model.graph, types)
+    if not any(leaf in needed and is_external(t) for leaf, t in _leaf_tensors(model.graph)):
+        return model
+    if copy:
+        original, model = model, ModelProto()
+        model.CopyFrom(original)
+    for leaf, tensor in _leaf_tensors(model.graph):
+        if leaf not in needed or not is_external(tensor):
+            continue
+        loaded = read_external(tensor, path)
+        if loaded is None:
+            location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+            raise BadInput(
+                f"{shown_path(path)}: {shown(leaf)} decides about shapes ({needed[leaf]}), but "
+                "its values are in a file that is not there",
+                f"put {shown(location)} beside the model, or export it with small tensors inside",
+            )
+        tensor.CopyFrom(loaded)
+    return model
+
+
+def _leaf_tensors(graph: GraphProto) -> list[tuple[str, TensorProto]]:
+    """(name in the graph, tensor) of initializers and of Constant nodes."""
+    found = [(tensor.name, tensor) for tensor in graph.initializer]
+    for node in graph.node:
+        if node.op_type == "Constant" and node.output:
+            found += [
+                (node.output[0], a.t) for a in node.attribute if a.type == AttributeProto.TENSOR
+            ]
+    return found
