@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from functools import cache
 
 from google.protobuf.message import Message
-from onnx import AttributeProto, GraphProto, NodeProto
+from onnx import AttributeProto, GraphProto, NodeProto, defs
 
 from memcli.errors import BadInput
 from memcli.formats.wording import shown
@@ -14,20 +15,22 @@ from memcli.formats.wording import shown
 _DEEPEST_SUBGRAPH = 20
 
 
-def check_graph(graph: GraphProto, domains: Collection[str], name: str) -> None:
+def check_graph(graph: GraphProto, opsets: Mapping[str, int], name: str) -> None:
     """Checks the whole graph, subgraphs included; ``name`` begins each message.
 
-    ``domains``: the operator domains that the file imports, ``""`` for ONNX's own.
+    ``opsets``: version of each domain that the file imports, ``""`` for ONNX's own. Operators
+    that ONNX does not define are let through.
 
     Raises:
         BadInput: an empty graph, a tensor that is made twice or nowhere or after its use, a
-            cycle, an operator of a domain that the file does not import, a sparse initializer.
+            cycle, an operator of a domain that the file does not import or without inputs that it
+            must have, a sparse initializer.
     """
     if not graph.node:
         raise BadInput(f"{name}: the graph has no nodes", "is it the whole model?")
     if not graph.output:
         raise BadInput(f"{name}: the graph has no outputs", "there is nothing to train")
-    _check(graph, frozenset(), domains, name, 0)
+    _check(graph, frozenset(), opsets, name, 0)
 
 
 def check_texts(message: Message, name: str) -> None:
@@ -71,7 +74,7 @@ def node_place(position: int, node: NodeProto) -> str:
 
 
 def _check(
-    graph: GraphProto, outer: frozenset[str], domains: Collection[str], name: str, depth: int
+    graph: GraphProto, outer: frozenset[str], opsets: Mapping[str, int], name: str, depth: int
 ) -> None:
     if depth > _DEEPEST_SUBGRAPH:
         raise BadInput(f"{name}: subgraphs are nested {depth} deep")
@@ -104,11 +107,12 @@ def _check(
         place = f"{name}: {node_place(position, node)}"
         if not node.op_type:
             raise BadInput(f"{place}: names no operator")
-        if domain_of(node) not in domains:
+        if domain_of(node) not in opsets:
             raise BadInput(
                 f"{place}: is of domain {shown(node.domain)}, which the file does not import",
                 "its opset_import should list each domain with a version",
             )
+        _check_inputs(node, opsets[domain_of(node)], place)
         for output in node.output:
             if not output:
                 continue
@@ -130,7 +134,7 @@ def _check(
             visible = outer | known.keys() | {o for o, at in makers.items() if at < position}
             at = f"{name}: {node_place(position, node)}"
             for subgraph in inner:
-                _check(subgraph, visible, domains, at, depth + 1)
+                _check(subgraph, visible, opsets, at, depth + 1)
     for value in graph.output:
         if value.name not in makers and value.name not in known and value.name not in outer:
             raise BadInput(f"{name}: output {shown(value.name)} is made by no node")
@@ -139,6 +143,36 @@ def _check(
 def domain_of(node: NodeProto) -> str:
     """The node's domain, with ONNX's own in its short spelling."""
     return "" if node.domain == "ai.onnx" else node.domain
+
+
+def _check_inputs(node: NodeProto, version: int, place: str) -> None:
+    """Checks that a node has the inputs that its operator must have, and no more than it may."""
+    known = _inputs_of(node.op_type, version, domain_of(node))
+    if known is None:
+        return
+    needed, most = known
+    given = len(node.input)
+    while given and not node.input[given - 1]:
+        given -= 1
+    if given > most:
+        raise BadInput(f"{place}: has {given} inputs, but the operator takes {most} at most")
+    for position, what in needed:
+        if position >= given or not node.input[position]:
+            raise BadInput(f"{place}: lacks its input {position} ({what})")
+
+
+@cache
+def _inputs_of(
+    operator: str, version: int, domain: str
+) -> tuple[list[tuple[int, str]], int] | None:
+    """((position, name) of inputs that must be there, the most there may be); None: unknown."""
+    try:
+        schema = defs.get_schema(operator, version, domain)
+    except defs.SchemaError:
+        return None
+    single = defs.OpSchema.FormalParameterOption.Single
+    needed = [(i, p.name) for i, p in enumerate(schema.inputs) if p.option == single]
+    return needed, schema.max_input
 
 
 def _unmade(

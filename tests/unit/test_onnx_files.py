@@ -174,6 +174,9 @@ def test_unsound_graphs_are_refused_with_the_place() -> None:
     assert "cycle" in refused(cycle)
     assert "no nodes" in refused(graph())
     assert "output 'y' is made by no node" in refused(graph(node("Relu", ["x"], ["z"])))
+    lacking = graph(node("MatMul", ["x"], ["y"], name="mm"))
+    assert "nodes[0] (MatMul 'mm'): lacks its input 1 (B)" in refused(lacking)
+    assert "takes 1 at most" in refused(graph(node("Relu", ["x", "x"], ["y"])))
     foreign = graph(node("Gelu", ["x"], ["y"], domain="com.microsoft"))
     assert "domain 'com.microsoft', which the file does not import" in refused(foreign)
 
@@ -439,6 +442,7 @@ def test_shapes_from_file_user_and_guesses() -> None:
     assert guessed.shapes == {"x": [32, 3, 224, 224]} and guessed.assumed == ["x"]
     assert bound(("batch", 3, 64, 64), batch=4).assumed == []
     assert bound((1, 3, 64, 64), batch=4).shapes == {"x": [4, 3, 64, 64]}
+    assert bound((1, 3, 64, 64), unnamed=[9, 3, 64, 64]).shapes == {"x": [9, 3, 64, 64]}
     assert bound((1, 3, 64, 64)).shapes == {"x": [1, 3, 64, 64]}
     assert bound(("N", "seq"), INT64).shapes == {"x": [32, 128]}
     assert bound(("N", 3, "h", "w"), unnamed=[2, 3, 8, 8]).symbols == {"N": 2, "h": 8, "w": 8}
