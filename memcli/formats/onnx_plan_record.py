@@ -1,0 +1,141 @@
+"""What a planned ONNX file says about its plan: one JSON text in the model's metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from memcli import __version__
+from memcli.errors import BadInput
+from memcli.formats.plan_record import (
+    _dict_of,
+    _is_count,
+    _is_number,
+    _is_sha256,
+    _is_text,
+    _list_of,
+)
+from memcli.formats.wording import shown
+
+# The key in ModelProto.metadata_props. Every tool that was tried keeps these entries.
+PLAN_KEY = "memcli.plan"
+# The same, node by node, for viewers: 'kept', 'again' or 'each' in NodeProto.metadata_props.
+MARK_KEY = "memcli.mark"
+SCHEMA = 1
+
+# kept: the node's output stays for the backward pass. again: it is dropped, and recomputed once
+# when the backward pass first needs it. each: it is recomputed at every need, and never stays.
+Mark = Literal["kept", "again", "each"]
+MARKS: tuple[str, ...] = get_args(Mark)
+
+
+@dataclass(frozen=True)
+class OnnxPlan:
+    """How a planned ONNX file came about and what it was found to need.
+
+    Fields of the same name mean what they mean in the record of MXNet files.
+    """
+
+    strategy: str
+    shapes: dict[str, list[int]]  # of the free inputs
+    dtype: str
+    environment: dict[str, str]  # variables that the engine must run with
+    original_name: str  # file name without folder
+    original_sha256: str  # of the file as stored, 64 hex digits
+    base_sha256: str  # of the bytes that the plan was put into: what taking it off gives back
+    graph_sha256: str  # of the graph's structure
+    n_nodes: int
+    marks: dict[str, str]  # {node name: Mark}, in the graph's order
+    outputs: dict[str, str]  # {node name: its first output}, of the same nodes
+    as_training: list[str] = field(default_factory=list)  # what was restored before planning
+    memory: dict[str, int] = field(default_factory=dict)  # bytes
+    recompute: dict[str, int | float] = field(default_factory=dict)  # FLOPs and fractions
+    memcli_version: str = __version__
+    schema: int = SCHEMA
+
+    def to_text(self) -> str:
+        """The record as one line of ASCII JSON; nodes as [name, first output, mark]."""
+        values = dataclasses.asdict(self)
+        del values["marks"], values["outputs"]
+        values["nodes"] = [[n, self.outputs[n], mark] for n, mark in self.marks.items()]
+        return json.dumps(values, separators=(",", ":"), sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_text(cls, text: str, where: str = "plan record") -> OnnxPlan:
+        """Reads what :meth:`to_text` wrote; keys that a later memcli may add are passed over.
+
+        Raises:
+            BadInput: not such a text; the message begins with ``where`` and names the field.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{where}: is not the JSON that memcli writes", _MEND) from error
+        if not isinstance(values, dict):
+            raise BadInput(f"{where}: is {shown(values)}, not an object", _MEND)
+        schema = values.get("schema")
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise BadInput(
+                f"{where}: was written by a newer memcli (schema {shown(schema)})",
+                "upgrade memcli to use this plan",
+            )
+        checked: dict[str, Any] = {}
+        for name, (is_good, wanted) in _FIELDS.items():
+            if name not in values:
+                raise BadInput(f"{where}: has no '{name}'", _MEND)
+            if not is_good(values[name]):
+                raise BadInput(f"{where}: '{name}' is not {wanted}", _MEND)
+            checked[name] = values[name]
+        nodes = checked.pop("nodes")
+        if len({n for n, _, _ in nodes}) != len(nodes) or len({o for _, o, _ in nodes}) != len(
+            nodes
+        ):
+            raise BadInput(f"{where}: names a node twice", _MEND)
+        return cls(
+            **checked,
+            marks={name: mark for name, _, mark in nodes},
+            outputs={name: output for name, output, _ in nodes},
+        )
+
+    def with_names(self, names: Mapping[str, str]) -> OnnxPlan:
+        """The plan with marks by other names: {first output: name}; others' marks fall away."""
+        kept = [(names[o], o, self.marks[n]) for n, o in self.outputs.items() if o in names]
+        return dataclasses.replace(
+            self,
+            marks={name: mark for name, _, mark in kept},
+            outputs={name: output for name, output, _ in kept},
+        )
+
+
+_MEND = "plan the original again, or take the metadata entry off"
+
+
+def _is_node(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(map(_is_text, value))
+        and value[2] in MARKS
+    )
+
+
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "schema": (lambda value: value == SCHEMA and _is_count(value), f"the number {SCHEMA}"),
+    "memcli_version": (_is_text, "a string"),
+    "strategy": (_is_text, "a string"),
+    "shapes": (_dict_of(_list_of(_is_count)), "a table of lists of integers"),
+    "dtype": (_is_text, "a string"),
+    "environment": (_dict_of(_is_text), "a table of strings"),
+    "original_name": (_is_text, "a string"),
+    "original_sha256": (_is_sha256, "a SHA-256 of 64 hexadecimal digits"),
+    "base_sha256": (_is_sha256, "a SHA-256 of 64 hexadecimal digits"),
+    "graph_sha256": (_is_sha256, "a SHA-256 of 64 hexadecimal digits"),
+    "n_nodes": (_is_count, "a number of nodes"),
+    "nodes": (_list_of(_is_node), "a list of [node, first output, kept or again or each]"),
+    "as_training": (_list_of(_is_text), "a list of strings"),
+    "memory": (_dict_of(_is_count), "a table of bytes"),
+    "recompute": (_dict_of(_is_number), "a table of numbers"),
+}
