@@ -111,7 +111,7 @@ class Conversion:
     def _run_graph(self, graph: onnx.GraphProto, scope: Scope) -> None:
         for tensor in graph.initializer:
             try:
-                scope[tensor.name] = self._held(tensor)
+                scope[tensor.name] = self._held(tensor, tensor.name)
             except Unsupported as error:
                 self._poisoned.add(tensor.name)
                 self._wrong["initializer", str(error)].append(tensor.name)
@@ -151,7 +151,9 @@ class Conversion:
             self._emit(site, result, scope)
             return
         self.folded.append(site.name)
-        if isinstance(result, Host):
+        if isinstance(result, Host) and isinstance(result.tensor, onnx.TensorProto):
+            scope[node.output[0]] = self._held(result.tensor, node.output[0])
+        elif isinstance(result, Host):
             self._store(node.output[0], result.tensor, scope)
         else:
             scope[node.output[0]] = result
@@ -174,14 +176,13 @@ class Conversion:
     def _emit(self, site: Site, call: Call, scope: Scope) -> None:
         """A function call: done now where all it reads is known, else a node of the fx graph."""
         values = list(_values((call.args, tuple(call.kwargs.values()))))
-        names = [name for name in site.node.output]
+        names = list(site.node.output)
         if self._folds(call, values):
             with torch.no_grad():
                 results = self._called(call, _known)
             self.folded.append(site.name)
             for name, item in zip(names, results if call.many else (results,), strict=False):
-                if name and isinstance(item, (tuple, list)):
-                    scope[name] = Value(name, fake=tuple(item), known=None)
+                if isinstance(item, (tuple, list)):
                     raise Unsupported("a sequence of constants")
                 if name:
                     self._store(name, item, scope)
@@ -259,14 +260,14 @@ class Conversion:
 
     # -- what the module holds --------------------------------------------------------------
 
-    def _held(self, tensor: onnx.TensorProto) -> Value:
-        """An initializer; its elements are read when they are needed."""
+    def _held(self, tensor: onnx.TensorProto, name: str) -> Value:
+        """An initializer or the like; a parameter's elements are read when they are needed."""
         dtype = torch_type(tensor.data_type)
-        role = self._roles.get(tensor.name, CONSTANT)
+        role = self._roles.get(name, CONSTANT)
         if role == CONSTANT and has_data(tensor):
-            return Value(tensor.name, known=tensor_of(tensor))
+            return Value(name, known=tensor_of(tensor))
         fake = self._empty(tuple(tensor.dims), dtype)
-        return Value(tensor.name, fake=fake, role=role, stored=tensor)
+        return Value(name, fake=fake, role=role, stored=tensor)
 
     def _node_of(self, value: Value) -> torch.fx.Node:
         """The fx node that gives the value; the module's attribute is made at its first use."""
@@ -285,17 +286,21 @@ class Conversion:
         return value.node
 
     def _elements(self, value: Value) -> torch.Tensor:
+        """What the module holds: the file's elements, or made up where it has none."""
+        missing = isinstance(value.stored, onnx.TensorProto) and not has_data(value.stored)
+        if missing:
+            self.filled.append(value.name)
+            if not value.dtype.is_floating_point:
+                self.notes.append(f"{value.name}: the file has no elements of it; zeros are taken")
         if self._fake:
             return self._fake_of(value)
         if value.known is not None:
             return value.known
+        if missing:
+            return self._filling.tensor(value.name, value.shape, value.dtype)
         stored = stored_tensor(value)
-        if stored is not None:
-            return stored.contiguous().clone() if stored.stride() else stored.clone()
-        self.filled.append(value.name)
-        if not value.dtype.is_floating_point:
-            self.notes.append(f"{value.name}: the file has no elements of it; zeros are taken")
-        return self._filling.tensor(value.name, value.shape, value.dtype)
+        assert stored is not None
+        return stored.clone(memory_format=torch.contiguous_format)
 
     def _fake_of(self, value: Value) -> Any:
         if value.fake is None and value.known is not None:

@@ -30,9 +30,12 @@ class Call:
 
 @dataclass
 class Host:
-    """Outputs whose values are known at conversion whatever the inputs hold (shapes)."""
+    """An output that is known at conversion whatever the inputs hold (shapes, constants).
 
-    tensor: torch.Tensor
+    As ONNX's tensor where the file has no elements of it.
+    """
+
+    tensor: torch.Tensor | onnx.TensorProto
 
 
 @dataclass

@@ -10,6 +10,7 @@ import onnx
 import torch
 from onnx import TensorProto, numpy_helper
 
+# PyTorch stores uint16, uint32 and uint64, but computes nothing on them.
 _TYPES: dict[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.DOUBLE: torch.float64,
@@ -20,9 +21,6 @@ _TYPES: dict[int, torch.dtype] = {
     TensorProto.INT32: torch.int32,
     TensorProto.INT64: torch.int64,
     TensorProto.UINT8: torch.uint8,
-    TensorProto.UINT16: torch.uint16,
-    TensorProto.UINT32: torch.uint32,
-    TensorProto.UINT64: torch.uint64,
     TensorProto.BOOL: torch.bool,
     TensorProto.COMPLEX64: torch.complex64,
     TensorProto.COMPLEX128: torch.complex128,
@@ -37,7 +35,7 @@ def torch_type(elem_type: int) -> torch.dtype:
     """PyTorch's type for one of ONNX's.
 
     Raises:
-        Unsupported: strings, 4-bit and 8-bit floating point and the like.
+        Unsupported: strings, types of few bits, large unsigned integers.
     """
     if elem_type not in _TYPES:
         names = {v: k for k, v in TensorProto.DataType.items()}

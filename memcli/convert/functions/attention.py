@@ -137,8 +137,8 @@ def _by_heads(
     if q.dim() == 4 or heads is None:
         return q, k, v
     counts = (heads[0], heads[1], heads[1])
-    parts = [x.unflatten(2, (n, -1)).transpose(1, 2) for x, n in zip((q, k, v), counts, strict=True)]
-    return parts[0], parts[1], parts[2]
+    q, k, v = (x.unflatten(2, (n, -1)) for x, n in zip((q, k, v), counts, strict=True))
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 def _with_past(x: Tensor, past: Tensor | None) -> Tensor:

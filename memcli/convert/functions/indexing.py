@@ -35,9 +35,7 @@ def scattered(x: Tensor, index: Tensor, updates: Tensor, axis: int, reduction: s
     return x.scatter_reduce(axis, index, updates, how, include_self=True)
 
 
-def scattered_by_coordinates(
-    x: Tensor, index: Tensor, updates: Tensor, reduction: str
-) -> Tensor:
+def scattered_by_coordinates(x: Tensor, index: Tensor, updates: Tensor, reduction: str) -> Tensor:
     """``x`` with ``updates`` put or added at the coordinates in the last dimension of ``index``."""
     return x.index_put(_coordinates(x, index, 0), updates, accumulate=reduction == "add")
 

@@ -117,14 +117,10 @@ def group_norm_by_group(
     )
 
 
-def local_response_norm(
-    x: Tensor, size: int, alpha: float, beta: float, bias: float
-) -> Tensor:
+def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, bias: float) -> Tensor:
     """Local response normalization over ``size`` channels, of which the rest goes to the right."""
     before = (size - 1) // 2
-    squares = F.pad(
-        x.pow(2).unsqueeze(1), (0, 0) * (x.dim() - 2) + (before, size - 1 - before)
-    )
+    squares = F.pad(x.pow(2).unsqueeze(1), (0, 0) * (x.dim() - 2) + (before, size - 1 - before))
     total = squares.unfold(2, size, 1).sum(-1).squeeze(1)
     return x / (total * (alpha / size) + bias).pow(beta)
 

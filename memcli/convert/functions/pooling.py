@@ -86,7 +86,7 @@ def average_pool_padded(
     zeros = (0,) * len(kernel)
     total = torch.convolution(padded, ones, None, stride, zeros, dilation, False, zeros, 1)
     count = torch.convolution(counted, ones, None, stride, zeros, dilation, False, zeros, 1)
-    window = (slice(None), slice(None), *(slice(0, size) for size in sizes))
+    window = (slice(None), slice(None), *[slice(0, size) for size in sizes])
     mean = total[window] / count[window]
     return mean.reshape(*channels, *mean.shape[2:])
 
@@ -104,7 +104,8 @@ def lp_pool_padded(
     ones = torch.ones((1, 1, *kernel), dtype=x.dtype, device=x.device)
     zeros = (0,) * len(kernel)
     y = torch.convolution(F.pad(x, room), ones, None, stride, zeros, dilation, False, zeros, 1)
-    y = y[(slice(None), slice(None), *(slice(0, size) for size in sizes))].pow(1.0 / p)
+    window = (slice(None), slice(None), *[slice(0, size) for size in sizes])
+    y = y[window].pow(1.0 / p)
     return y.reshape(*channels, *y.shape[2:])
 
 

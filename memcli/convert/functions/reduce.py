@@ -33,9 +33,7 @@ def highest_of_none(x: Tensor, axes: Ints, keepdim: bool, lowest: bool) -> Tenso
         value = lowest
     else:
         value = torch.iinfo(x.dtype).max if lowest else torch.iinfo(x.dtype).min
-    shape = [
-        1 if d in axes else size for d, size in enumerate(x.shape) if keepdim or d not in axes
-    ]
+    shape = [1 if d in axes else size for d, size in enumerate(x.shape) if keepdim or d not in axes]
     return x.new_full(shape, value)
 
 

@@ -54,4 +54,4 @@ def resized_by_weights(
             shape[axis.axis] = axis.out
             mask = torch.tensor(within.tolist(), device=x.device).reshape(shape)
             inside = mask if inside is None else inside & mask
-    return x if inside is None else torch.where(inside, x, extrapolated)
+    return x if inside is None else torch.where(inside, x, extrapolated or 0.0)

@@ -12,9 +12,8 @@ from memcli.convert.values import Unsupported, has_data, tensor_of, torch_type
 def constant(site: Site) -> Result:
     attributes = site.attributes
     if "value" in attributes:
-        if not has_data(attributes["value"]):
-            raise Unsupported("the file has no elements of it")
-        return Host(tensor_of(attributes["value"]))
+        value = attributes["value"]
+        return Host(tensor_of(value) if has_data(value) else value)
     for name, dtype in (
         ("value_float", torch.float32),
         ("value_floats", torch.float32),
@@ -71,7 +70,7 @@ def selected(site: Site) -> Result:
     if site.node.op_type == "Unique":
         raise Unsupported("its output's shape depends on data")
     chosen = torch.nonzero(site.array(1).reshape(-1)).reshape(-1).tolist()
-    if "axis" not in site.attributes:
-        raise Unsupported("Compress without an axis")
     index = site.constant(torch.tensor(chosen).long(), "index")
+    if "axis" not in site.attributes:
+        return Call(torch.take, (site.value(0), index))
     return Call(torch.index_select, (site.value(0), site.axis(site.get("axis", 0)), index))

@@ -82,5 +82,3 @@ def column_to_image(site: Site) -> Result:
         raise Unsupported("padding that differs between the ends")
     args = (site.value(0), image, block, dilation, pads[:2], site.ints_of("strides", (1, 1)))
     return Call(F.fold, args)
-
-

@@ -219,8 +219,12 @@ def is_infinite(site: Site) -> Result:
 @operator("Softmax", "LogSoftmax", "Hardmax")
 def softmax(site: Site) -> Result:
     kind = site.node.op_type
-    plain = {"Softmax": F.softmax, "LogSoftmax": F.log_softmax, "Hardmax": functions.hardmax}
-    flattened = {
+    plain: dict[str, Any] = {
+        "Softmax": F.softmax,
+        "LogSoftmax": F.log_softmax,
+        "Hardmax": functions.hardmax,
+    }
+    flattened: dict[str, Any] = {
         "Softmax": functions.softmax_flattened,
         "LogSoftmax": functions.log_softmax_flattened,
         "Hardmax": functions.hardmax_flattened,

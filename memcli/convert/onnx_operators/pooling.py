@@ -26,11 +26,10 @@ def max_pool(site: Site) -> Result:
         raise Unsupported(f"{len(sizes)} spatial dimensions")
     x = site.value(0)
     if site.is_used(1):
-        args = (x, windows.before, windows.after, windows.kernel, windows.stride)
         order = bool(site.get("storage_order", 0))
-        return Call(
-            functions.max_pool_indices, (*args, windows.dilation, ceil_mode, order), many=True
-        )
+        args: tuple[Any, ...] = (x, windows.before, windows.after, windows.kernel, windows.stride)
+        args = (*args, windows.dilation, ceil_mode, order)
+        return Call(functions.max_pool_indices, args, many=True)
     rest = (windows.kernel, windows.stride, windows.dilation, ceil_mode)
     if not site.is_float():
         return Call(functions.max_pool_of_integers, (x, windows.flat(), *rest))
@@ -49,7 +48,14 @@ def average_pool(site: Site) -> Result:
     x = site.value(0)
     plain = windows.symmetric and _fits(windows) and set(windows.dilation) <= {1}
     if plain and len(sizes) in _AVERAGE:
-        args = (x, windows.kernel, windows.stride, windows.before, ceil_mode, include)
+        args: tuple[Any, ...] = (
+            x,
+            windows.kernel,
+            windows.stride,
+            windows.before,
+            ceil_mode,
+            include,
+        )
         return Call(_AVERAGE[len(sizes)], args)
     counts = _counts(windows, sizes, ceil_mode)
     args = (x, windows.flat(), windows.kernel, windows.stride, windows.dilation, counts, include)

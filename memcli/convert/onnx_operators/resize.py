@@ -60,7 +60,7 @@ def _smooth(site: Site, axes: list[Axis], coordinates: str, mode: str) -> Result
     half = coordinates == "half_pixel" or (
         coordinates == "pytorch_half_pixel" and all(axis.out > 1 for axis in axes)
     )
-    known = mode == "linear" and site.rank() in _LINEAR or mode == "cubic" and site.rank() == 4
+    known = site.rank() == 4 or (mode == "linear" and site.rank() in _LINEAR)
     plain = known and not antialias and not exclude and site.is_float()
     if plain and cubic in (None, -0.75) and (corners or half) and all(a.axis >= 2 for a in axes):
         name = _LINEAR[site.rank()] if mode == "linear" else "bicubic"
