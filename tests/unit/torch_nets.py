@@ -205,7 +205,9 @@ def views() -> GraphModule:
     top = b(torch.topk, k, 3)
     unused = b(torch.sigmoid, k)
     b(torch.tanh, unused)
-    return b.done(y, b(torch.view_as_real, b(operator.mul, b(torch.complex, z, z), 2j)),
+    w = b(torch.complex, z, b(torch.neg, z))
+    w = b(operator.mul, b(torch.conj, w), b(torch.sin, w))
+    return b.done(y, b(torch.view_as_real, w),
                   b(operator.getitem, top, 0), b(operator.getitem, top, 1), u)  # fmt: skip
 
 

@@ -94,9 +94,7 @@ def _legit(
 ) -> Any:
     if training:
         return aten._native_batch_norm_legit.no_stats(x, weight, bias, True, momentum, eps)
-    return aten._native_batch_norm_legit.default(
-        x, weight, bias, mean, var, False, momentum, eps
-    )
+    return aten._native_batch_norm_legit.default(x, weight, bias, mean, var, False, momentum, eps)
 
 
 def _legit_functional(

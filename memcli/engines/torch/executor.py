@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from memcli.engines.torch.program import attribute, compile_graph, fill, marks_of
+from memcli.engines.torch.program import Step, attribute, compile_graph, fill, marks_of
 from memcli.engines.torch.requests import AGAIN, ALL_MARKS, AUXILIARY, EACH, KEPT
 from memcli.engines.torch.run import Run
 
@@ -40,6 +40,8 @@ class PlannedModule(torch.nn.Module):
         self.program = compile_graph(module)
         self.marks = marks_of(self.program, marks or {}, ALL_MARKS)
         self.run_class: type[Run] = Run
+        # Called after each step with its result: for who measures, stage by stage.
+        self.watch: Callable[[Step, Any], None] | None = None
         self.training = module.training
         # The same objects under the same names: state_dict, optimizers and DDP see no difference.
         for name, parameter in module._parameters.items():
@@ -83,6 +85,8 @@ class PlannedModule(torch.nn.Module):
         with torch.autograd.graph.saved_tensors_hooks(run.pack, run.unpack):
             for step in program.steps:
                 values[step.value] = run.call(step, values)
+                if self.watch is not None:
+                    self.watch(step, values[step.value])
                 for number in step.free_after:
                     run.free(values[number])
                     values[number] = None

@@ -48,7 +48,7 @@ class Record:
 class Requests:
     """Counts as they stand; a copy serves a backward pass that keeps the graph."""
 
-    __slots__ = ("holding", "left", "lasting", "memo", "of")
+    __slots__ = ("holding", "lasting", "left", "memo", "of")
 
     def __init__(self) -> None:
         self.of: dict[Storage, int] = {}

@@ -105,7 +105,8 @@ class Run:
         """Runs a step and takes note of what it made and what of that is saved."""
         mark = self.marks[step.index]
         generators = self._generators() if mark != KEPT and step.draws else []
-        self._pending = pending = []
+        pending: list[Packed] = []
+        self._pending = pending
         try:
             args, kwargs = fill(step.args, values), fill(step.kwargs, values)
             result = step.function(*args, **kwargs)
