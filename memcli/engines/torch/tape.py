@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +30,7 @@ class Tape(TorchDispatchMode):
         self.events: list[tuple[int, int, int]] = []
         self.numbers: dict[int, int] = {}  # by storage; -1: known before
         self.bytes: list[int] = []
+        self.on_operator: Callable[[Any, Any, dict[str, Any], Any], None] | None = None
         self._references: dict[int, Any] = {}
 
     def known(self, tensors: Iterable[Tensor]) -> None:
@@ -49,7 +50,10 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self.on_operator is not None:
+            self.on_operator(func, args, kwargs, result)
         for tensor in tensors_in(result):
             if has_storage(tensor) and storage_key(tensor) not in self.numbers:
                 number = len(self.bytes)
