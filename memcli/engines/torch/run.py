@@ -37,7 +37,8 @@ class Packed:
 
     def __init__(self, run: Run | None, tensor: Tensor | None) -> None:
         self.run = run
-        self.tensor = tensor
+        # A function's own result comes with its history, which would hold this object: a cycle.
+        self.tensor = tensor.detach() if tensor is not None and tensor.requires_grad else tensor
         self.version = -1 if tensor is None or tensor.is_inference() else tensor._version
         self.storage: Storage | None = None
         self.geometry: Geometry | None = None
