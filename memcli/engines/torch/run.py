@@ -1,0 +1,480 @@
+"""One forward pass under a plan, and what its backward passes recompute.
+
+Saved tensors are told by their storage: one that a dropped step made is packed as a handle (step,
+storage, geometry) and recomputed on demand from the nearest kept storages, without recursion.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from memcli.engines.torch.geometry import (
+    Geometry,
+    geometry,
+    has_storage,
+    physical,
+    storage_key,
+    tensors_in,
+    view_of,
+)
+from memcli.engines.torch.program import Program, Step, fill
+from memcli.engines.torch.requests import AGAIN, AUXILIARY, EACH, KEPT, Record, Requests, Storage
+
+# Private, so it may be missing: then every backward pass is taken for one that keeps the graph.
+_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+class Packed:
+    """What autograd holds in a saved tensor's place: the tensor, or the handle of a dropped one."""
+
+    __slots__ = ("geometry", "run", "storage", "tensor", "version")
+
+    def __init__(self, run: Run | None, tensor: Tensor | None) -> None:
+        self.run = run
+        # A function's own result comes with its history, which would hold this object: a cycle.
+        self.tensor = tensor.detach() if tensor is not None and tensor.requires_grad else tensor
+        self.version = -1 if tensor is None or tensor.is_inference() else tensor._version
+        self.storage: Storage | None = None
+        self.geometry: Geometry | None = None
+
+    def __del__(self) -> None:
+        if self.storage is not None and self.run is not None:
+            self.run.handle_gone(self)
+
+
+class External(NamedTuple):
+    """A parameter, buffer or input that a dropped step reads. ``version``: -1 for a state."""
+
+    tensor: Tensor
+    version: int
+    requires_grad: bool
+
+
+class Internal(NamedTuple):
+    """A tensor in a step's storage that a dropped step reads."""
+
+    storage: Storage
+    geometry: Geometry
+    requires_grad: bool
+
+
+class _Frame:
+    """A recomputation under way: ``at`` counts the groups of storages gathered so far."""
+
+    __slots__ = ("at", "final", "record", "values", "wanted")
+
+    def __init__(self, record: Record, wanted: list[Storage], final: bool) -> None:
+        self.record = record
+        self.wanted = wanted
+        self.final = final  # its tokens are given back once it ran
+        self.at = 0
+        self.values: dict[Storage, Tensor] = {}
+
+
+class Run:
+    """A forward pass. ``marks`` by step; ``externals``: parameters, buffers and inputs."""
+
+    def __init__(self, program: Program, marks: Sequence[int], externals: list[Tensor]) -> None:
+        self.program = program
+        self.marks = marks
+        # None: not made by a step
+        self.owner: dict[int, Storage | None] = {
+            storage_key(t): None for t in externals if has_storage(t)
+        }
+        # Functions that update states while they train do not look at their old values.
+        self.states = {storage_key(t) for t in externals if has_storage(t) and not t.requires_grad}
+        self.requests = Requests()
+        self._pass: tuple[int, Requests] | None = None
+        self._pending: list[Packed] | None = []
+        self._lock = threading.RLock()
+        devices = {t.device for t in externals}
+        self.cuda = sorted({d.index or 0 for d in devices if d.type == "cuda"})
+        self.autocast = [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in sorted({d.type for d in devices} & {"cpu", "cuda", "xpu", "mps"} or {"cpu"})
+        ]
+
+    # The forward pass
+
+    def call(self, step: Step, values: list[Any]) -> Any:
+        """Runs a step and takes note of what it made and what of that is saved."""
+        mark = self.marks[step.index]
+        generators = self._generators() if mark != KEPT and step.draws else []
+        pending: list[Packed] = []
+        self._pending = pending
+        try:
+            args, kwargs = fill(step.args, values), fill(step.kwargs, values)
+            result = step.function(*args, **kwargs)
+        finally:
+            self._pending = None
+        made = self._made(step, result, mark)
+        record: Record | None = None
+        if mark & ~AUXILIARY and made:
+            record = self._record(step, values, generators)
+        if mark & AUXILIARY and not step.leaves_states:
+            record = self._own_auxiliaries(step, values, pending, made, record, generators)
+        if record is not None:
+            record.storages = made
+            self.requests.hold(record)
+            for storage in made:
+                if storage.mark != KEPT:
+                    storage.record = record
+                    if storage.users:
+                        self.requests.add(storage)  # the forward pass's own
+        for packed in pending:
+            self._decide(packed, step)
+        pending.clear()
+        if record is not None and not self.requests.left.get(record):
+            self.requests.let_go(record)
+        for storage in made:
+            if storage.users == 0:
+                del self.owner[storage.key]  # the key may be another storage's soon
+        return result
+
+    def free(self, value: Any) -> None:
+        """The forward pass lets go of a value."""
+        for tensor in tensors_in(value):
+            if not has_storage(tensor):
+                continue
+            storage = self.owner.get(storage_key(tensor))
+            if storage is None:
+                continue
+            storage.users -= 1
+            if storage.users == 0:
+                self._unused(storage, tensor)
+
+    def finish(self, outputs: Any) -> None:
+        """The end of the forward pass: storages that the graph gives out stay."""
+        for tensor in tensors_in(outputs):
+            storage = self.owner.get(storage_key(tensor)) if has_storage(tensor) else None
+            if storage is not None and storage.mark != KEPT:
+                self.requests.keep(storage, physical(tensor))
+                self.requests.release(storage)
+        self.owner.clear()
+
+    def pack(self, tensor: Tensor) -> Packed:
+        """Autograd saves a tensor. A step's own result is told from others once it returned."""
+        packed = Packed(self, tensor)
+        if self._pending is not None:
+            self._pending.append(packed)
+        return packed
+
+    def unpack(self, packed: Packed) -> Tensor:
+        """Autograd needs a saved tensor.
+
+        Raises:
+            RuntimeError: it, or what it is recomputed from, was modified since.
+        """
+        if packed.storage is not None:
+            return self._fetch(packed)
+        assert packed.tensor is not None
+        if packed.version >= 0 and packed.tensor._version != packed.version:
+            raise RuntimeError(_MODIFIED.format("computation", packed.tensor._version))
+        return packed.tensor
+
+    def handle_gone(self, packed: Packed) -> None:
+        """Autograd let go of a handle, used or not."""
+        with self._lock:
+            storage, packed.storage = packed.storage, None
+            if storage is not None:
+                self.requests.release(storage)
+
+    def _made(self, step: Step, result: Any, mark: int) -> list[Storage]:
+        """New storages of a result; counts the values in old and new ones."""
+        made = []
+        for position, tensor in enumerate(tensors_in(result)):
+            if not has_storage(tensor):
+                continue
+            key = storage_key(tensor)
+            if key not in self.owner:
+                storage = Storage(step.index, position, mark & ~AUXILIARY, key)
+                storage.version = 0 if tensor.is_inference() else tensor._version
+                self.owner[key] = storage
+                made.append(storage)
+            owner = self.owner[key]
+            if owner is not None:
+                owner.users += 1
+        return made
+
+    def _record(
+        self, step: Step, values: list[Any], generators: list[tuple[Any, Tensor]]
+    ) -> Record:
+        sources: dict[int, list[Storage]] = {}
+        inputs = {}
+        for number in step.reads:
+            inputs[number] = self._describe(values[number], sources, step.leaves_states)
+        record = Record(self.marks[step.index], inputs, list(sources.values()))
+        record.generators = generators
+        return record
+
+    def _describe(self, value: Any, sources: dict[int, list[Storage]], states: bool) -> Any:
+        if isinstance(value, Tensor):
+            storage = self.owner.get(storage_key(value)) if has_storage(value) else None
+            if storage is None:
+                unchecked = value.is_inference() or (states and storage_key(value) in self.states)
+                version = -1 if unchecked else value._version
+                return External(value.detach(), version, value.requires_grad)
+            group = sources.setdefault(storage.step, [])
+            if storage not in group:
+                group.append(storage)
+            if storage.mark == KEPT and storage.tensor is None:
+                storage.tensor = physical(value)
+                storage.version = storage.tensor._version
+            return Internal(storage, geometry(value), value.requires_grad)
+        if isinstance(value, (tuple, list)):
+            return [self._describe(item, sources, states) for item in value]
+        if isinstance(value, dict):
+            return {k: self._describe(item, sources, states) for k, item in value.items()}
+        return value
+
+    def _own_auxiliaries(
+        self,
+        step: Step,
+        values: list[Any],
+        pending: list[Packed],
+        made: list[Storage],
+        record: Record | None,
+        generators: list[tuple[Any, Tensor]],
+    ) -> Record | None:
+        """Storages that the step saves inside itself join those that it drops."""
+        for number, packed in enumerate(pending):
+            assert packed.tensor is not None
+            key = storage_key(packed.tensor) if has_storage(packed.tensor) else None
+            if key is not None and key not in self.owner:
+                mark = (self.marks[step.index] & ~AUXILIARY) or AGAIN
+                storage = Storage(step.index, ~number, mark, key)
+                self.owner[key] = storage
+                made.append(storage)
+        if record is None and any(s.position < 0 for s in made):
+            record = self._record(step, values, generators)
+        return record
+
+    def _decide(self, packed: Packed, step: Step) -> None:
+        """A saved tensor, now that the storages of its step are known: a handle if dropped."""
+        tensor = packed.tensor
+        assert tensor is not None
+        storage = self.owner.get(storage_key(tensor), _UNKNOWN) if has_storage(tensor) else None
+        if storage is None and step.leaves_states and storage_key(tensor) in self.states:
+            packed.version = -1  # the graph may update it before the backward pass
+        if isinstance(storage, Storage) and storage.mark != KEPT:
+            packed.geometry = geometry(tensor)
+            packed.storage = storage
+            packed.tensor = None
+            self.requests.add(storage)
+
+    def _unused(self, storage: Storage, tensor: Tensor) -> None:
+        """No value of the forward pass lies in a storage any more."""
+        self.owner.pop(storage.key, None)
+        if storage.mark == KEPT:
+            return
+        if not tensor.is_inference() and tensor._version != storage.version:
+            raise RuntimeError(
+                f"what step {self.program.steps[storage.step].name!r} made was changed in place; "
+                "plans recompute functions, so the graph may not change values in place"
+            )
+        self.requests.release(storage)
+
+    def _generators(self) -> list[tuple[Any, Tensor]]:
+        states: list[tuple[Any, Tensor]] = [(None, torch.get_rng_state())]
+        return states + [(d, torch.cuda.get_rng_state(d)) for d in self.cuda]
+
+    # The backward passes
+
+    def _fetch(self, packed: Packed) -> Tensor:
+        with self._lock, torch.no_grad():
+            storage, where = packed.storage, packed.geometry
+            assert storage is not None and where is not None
+            requests = self._requests_of_pass()
+            base = self._available(storage, requests)
+            if base is None:
+                with self._as_in_forward():
+                    base = self._obtain(storage, requests)
+            result = view_of(base, where)
+            if requests.lasting:
+                # Served: its end changes nothing more, but a function may ask twice before that.
+                packed.storage, packed.tensor, packed.version = None, result, -1
+            requests.release(storage)
+            return result
+
+    def _requests_of_pass(self) -> Requests:
+        """The counts to go by: this run's own, or a copy for a pass that keeps the graph."""
+        task = torch._C._current_graph_task_id()
+        if task != -1 and not _keeps_graph():
+            self._pass = None
+            return self.requests
+        if task == -1:  # someone looks at a saved tensor, outside of any pass
+            return self.requests.copy()
+        if self._pass is None or self._pass[0] != task:
+            self._pass = (task, self.requests.copy())
+            torch.autograd.Variable._execution_engine.queue_callback(  # type: ignore[attr-defined]
+                self._end_pass
+            )
+        return self._pass[1]
+
+    def _end_pass(self) -> None:
+        self._pass = None
+
+    @staticmethod
+    def _available(storage: Storage, requests: Requests) -> Tensor | None:
+        if storage.mark != KEPT:
+            return requests.memo.get(storage)
+        tensor = storage.tensor
+        if tensor is None:
+            raise RuntimeError(
+                "a tensor that this recomputation starts from was freed: backward through the "
+                "graph a second time needs retain_graph=True"
+            )
+        if storage.version >= 0 and tensor._version != storage.version:
+            raise RuntimeError(_MODIFIED.format("recomputation", tensor._version))
+        return tensor
+
+    def _obtain(self, storage: Storage, requests: Requests) -> Tensor:
+        """Recomputes a dropped storage, and before it what it is made from."""
+        record = storage.record
+        assert record is not None
+        final = record.mark & ~AUXILIARY != EACH or requests.is_last([storage])
+        frames = [_Frame(record, [storage], final)]
+        while True:
+            frame = frames[-1]
+            missing = self._gather(frame, requests)
+            if missing is not None:
+                frames.append(missing)
+                continue
+            results = self._again(frame)
+            frame.values.clear()
+            if frame.final:
+                requests.let_go(frame.record)
+            if frame.record.mark & ~AUXILIARY != EACH:
+                for made in results:
+                    if made in requests.of:
+                        requests.memo[made] = results[made]
+            frames.pop()
+            if not frames:
+                return results[storage]
+            parent = frames[-1]
+            for wanted in frame.wanted:
+                parent.values[wanted] = results[wanted]
+            parent.at += 1
+            # Held on to, they would be part of the next recomputation's peak.
+            del results
+
+    def _gather(self, frame: _Frame, requests: Requests) -> _Frame | None:
+        """Puts together what a step reads; the frame of a step that must run first, if any."""
+        while frame.at < len(frame.record.groups):
+            group = frame.record.groups[frame.at]
+            found = {}
+            for storage in group:
+                tensor = self._available(storage, requests)
+                if tensor is None:
+                    record = storage.record
+                    assert record is not None
+                    each = record.mark & ~AUXILIARY == EACH
+                    dropped = [s for s in group if s.mark != KEPT]
+                    final = not each or (frame.final and requests.is_last(dropped))
+                    for other in group:  # of one step some may stay and some be dropped
+                        if other.mark == KEPT:
+                            kept = self._available(other, requests)
+                            assert kept is not None
+                            frame.values[other] = kept
+                    return _Frame(record, dropped, final)
+                found[storage] = tensor
+            frame.values.update(found)
+            frame.at += 1
+        return None
+
+    def _again(self, frame: _Frame) -> dict[Storage, Tensor]:
+        """Runs a step again; its dropped storages."""
+        record = frame.record
+        step = self.program.steps[record.storages[0].step]
+        inputs = {n: self._rebuild(d, frame.values) for n, d in record.inputs.items()}
+        args, kwargs = fill(step.args, inputs), fill(step.kwargs, inputs)
+        captured: list[Tensor] = []
+        capture = any(s.position < 0 for s in record.storages)
+        with self._replayed(record), _capturing(captured) if capture else contextlib.nullcontext():
+            result = step.again(*args, **kwargs)
+        leaves = list(tensors_in(result))
+        results = {}
+        for storage in record.storages:
+            if storage.mark == KEPT:
+                continue
+            if storage.position < 0:
+                results[storage] = physical(captured[~storage.position])
+            elif storage.position < len(leaves):  # new states may be left out, at the end
+                results[storage] = physical(leaves[storage.position])
+        return results
+
+    def _rebuild(self, description: Any, values: dict[Storage, Tensor]) -> Any:
+        kind = type(description)
+        if kind is Internal:
+            tensor = view_of(values[description.storage], description.geometry)
+        elif kind is External:
+            tensor = description.tensor
+            if description.version >= 0 and tensor._version != description.version:
+                raise RuntimeError(_MODIFIED.format("recomputation", tensor._version))
+            tensor = tensor.detach()
+        elif kind is list:
+            return [self._rebuild(item, values) for item in description]
+        elif kind is dict:
+            return {k: self._rebuild(item, values) for k, item in description.items()}
+        else:
+            return description
+        # Operators choose their algorithm by this flag, too (matmul: whether to fold).
+        return tensor.requires_grad_() if description.requires_grad else tensor
+
+    @contextlib.contextmanager
+    def _as_in_forward(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for kind, enabled, dtype in self.autocast:
+                if enabled or torch.is_autocast_enabled(kind):
+                    # A cast of a weight made here has no gradient: none may find it in the cache.
+                    stack.enter_context(
+                        torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
+                    )
+            yield
+
+    @contextlib.contextmanager
+    def _replayed(self, record: Record) -> Iterator[None]:
+        if not record.generators:
+            yield
+            return
+        now = self._generators()
+        try:
+            _set_generators(record.generators)
+            yield
+        finally:
+            _set_generators(now)
+
+
+_UNKNOWN: Any = object()
+_MODIFIED = (
+    "one of the variables needed for gradient {} has been modified by an inplace operation: "
+    "it is at version {} now; run backward before changing parameters or inputs"
+)
+
+
+def _set_generators(states: list[tuple[Any, Tensor]]) -> None:
+    for device, state in states:
+        if device is None:
+            torch.set_rng_state(state)
+        else:
+            torch.cuda.set_rng_state(state, device)
+
+
+@contextlib.contextmanager
+def _capturing(into: list[Tensor]) -> Iterator[None]:
+    """Runs with gradients, and takes what autograd would save, in order."""
+
+    def pack(tensor: Tensor) -> None:
+        into.append(tensor.detach())
+
+    def unpack(_: None) -> Tensor:
+        raise RuntimeError("a recomputation's own graph is never run backward")
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield

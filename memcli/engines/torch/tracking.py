@@ -1,0 +1,235 @@
+"""Live memory of one training step: measured on real tensors, estimated on fake ones.
+
+The live peak is the most bytes that tensors hold at one time between the start of the forward pass
+and the end of the backward pass: feature maps, what operators save, gradients on their way, and
+the outputs, which the caller holds until the step ends. Not counted: parameters, buffers
+and inputs, which are there before the step, and the parameters' gradients, which stay after it
+and are the same under every plan; the peak with them is given as well.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from memcli.engines.torch.executor import PlannedModule
+from memcli.engines.torch.geometry import tensors_in
+from memcli.engines.torch.program import Step
+from memcli.engines.torch.tape import ALLOCATED, BACKWARD, FORWARD, FREED, Tape
+
+
+@dataclass
+class StepMemory:
+    """Bytes. ``forward`` and ``backward``: the peak while each node (by name) was at work.
+
+    The backward part of a node is the time from when the gradient of its output is complete to
+    when that of the next node's is. ``reserved_peak``: what CUDA's caching allocator took from
+    the device, 0 on the CPU. ``all_peak``: with parameters' gradients.
+    """
+
+    peak: int = 0
+    all_peak: int = 0
+    kept: int = 0  # live when the forward pass ended
+    gradient_bytes: int = 0  # of parameters
+    reserved_peak: int = 0
+    forward: dict[str, int] = field(default_factory=dict)
+    backward: dict[str, int] = field(default_factory=dict)
+
+
+def total(outputs: Any) -> Tensor:
+    """The loss of a graph that has none: the sum of all outputs that have gradients, in float32.
+
+    Raises:
+        ValueError: no output depends on anything that requires a gradient.
+    """
+    terms = [
+        (t.real if t.is_complex() else t).float().sum()
+        for t in tensors_in(outputs)
+        if t.requires_grad
+    ]
+    if not terms:
+        raise ValueError("no output of the graph requires a gradient")
+    loss = terms[0]
+    for term in terms[1:]:
+        loss = loss + term
+    return loss
+
+
+def training_step(
+    module: PlannedModule,
+    inputs: Sequence[Any],
+    loss: Callable[[Any], Tensor] = total,
+    between: Callable[[], None] | None = None,
+) -> Any:
+    """A forward and a backward pass; the outputs, which are held all through.
+
+    ``between`` is called after the forward pass.
+    """
+    outputs = module(*inputs)
+    if between is not None:
+        between()
+    loss(outputs).backward()
+    return outputs
+
+
+def fake_copy(
+    module: PlannedModule, inputs: Sequence[Any], mode: FakeTensorMode
+) -> tuple[PlannedModule, list[Any]]:
+    """The module and inputs with fake tensors in place of real (or meta) ones, on the CPU."""
+
+    def fake(tensor: Tensor) -> Tensor:
+        with mode:
+            like = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu"
+            )
+        if isinstance(tensor, torch.nn.Parameter):
+            return torch.nn.Parameter(like, requires_grad=tensor.requires_grad)
+        return like.requires_grad_(tensor.requires_grad)
+
+    memo: dict[int, Any] = {id(module.program): module.program}
+    for tensor in [*module.parameters(), *module.buffers()]:
+        memo[id(tensor)] = fake(tensor)
+    copied = copy.deepcopy(module, memo)
+    return copied, [fake(x) if isinstance(x, Tensor) else x for x in inputs]
+
+
+def estimate_step(
+    module: PlannedModule, inputs: Sequence[Any], loss: Callable[[Any], Tensor] = total
+) -> StepMemory:
+    """The memory of a step, found on fake tensors: no data, no arithmetic.
+
+    ``inputs`` may be real, fake or meta tensors; only their shapes and types count.
+    """
+    with FakeTensorMode() as mode:
+        fake_module, fake_inputs = fake_copy(module, inputs, mode)
+        return measure_step(fake_module, fake_inputs, loss)
+
+
+def measure_step(
+    module: PlannedModule, inputs: Sequence[Any], loss: Callable[[Any], Tensor] = total
+) -> StepMemory:
+    """The memory of a real step on the CPU, storage by storage. Leaves gradients in ``module``.
+
+    Gradients that the parameters have before are not counted.
+    """
+    tape = Tape()
+    parameters = list(module.parameters())
+    before = [p.grad for p in parameters if p.grad is not None]
+    given = [t for t in tensors_in(list(inputs))]
+    tape.known([*parameters, *module.buffers(), *given, *before])
+    names = [step.name for step in module.program.steps]
+    module.watch = _watcher(tape.note)
+    try:
+        with tape:
+            outputs = training_step(module, inputs, loss, lambda: tape.note(BACKWARD, -1))
+    finally:
+        module.watch = None
+    events = list(tape.events)
+    gradients = {tape.number_of(p.grad) for p in parameters if p.grad is not None} - {-1}
+    del outputs
+    return _profile(events, tape.bytes, gradients, names)
+
+
+def _watcher(note: Callable[[int, int], None]) -> Callable[[Step, Any], None]:
+    """Notes the end of each step, and in the backward pass when its output's gradient is there."""
+
+    def watch(step: Step, result: Any) -> None:
+        note(FORWARD, step.index)
+        for tensor in tensors_in(result):
+            if tensor.requires_grad and tensor.grad_fn is not None:
+                tensor.register_hook(lambda _, index=step.index: note(BACKWARD, index))
+
+    return watch
+
+
+def _profile(
+    events: list[tuple[int, int, int]], sizes: list[int], gradients: set[int], names: list[str]
+) -> StepMemory:
+    result = StepMemory(gradient_bytes=sum(sizes[n] for n in gradients))
+    live = live_all = high = 0
+    stage: str | None = None  # a node of the backward pass
+
+    def close(peaks: dict[str, int], name: str) -> None:
+        peaks[name] = max(peaks.get(name, 0), high)
+
+    for kind, number, _ in events:
+        if kind == ALLOCATED or kind == FREED:
+            change = sizes[number] if kind == ALLOCATED else -sizes[number]
+            live_all += change
+            if number not in gradients:
+                live += change
+            high = max(high, live)
+            result.peak = max(result.peak, live)
+            result.all_peak = max(result.all_peak, live_all)
+            continue
+        if kind == FORWARD:
+            close(result.forward, names[number])
+        elif kind == BACKWARD:
+            if number == -1:
+                result.kept = live
+            elif stage is not None:
+                close(result.backward, stage)
+            stage = names[number] if number >= 0 else None
+        high = live
+    if stage is not None:
+        close(result.backward, stage)
+    return result
+
+
+def measure_step_cuda(
+    module: PlannedModule, inputs: Sequence[Any], loss: Callable[[Any], Tensor] = total
+) -> StepMemory:
+    """The memory of a real step on a CUDA device as its caching allocator counts it.
+
+    Everything allocated before the step is taken off. Parameters' gradients cannot be told apart
+    while the step runs: set them to zero before (``module.zero_grad(set_to_none=False)``), so
+    that they are there before the step, and ``peak`` is without them; else ``peak`` has them.
+    """
+    device = next(t.device for t in [*module.parameters(), *tensors_in(list(inputs))])
+    names = [step.name for step in module.program.steps]
+    result = StepMemory()
+    torch.cuda.synchronize(device)
+    base = torch.cuda.memory_allocated(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    stage = -1
+
+    def note(kind: int, number: int) -> None:
+        nonlocal stage
+        high = torch.cuda.max_memory_allocated(device) - base
+        result.peak = max(result.peak, high)
+        result.reserved_peak = max(
+            result.reserved_peak, torch.cuda.max_memory_reserved(device)
+        )
+        torch.cuda.reset_peak_memory_stats(device)
+        if kind == FORWARD:
+            result.forward[names[number]] = high
+            return
+        if stage >= 0:
+            result.backward[names[stage]] = max(result.backward.get(names[stage], 0), high)
+        if number == -1:
+            result.kept = torch.cuda.memory_allocated(device) - base
+        stage = number
+
+    had = {id(p) for p in module.parameters() if p.grad is not None}
+    module.watch = _watcher(note)
+    try:
+        outputs = training_step(module, inputs, loss, lambda: note(BACKWARD, -1))
+        torch.cuda.synchronize(device)
+        note(BACKWARD, stage)
+    finally:
+        module.watch = None
+    del outputs
+    result.all_peak = result.peak
+    result.gradient_bytes = sum(
+        p.grad.untyped_storage().nbytes()
+        for p in module.parameters()
+        if p.grad is not None and id(p) not in had
+    )
+    return result

@@ -1,0 +1,236 @@
+"""The memory of a training step in PyTorch under any plan, to the byte, from one recorded step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memcli.graph.roofline import DEFAULT_MACHINE, Machine
+from memcli.memory import torch_kernels as kernels
+from memcli.memory import torch_trace as events
+from memcli.memory.torch_trace import Trace
+
+Marks = NDArray[np.uint8]
+Seconds = NDArray[np.float64]
+
+KEPT, AGAIN, EACH, AUXILIARY = 0, 1, 2, 4
+
+# Recomputations per step of the graph, past which a plan is not worth an exact figure.
+_LIMIT = 200
+
+
+@dataclass(frozen=True)
+class TorchCost:
+    """A plan's price. ``feasible`` False: more recomputations than anyone would run.
+
+    ``live_peak_bytes``: feature maps, what operators save, gradients on their way, outputs.
+    ``all_peak_bytes``: with the parameters' gradients, which come up during the backward pass
+    and stay; this is the figure that a device's counter shows over parameters and input.
+    """
+
+    live_peak_bytes: int
+    all_peak_bytes: int
+    recompute_flops: float
+    recompute_seconds: float
+    recomputations: int
+    peak_at: int  # index of the operation at which the live peak was reached first
+    feasible: bool = True
+
+
+@dataclass(frozen=True)
+class TorchTimeline:
+    """Live bytes over steps: the most while each ran in the forward and in the backward pass.
+
+    ``backward``: -1 where no gradient passes. ``kept_bytes``: live between the two passes.
+    ``order``: the backward pass's steps in the order in which it comes to them. No parameters'
+    gradients.
+    """
+
+    forward: NDArray[np.int64]
+    backward: NDArray[np.int64]
+    order: list[int]
+    kept_bytes: int
+    recomputations: NDArray[np.int64]
+
+
+class TorchModel:
+    """Evaluates plans for one traced step.
+
+    A plan is an array of marks over the steps of the trace (the fx graph's function nodes):
+    ``KEPT``, ``AGAIN`` or ``EACH``, with ``AUXILIARY`` added where what the function saves inside
+    itself goes as well. ``allocator``: "exact" counts bytes; "cuda" rounds every storage up
+    as PyTorch's CUDA allocator does. ``seconds``: of running each step again; by default from
+    the roofline of ``machine``. Not to be used by several threads at once.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        *,
+        seconds: Seconds | None = None,
+        machine: Machine = DEFAULT_MACHINE,
+        allocator: str = "exact",
+    ) -> None:
+        self.trace = trace
+        self.block = 512 if allocator == "cuda" else 1
+        self.program = _compile(trace, self.block)
+        self._state = kernels.state_for(self.program)
+        self._nothing = np.zeros(0, np.int64)
+        self.makes = np.diff(trace.first) > 0
+        auxiliaries = np.zeros(trace.n_steps, bool)
+        auxiliaries[self.program.step_of[trace.auxiliary]] = True
+        self.has_auxiliaries = auxiliaries
+        if seconds is None:
+            seconds = machine.launch_seconds + np.maximum(
+                trace.flops / machine.flops_per_second,
+                trace.moved_bytes / machine.bytes_per_second,
+            )
+        self.seconds = seconds
+
+    def none(self) -> Marks:
+        """The plan that keeps everything."""
+        return np.zeros(self.trace.n_steps, np.uint8)
+
+    def evaluate(self, marks: Marks) -> TorchCost:
+        """The price of a plan."""
+        state = self._state
+        limit = _LIMIT * max(self.trace.n_steps, 50)
+        peak, all_peak, at = kernels.walk(self.program, state, marks, limit, self._nothing)
+        runs = state.runs
+        return TorchCost(
+            live_peak_bytes=int(peak),
+            all_peak_bytes=int(all_peak),
+            recompute_flops=float(runs @ self.trace.flops),
+            recompute_seconds=float(runs @ self.seconds),
+            recomputations=int(runs.sum()),
+            peak_at=int(at),
+            feasible=peak >= 0,
+        )
+
+    def timeline(self, marks: Marks) -> TorchTimeline:
+        """Live bytes step by step.
+
+        Raises:
+            ValueError: the plan recomputes without bound.
+        """
+        p, n = self.program, self.trace.n_steps
+        highs = np.zeros(len(p.codes), np.int64)
+        limit = _LIMIT * max(n, 50)
+        peak, _, _ = kernels.walk(p, self._state, marks, limit, highs)
+        if peak < 0:
+            raise ValueError("the plan recomputes more often than is worth counting")
+        forward, backward = np.zeros(n, np.int64), np.full(n, -1, np.int64)
+        order: list[int] = []
+        kept = high = 0
+        stage, back = -1, False
+        for i in range(len(p.codes)):
+            if p.codes[i] != kernels.STAGE:
+                high = max(high, int(highs[i]))
+                continue
+            number, kind = int(p.numbers[i]), int(p.sizes[i, 0])
+            if kind == events.FORWARD:
+                forward[number] = high
+            elif number < 0:
+                kept, back = int(highs[i]), True
+            else:
+                if back and stage >= 0:
+                    backward[stage] = max(backward[stage], high)
+                order.append(number)
+            stage = number
+            high = int(highs[i])
+        if back and stage >= 0:
+            backward[stage] = max(backward[stage], high)
+        return TorchTimeline(forward, backward, order, kept, self._state.runs.copy())
+
+    def stage_at(self, operation: int) -> tuple[str, str]:
+        """Where an operation (``peak_at``) is: ("forward" or "backward", name of the node)."""
+        p = self.program
+        ended = False
+        last = -1
+        for i in range(len(p.codes)):
+            if p.codes[i] == kernels.STAGE and p.sizes[i, 0] == events.BACKWARD:
+                if i > operation:
+                    break
+                ended, last = True, int(p.numbers[i])
+            elif i >= operation and not ended and p.codes[i] in (kernels.CALL, kernels.STAGE):
+                return "forward", self.trace.names[p.numbers[i]] if p.numbers[i] >= 0 else ""
+        return "backward", self.trace.names[last] if last >= 0 else ""
+
+
+def _compile(trace: Trace, block: int) -> kernels.Program:
+    """Events as operations; runs of allocations and releases become one."""
+
+    def rounded(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        return -(-sizes // block) * block
+
+    storage_bytes, again = rounded(trace.storage_bytes), rounded(trace.again_bytes)
+    sizes = rounded(trace.event_bytes)
+    codes: list[int] = []
+    numbers: list[int] = []
+    details: list[tuple[int, int, int, int]] = []
+    again_peak = np.zeros((trace.n_steps, 2), np.int64)
+    plain = full = high = full_high = 0
+    capture = 0
+
+    def emit(code: int, number: int, detail: tuple[int, int, int, int] = (0, 0, 0, 0)) -> None:
+        codes.append(code)
+        numbers.append(number)
+        details.append(detail)
+
+    def flush() -> None:
+        nonlocal plain, full, high, full_high
+        if plain or full or high or full_high:
+            emit(kernels.SEGMENT, 0, (high, full_high, plain, full))
+        plain = full = high = full_high = 0
+
+    for i, (kind, number) in enumerate(zip(trace.kinds.tolist(), trace.numbers.tolist(), strict=True)):
+        if kind in _CHANGES:
+            change = int(sizes[i]) * _CHANGES[kind]
+            full += change
+            if kind != events.PARAMETER_GRADIENT:
+                plain += change
+            high, full_high = max(high, plain), max(full_high, full)
+            continue
+        if kind == events.END:
+            made = int(storage_bytes[trace.first[number] : trace.first[number + 1]].sum())
+            emit(kernels.CALL, number, (high, full_high, plain - made, full - made))
+            plain = full = high = full_high = 0
+        elif kind == events.AGAIN_END:
+            again_peak[number, capture] = high
+            plain = full = high = full_high = 0
+        else:
+            flush()
+            if kind == events.AGAIN:
+                capture = int(trace.event_bytes[i])
+            elif kind in (events.FORWARD, events.BACKWARD):
+                emit(kernels.STAGE, number, (kind, 0, 0, 0))
+            elif kind != events.BEGIN:
+                emit(_OPERATIONS[kind], number)
+    flush()
+    return kernels.Program(
+        codes=np.array(codes, np.int64),
+        numbers=np.array(numbers, np.int64),
+        sizes=np.array(details, np.int64).reshape(-1, 4),
+        first=trace.first,
+        step_of=np.repeat(np.arange(trace.n_steps), np.diff(trace.first)).astype(np.int64),
+        bytes=storage_bytes,
+        again=again,
+        auxiliary=trace.auxiliary,
+        input_first=trace.input_first,
+        inputs=trace.inputs,
+        handle_storage=trace.handle_storage,
+        again_peak=again_peak,
+    )
+
+
+_CHANGES = {events.ALLOCATED: 1, events.FREED: -1, events.PARAMETER_GRADIENT: 1}
+_OPERATIONS = {
+    events.SAVED: kernels.SAVED,
+    events.UNUSED: kernels.UNUSED,
+    events.OUTPUT: kernels.OUTPUT,
+    events.UNPACKED: kernels.UNPACKED,
+    events.DONE: kernels.DONE,
+    events.GONE: kernels.GONE,
+}
