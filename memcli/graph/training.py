@@ -68,6 +68,9 @@ class TrainingGraph:
     # rows (position, output, elements) of all visible tensors in depth-first order
     internals: Ints = field(default_factory=lambda: np.zeros((0, 3), np.int64))
     alias: dict[int, int] = field(default_factory=dict)  # merged position -> the one that stayed
+    # whether the gradient of a kept node reads the node's original inputs (MXNet), which stay with
+    # it then, or any tensor can go by itself (PyTorch)
+    keeps_inputs: bool = True
 
     @property
     def n_nodes(self) -> int:

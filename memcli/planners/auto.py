@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from memcli.memory.exhaustive import all_plans
 from memcli.planners import cheap, dp, local, memonger, none, sqrt
 from memcli.planners.base import Search
 from memcli.planners.starts import consider_starts
@@ -20,9 +19,9 @@ def explore(search: Search) -> None:
     if search.superseded and search.graph.n_nodes > _MOST_NODES:
         return
     memonger.search_cuts(search, "memonger")
-    least = all_plans(search.graph, search.model)
+    least = search.of_all_plans()
     if least is not None:
-        search.consider("all plans", least.pool_flags, [])
+        search.consider("all plans", least, [])
     consider_starts(search, "cuts")
     if search.graph.n_nodes > _MOST_NODES:
         return

@@ -6,14 +6,19 @@ import fnmatch
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memcli.errors import BadInput
 from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
+from memcli.memory import fast_pool
+from memcli.memory.bounds import best_lower_bound, program_bound
+from memcli.memory.exhaustive import all_plans
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost, MXNetModel
 from memcli.memory.pool import AGAIN, BARRIER, KEPT
+from memcli.planners import anneal
 from memcli.planners.cutpoints import CutPoint, find_cuts, pinned_bytes
 from memcli.planners.roles import find_roles, spared_with
 
@@ -53,6 +58,9 @@ class Found:
 
 class Search:
     """Evaluates candidates, keeps the best, and stops at the time limit."""
+
+    # part of the usual number of plans that annealing tries; less where a plan takes longer
+    effort = 1.0
 
     def __init__(self, graph: TrainingGraph, model: MXNetModel, settings: Settings) -> None:
         self.graph = graph
@@ -129,14 +137,41 @@ class Search:
         is_reader = graph.op(node) == "_copy" and graph.op(int(reads[0])) == "Convolution"
         return BARRIER if self.pinned[node] or is_reader else KEPT
 
+    def is_kept(self, flags: Flags) -> NDArray[np.bool_]:
+        """Over forward nodes: whether a plan keeps what the node makes."""
+        return np.asarray(flags != AGAIN)
+
     def kept_cuts(self, flags: Flags) -> list[list[int]]:
         """The cuts of the graph all of whose nodes the plan keeps, for the table of stages."""
         result: list[list[int]] = []
+        kept = self.is_kept(flags)
         for cut in self.cuts:
             # neighbours that keep the same tensors are one cut
-            if all(flags[v] != AGAIN for v in cut.nodes) and result[-1:] != [cut.nodes]:
+            if all(kept[v] for v in cut.nodes) and result[-1:] != [cut.nodes]:
                 result.append(cut.nodes)
         return result
+
+    @property
+    def third_mark(self) -> Flags:
+        """Over forward nodes: 1 where annealing may set the mark beyond KEPT and AGAIN."""
+        return self.barriers
+
+    def annealing(self, *, portable: bool) -> Callable[..., float]:
+        """:func:`memcli.planners.anneal.anneal` on this graph, all but what a chain brings."""
+        layout = self.model.layout
+        rules = self.model.unread_rules(portable=portable)
+        return partial(anneal.anneal, layout, fast_pool.scratch(layout), rules)
+
+    def of_all_plans(self) -> Flags | None:
+        """The best of all plans there are at the default match range; None where too many."""
+        least = all_plans(self.graph, self.model)
+        return None if least is None else least.pool_flags
+
+    def prove(self, seconds: float) -> tuple[int, Flags | None]:
+        """A lower bound of every plan's live peak, bytes, and the plan of its solver, if any."""
+        ceiling = min(found.cost.live_peak_bytes for found in self.tried)
+        bound = program_bound(self.graph, self.model, seconds, ceiling)
+        return max(bound.bytes, best_lower_bound(self.graph, self.model).bytes), bound.flags
 
     @property
     def out_of_time(self) -> bool:
@@ -168,7 +203,8 @@ class Search:
         """Evaluate a candidate at one match range and remember it."""
         flags = self.admissible(flags)
         cost = self.model.evaluate(flags, (match_range,))
-        kept = [[v for v in cut if flags[v] != AGAIN] for cut in cuts]
+        stays = self.is_kept(flags)
+        kept = [[v for v in cut if stays[v]] for cut in cuts]
         plan = Plan(strategy, flags, [c for c in kept if c], cost.match_range)
         found = Found(plan, cost)
         self.tried.append(found)

@@ -39,9 +39,12 @@ def last_forward_use(graph: TrainingGraph) -> Ints:
 def pinned_bytes(graph: TrainingGraph) -> Ints:
     """Bytes of forward tensors that each forward node's gradient reads, its own outputs aside.
 
-    Keeping a node keeps these as well: its backward reads the originals.
+    Keeping a node keeps these as well: its backward reads the originals. Nothing where the engine
+    lets any tensor go by itself.
     """
     result = np.zeros(graph.n_forward, np.int64)
+    if not graph.keeps_inputs:
+        return result
     seen: set[tuple[int, int]] = set()
     for v in range(graph.n_forward, graph.n_nodes):
         owner = int(graph.owner[v])

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from memcli.graph.training import Flags
-from memcli.memory import fast_pool
 from memcli.planners import anneal
 from memcli.planners.base import Found, Search
 from memcli.planners.coarse import consider_roles
@@ -91,9 +90,8 @@ class _Annealer:
 
     def run(self, chain: _Chain, steps: int, *, live: bool) -> _Chain:
         """Go on with a chain for ``steps``, from the best plan it has."""
-        search, model = self.search, self.search.model
-        scratch = fast_pool.scratch(model.layout)
-        rules = model.unread_rules(portable=chain.portable)
+        search = self.search
+        walk = search.annealing(portable=chain.portable)
         params = self.params.copy()
         if not live:
             params[anneal.LIVE] = 0.0
@@ -105,10 +103,10 @@ class _Annealer:
         while done < steps and not search.out_of_time:
             part = min(steps - done, max(16, int(_SLICE_SECONDS / self.rate)))
             began = time.monotonic()
-            lowest = anneal.anneal(
-                model.layout, scratch, rules, state, best, self.nodes, self.weights,
-                search.barriers, *self.groups, *search.spared, self.spare_chance, params,
-                chain.match_range, rng, part, first, first / 100, done, steps, lowest,
+            lowest = walk(
+                state, best, self.nodes, self.weights, search.third_mark, *self.groups,
+                *search.spared, self.spare_chance, params, chain.match_range, rng, part, first,
+                first / 100, done, steps, lowest,
             )  # fmt: skip
             self.rate = max(1e-7, (time.monotonic() - began) / part)
             done += part
@@ -182,7 +180,7 @@ def refine(search: Search, strategy: str = NAME) -> None:
     effort = _WORK * max(1.0, size / _USUAL_NODES) ** 0.5
     if size > _LARGE:
         effort = _MOST_WORK
-    work = max(_LEAST_STEPS, int(effort / size))
+    work = max(_LEAST_STEPS, int(search.effort * effort / size))
     if search.settings.budget is not None:
         # a plan of little memory first: what it leaves of the budget is room to keep more
         low = _Annealer(search, least_memory=True)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import time
 
-from memcli.memory.bounds import MEDIUM, best_lower_bound, program_bound
-from memcli.memory.exhaustive import all_plans
+from memcli.memory.bounds import MEDIUM
 from memcli.planners import dp, sqrt
 from memcli.planners.base import Search
 
@@ -22,21 +21,19 @@ _SECONDS = 20.0  # where the user sets no limit
 
 def run(search: Search) -> None:
     """Candidates of the quick strategies, then the program; the bound goes into the notes."""
-    graph, model = search.graph, search.model
+    graph = search.graph
     dp.run(search)
     sqrt.run(search)
     limit = search.settings.time_limit
     left = _SECONDS if limit is None else limit - (time.monotonic() - search.started)
     if search.out_of_time or graph.can_recompute.sum() > MEDIUM:
         return
-    least = all_plans(graph, model)
+    least = search.of_all_plans()
     if least is not None:
-        search.consider(NAME, least.pool_flags, [])
+        search.consider(NAME, least, [])
     search.progress("mixed-integer program")
-    ceiling = min(found.cost.live_peak_bytes for found in search.tried)
-    bound = program_bound(graph, model, left, ceiling)
-    if bound.flags is not None:
-        search.consider(NAME, bound.flags, [])
-    proven = max(bound.bytes, best_lower_bound(graph, model).bytes)
+    proven, flags = search.prove(left)
+    if flags is not None:
+        search.consider(NAME, flags, [])
     for found in search.tried:
         found.plan.notes["lower_bound_bytes"] = proven

@@ -1,0 +1,59 @@
+"""The process that records a training step of a model on tensors without data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from memcli.engines.process import Progress, worker_main
+from memcli.engines.torch.build import converted, described
+from memcli.engines.torch.loss import training_loss
+from memcli.engines.torch.trace import trace
+from memcli.errors import BadInput
+
+
+def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, Any]:
+    """Convert and record; the trace goes to ``trace.npz`` in ``workdir``.
+
+    Returns ``steps`` (name in the file, operator and first output of each), ``folded`` (nodes that
+    are no steps), ``inputs``, ``outputs``, ``notes``, and how many tensors are of which role.
+
+    Raises:
+        BadInput: the model cannot be converted, or nothing in it can be trained.
+    """
+    progress("converting for PyTorch", 0.1)
+    with FakeTensorMode():
+        found = converted(job, fake=True)
+        inputs = [torch.empty(i.shape, dtype=i.dtype) for i in found.inputs]
+    if not found.parameters:
+        raise BadInput(f"{job['name']}: has no parameters, so there is nothing to train")
+    progress("recording a training step without data", 0.4)
+    try:
+        recorded = trace(found.module, inputs, training_loss, device=job.get("device", "cpu"))
+    except ValueError as error:
+        raise BadInput(f"{job['name']}: {error}") from error
+    steps = described(found)
+    by_name = {step["step"]: step for step in steps}
+    recorded.operators = [
+        by_name[name]["op"] if name in by_name else operator
+        for name, operator in zip(recorded.names, recorded.operators, strict=True)
+    ]
+    (workdir / "trace.npz").write_bytes(recorded.to_bytes())
+    return {
+        "steps": [by_name.get(name) for name in recorded.names],
+        "folded": found.folded,
+        "inputs": {i.name: list(i.shape) for i in found.inputs},
+        "input_types": {i.name: str(i.dtype).removeprefix("torch.") for i in found.inputs},
+        "outputs": list(found.outputs),
+        "parameters": len(found.parameters),
+        "states": len(found.states),
+        "notes": found.notes,
+        "torch": torch.__version__,
+    }
+
+
+if __name__ == "__main__":
+    worker_main(handle)

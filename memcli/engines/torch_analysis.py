@@ -1,0 +1,115 @@
+"""From an ONNX file to the recorded step and its memory model, through one PyTorch job."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memcli.engines.process import run_job
+from memcli.errors import EngineFailed
+from memcli.formats.onnx_file import OnnxFile
+from memcli.formats.onnx_roles import tensor_roles
+from memcli.graph.training import TrainingGraph
+from memcli.memory.torch_graph import training_graph
+from memcli.memory.torch_plan_model import TorchPlanModel
+from memcli.memory.torch_trace import Trace
+
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass
+class TorchAnalysis:
+    """A model as PyTorch trains it: graph, exact memory model, and facts about its tensors."""
+
+    file: OnnxFile  # what is run: the user's, or put back into training mode
+    trace: Trace
+    graph: TrainingGraph
+    model: TorchPlanModel
+    steps: list[dict[str, str]]  # name in the file, operator and first output of each step
+    inputs: dict[str, list[int]]
+    assumed: list[str]
+    dtype: str
+    roles: dict[str, str]
+    notes: list[str]
+    parameter_bytes: int
+    state_bytes: int
+    loss_heads: int = 0
+
+    def job(self, path: Path) -> dict[str, Any]:
+        """What a PyTorch job needs to make the same module again; the model goes to ``path``."""
+        return onnx_job(self.file, self.inputs, self.roles, path)
+
+
+def check_torch() -> None:
+    """Raises EngineFailed where PyTorch is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        raise EngineFailed(
+            "ONNX files are planned and run by PyTorch, which is not installed",
+            "pip install 'memcli[torch]'",
+        )
+
+
+def onnx_job(
+    file: OnnxFile, shapes: dict[str, list[int]], roles: dict[str, str], path: Path
+) -> dict[str, Any]:
+    """The part of a job that says what to run."""
+    path.write_bytes(file.working.SerializeToString())
+    return {"model": str(path), "name": file.name, "shapes": shapes, "roles": roles}
+
+
+def analyze_onnx(
+    file: OnnxFile,
+    shapes: dict[str, list[int]],
+    *,
+    assumed: list[str] | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    on_progress: Progress | None = None,
+) -> TorchAnalysis:
+    """Record one training step of a model, without data.
+
+    ``device``: ``cpu`` or ``cuda``, whose operators save other things; no card is needed for it.
+
+    Raises:
+        BadInput: operators that are not supported, nothing to train.
+        EngineFailed: PyTorch is missing or crashed.
+    """
+    check_torch()
+    roles = {name: leaf.role for name, leaf in tensor_roles(file).items()}
+    with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
+        workdir = Path(folder)
+        job = onnx_job(file, shapes, roles, workdir / "model.onnx")
+        result = run_job(
+            "memcli.engines.torch.analyze",
+            {**job, "device": device},
+            workdir=workdir,
+            on_progress=on_progress,
+            doing=f"recording a training step of {file.name}",
+        )
+        trace = Trace.from_bytes((workdir / "trace.npz").read_bytes())
+    graph = training_graph(trace)
+    steps = [
+        step or {"step": name, "name": name, "op": operator, "output": name}
+        for step, name, operator in zip(result["steps"], trace.names, trace.operators, strict=True)
+    ]
+    names = [step["name"] for step in steps]
+    graph.names[: len(names)] = names
+    graph.file_names = names
+    return TorchAnalysis(
+        file=file,
+        trace=trace,
+        graph=graph,
+        model=TorchPlanModel(trace, graph),
+        steps=steps,
+        inputs=result["inputs"],
+        assumed=list(assumed or []),
+        dtype=dtype,
+        roles=roles,
+        notes=list(result["notes"]),
+        parameter_bytes=trace.parameter_bytes,
+        state_bytes=trace.state_bytes,
+    )

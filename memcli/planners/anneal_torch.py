@@ -1,0 +1,82 @@
+"""Simulated annealing over plans of a PyTorch step; see :mod:`memcli.planners.anneal`."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from memcli.memory.torch_kernels import AUXILIARY, walk
+from memcli.planners.anneal import _below, _propose, _unit, energy_of
+
+_LOW = AUXILIARY - 1  # the bits of a mark that say what becomes of the results
+_AUXILIARY_CHANCE = 0.08
+
+
+@numba.njit(cache=True)
+def _work(runs, cost):
+    total = 0.0
+    for v in range(runs.shape[0]):
+        total += runs[v] * cost[v]
+    return total
+
+
+@numba.njit(cache=True)
+def _energy(program, st, marks, limit, nothing, params, flops, seconds):
+    peak, _, _ = walk(program, st, marks, limit, nothing)
+    if peak < 0:
+        return np.inf
+    return energy_of(params, float(peak), _work(st.runs, flops), _work(st.runs, seconds))
+
+
+@numba.njit(cache=True, nogil=True)
+def anneal(
+    program, st, limit, flops, seconds, with_auxiliaries, state, best, nodes, weights, third,
+    group_ptr, group_of, group_node, spare_ptr, spare_node, spare_chance, params, _, rng, steps,
+    first_temperature, last_temperature, done, total_steps, lowest,
+):  # fmt: skip
+    """Run ``steps`` of ``total_steps``, as :func:`memcli.planners.anneal.anneal` does.
+
+    ``st``: the walk's working arrays; ``limit``: recomputations past which a plan is no good;
+    ``with_auxiliaries``: steps that save something inside themselves, whose ``AUXILIARY`` bit is
+    a choice of its own.
+    """
+    n = state.shape[0]
+    undo_node = np.zeros(max(64, n), np.int64)
+    undo_mark = np.zeros(max(64, n), np.uint8)
+    nothing = np.zeros(0, np.int64)
+    low = (state & _LOW).astype(np.uint8)
+    high = (state & AUXILIARY).astype(np.uint8)
+    energy = _energy(program, st, state, limit, nothing, params, flops, seconds)
+    if energy < lowest:
+        lowest = energy
+        best[:] = state
+    ratio = last_temperature / first_temperature
+    for step in range(steps):
+        temperature = first_temperature * ratio ** ((done + step) / total_steps)
+        turned = -1
+        count = 0
+        if with_auxiliaries.shape[0] > 0 and _unit(rng) < _AUXILIARY_CHANCE:
+            turned = with_auxiliaries[_below(rng, with_auxiliaries.shape[0])]
+            high[turned] ^= AUXILIARY
+        else:
+            count = _propose(
+                rng, low, nodes, weights, third, group_ptr, group_of, group_node, spare_ptr,
+                spare_node, spare_chance, undo_node, undo_mark,
+            )  # fmt: skip
+            if count == 0:
+                continue
+        state[:] = low | high
+        new = _energy(program, st, state, limit, nothing, params, flops, seconds)
+        rise = new - energy
+        if rise <= 0 or _unit(rng) < np.exp(-rise / temperature):
+            energy = new
+            if energy < lowest:
+                lowest = energy
+                best[:] = state
+        elif turned >= 0:
+            high[turned] ^= AUXILIARY
+        else:
+            for k in range(count - 1, -1, -1):
+                low[undo_node[k]] = undo_mark[k]
+    state[:] = low | high
+    return lowest
