@@ -14,8 +14,8 @@ from memcli.planners.base import Settings
 from memcli.planners.registry import DESCRIPTIONS, STRATEGIES
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.plan_report import plan_json, print_plan
+from memcli.workflow.by_format import format_of, make_plan
 from memcli.workflow.costs import COSTS
-from memcli.workflow.planning import make_plan
 
 _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
 
@@ -50,6 +50,10 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
     help="What running an operator again costs: a roofline of its FLOPs and bytes, FLOPs alone, "
     "or its time measured on the device (--gpu N, else the CPU).",
 )  # fmt: skip
+@click.option(
+    "--as-training", is_flag=True,
+    help="ONNX: put BatchNorm and Dropout back into training mode before planning.",
+)
 @click.option("--time-limit", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop then.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of searches and of verify.")
 @click.option(
@@ -57,17 +61,20 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
     help="Whether the plan may need an environment variable at run time to reach its memory.",
 )  # fmt: skip
 @click.option("--measure", is_flag=True, help="Verify right after planning.")
-@click.option("--gpu", metavar="N", help="With --measure or --cost measured: on this GPU.")
+@click.option("--gpu", metavar="N", help="With --measure or --cost measured: on this GPU. "
+    "ONNX: plan for CUDA.")
 @click.option("--cpu", is_flag=True, help="With --measure or --cost measured: on the CPU.")
 @json_option
 def command(model: str, out: str | None, force: bool, as_json: bool, **options: Any) -> int:
     """Search for what to keep and what to compute again, and write the planned graph.
 
-    MODEL is an MXNet symbol JSON, gzipped or not. It is never changed. Shapes that are neither
-    in the file nor given are guessed where a guess fits the graph, and shown.
+    MODEL is an MXNet symbol JSON or an ONNX file, gzipped or not. It is never changed. Shapes that
+    are neither in the file nor given are guessed where a guess fits the graph, and shown. An ONNX
+    file is planned for PyTorch, on the CPU or, with --gpu N, on CUDA; no card is needed for that.
     """
     timed = options["cost"] == "measured"
-    if (options["gpu"] or options["cpu"]) and not (options["measure"] or timed):
+    onnx = format_of(model) == "onnx"
+    if (options["gpu"] or options["cpu"]) and not (options["measure"] or timed or onnx):
         raise BadInput("--gpu and --cpu go with --measure or --cost measured")
     if options["gpu"] and options["cpu"]:
         raise BadInput("--gpu and --cpu exclude one another")
@@ -96,6 +103,7 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
         planned = make_plan(
             model, request, options["strategy"], settings,
             budget=options["budget"],
+            training=options["as_training"],
             device="cpu" if options["gpu"] is None else f"gpu:{options['gpu']}",
             out=out, force=force, on_progress=report,
         )  # fmt: skip

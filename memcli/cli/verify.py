@@ -14,7 +14,7 @@ from memcli.errors import BadInput
 from memcli.formats.newest import newest_plan
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.verify_report import print_verified, verify_json
-from memcli.workflow.verifying import verify
+from memcli.workflow.by_format import verify
 
 
 def newest_or_error(command: str) -> str:

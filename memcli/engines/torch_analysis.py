@@ -79,7 +79,7 @@ def analyze_onnx(
         EngineFailed: PyTorch is missing or crashed.
     """
     check_torch()
-    roles = {name: leaf.role for name, leaf in tensor_roles(file).items()}
+    roles: dict[str, str] = {name: leaf.role for name, leaf in tensor_roles(file).items()}
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         workdir = Path(folder)
         job = onnx_job(file, shapes, roles, workdir / "model.onnx")

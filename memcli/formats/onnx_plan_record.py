@@ -28,8 +28,12 @@ SCHEMA = 1
 
 # kept: the node's output stays for the backward pass. again: it is dropped, and recomputed once
 # when the backward pass first needs it. each: it is recomputed at every need, and never stays.
-Mark = Literal["kept", "again", "each"]
+# inside: what the node's function saves within itself (pooling indices, dropout masks) goes, too.
+Mark = Literal["kept", "again", "each", "kept+inside", "again+inside", "each+inside"]
 MARKS: tuple[str, ...] = get_args(Mark)
+# The numbers by which planners and the executor know them.
+MARK_NUMBERS: dict[str, int] = dict(zip(MARKS, (0, 1, 2, 4, 5, 6), strict=True))
+MARK_TEXTS: dict[int, str] = {number: text for text, number in MARK_NUMBERS.items()}
 
 
 @dataclass(frozen=True)

@@ -6,24 +6,36 @@ from typing import Any
 
 from rich.console import Console
 
+from memcli.memory.mxnet_model import Cost
 from memcli.memory.stages import Stage
 from memcli.reports.tables import add_folded, clip, facts, flops, mib, new_table, percent
 from memcli.units import format_size
+from memcli.workflow.onnx_planning import OnnxPlanned
 from memcli.workflow.planning import Planned
 
 
-def plan_json(planned: Planned) -> dict[str, Any]:
+def plan_json(planned: Planned | OnnxPlanned) -> dict[str, Any]:
     """The object of ``plan --json`` (see the command line's contract)."""
+    result = _plan_json(planned)
+    if isinstance(planned, OnnxPlanned):
+        result |= {
+            "engine": "torch", "device": planned.device, "marks": planned.marked,
+            "as_training": planned.restored,
+        }  # fmt: skip
+    return result
+
+
+def _plan_json(planned: Planned | OnnxPlanned) -> dict[str, Any]:
     analysis, cost = planned.analysis, planned.cost
     notes = planned.plan.notes
     return {
         "schema": 1,
         "model": {
             "path": planned.source.path,
-            "format": "mxnet-symbol",
+            "format": planned.format,
             "sha256": planned.original[1],
             "nodes": planned.source.node_count,
-            "operators": planned.source.operator_count,
+            "operators": planned.operator_count,
         },
         "shapes": analysis.inputs,
         "assumed_shapes": analysis.assumed,
@@ -33,7 +45,7 @@ def plan_json(planned: Planned) -> dict[str, Any]:
         "found_by": planned.plan.strategy,
         "output": planned.output,
         "environment": planned.environment,
-        "rewrites": [*planned.variant.rewrites],
+        "rewrites": [*planned.rewrites],
         "barriers": planned.barriers,
         "memory": {
             "baseline_bytes": planned.baseline.pool_bytes,
@@ -78,10 +90,14 @@ def stage_json(stage: Stage) -> dict[str, Any]:
     }
 
 
-def stage_table(console: Console, stages: list[Stage]) -> None:
-    """What each stage keeps and how far memory has grown by the end of its passes."""
+_POOL_STAGES = "Stages (MiB; memory at the end of the stage's forward and of its backward)"
+_LIVE_STAGES = "Stages (MiB; the most alive while the stage's forward and its backward run)"
+
+
+def stage_table(console: Console, stages: list[Stage], title: str = _POOL_STAGES) -> None:
+    """What each stage keeps, and what memory comes to in its passes."""
     table = new_table(
-        "Stages (MiB; memory at the end of the stage's forward and of its backward)",
+        title,
         [
             ("#", "right"), ("from", "left"), ("to", "left"), ("ops", "right"), ("kept", "right"),
             ("forward", "right"), ("backward", "right"), ("again", "right"),
@@ -105,7 +121,7 @@ def stage_table(console: Console, stages: list[Stage]) -> None:
         console.print(table)
 
 
-def _time(planned: Planned) -> str:
+def _time(planned: Planned | OnnxPlanned) -> str:
     """What runs again in time, where that was what the search minimized."""
     if planned.cost_of == "flops":
         return ""
@@ -113,10 +129,18 @@ def _time(planned: Planned) -> str:
     return f" ({percent(planned.cost.time_fraction)} of its time {how})"
 
 
-def print_plan(console: Console, planned: Planned) -> None:
+def _live(cost: Cost) -> str:
+    """The live peak beside a pool; nothing where memory is counted by live bytes."""
+    if cost.live_peak_bytes == cost.pool_bytes:
+        return ""
+    return f" (live peak {format_size(cost.live_peak_bytes)})"
+
+
+def print_plan(console: Console, planned: Planned | OnnxPlanned) -> None:
     """The whole report of ``memcli plan`` but its last line."""
     analysis, cost, base = planned.analysis, planned.cost, planned.baseline
-    stage_table(console, planned.stages)
+    titled = {"title": _LIVE_STAGES} if isinstance(planned, OnnxPlanned) else {}
+    stage_table(console, planned.stages, **titled)
     part = cost.pool_bytes / base.pool_bytes if base.pool_bytes else 1.0
     shapes = list(analysis.inputs.items())
     shown = "; ".join(f"{n} {','.join(map(str, s))}" for n, s in shapes[:3])
@@ -130,17 +154,15 @@ def print_plan(console: Console, planned: Planned) -> None:
     pairs = [
         ("inputs", f"{shown}{more} ({analysis.dtype})"),
         ("strategy", f"{strategy} ({planned.evaluated} plans tried in {planned.seconds:.1f} s)"),
-        ("as saved", f"{format_size(base.pool_bytes)} (live peak "
-                     f"{format_size(base.live_peak_bytes)})"),
-        ("planned", f"{format_size(cost.pool_bytes)} = {percent(part)} of it (live peak "
-                    f"{format_size(cost.live_peak_bytes)})"),
+        ("as saved", f"{format_size(base.pool_bytes)}{_live(base)}"),
+        ("planned", f"{format_size(cost.pool_bytes)} = {percent(part)} of it{_live(cost)}"),
         ("recomputed", f"{flops(cost.recompute_flops)}FLOP = "
                        f"{percent(cost.recompute_fraction)} of one forward pass{_time(planned)}"),
         ("lower bound", f"{format_size(planned.lower_bound)} (of every plan of this kind)"),
         ("parameters", f"{format_size(analysis.parameter_bytes)}, as much again for their "
                        f"gradients, states {format_size(analysis.state_bytes)}: not in the above"),
     ]  # fmt: skip
-    rewrites = [*planned.variant.rewrites]
+    rewrites = [*planned.rewrites]
     if planned.barriers:
         rewrites.append(f"{planned.barriers} save barriers")
     if rewrites:
@@ -155,6 +177,13 @@ def print_plan(console: Console, planned: Planned) -> None:
                 "place and never touches the blocks that this spares",
             ),
         )
+    if isinstance(planned, OnnxPlanned):
+        counts = planned.marked
+        pairs.insert(2, ("device", f"{planned.device} (PyTorch)"))
+        pairs.insert(
+            6, ("tensors", f"{counts['kept']} kept, {counts['again']} dropped and recomputed once, "
+                           f"{counts['each']} at each need")
+        )  # fmt: skip
     if planned.environment:
         text = " ".join(f"{k}={v}" for k, v in planned.environment.items())
         pairs.append(("environment", f"{text} (run with it, or plan --environment default)"))

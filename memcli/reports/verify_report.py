@@ -34,7 +34,7 @@ def verify_json(verified: Verified) -> dict[str, Any]:
     """The object of ``verify --json`` (see the command line's contract)."""
     return {
         "schema": 1,
-        "engine": "mxnet",
+        "engine": verified.engine,
         "device": verified.device,
         "planned_path": verified.planned_path,
         "original": verified.original,

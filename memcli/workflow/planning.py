@@ -60,6 +60,18 @@ class Planned:
     seconds: float
     output: str | None = None
 
+    format = "mxnet-symbol"
+
+    @property
+    def operator_count(self) -> int:
+        """Nodes that are no variables."""
+        return self.source.operator_count
+
+    @property
+    def rewrites(self) -> list[str]:
+        """What was done to the graph before the search, save barriers apart."""
+        return self.variant.rewrites
+
     @property
     def barriers(self) -> int:
         """How many save barriers the plan has."""

@@ -55,6 +55,7 @@ class Run:
     measured_bytes: int
     step_seconds: float
     workspace_bytes: int
+    reserved_bytes: int = 0  # what CUDA's caching allocator took from the card, where it was asked
 
 
 @dataclass
@@ -89,6 +90,7 @@ class Verified:
     scaled: dict[str, Any] | None  # batch that was asked for, used, and why
     notes: list[str]
     seed: int
+    engine: str = "mxnet"
 
     @property
     def ok(self) -> bool:
@@ -320,8 +322,9 @@ def verify(
             )  # fmt: skip
         report("comparing", None)
         compared = compare_files(
-            Path(folder) / "original.npz", Path(folder) / "planned.npz", base_analysis
-        )
+            Path(folder) / "original.npz", Path(folder) / "planned.npz",
+            lambda kind, index: _name(base_analysis, kind, index),
+        )  # fmt: skip
     first, second = results
     for kind, key in (("outputs", "outputs"), ("gradients", "gradients"), ("states", "states")):
         bad = int(first["nonfinite"][key])
@@ -451,8 +454,10 @@ def measured_stages(
     ]
 
 
-def compare_files(first: Path, second: Path, analysis: Analysis) -> dict[str, Compared]:
-    """Compare all arrays of two steps, bit by bit."""
+def compare_files(
+    first: Path, second: Path, name_of: Callable[[str, int], str]
+) -> dict[str, Compared]:
+    """Compare all arrays of two steps, bit by bit; ``name_of(kind, index)`` of an array."""
     kinds = {"out": "outputs", "grad": "gradients", "aux": "states"}
     result = {kind: Compared() for kind in kinds.values()}
     with np.load(first) as a, np.load(second) as b:
@@ -462,7 +467,7 @@ def compare_files(first: Path, second: Path, analysis: Analysis) -> dict[str, Co
             raise EngineFailed(f"the two steps gave different sets of arrays: {sorted(missing)[0]}")
         for key in keys:
             kind, _, index = key.partition("_")
-            _compare(result[kinds[kind]], a[key], b[key], _name(analysis, kind, int(index)))
+            _compare(result[kinds[kind]], a[key], b[key], name_of(kind, int(index)))
     return result
 
 

@@ -1,0 +1,176 @@
+"""The process that trains one real step of a model in PyTorch, and writes down what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memcli.engines.process import Progress, worker_main
+from memcli.engines.torch.build import converted
+from memcli.engines.torch.executor import PlannedModule
+from memcli.engines.torch.geometry import tensors_in
+from memcli.engines.torch.inputs import input_values
+from memcli.engines.torch.loss import training_loss
+from memcli.engines.torch.tracking import measure_step, measure_step_cuda, training_step
+from memcli.errors import EngineFailed
+
+
+def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, Any]:
+    """Train a step for its results, some for their time, and one for its memory.
+
+    The job has what :func:`memcli.engines.torch.build.converted` needs, ``marks`` ({step: mark}),
+    ``device`` (``cpu`` or ``gpu:N``), ``repeat`` (steps that are timed) and ``save`` (npz for
+    outputs, gradients and states: ``out_i``, ``grad_i``, ``aux_i``).
+
+    Returns peaks in bytes, ``trace`` (peaks by step), ``step_seconds``, ``names`` of gradients and
+    states, ``nonfinite`` and ``repeatable``.
+
+    Raises:
+        BadInput: as the converter does.
+        EngineFailed: no such card.
+    """
+    device = device_of(str(job.get("device", "cpu")))
+    make_deterministic(device)
+    progress("converting for PyTorch", 0.05)
+    found = converted(job, fake=False)
+    module = PlannedModule(found.module, job.get("marks") or {}).to(device)
+    seed = int(job.get("seed", 0))
+    inputs = [value.to(device) for value in input_values(found.inputs, seed)]
+    states = {name: t.detach().clone() for name, t in module.named_buffers()}
+
+    def fresh() -> None:
+        torch.manual_seed(seed)
+        module.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, buffer in module.named_buffers():
+                buffer.copy_(states[name])
+
+    progress("training (first step)", 0.1)
+    fresh()
+    outputs, seconds = timed_step(module, inputs, device)
+    parameters = [(name, p) for name, p in module.named_parameters() if p.grad is not None]
+    state_names = [name for name in found.states if name in states]
+    buffers = dict(module.named_buffers())
+
+    def results(given: Any) -> dict[str, Tensor]:
+        arrays = {f"out_{i}": t for i, t in enumerate(tensors_in(given))}
+        arrays |= {f"grad_{i}": p.grad for i, (_, p) in enumerate(parameters) if p.grad is not None}
+        return arrays | {f"aux_{i}": buffers[name] for i, name in enumerate(state_names)}
+
+    progress("writing results", 0.4)
+    arrays = results(outputs)
+    plain = {key: plain_array(t) for key, t in arrays.items()}
+    nonfinite = {"outputs": 0, "gradients": 0, "states": 0}
+    for key, array in plain.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            nonfinite[_KINDS[key.partition("_")[0]]] += 1
+    if job.get("save"):
+        np.savez(str(job["save"]), **plain)  # type: ignore[arg-type]
+    digests = {key: digest(array) for key, array in plain.items()}
+    del outputs, arrays, plain
+    times = []
+    for number in range(int(job.get("repeat", 0))):
+        progress("training (timed)", 0.5 + 0.02 * number)
+        fresh()
+        _, taken = timed_step(module, inputs, device)
+        times.append(taken)
+
+    progress("training (measured step)", 0.7)
+    fresh()
+    if device.type == "cuda":
+        for _, parameter in parameters:
+            # there before the step, so that they are no part of what the step takes
+            parameter.grad = torch.zeros_like(parameter)
+        memory = measure_step_cuda(module, inputs, training_loss)
+    else:
+        memory = measure_step(module, inputs, training_loss)
+    again = {k: digest(plain_array(t)) for k, t in results(()).items()}
+    return {
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "torch": torch.__version__,
+        "peak_bytes": memory.peak,
+        "all_peak_bytes": memory.all_peak,
+        "kept_bytes": memory.kept,
+        "reserved_bytes": memory.reserved_peak,
+        "gradient_bytes": memory.gradient_bytes,
+        "trace": {"forward": memory.forward, "backward": memory.backward},
+        "step_seconds": sorted(times)[len(times) // 2] if times else seconds,
+        "names": {
+            "out": list(found.outputs),
+            "grad": [found.parameters.get(name, name) for name, _ in parameters],
+            "aux": [found.states[name] for name in state_names],
+        },
+        "nonfinite": nonfinite,
+        "repeatable": all(digests[key] == value for key, value in again.items()),
+        "method": "storages of tensors" if device.type == "cpu" else "torch.cuda's counters",
+    }
+
+
+_KINDS = {"out": "outputs", "grad": "gradients", "aux": "states"}
+
+
+def device_of(text: str) -> torch.device:
+    """The device of a job.
+
+    Raises:
+        EngineFailed: PyTorch sees no such card.
+    """
+    if text == "cpu":
+        return torch.device("cpu")
+    number = int(text.partition(":")[2] or 0)
+    if not torch.cuda.is_available():
+        raise EngineFailed(
+            "PyTorch sees no CUDA device here",
+            "memcli doctor says why; --cpu verifies on the CPU",
+        )
+    if number >= torch.cuda.device_count():
+        raise EngineFailed(f"there is no GPU {number}: PyTorch sees {torch.cuda.device_count()}")
+    return torch.device("cuda", number)
+
+
+def make_deterministic(device: torch.device) -> None:
+    """Kernels that give the same bits each time, as far as there are such."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # what fills new memory with NaN to find mistakes would only cost time here
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = False
+        torch.cuda.set_device(device)
+
+
+def timed_step(
+    module: PlannedModule, inputs: list[Any], device: torch.device
+) -> tuple[Any, float]:
+    """A forward and a backward pass, and the seconds that they took."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    outputs = training_step(module, inputs, training_loss)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return outputs, time.perf_counter() - began
+
+
+def plain_array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A tensor's values; types that numpy lacks as float32, which holds them all."""
+    tensor = tensor.detach().cpu()
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
+    return tensor.contiguous().numpy()
+
+
+def digest(array: np.ndarray[Any, Any]) -> str:
+    """Of an array's bytes."""
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    worker_main(handle)

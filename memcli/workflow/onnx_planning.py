@@ -1,0 +1,281 @@
+"""From an ONNX file to a planned one: read, record, search, write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from memcli.engines.analysis import ShapeRequest
+from memcli.engines.torch_analysis import TorchAnalysis, analyze_onnx
+from memcli.errors import AnswerIsNo, BadInput
+from memcli.formats.newest import remember_plan
+from memcli.formats.onnx_file import OnnxFile, parse_onnx, read_onnx
+from memcli.formats.onnx_losses import losses
+from memcli.formats.onnx_plan import new_plan, strip_plan, write_plan
+from memcli.formats.onnx_plan_record import MARK_NUMBERS, MARK_TEXTS
+from memcli.formats.onnx_shapes import bind_shapes
+from memcli.formats.onnx_training import as_training
+from memcli.graph.training import Flags, Plan
+from memcli.memory.bounds import gap
+from memcli.memory.mxnet_model import Cost
+from memcli.memory.stages import Stage
+from memcli.memory.torch_bound import torch_bound
+from memcli.memory.torch_model import AUXILIARY, EACH
+from memcli.memory.torch_stages import torch_stages
+from memcli.planners.base import Settings
+from memcli.planners.registry import STRATEGIES
+from memcli.planners.torch_search import TorchSearch
+from memcli.units import format_size, parse_size
+
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass
+class OnnxPlanned:
+    """Everything known about a plan that was made; as ``planning.Planned``, for PyTorch."""
+
+    source: OnnxFile
+    original: tuple[str, str]  # name and SHA-256 of the file without any plan
+    analysis: TorchAnalysis
+    device: str  # that the figures are of: cpu or cuda
+    strategy: str
+    cost_of: str
+    plan: Plan
+    baseline: Cost
+    cost: Cost
+    lower_bound: int
+    stages: list[Stage]
+    restored: list[str]  # what --as-training did
+    notes: list[str]
+    evaluated: int
+    seconds: float
+    environment: dict[str, str] = field(default_factory=dict)
+    rewrites: list[str] = field(default_factory=list)
+    barriers: int = 0
+    output: str | None = None
+    format = "onnx"
+
+    @property
+    def gap(self) -> float:
+        """How far from the best possible the plan may be, 0 to 1."""
+        return gap(self.lower_bound, self.cost.pool_bytes)
+
+    @property
+    def operator_count(self) -> int:
+        """Nodes that compute something when the model trains."""
+        return len(self.analysis.steps)
+
+    @property
+    def baseline_allocated(self) -> int:
+        """Bytes really taken: here the figure itself."""
+        return self.baseline.pool_bytes
+
+    @property
+    def allocated(self) -> int:
+        """Bytes really taken under the plan."""
+        return self.cost.pool_bytes
+
+    @property
+    def marked(self) -> dict[str, int]:
+        """How many steps are kept, recomputed once, and recomputed at each need."""
+        low = self.plan.recompute & (AUXILIARY - 1)
+        makes = self.analysis.graph.operator_bytes() > 0
+        counts = np.bincount(low[makes], minlength=EACH + 1)
+        return {MARK_TEXTS[k]: int(counts[k]) for k in range(EACH + 1)}
+
+
+def read_unplanned(path: str, notes: list[str]) -> tuple[OnnxFile, tuple[str, str]]:
+    """An ONNX file without an earlier plan, and the name and SHA-256 of the original.
+
+    Raises:
+        BadInput: unreadable, unsound, or with operators that are not ONNX's own.
+    """
+    file = read_onnx(path)
+    original = file.name, file.sha256
+    carried = file.carried_plan()
+    if carried is not None:
+        notes.append("the file carries a plan already; the graph is planned anew without it")
+        original = carried.original_name, carried.original_sha256
+        file = parse_onnx(strip_plan(file).data, path)
+    file.check_operators()
+    return file, original
+
+
+def analyze_file(
+    file: OnnxFile, request: ShapeRequest, device: str, on_progress: Progress | None
+) -> TorchAnalysis:
+    """Bind the shapes and record a step.
+
+    Raises:
+        BadInput: shapes, types or operators that cannot be.
+        EngineFailed: PyTorch is missing or crashed.
+    """
+    bound = bind_shapes(file, request)
+    floats = [d for d in bound.dtypes.values() if "float" in d]
+    dtype = request.dtype or (floats[0] if floats else "float32")
+    if request.dtype is not None and floats and any(
+        value.dtype != request.dtype for value in file.inputs if "float" in value.dtype
+    ):
+        raise BadInput(
+            f"{file.path}: its inputs are {floats[0]}, and an ONNX file's types stay as they are",
+            f"export the model as {request.dtype}, or train it under torch.autocast",
+        )
+    return analyze_onnx(
+        file, bound.shapes, assumed=bound.assumed, dtype=dtype, device=device,
+        on_progress=on_progress,
+    )  # fmt: skip
+
+
+def shape_notes(analysis: TorchAnalysis) -> list[str]:
+    """What was assumed, for the user to read."""
+    notes = []
+    for name in analysis.assumed:
+        shape = ",".join(map(str, analysis.inputs.get(name, ())))
+        notes.append(f"shape of '{name}' is assumed: {shape} (change it with --shape or --batch)")
+    return notes + analysis.notes
+
+
+def make_onnx_plan(
+    model: str,
+    request: ShapeRequest,
+    strategy: str,
+    settings: Settings,
+    *,
+    budget: str | None = None,
+    device: str = "cpu",
+    training: bool = False,
+    out: str | None = None,
+    force: bool = False,
+    on_progress: Progress | None = None,
+) -> OnnxPlanned:
+    """``memcli plan MODEL`` of an ONNX file.
+
+    ``device``: ``cpu`` or ``gpu:N``, which saves other things; no card is needed to plan for one.
+    ``training``: put BatchNorm and Dropout back into training mode first, as far as can be.
+
+    Raises:
+        BadInput: bad file, shapes, options or output.
+        AnswerIsNo: no plan fits the budget, or the limit on recomputation.
+        EngineFailed: PyTorch is missing or crashed.
+    """
+    if settings.cost == "measured":
+        raise BadInput("--cost measured is for MXNet graphs: use roofline or flops here")
+    notes: list[str] = []
+    file, original = read_unplanned(model, notes)
+    restored: list[str] = []
+    if training:
+        file, restored = as_training(file)
+        notes += restored or ["--as-training: nothing to restore"]
+    notes += [loss.text for loss in losses(file)]
+    started = time.monotonic()
+    kind = "cuda" if device.startswith("gpu") else "cpu"
+    analysis = analyze_file(file, request, kind, on_progress)
+    notes += shape_notes(analysis)
+    if on_progress:
+        on_progress("compiling the memory model (first run only)", None)
+    planner = analysis.model
+    if settings.cost == "flops":
+        planner.set_seconds(analysis.trace.flops.astype(float))
+    baseline = planner.evaluate(planner.none())
+    if budget is not None:
+        settings.budget = parse_size(budget, whole=baseline.pool_bytes)
+    settings.on_progress = on_progress
+    search = TorchSearch(planner, settings)
+    STRATEGIES[strategy](search)
+    found = search.answer()
+    seconds = time.monotonic() - started
+    listed, _ = torch_stages(planner, found.plan.recompute, found.plan.cuts)
+    planned = OnnxPlanned(
+        source=file,
+        original=original,
+        analysis=analysis,
+        device=kind,
+        strategy=strategy,
+        cost_of=settings.cost,
+        plan=found.plan,
+        baseline=baseline,
+        cost=found.cost,
+        lower_bound=torch_bound(analysis.trace, planner.exact.block),
+        stages=listed,
+        restored=restored,
+        notes=notes,
+        evaluated=search.evaluated,
+        seconds=seconds,
+    )
+    refuse_misses(planned, settings)
+    if out is not None:
+        write_onnx_plan(planned, out, force)
+    return planned
+
+
+def refuse_misses(planned: OnnxPlanned, settings: Settings) -> None:
+    """Raises AnswerIsNo where the best plan breaks a limit that the user set."""
+    cost = planned.cost
+    if settings.budget is not None and cost.pool_bytes > settings.budget:
+        raise AnswerIsNo(
+            f"no plan found fits {format_size(settings.budget)}: the least is "
+            f"{format_size(cost.pool_bytes)} with {cost.recompute_fraction:.0%} "
+            "of the forward pass recomputed",
+            f"nothing can get under {format_size(planned.lower_bound)} at these shapes; "
+            "a smaller --batch needs less",
+        )
+    limit = settings.max_recompute
+    if limit is not None and cost.recompute_fraction > limit + 1e-12:
+        raise AnswerIsNo(
+            f"no plan found recomputes at most {limit:.1%} of the forward pass: the least is "
+            f"{cost.recompute_fraction:.1%}"
+        )
+
+
+def marks_by_node(file: OnnxFile, analysis: TorchAnalysis, flags: Flags) -> dict[str, str]:
+    """{node name: mark} for all nodes of the file; those that are no steps are kept."""
+    by_output = {
+        step["output"]: MARK_TEXTS[int(mark)]
+        for step, mark in zip(analysis.steps, flags.tolist(), strict=True)
+    }
+    return {
+        name: by_output.get(output, "kept")
+        for name, output in zip(file.node_names, file.first_outputs(), strict=True)
+    }
+
+
+def flags_of(file: OnnxFile, analysis: TorchAnalysis, marks: dict[str, str]) -> Flags:
+    """The marks of a file's nodes, over the steps of its analysis."""
+    by_output = {
+        output: MARK_NUMBERS[marks[name]]
+        for name, output in zip(file.node_names, file.first_outputs(), strict=True)
+        if name in marks
+    }
+    return np.array([by_output.get(step["output"], 0) for step in analysis.steps], np.uint8)
+
+
+def write_onnx_plan(planned: OnnxPlanned, out: str, force: bool) -> None:
+    """Write the planned file, whole or not at all, and remember it as the newest."""
+    analysis, cost = planned.analysis, planned.cost
+    plan = new_plan(
+        planned.source,
+        marks_by_node(planned.source, analysis, planned.plan.recompute),
+        strategy=planned.strategy,
+        shapes=analysis.inputs,
+        dtype=analysis.dtype,
+        as_training=planned.restored,
+        memory={
+            "baseline_bytes": planned.baseline.pool_bytes,
+            "planned_bytes": cost.pool_bytes,
+            "live_peak_bytes": cost.live_peak_bytes,
+            "lower_bound_bytes": planned.lower_bound,
+        },
+        recompute={
+            "flops": cost.recompute_flops,
+            "forward_flops": cost.forward_flops,
+            "fraction": cost.recompute_fraction,
+        },
+        original_name=planned.original[0],
+    )
+    plan = type(plan)(**{**plan.__dict__, "original_sha256": planned.original[1]})
+    planned.notes += write_plan(planned.source, plan, out, overwrite=force)
+    planned.output = out
+    remember_plan(out)

@@ -1,0 +1,299 @@
+"""Trains a step of an ONNX model with and without its plan in PyTorch, and compares everything."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memcli.engines.analysis import ShapeRequest
+from memcli.engines.live_memory import available_bytes
+from memcli.engines.process import run_job
+from memcli.engines.torch_analysis import TorchAnalysis, analyze_onnx
+from memcli.errors import BadInput, EngineFailed, MemcliError
+from memcli.formats.onnx_file import OnnxFile, parse_onnx, read_onnx
+from memcli.formats.onnx_plan import strip_plan
+from memcli.formats.onnx_plan_record import OnnxPlan
+from memcli.formats.onnx_shapes import bind_shapes
+from memcli.formats.onnx_training import as_training
+from memcli.graph.training import Flags
+from memcli.memory.torch_stages import torch_stages
+from memcli.planners.base import Settings
+from memcli.planners.torch_search import TorchSearch
+from memcli.units import format_size
+from memcli.workflow.onnx_planning import flags_of, shape_notes
+from memcli.workflow.verifying import Run, StageMeasured, Verified, compare_files
+
+Progress = Callable[[str, float | None], None]
+
+# Part of the free memory that a step may take.
+_USABLE = 0.7
+
+
+def original_of(planned: OnnxFile, plan: OnnxPlan, given: str | None) -> tuple[OnnxFile, str]:
+    """The model without the plan, in the mode in which it was planned, and where it comes from.
+
+    Raises:
+        BadInput: ``given`` is no ONNX file that can be read.
+    """
+    if given is not None:
+        file = read_onnx(given)
+        if file.carried_plan() is not None:
+            file = parse_onnx(strip_plan(file).data, given)
+        return _as_planned(file, plan), given
+    for folder in {os.path.dirname(os.path.abspath(planned.path)), os.getcwd()}:
+        path = os.path.join(folder, os.path.basename(plan.original_name))
+        if not os.path.isfile(path) or os.path.samefile(path, planned.path):
+            continue
+        try:
+            file = read_onnx(path)
+        except MemcliError:
+            continue
+        if file.sha256 == plan.original_sha256:
+            return _as_planned(file, plan), f"{os.path.relpath(path)} (its SHA-256 matches)"
+    stripped = parse_onnx(strip_plan(planned).data, planned.path)
+    return stripped, "the planned file with its plan taken off"
+
+
+def _as_planned(file: OnnxFile, plan: OnnxPlan) -> OnnxFile:
+    return as_training(file)[0] if plan.as_training else file
+
+
+def _request(plan: OnnxPlan, request: ShapeRequest | None) -> ShapeRequest:
+    """The plan's shapes, or what the user asks for in their place."""
+    shapes = {name: list(shape) for name, shape in plan.shapes.items()}
+    if request is None:
+        return ShapeRequest(shapes=shapes)
+    if request.shapes or request.unnamed is not None:
+        return request
+    if request.batch is None:
+        return ShapeRequest(shapes=shapes)
+    leading = [shape[0] for shape in shapes.values() if shape]
+    old = leading[0] if leading else 1
+    scaled = {
+        name: [shape[0] // old * request.batch, *shape[1:]] if shape and shape[0] % old == 0
+        else shape
+        for name, shape in shapes.items()
+    }  # fmt: skip
+    return ShapeRequest(shapes=scaled)
+
+
+def verify_onnx(
+    planned_path: str,
+    *,
+    original: str | None = None,
+    gpu: int | None = None,
+    seed: int = 0,
+    request: ShapeRequest | None = None,
+    on_progress: Progress | None = None,
+) -> Verified:
+    """``memcli verify`` of a planned ONNX file.
+
+    ``request``: shapes in place of those of the plan. ``gpu``: number of the card, None the CPU.
+
+    Raises:
+        BadInput: no plan, shapes that cannot be.
+        EngineFailed: PyTorch or the device is missing, or a step crashed.
+    """
+    planned = read_onnx(planned_path)
+    plan = planned.plan()
+    if plan is None:
+        raise BadInput(
+            f"{planned_path} carries no plan, so there is nothing to compare it with",
+            "make one with memcli plan",
+        )
+    source, where = original_of(planned, plan, original)
+    kind = "cpu" if gpu is None else "cuda"
+
+    def analysis_of(asked: ShapeRequest) -> TorchAnalysis:
+        bound = bind_shapes(planned, asked)
+        return analyze_onnx(
+            planned, bound.shapes, assumed=bound.assumed, dtype=plan.dtype, device=kind,
+            on_progress=on_progress,
+        )  # fmt: skip
+
+    asked = _request(plan, request)
+    analysis = analysis_of(asked)
+    scaled = None
+    if gpu is None:
+        analysis, scaled = _fitting(analysis, analysis_of)
+    notes = shape_notes(analysis)
+    if scaled:
+        notes.append(
+            f"batch {scaled['from_batch']} scaled down to {scaled['to_batch']}: {scaled['why']}"
+        )
+    flags = flags_of(planned, analysis, plan.marks)
+    device = "cpu" if gpu is None else f"gpu:{gpu}"
+    with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
+        workdir = Path(folder)
+        results = []
+        for name, file, marks in (
+            ("original", source, None),
+            ("planned", planned, flags),
+        ):
+            results.append(
+                _train(name, file, analysis, marks, workdir, device, seed, on_progress)
+            )
+        first, second = results
+        if first["names"] != second["names"]:
+            raise BadInput(f"the planned graph is not a plan of {where}: their tensors differ")
+        if on_progress:
+            on_progress("comparing", None)
+
+        def named(kind: str, index: int) -> str:
+            rows = first["names"][kind]
+            return str(rows[index]) if index < len(rows) else f"{kind} {index}"
+
+        compared = compare_files(workdir / "original.npz", workdir / "planned.npz", named)
+    for key in ("outputs", "gradients", "states"):
+        bad = int(first["nonfinite"][key])
+        compared[key].nonfinite = bad
+        if bad:
+            notes.append(f"{bad} {key} of the original hold NaN or infinity at this seed")
+    if not (first["repeatable"] and second["repeatable"]):
+        notes.append("a second step from the same seed gave other bits: this graph is not "
+                     "deterministic on this device")  # fmt: skip
+    if scaled or request is not None:
+        notes.append("estimates are for the shapes that were run, not for those of the plan")
+    none = analysis.model.none()
+    return Verified(
+        planned_path=planned_path,
+        original=where,
+        device=second["device"],
+        shapes=analysis.inputs,
+        baseline=_run(analysis, none, first),
+        planned=_run(analysis, flags, second),
+        outputs=compared["outputs"],
+        gradients=compared["gradients"],
+        states=compared["states"],
+        stages=_stages(analysis, flags, second["trace"]),
+        method=second["method"],
+        scaled=scaled,
+        notes=notes,
+        seed=seed,
+        engine="torch",
+    )
+
+
+def _train(
+    name: str,
+    file: OnnxFile,
+    analysis: TorchAnalysis,
+    flags: Flags | None,
+    workdir: Path,
+    device: str,
+    seed: int,
+    on_progress: Progress | None,
+) -> dict[str, Any]:
+    """One job: a graph's step under marks, results in ``NAME.npz``."""
+    marks = {}
+    if flags is not None:
+        steps = zip(analysis.trace.names, flags.tolist(), strict=True)
+        marks = {step: mark for step, mark in steps if mark}
+    path = workdir / f"{name}.onnx"
+    path.write_bytes(file.working.SerializeToString())
+    job = {
+        "model": str(path),
+        "name": file.name,
+        "shapes": analysis.inputs,
+        "roles": analysis.roles,
+        "marks": marks,
+        "device": device,
+        "seed": seed,
+        "save": str(workdir / f"{name}.npz"),
+        "repeat": 1 if device == "cpu" else 5,
+    }
+
+    def tell(text: str, fraction: float | None = None) -> None:
+        if on_progress:
+            on_progress(f"{name}: {text}", fraction)
+
+    return run_job(
+        "memcli.engines.torch.step", job, workdir=workdir, on_progress=tell,
+        doing=f"training one step of the {name} graph",
+    )  # fmt: skip
+
+
+def _needed(analysis: TorchAnalysis) -> int:
+    """Bytes that a verifying process takes at most: the step, parameters three times, PyTorch."""
+    trace = analysis.trace
+    peak = analysis.model.evaluate(analysis.model.none()).pool_bytes
+    return peak + 4 * trace.parameter_bytes + 2 * trace.input_bytes + (700 << 20)
+
+
+def _fitting(
+    analysis: TorchAnalysis, analysis_of: Callable[[ShapeRequest], TorchAnalysis]
+) -> tuple[TorchAnalysis, dict[str, Any] | None]:
+    """The analysis at a batch whose unplanned step fits the free memory, and what was changed.
+
+    Raises:
+        EngineFailed: not even a batch of one fits.
+    """
+    free = int(available_bytes() * _USABLE)
+    leading = [shape[0] for shape in analysis.inputs.values() if shape]
+    asked = batch = leading[0] if leading else 1
+    scaled = None
+    while True:
+        needed = _needed(analysis)
+        if needed <= free:
+            return analysis, scaled
+        if batch <= 1:
+            raise EngineFailed(
+                f"a step of this graph takes {format_size(needed)} even at batch {batch}, and "
+                f"{format_size(free)} are free here",
+                "verify on a machine with more memory, or at a smaller --shape",
+            )
+        smaller = max(1, int(batch * free / needed * 0.95))
+        smaller = 1 << (min(smaller, batch - 1).bit_length() - 1)
+        scaled = {
+            "from_batch": asked,
+            "to_batch": smaller,
+            "why": f"a step takes {format_size(needed)}, and {format_size(free)} are free",
+        }
+        shapes = {
+            name: [s[0] // batch * smaller, *s[1:]] if s and s[0] % batch == 0 else s
+            for name, s in analysis.inputs.items()
+        }
+        analysis = analysis_of(ShapeRequest(shapes=shapes))
+        batch = smaller
+
+
+def _run(analysis: TorchAnalysis, flags: Flags, result: dict[str, Any]) -> Run:
+    return Run(
+        estimated_bytes=analysis.model.evaluate(flags).pool_bytes,
+        measured_bytes=int(result["peak_bytes"]),
+        step_seconds=float(result["step_seconds"]),
+        workspace_bytes=0,
+        reserved_bytes=int(result["reserved_bytes"]),
+    )
+
+
+def _stages(
+    analysis: TorchAnalysis, flags: Flags, measured: dict[str, dict[str, int]]
+) -> list[StageMeasured]:
+    """Each stage's estimate beside the most that was really alive while it ran."""
+    search = TorchSearch(analysis.model, Settings())
+    listed, stage_of = torch_stages(analysis.model, flags, search.kept_cuts(flags))
+    forward = np.zeros(len(listed), np.int64)
+    backward = np.zeros(len(listed), np.int64)
+    for step, name in enumerate(analysis.trace.names):
+        number = int(stage_of[step])
+        forward[number] = max(forward[number], measured["forward"].get(name, 0))
+        backward[number] = max(backward[number], measured["backward"].get(name, 0))
+    return [
+        StageMeasured(
+            index=s.index,
+            first=s.first,
+            last=s.last,
+            operators=s.operators,
+            estimated_forward=s.forward_bytes,
+            measured_forward=int(forward[s.index]),
+            estimated_bytes=s.peak_bytes,
+            measured_bytes=int(backward[s.index]),
+        )
+        for s in listed
+    ]
