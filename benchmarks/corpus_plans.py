@@ -28,14 +28,14 @@ from typing import Any
 import numpy as np
 from estimate_corpus import index_shapes
 
-from memcli.engines.analysis import ShapeRequest, analyze, ask_mxnet
+from memcli.engines.analysis import ShapeRequest, ask_mxnet
 from memcli.errors import MemcliError
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.planners.base import Settings
 from memcli.planners.registry import search_variants
 from memcli.workflow.costs import set_costs
 from memcli.workflow.planning import environment_of, read_symbol
-from memcli.workflow.variants import marked_positions, variants, with_barriers
+from memcli.workflow.variants import analyze_variants, marked_positions, with_barriers
 
 
 def check(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
@@ -49,8 +49,8 @@ def check(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
             request.shapes = json.loads(sidecar.read_text())
         row["operators"] = source.operator_count
         started = time.monotonic()
-        analysis = analyze(source.raw, request)
-        graphs = variants(source, analysis, rewrite=True)
+        graphs = analyze_variants(source, request, rewrite=True, environment="best")
+        analysis = graphs[0].analysis
         set_costs(graphs, "roofline", "cpu")
         base = analysis.model.evaluate(analysis.model.none())
         row["nodes"] = source.node_count
@@ -71,7 +71,7 @@ def check(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
         row["auto_recompute"] = found.cost.recompute_fraction
         row["rewrites"] = graphs[chosen].rewrites
         row["barriers"] = int((found.plan.recompute == 2).sum())
-        row["environment"] = environment_of(found.plan)
+        row["environment"] = environment_of(found.plan, graphs[chosen].analysis)
         file, moved = with_barriers(graphs[chosen], found.plan.recompute)
         marked = marked_positions(graphs[chosen].analysis, found.plan.recompute)
         written = SymbolFile.from_bytes(
