@@ -6,8 +6,8 @@
 For each file ``memcli plan FILE --as-training --measure``: one real training step of the graph as
 saved and of the planned one, each in a process of its own, with made-up weights where the file has
 none. Columns: memory as saved and planned by the model (MiB), the same measured, how far the
-estimate is off, what runs again, how many outputs, gradients and states are equal to the bit. What
-is refused is listed with the reason. Rows are appended to ``--log``, so that a run can be continued.
+estimate is off, what runs again, how many outputs, gradients and states are equal to the bit.
+What is refused is listed with the reason. Rows are appended to ``--log``, to go on from there.
 """
 
 from __future__ import annotations
