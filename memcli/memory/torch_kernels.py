@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 # Operations, each with a number (of a step, a storage or a handle) and up to four sizes.
+# Kernels are compiled without reference counts (_nrt=False: nothing is allocated here): counting
+# those of the arrays at every call of a helper takes ten times as long as the walk itself.
 CALL, SEGMENT, SAVED, UNUSED, OUTPUT, UNPACKED, DONE, GONE, STAGE = range(9)
 
 EACH = 2
@@ -65,7 +67,7 @@ def state_for(program: Program) -> State:
     )  # fmt: skip
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def _bump(live, plain, with_gradients):
     high = live[_LIVE] + plain
     if high > live[_PEAK]:
@@ -77,21 +79,21 @@ def _bump(live, plain, with_gradients):
         live[_ALL_PEAK] = high
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def _drop_kept(p, st, s):
     st.references[s] -= 1
     if st.references[s] == 0:
         st.live[_LIVE] -= p.bytes[s]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def _drop_instance(p, st, s):
     st.instance[s] -= 1
     if st.instance[s] == 0:
         st.live[_LIVE] -= p.again[s]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def _release(p, st, s):
     """One request less on a storage, and what follows from it back through the graph."""
     stack = st.stack
@@ -116,7 +118,7 @@ def _release(p, st, s):
                 top += 1
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def _take(p, st, s):
     """One request more."""
     if st.mark[s] == 0:
@@ -126,7 +128,7 @@ def _take(p, st, s):
         st.left[p.step_of[s]] += 1
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def _call(p, st, marks, u):
     """A step of the forward pass returned."""
     dropped = False
@@ -149,7 +151,7 @@ def _call(p, st, marks, u):
             _take(p, st, p.inputs[at])
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def _gather(p, st, marks, depth):
     """Goes through what a step reads; whether another must run first (its frame is pushed)."""
     frames = st.frames
@@ -180,7 +182,7 @@ def _gather(p, st, marks, depth):
     return False
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def _obtain(p, st, marks, wanted, work, limit):
     """Recomputes a dropped storage and what it needs; the number of runs so far."""
     frames = st.frames
@@ -239,7 +241,7 @@ def _obtain(p, st, marks, wanted, work, limit):
     return work
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def _unpack(p, st, marks, h, work, limit):
     s = p.handle_storage[h]
     if st.mark[s] == 0:
@@ -260,7 +262,7 @@ def _unpack(p, st, marks, h, work, limit):
     return work
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, _nrt=False, nogil=True)
 def walk(p, st, marks, limit, highs):
     """Bytes at the peak without and with parameters' gradients, and the operation of the first.
 
