@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+# Without reference counts: nothing is allocated here, and counting those of the arrays at every
+# call of a helper takes ten times as long as the walk itself.
+_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
+_kernel = numba.njit(**_OPTIONS)
+
 # Operations, each with a number (of a step, a storage or a handle) and up to four sizes.
-# Kernels are compiled without reference counts (_nrt=False: nothing is allocated here): counting
-# those of the arrays at every call of a helper takes ten times as long as the walk itself.
 CALL, SEGMENT, SAVED, UNUSED, OUTPUT, UNPACKED, DONE, GONE, STAGE = range(9)
 
 EACH = 2
@@ -67,7 +70,7 @@ def state_for(program: Program) -> State:
     )  # fmt: skip
 
 
-@numba.njit(cache=True, _nrt=False)
+@_kernel
 def _bump(live, plain, with_gradients):
     high = live[_LIVE] + plain
     if high > live[_PEAK]:
@@ -79,21 +82,21 @@ def _bump(live, plain, with_gradients):
         live[_ALL_PEAK] = high
 
 
-@numba.njit(cache=True, _nrt=False)
+@_kernel
 def _drop_kept(p, st, s):
     st.references[s] -= 1
     if st.references[s] == 0:
         st.live[_LIVE] -= p.bytes[s]
 
 
-@numba.njit(cache=True, _nrt=False)
+@_kernel
 def _drop_instance(p, st, s):
     st.instance[s] -= 1
     if st.instance[s] == 0:
         st.live[_LIVE] -= p.again[s]
 
 
-@numba.njit(cache=True, _nrt=False)
+@_kernel
 def _release(p, st, s):
     """One request less on a storage, and what follows from it back through the graph."""
     stack = st.stack
@@ -118,7 +121,7 @@ def _release(p, st, s):
                 top += 1
 
 
-@numba.njit(cache=True, _nrt=False)
+@_kernel
 def _take(p, st, s):
     """One request more."""
     if st.mark[s] == 0:
@@ -128,17 +131,14 @@ def _take(p, st, s):
         st.left[p.step_of[s]] += 1
 
 
-@numba.njit(cache=True, _nrt=False)
+@_kernel
 def _call(p, st, marks, u):
     """A step of the forward pass returned."""
     dropped = False
     for s in range(p.first[u], p.first[u + 1]):
         mark = marks[u] & ~AUXILIARY
         if p.auxiliary[s]:
-            if marks[u] & AUXILIARY:
-                mark = mark if mark else 1
-            else:
-                mark = 0
+            mark = (mark if mark else 1) if marks[u] & AUXILIARY else 0
         st.mark[s] = mark
         dropped = dropped or mark != 0
         if not (p.auxiliary[s] and mark):
@@ -151,7 +151,7 @@ def _call(p, st, marks, u):
             _take(p, st, p.inputs[at])
 
 
-@numba.njit(cache=True, _nrt=False)
+@_kernel
 def _gather(p, st, marks, depth):
     """Goes through what a step reads; whether another must run first (its frame is pushed)."""
     frames = st.frames
@@ -182,7 +182,7 @@ def _gather(p, st, marks, depth):
     return False
 
 
-@numba.njit(cache=True, _nrt=False)
+@_kernel
 def _obtain(p, st, marks, wanted, work, limit):
     """Recomputes a dropped storage and what it needs; the number of runs so far."""
     frames = st.frames
@@ -241,7 +241,7 @@ def _obtain(p, st, marks, wanted, work, limit):
     return work
 
 
-@numba.njit(cache=True, _nrt=False)
+@_kernel
 def _unpack(p, st, marks, h, work, limit):
     s = p.handle_storage[h]
     if st.mark[s] == 0:
@@ -262,7 +262,7 @@ def _unpack(p, st, marks, h, work, limit):
     return work
 
 
-@numba.njit(cache=True, _nrt=False, nogil=True)
+@_kernel
 def walk(p, st, marks, limit, highs):
     """Bytes at the peak without and with parameters' gradients, and the operation of the first.
 
@@ -284,7 +284,7 @@ def walk(p, st, marks, limit, highs):
         number = p.numbers[i]
         before = live[_PEAK]
         live[_HIGH] = live[_LIVE]
-        if code == CALL or code == SEGMENT:
+        if code <= SEGMENT:
             _bump(live, p.sizes[i, 0], p.sizes[i, 1])
             live[_LIVE] += p.sizes[i, 2]
             live[_GRADIENTS] += p.sizes[i, 3] - p.sizes[i, 2]

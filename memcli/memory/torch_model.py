@@ -185,7 +185,9 @@ def _compile(trace: Trace, block: int) -> kernels.Program:
             emit(kernels.SEGMENT, 0, (high, full_high, plain, full))
         plain = full = high = full_high = 0
 
-    for i, (kind, number) in enumerate(zip(trace.kinds.tolist(), trace.numbers.tolist(), strict=True)):
+    for i, (kind, number) in enumerate(
+        zip(trace.kinds.tolist(), trace.numbers.tolist(), strict=True)
+    ):
         if kind in _CHANGES:
             change = int(sizes[i]) * _CHANGES[kind]
             full += change

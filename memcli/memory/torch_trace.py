@@ -71,7 +71,9 @@ class Trace:
     def to_bytes(self) -> bytes:
         """As a compressed npz file."""
         out = io.BytesIO()
-        np.savez_compressed(out, **{f.name: np.asarray(getattr(self, f.name)) for f in fields(self)})
+        np.savez_compressed(
+            out, **{f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
+        )
         return out.getvalue()
 
     @classmethod
@@ -84,7 +86,7 @@ class Trace:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as found:
                 arrays = {f.name: found[f.name] for f in fields(cls)}
-        except (OSError, KeyError, EOFError) as error:
+        except (OSError, KeyError, EOFError, ValueError) as error:
             raise ValueError(f"not a trace: {error}") from error
         values: dict = {
             name: array.tolist() if name in _PLAIN else array for name, array in arrays.items()
