@@ -46,7 +46,7 @@ class State(NamedTuple):
 
     mark: Array  # over storages
     references: Array  # over storages: what holds a kept one
-    count: Array  # over storages: requests on a dropped one
+    counts: Array  # over storages: requests on a dropped one
     memo: Array  # over storages: held for later requests
     instance: Array  # over storages: what holds the recomputed one
     left: Array  # over steps: requests on all they made
@@ -108,8 +108,8 @@ def _release(p, st, s):
         if st.mark[s] == 0:
             _drop_kept(p, st, s)
             continue
-        st.count[s] -= 1
-        if st.count[s] == 0 and st.memo[s] == 1:
+        st.counts[s] -= 1
+        if st.counts[s] == 0 and st.memo[s] == 1:
             st.memo[s] = 0
             _drop_instance(p, st, s)
         u = p.step_of[s]
@@ -127,7 +127,7 @@ def _take(p, st, s):
     if st.mark[s] == 0:
         st.references[s] += 1
     else:
-        st.count[s] += 1
+        st.counts[s] += 1
         st.left[p.step_of[s]] += 1
 
 
@@ -220,7 +220,7 @@ def _obtain(p, st, marks, wanted, work, limit):
         for s in range(p.first[u], p.first[u + 1]):
             if st.mark[s] == 0:
                 continue
-            if not each and st.count[s] > 0:
+            if not each and st.counts[s] > 0:
                 if st.memo[s] == 1:
                     _drop_instance(p, st, s)
                 st.memo[s] = 1
@@ -270,7 +270,7 @@ def walk(p, st, marks, limit, highs):
     EACH can double them at every step). ``highs``: over operations, the most that is live during
     each (without parameters' gradients); empty: not wanted. ``st.runs`` has the recomputations.
     """
-    for array in (st.references, st.count, st.memo, st.instance, st.left, st.holding):
+    for array in (st.references, st.counts, st.memo, st.instance, st.left, st.holding):
         array[:] = 0
     st.runs[:] = 0
     st.served[:] = 0
@@ -300,8 +300,8 @@ def walk(p, st, marks, limit, highs):
             if st.mark[number] != 0:
                 u = p.step_of[number]
                 st.mark[number] = 0
-                st.references[number] = st.count[number]
-                st.left[u] -= st.count[number]
+                st.references[number] = st.counts[number]
+                st.left[u] -= st.counts[number]
                 if st.left[u] == 0 and st.holding[u] == 1:
                     st.holding[u] = 0
                     for at in range(p.input_first[u], p.input_first[u + 1]):

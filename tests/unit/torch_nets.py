@@ -163,7 +163,7 @@ def transformer(blocks: int = 2, width: int = 8, heads: int = 2, words: int = 11
                 torch.permute,
                 b(torch.reshape, b(operator.getitem, parts, i), (-1, 6, heads, width // heads)),
                 (0, 2, 1, 3),
-            )  # noqa: E501
+            )
             for i in range(3)
         )
         if block:
