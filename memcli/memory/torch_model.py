@@ -80,7 +80,7 @@ class TorchModel:
         self._nothing = np.zeros(0, np.int64)
         self.makes = np.diff(trace.first) > 0
         auxiliaries = np.zeros(trace.n_steps, bool)
-        auxiliaries[self.program.step_of[trace.auxiliary]] = True
+        auxiliaries[storage_steps(trace)[trace.auxiliary]] = True
         self.has_auxiliaries = auxiliaries
         if seconds is None:
             seconds = machine.launch_seconds + np.maximum(
@@ -98,7 +98,7 @@ class TorchModel:
         state = self._state
         limit = _LIMIT * max(self.trace.n_steps, 50)
         peak, all_peak, at = kernels.walk(self.program, state, marks, limit, self._nothing)
-        runs = state.runs
+        runs = kernels.recomputations(state)
         return TorchCost(
             live_peak_bytes=int(peak),
             all_peak_bytes=int(all_peak),
@@ -116,7 +116,7 @@ class TorchModel:
             ValueError: the plan recomputes without bound.
         """
         p, n = self.program, self.trace.n_steps
-        highs = np.zeros(len(p.codes), np.int64)
+        highs = np.zeros(len(p.operations), np.int64)
         limit = _LIMIT * max(n, 50)
         peak, _, _ = kernels.walk(p, self._state, marks, limit, highs)
         if peak < 0:
@@ -125,11 +125,11 @@ class TorchModel:
         order: list[int] = []
         kept = high = 0
         stage, back = -1, False
-        for i in range(len(p.codes)):
-            if p.codes[i] != kernels.STAGE:
+        for i in range(len(p.operations)):
+            code, number, kind = (int(x) for x in p.operations[i, :3])
+            if code != kernels.STAGE:
                 high = max(high, int(highs[i]))
                 continue
-            number, kind = int(p.numbers[i]), int(p.sizes[i, 0])
             if kind == events.FORWARD:
                 forward[number] = high
             elif number < 0:
@@ -142,20 +142,21 @@ class TorchModel:
             high = int(highs[i])
         if back and stage >= 0:
             backward[stage] = max(backward[stage], high)
-        return TorchTimeline(forward, backward, order, kept, self._state.runs.copy())
+        runs = kernels.recomputations(self._state).copy()
+        return TorchTimeline(forward, backward, order, kept, runs)
 
     def stage_at(self, operation: int) -> tuple[str, str]:
         """Where an operation (``peak_at``) is: ("forward" or "backward", name of the node)."""
         p = self.program
         ended = False
         last = -1
-        for i in range(len(p.codes)):
-            if p.codes[i] == kernels.STAGE and p.sizes[i, 0] == events.BACKWARD:
+        for i, (code, number, kind) in enumerate(p.operations[:, :3].tolist()):
+            if code == kernels.STAGE and kind == events.BACKWARD:
                 if i > operation:
                     break
-                ended, last = True, int(p.numbers[i])
-            elif i >= operation and not ended and p.codes[i] in (kernels.CALL, kernels.STAGE):
-                return "forward", self.trace.names[p.numbers[i]] if p.numbers[i] >= 0 else ""
+                ended, last = True, number
+            elif i >= operation and not ended and code in (kernels.CALL, kernels.STAGE):
+                return "forward", self.trace.names[number]
         return "backward", self.trace.names[last] if last >= 0 else ""
 
 
@@ -167,17 +168,13 @@ def _compile(trace: Trace, block: int) -> kernels.Program:
 
     storage_bytes, again = rounded(trace.storage_bytes), rounded(trace.again_bytes)
     sizes = rounded(trace.event_bytes)
-    codes: list[int] = []
-    numbers: list[int] = []
-    details: list[tuple[int, int, int, int]] = []
+    operations: list[tuple[int, ...]] = []
     again_peak = np.zeros((trace.n_steps, 2), np.int64)
     plain = full = high = full_high = 0
     capture = 0
 
     def emit(code: int, number: int, detail: tuple[int, int, int, int] = (0, 0, 0, 0)) -> None:
-        codes.append(code)
-        numbers.append(number)
-        details.append(detail)
+        operations.append((code, number, *detail))
 
     def flush() -> None:
         nonlocal plain, full, high, full_high
@@ -211,20 +208,24 @@ def _compile(trace: Trace, block: int) -> kernels.Program:
             elif kind != events.BEGIN:
                 emit(_OPERATIONS[kind], number)
     flush()
+    n = trace.n_steps
+    steps = np.zeros((n + 1, 4), np.int64)
+    steps[:, 0], steps[:, 1] = trace.first, trace.input_first
+    steps[:n, 2:] = again_peak
     return kernels.Program(
-        codes=np.array(codes, np.int64),
-        numbers=np.array(numbers, np.int64),
-        sizes=np.array(details, np.int64).reshape(-1, 4),
-        first=trace.first,
-        step_of=np.repeat(np.arange(trace.n_steps), np.diff(trace.first)).astype(np.int64),
-        bytes=storage_bytes,
-        again=again,
-        auxiliary=trace.auxiliary,
-        input_first=trace.input_first,
+        operations=np.array(operations, np.int64).reshape(-1, 6),
+        steps=steps,
+        storages=np.stack(
+            [storage_steps(trace), storage_bytes, again, trace.auxiliary.astype(np.int64)], axis=1
+        ),
         inputs=trace.inputs,
         handle_storage=trace.handle_storage,
-        again_peak=again_peak,
     )
+
+
+def storage_steps(trace: Trace) -> NDArray[np.int64]:
+    """The step that makes each storage."""
+    return np.repeat(np.arange(trace.n_steps), np.diff(trace.first)).astype(np.int64)
 
 
 _CHANGES = {events.ALLOCATED: 1, events.FREED: -1, events.PARAMETER_GRADIENT: 1}
