@@ -21,7 +21,10 @@ CALL, SEGMENT, SAVED, UNUSED, OUTPUT, UNPACKED, DONE, GONE, STAGE = range(9)
 EACH = 2
 AUXILIARY = 4
 _KEPT_REFERENCE, _MEMO_REFERENCE, _OWN_REFERENCE = 1, 2, 3
-_LIVE, _PEAK, _GRADIENTS, _ALL_PEAK, _HIGH = range(5)
+_LIVE, _PEAK, _GRADIENTS, _ALL_PEAK, _HIGH, _AT = range(6)
+# What a log says: a storage of the forward pass is freed, a recomputed one is, a step runs again
+# (plain, with auxiliaries).
+FREED_FIRST, FREED_AGAIN, RAN, RAN_CAPTURING = range(4)
 
 
 # Columns. Few arrays of several columns: the compiler's time grows with the number of arrays.
@@ -54,12 +57,16 @@ class State(NamedTuple):
     stack: Array  # of storages to release
     frames: Array  # steps + 1: step, next input, final, bytes of inputs, begin of its group
     live: Array
+    # what the walk decides, where wanted (else empty): operation, what, number of it
+    log: Array
+    logged: Array  # number of rows
 
 
-def state_for(program: Program) -> State:
-    """Fresh working arrays."""
+def state_for(program: Program, rows: int = 0) -> State:
+    """Fresh working arrays; ``rows``: of the log."""
     n, s, h = len(program.steps), len(program.storages), len(program.handle_storage)
-    shapes = (s, 5), (n, 3), (h, 2), (len(program.inputs) + s + 1,), (n, 5), (5,)
+    stack = len(program.inputs) + s + 1
+    shapes = (s, 5), (n, 3), (h, 2), (stack,), (n, 5), (6,), (rows, 3), (1,)
     return State(*(np.zeros(shape, np.int64) for shape in shapes))
 
 
@@ -81,10 +88,21 @@ def _bump(live, plain, with_gradients):
 
 
 @_kernel
+def _note(st, what, number):
+    at = st.logged[0]
+    if at < len(st.log):
+        st.log[at, 0] = st.live[_AT]
+        st.log[at, 1] = what
+        st.log[at, 2] = number
+        st.logged[0] = at + 1
+
+
+@_kernel
 def _drop_kept(p, st, s):
     st.storages[s, _REFERENCES] -= 1
     if st.storages[s, _REFERENCES] == 0:
         st.live[_LIVE] -= p.storages[s, _BYTES]
+        _note(st, FREED_FIRST, s)
 
 
 @_kernel
@@ -92,6 +110,7 @@ def _drop_instance(p, st, s):
     st.storages[s, _INSTANCE] -= 1
     if st.storages[s, _INSTANCE] == 0:
         st.live[_LIVE] -= p.storages[s, _AGAIN]
+        _note(st, FREED_AGAIN, s)
 
 
 @_kernel
@@ -141,6 +160,8 @@ def _call(p, st, marks, u):
         dropped = dropped or mark != 0
         if not (p.storages[s, _IS_AUXILIARY] and mark):
             st.live[_LIVE] += p.storages[s, _BYTES]
+        else:
+            _note(st, FREED_FIRST, s)
         if not p.storages[s, _IS_AUXILIARY]:
             _take(p, st, s)
     if dropped:
@@ -206,7 +227,13 @@ def _obtain(p, st, marks, wanted, work, limit):
             if p.storages[s, _IS_AUXILIARY] and st.storages[s, _MARK] != 0:
                 capture = 1
         _bump(live, p.steps[u, _PEAK_AGAIN + capture], p.steps[u, _PEAK_AGAIN + capture])
-        live[_LIVE] -= frames[depth, 3]
+        _note(st, RAN + capture, u)
+        if frames[depth, 3] > 0:
+            live[_LIVE] -= frames[depth, 3]
+            for at in range(p.steps[u, _INPUTS], p.steps[u + 1, _INPUTS]):
+                s = p.inputs[at]
+                if st.storages[s, _MARK] != 0 and marks[p.storages[s, _STEP]] & ~AUXILIARY == EACH:
+                    _note(st, FREED_AGAIN, s)
         for s in range(p.steps[u, _FIRST], p.steps[u + 1, _FIRST]):
             if st.storages[s, _MARK] != 0:
                 live[_LIVE] += p.storages[s, _AGAIN]
@@ -217,6 +244,7 @@ def _obtain(p, st, marks, wanted, work, limit):
         each = marks[u] & ~AUXILIARY == EACH
         for s in range(p.steps[u, _FIRST], p.steps[u + 1, _FIRST]):
             if st.storages[s, _MARK] == 0:
+                _note(st, FREED_AGAIN, s)  # the first one is still there
                 continue
             if not each and st.storages[s, _COUNT] > 0:
                 if st.storages[s, _MEMO] == 1:
@@ -235,6 +263,7 @@ def _obtain(p, st, marks, wanted, work, limit):
                     frames[depth - 1, 3] += p.storages[s, _AGAIN]
             if not asked:
                 live[_LIVE] -= p.storages[s, _AGAIN]
+                _note(st, FREED_AGAIN, s)
         depth -= 1
     return work
 
@@ -272,6 +301,7 @@ def walk(p, st, marks, limit, highs):
     st.steps[:] = 0
     st.handles[:] = 0
     st.live[:] = 0
+    st.logged[:] = 0
     live = st.live
     peak_at = 0
     work = 0
@@ -279,6 +309,7 @@ def walk(p, st, marks, limit, highs):
         code = p.operations[i, _CODE]
         number = p.operations[i, _NUMBER]
         before = live[_PEAK]
+        live[_AT] = i
         live[_HIGH] = live[_LIVE]
         if code <= SEGMENT:
             _bump(live, p.operations[i, _SIZES + 0], p.operations[i, _SIZES + 1])
@@ -291,6 +322,7 @@ def walk(p, st, marks, limit, highs):
         elif code == UNUSED:
             if st.storages[number, _MARK] != 0:
                 live[_LIVE] -= p.storages[number, _BYTES]
+                _note(st, FREED_FIRST, number)
             _release(p, st, number)
         elif code == OUTPUT:
             if st.storages[number, _MARK] != 0:
@@ -314,6 +346,7 @@ def walk(p, st, marks, limit, highs):
                 _drop_instance(p, st, s)
             elif st.handles[number, _HELD] == _OWN_REFERENCE:
                 live[_LIVE] -= p.storages[s, _AGAIN]
+                _note(st, FREED_AGAIN, s)
         elif code == GONE and st.handles[number, _SERVED] == 0:
             _release(p, st, p.handle_storage[number])
         if live[_PEAK] > before:

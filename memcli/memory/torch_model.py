@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from memcli.graph.roofline import DEFAULT_MACHINE, Machine
 from memcli.memory import torch_kernels as kernels
 from memcli.memory import torch_trace as events
+from memcli.memory.cuda_allocator import DeviceMemory, replay
 from memcli.memory.torch_trace import Trace
 
 Marks = NDArray[np.uint8]
@@ -75,7 +76,7 @@ class TorchModel:
     ) -> None:
         self.trace = trace
         self.block = 512 if allocator == "cuda" else 1
-        self.program = _compile(trace, self.block)
+        self.program, self._ends = _compile(trace, self.block)
         self._state = kernels.state_for(self.program)
         self._nothing = np.zeros(0, np.int64)
         self.makes = np.diff(trace.first) > 0
@@ -145,6 +146,22 @@ class TorchModel:
         runs = kernels.recomputations(self._state).copy()
         return TorchTimeline(forward, backward, order, kept, runs)
 
+    def device_memory(self, marks: Marks) -> DeviceMemory:
+        """What CUDA's caching allocator would count and take from the device; some 50 ms.
+
+        Parameters, states and inputs are allocated first, in their own order.
+
+        Raises:
+            ValueError: the plan recomputes without bound.
+        """
+        p, trace = self.program, self.trace
+        rows = 4 * (len(trace.kinds) + _LIMIT * trace.n_steps)
+        state = kernels.state_for(p, rows)
+        limit = _LIMIT * max(trace.n_steps, 50)
+        if kernels.walk(p, state, marks, limit, self._nothing)[0] < 0:
+            raise ValueError("the plan recomputes more often than is worth counting")
+        return replay(trace, self._ends, state.log[: int(state.logged[0])])
+
     def stage_at(self, operation: int) -> tuple[str, str]:
         """Where an operation (``peak_at``) is: ("forward" or "backward", name of the node)."""
         p = self.program
@@ -160,8 +177,8 @@ class TorchModel:
         return "backward", self.trace.names[last] if last >= 0 else ""
 
 
-def _compile(trace: Trace, block: int) -> kernels.Program:
-    """Events as operations; runs of allocations and releases become one."""
+def _compile(trace: Trace, block: int) -> tuple[kernels.Program, list[int]]:
+    """Events as operations, runs of allocations and releases as one; the event each ends with."""
 
     def rounded(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
         return -(-sizes // block) * block
@@ -169,12 +186,15 @@ def _compile(trace: Trace, block: int) -> kernels.Program:
     storage_bytes, again = rounded(trace.storage_bytes), rounded(trace.again_bytes)
     sizes = rounded(trace.event_bytes)
     operations: list[tuple[int, ...]] = []
+    ends: list[int] = []
+    i = 0
     again_peak = np.zeros((trace.n_steps, 2), np.int64)
     plain = full = high = full_high = 0
     capture = 0
 
     def emit(code: int, number: int, detail: tuple[int, int, int, int] = (0, 0, 0, 0)) -> None:
         operations.append((code, number, *detail))
+        ends.append(i)
 
     def flush() -> None:
         nonlocal plain, full, high, full_high
@@ -212,7 +232,7 @@ def _compile(trace: Trace, block: int) -> kernels.Program:
     steps = np.zeros((n + 1, 4), np.int64)
     steps[:, 0], steps[:, 1] = trace.first, trace.input_first
     steps[:n, 2:] = again_peak
-    return kernels.Program(
+    program = kernels.Program(
         operations=np.array(operations, np.int64).reshape(-1, 6),
         steps=steps,
         storages=np.stack(
@@ -221,6 +241,7 @@ def _compile(trace: Trace, block: int) -> kernels.Program:
         inputs=trace.inputs,
         handle_storage=trace.handle_storage,
     )
+    return program, ends
 
 
 def storage_steps(trace: Trace) -> NDArray[np.int64]:

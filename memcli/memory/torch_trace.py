@@ -47,6 +47,8 @@ class Trace:
     first: Ints
     storage_bytes: Ints
     again_bytes: Ints
+    storage_number: Ints  # of its allocation among the events; -1: not to be seen there
+    again_number: Ints  # 2 x storages: the same in a second run, plain and with auxiliaries
     auxiliary: NDArray[np.bool_]
     given_out: NDArray[np.bool_]  # storages of the graph's outputs
     input_first: Ints
@@ -58,6 +60,7 @@ class Trace:
     event_bytes: Ints
     flops: NDArray[np.float64]
     moved_bytes: NDArray[np.float64]
+    resident_bytes: Ints  # each storage of parameters, states and inputs, there before the step
     parameter_bytes: int
     state_bytes: int
     input_bytes: int

@@ -20,6 +20,7 @@ from hypothesis import strategies as st  # noqa: E402
 from memcli.engines.torch.executor import PlannedModule  # noqa: E402
 from memcli.engines.torch.trace import trace  # noqa: E402
 from memcli.engines.torch.tracking import estimate_step, measure_step  # noqa: E402
+from memcli.memory.cuda_allocator import CachingAllocator  # noqa: E402
 from memcli.memory.torch_model import TorchModel  # noqa: E402
 from memcli.memory.torch_trace import Trace  # noqa: E402
 from tests.unit import torch_nets as nets  # noqa: E402
@@ -182,3 +183,41 @@ def test_masks_on_a_cuda_device_are_bytes() -> None:
 def test_not_a_trace() -> None:
     with pytest.raises(ValueError, match="not a trace"):
         Trace.from_bytes(b"PK something else")
+
+
+@pytest.mark.parametrize("name", nets.NETS)
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_cuda_blocks(name: str, data: Any) -> None:
+    """Small tensors fill their blocks: the rounded peak is what the allocator counts."""
+    _, _, names, exact = traced(name)
+    model = TorchModel(exact.trace, allocator="cuda")
+    marks = data.draw(st.lists(st.sampled_from(MARKS), min_size=len(names), max_size=len(names)))
+    plan = np.array(marks, np.uint8)
+    device = model.device_memory(plan)
+    assert device.allocated_peak == model.evaluate(plan).all_peak_bytes
+    assert device.allocated_peak % 512 == 0
+    assert device.reserved_peak % (2 * MIB) == 0
+    assert device.reserved_peak >= device.allocated_peak + device.resident
+    assert exact.evaluate(plan).all_peak_bytes <= device.allocated_peak
+
+
+def test_the_caching_allocator() -> None:
+    """By the rules of CUDACachingAllocator.cpp, worked out by hand."""
+    allocator = CachingAllocator()
+    first = [allocator.allocate(size) for size in (1, 513, MIB)]
+    assert (allocator.allocated, allocator.reserved) == (512 + 1024 + MIB, 2 * MIB)
+    allocator.allocate(MIB)  # what is left of the segment is too small
+    assert allocator.reserved == 4 * MIB
+    large = allocator.allocate(3 * MIB)
+    assert allocator.reserved == 24 * MIB
+    rest = allocator.allocate(16 * MIB)  # the segment's 17 MiB: 1 MiB is not split off
+    assert (allocator.reserved, allocator.allocated) == (24 * MIB + 0, 22 * MIB + 1536)
+    for address in (*first, large, rest):
+        allocator.free(address)
+    assert allocator.allocated == MIB
+    reserved = allocator.reserved
+    assert allocator.allocate(20 * MIB) >= 0
+    assert allocator.reserved == reserved  # joined again, the segment serves it
+    allocator.allocate(20 * MIB + 1)
+    assert allocator.reserved == reserved + 22 * MIB

@@ -70,6 +70,9 @@ def trace(
     result.parameter_bytes = _bytes(copied.parameters())
     result.state_bytes = _bytes(states)
     result.input_bytes = _bytes(tensors_in(given))
+    everything = [*copied.parameters(), *states, *tensors_in(given)]
+    resident = {storage_key(t): t.untyped_storage().nbytes() for t in everything if has_storage(t)}
+    result.resident_bytes = np.array(list(resident.values()), np.int64)
     result.device = device
     return result
 
@@ -107,6 +110,7 @@ class _Recorder:
         self.number: dict[Storage, int] = {}
         self.on_tape: list[int] = []  # each storage's number on the tape
         self.again: list[int] = []  # its bytes when recomputed
+        self.again_number: list[list[int]] = []  # where a second run allocates it
         self.outputs: set[int] = set()
         self.first = [0]
         self.call_start = 0  # storages on the tape when the running step began
@@ -126,6 +130,7 @@ class _Recorder:
         # Autocast's copy of a weight belongs to no step: the second reader finds it made.
         self.on_tape.append(number if number >= self.call_start else -1)
         self.again.append(0)
+        self.again_number.append([-1, -1])
         return len(self.storages) - 1
 
     def result(self, gradients: set[int]) -> Trace:
@@ -157,6 +162,8 @@ class _Recorder:
             first=np.array(self.first, np.int64),
             storage_bytes=np.array([sizes[t] if t >= 0 else 0 for t in self.on_tape], np.int64),
             again_bytes=np.array(self.again, np.int64),
+            storage_number=np.array(self.on_tape, np.int64),
+            again_number=np.array(self.again_number, np.int64).reshape(-1, 2).T.copy(),
             auxiliary=np.array([s.position < 0 for s in self.storages], bool),
             given_out=np.array([s in self.outputs for s in range(len(self.storages))], bool),
             input_first=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -168,6 +175,7 @@ class _Recorder:
             event_bytes=table[:, 2].copy(),
             flops=self.work.flops,
             moved_bytes=self.work.moved,
+            resident_bytes=np.zeros(0, np.int64),
             parameter_bytes=0,
             state_bytes=0,
             input_bytes=0,
@@ -331,6 +339,7 @@ class _TracingRun(Run):
                     found = saved[~at : ~at + 1] if at < 0 else leaves[at : at + 1]
                     for tensor in found:
                         number = self.tape.number_of(tensor)
+                        recorder.again_number[s][capture] = number
                         recorder.again[s] = self.tape.bytes[number] if number >= 0 else 0
                 start = len(self.tape.events)
                 del result, leaves, saved, args, kwargs, inputs
