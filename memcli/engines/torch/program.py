@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +36,6 @@ class Step:
     reads: tuple[int, ...]  # distinct values, in the order of the arguments
     draws: bool
     leaves_states: bool
-    item: bool  # operator.getitem: takes one output out of several
     free_after: tuple[int, ...] = ()  # values that nothing reads any more once this step ran
 
 
@@ -67,6 +65,8 @@ def compile_graph(module: GraphModule) -> Program:
         if node.op == "output":
             program.outputs = _template(node.args[0], number)
             continue
+        if node.op == "call_module" and node.target == "_guards_fn":
+            continue  # torch.export's checks of its inputs' shapes
         value = number[node] = len(number)
         if node.op == "placeholder":
             program.inputs.append(value)
@@ -87,7 +87,6 @@ def compile_graph(module: GraphModule) -> Program:
                     reads=tuple(number[n] for n in node.all_input_nodes),
                     draws=draws(function),
                     leaves_states=leaves_states(function),
-                    item=function is operator.getitem,
                 )
             )
         else:
