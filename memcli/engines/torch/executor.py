@@ -97,7 +97,7 @@ class PlannedModule(torch.nn.Module):
     def _plain(self, values: list[Any]) -> Any:
         """Without gradients nothing is saved, so there is nothing to plan."""
         for step in self.program.steps:
-            args, kwargs = fill(step.args, values), fill(step.kwargs, values)
+            args, kwargs = step.arguments(values)
             values[step.value] = step.function(*args, **kwargs)
             args = kwargs = None  # type: ignore[assignment]
             for number in step.free_after:

@@ -22,9 +22,10 @@ from memcli.engines.torch.geometry import (
     tensors_in,
     view_of,
 )
-from memcli.engines.torch.program import Program, Step, fill
+from memcli.engines.torch.program import Program, Step
+from memcli.engines.torch.recompute import capturing
 from memcli.engines.torch.requests import Storage
-from memcli.engines.torch.run import Packed, Run, _capturing
+from memcli.engines.torch.run import Packed, Run
 from memcli.engines.torch.tape import Tape
 from memcli.engines.torch.tracking import _watcher, fake_copy, total, training_step
 from memcli.engines.torch.work import Work
@@ -322,14 +323,14 @@ class _TracingRun(Run):
                 continue
             with torch.no_grad(), self._as_in_forward():
                 inputs: Any = {n: _alias(values[n]) for n in step.reads}
-                args, kwargs = fill(step.args, inputs), fill(step.kwargs, inputs)
+                args, kwargs = step.arguments(inputs)
                 saved: list[Tensor] = []
                 self.tape.events.append((events.AGAIN, step.index, int(capture)))
                 with (
                     contextlib.nullcontext()
                     if capture
                     else recorder.work.of(step.index, self.tape),
-                    _capturing(saved) if capture else contextlib.nullcontext(),
+                    capturing(saved) if capture else contextlib.nullcontext(),
                 ):
                     result = step.again(*args, **kwargs)
                 leaves = list(tensors_in(result))
