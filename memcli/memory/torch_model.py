@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from memcli.graph.roofline import DEFAULT_MACHINE, Machine
 from memcli.memory import torch_kernels as kernels
 from memcli.memory import torch_trace as events
+from memcli.memory.cuda_allocator import DeviceMemory, replay
 from memcli.memory.torch_trace import Trace
 
 Marks = NDArray[np.uint8]
@@ -62,7 +63,8 @@ class TorchModel:
     ``KEPT``, ``AGAIN`` or ``EACH``, with ``AUXILIARY`` added where what the function saves inside
     itself goes as well. ``allocator``: "exact" counts bytes; "cuda" rounds every storage up
     as PyTorch's CUDA allocator does. ``seconds``: of running each step again; by default from
-    the roofline of ``machine``. Not to be used by several threads at once.
+    the roofline of ``machine``. Over steps: ``makes`` (any storage), ``droppable`` (a mark frees
+    some), ``has_auxiliaries``, ``result_bytes``. Not to be used by several threads at once.
     """
 
     def __init__(
@@ -75,19 +77,29 @@ class TorchModel:
     ) -> None:
         self.trace = trace
         self.block = 512 if allocator == "cuda" else 1
-        self.program = _compile(trace, self.block)
+        self.program, self._ends = _compile(trace, self.block)
         self._state = kernels.state_for(self.program)
         self._nothing = np.zeros(0, np.int64)
+        results = ~trace.auxiliary
         self.makes = np.diff(trace.first) > 0
-        auxiliaries = np.zeros(trace.n_steps, bool)
-        auxiliaries[self.program.step_of[trace.auxiliary]] = True
-        self.has_auxiliaries = auxiliaries
+        # What the graph gives out stays whatever its mark; a step of nothing else is best kept.
+        self.droppable = self._any(results & ~trace.given_out)
+        self.result_bytes = np.bincount(
+            storage_steps(trace)[results], trace.storage_bytes[results], trace.n_steps
+        ).astype(np.int64)
+        self.has_auxiliaries = self._any(trace.auxiliary)
         if seconds is None:
             seconds = machine.launch_seconds + np.maximum(
                 trace.flops / machine.flops_per_second,
                 trace.moved_bytes / machine.bytes_per_second,
             )
         self.seconds = seconds
+
+    def _any(self, storages: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The steps that make any of some storages."""
+        steps = np.zeros(self.trace.n_steps, bool)
+        steps[storage_steps(self.trace)[storages]] = True
+        return steps
 
     def none(self) -> Marks:
         """The plan that keeps everything."""
@@ -98,7 +110,7 @@ class TorchModel:
         state = self._state
         limit = _LIMIT * max(self.trace.n_steps, 50)
         peak, all_peak, at = kernels.walk(self.program, state, marks, limit, self._nothing)
-        runs = state.runs
+        runs = kernels.recomputations(state)
         return TorchCost(
             live_peak_bytes=int(peak),
             all_peak_bytes=int(all_peak),
@@ -116,7 +128,7 @@ class TorchModel:
             ValueError: the plan recomputes without bound.
         """
         p, n = self.program, self.trace.n_steps
-        highs = np.zeros(len(p.codes), np.int64)
+        highs = np.zeros(len(p.operations), np.int64)
         limit = _LIMIT * max(n, 50)
         peak, _, _ = kernels.walk(p, self._state, marks, limit, highs)
         if peak < 0:
@@ -125,11 +137,11 @@ class TorchModel:
         order: list[int] = []
         kept = high = 0
         stage, back = -1, False
-        for i in range(len(p.codes)):
-            if p.codes[i] != kernels.STAGE:
+        for i in range(len(p.operations)):
+            code, number, kind = (int(x) for x in p.operations[i, :3])
+            if code != kernels.STAGE:
                 high = max(high, int(highs[i]))
                 continue
-            number, kind = int(p.numbers[i]), int(p.sizes[i, 0])
             if kind == events.FORWARD:
                 forward[number] = high
             elif number < 0:
@@ -142,42 +154,58 @@ class TorchModel:
             high = int(highs[i])
         if back and stage >= 0:
             backward[stage] = max(backward[stage], high)
-        return TorchTimeline(forward, backward, order, kept, self._state.runs.copy())
+        runs = kernels.recomputations(self._state).copy()
+        return TorchTimeline(forward, backward, order, kept, runs)
+
+    def device_memory(self, marks: Marks) -> DeviceMemory:
+        """What CUDA's caching allocator would count and take from the device; some 50 ms.
+
+        Parameters, states and inputs are allocated first, in their own order.
+
+        Raises:
+            ValueError: the plan recomputes without bound.
+        """
+        p, trace = self.program, self.trace
+        rows = 4 * (len(trace.kinds) + _LIMIT * trace.n_steps)
+        state = kernels.state_for(p, rows)
+        limit = _LIMIT * max(trace.n_steps, 50)
+        if kernels.walk(p, state, marks, limit, self._nothing)[0] < 0:
+            raise ValueError("the plan recomputes more often than is worth counting")
+        return replay(trace, self._ends, state.log[: int(state.logged[0])])
 
     def stage_at(self, operation: int) -> tuple[str, str]:
         """Where an operation (``peak_at``) is: ("forward" or "backward", name of the node)."""
         p = self.program
         ended = False
         last = -1
-        for i in range(len(p.codes)):
-            if p.codes[i] == kernels.STAGE and p.sizes[i, 0] == events.BACKWARD:
+        for i, (code, number, kind) in enumerate(p.operations[:, :3].tolist()):
+            if code == kernels.STAGE and kind == events.BACKWARD:
                 if i > operation:
                     break
-                ended, last = True, int(p.numbers[i])
-            elif i >= operation and not ended and p.codes[i] in (kernels.CALL, kernels.STAGE):
-                return "forward", self.trace.names[p.numbers[i]] if p.numbers[i] >= 0 else ""
+                ended, last = True, number
+            elif i >= operation and not ended and code in (kernels.CALL, kernels.STAGE):
+                return "forward", self.trace.names[number]
         return "backward", self.trace.names[last] if last >= 0 else ""
 
 
-def _compile(trace: Trace, block: int) -> kernels.Program:
-    """Events as operations; runs of allocations and releases become one."""
+def _compile(trace: Trace, block: int) -> tuple[kernels.Program, list[int]]:
+    """Events as operations, runs of allocations and releases as one; the event each ends with."""
 
     def rounded(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
         return -(-sizes // block) * block
 
     storage_bytes, again = rounded(trace.storage_bytes), rounded(trace.again_bytes)
     sizes = rounded(trace.event_bytes)
-    codes: list[int] = []
-    numbers: list[int] = []
-    details: list[tuple[int, int, int, int]] = []
+    operations: list[tuple[int, ...]] = []
+    ends: list[int] = []
+    i = 0
     again_peak = np.zeros((trace.n_steps, 2), np.int64)
     plain = full = high = full_high = 0
     capture = 0
 
     def emit(code: int, number: int, detail: tuple[int, int, int, int] = (0, 0, 0, 0)) -> None:
-        codes.append(code)
-        numbers.append(number)
-        details.append(detail)
+        operations.append((code, number, *detail))
+        ends.append(i)
 
     def flush() -> None:
         nonlocal plain, full, high, full_high
@@ -185,7 +213,9 @@ def _compile(trace: Trace, block: int) -> kernels.Program:
             emit(kernels.SEGMENT, 0, (high, full_high, plain, full))
         plain = full = high = full_high = 0
 
-    for i, (kind, number) in enumerate(zip(trace.kinds.tolist(), trace.numbers.tolist(), strict=True)):
+    for i, (kind, number) in enumerate(
+        zip(trace.kinds.tolist(), trace.numbers.tolist(), strict=True)
+    ):
         if kind in _CHANGES:
             change = int(sizes[i]) * _CHANGES[kind]
             full += change
@@ -209,20 +239,25 @@ def _compile(trace: Trace, block: int) -> kernels.Program:
             elif kind != events.BEGIN:
                 emit(_OPERATIONS[kind], number)
     flush()
-    return kernels.Program(
-        codes=np.array(codes, np.int64),
-        numbers=np.array(numbers, np.int64),
-        sizes=np.array(details, np.int64).reshape(-1, 4),
-        first=trace.first,
-        step_of=np.repeat(np.arange(trace.n_steps), np.diff(trace.first)).astype(np.int64),
-        bytes=storage_bytes,
-        again=again,
-        auxiliary=trace.auxiliary,
-        input_first=trace.input_first,
+    n = trace.n_steps
+    steps = np.zeros((n + 1, 4), np.int64)
+    steps[:, 0], steps[:, 1] = trace.first, trace.input_first
+    steps[:n, 2:] = again_peak
+    program = kernels.Program(
+        operations=np.array(operations, np.int64).reshape(-1, 6),
+        steps=steps,
+        storages=np.stack(
+            [storage_steps(trace), storage_bytes, again, trace.auxiliary.astype(np.int64)], axis=1
+        ),
         inputs=trace.inputs,
         handle_storage=trace.handle_storage,
-        again_peak=again_peak,
     )
+    return program, ends
+
+
+def storage_steps(trace: Trace) -> NDArray[np.int64]:
+    """The step that makes each storage."""
+    return np.repeat(np.arange(trace.n_steps), np.diff(trace.first)).astype(np.int64)
 
 
 _CHANGES = {events.ALLOCATED: 1, events.FREED: -1, events.PARAMETER_GRADIENT: 1}

@@ -47,6 +47,8 @@ class Trace:
     first: Ints
     storage_bytes: Ints
     again_bytes: Ints
+    storage_number: Ints  # of its allocation among the events; -1: not to be seen there
+    again_number: Ints  # 2 x storages: the same in a second run, plain and with auxiliaries
     auxiliary: NDArray[np.bool_]
     given_out: NDArray[np.bool_]  # storages of the graph's outputs
     input_first: Ints
@@ -58,6 +60,7 @@ class Trace:
     event_bytes: Ints
     flops: NDArray[np.float64]
     moved_bytes: NDArray[np.float64]
+    resident_bytes: Ints  # each storage of parameters, states and inputs, there before the step
     parameter_bytes: int
     state_bytes: int
     input_bytes: int
@@ -71,7 +74,9 @@ class Trace:
     def to_bytes(self) -> bytes:
         """As a compressed npz file."""
         out = io.BytesIO()
-        np.savez_compressed(out, **{f.name: np.asarray(getattr(self, f.name)) for f in fields(self)})
+        np.savez_compressed(
+            out, **{f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
+        )
         return out.getvalue()
 
     @classmethod
@@ -84,7 +89,7 @@ class Trace:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as found:
                 arrays = {f.name: found[f.name] for f in fields(cls)}
-        except (OSError, KeyError, EOFError) as error:
+        except (OSError, KeyError, EOFError, ValueError) as error:
             raise ValueError(f"not a trace: {error}") from error
         values: dict = {
             name: array.tolist() if name in _PLAIN else array for name, array in arrays.items()

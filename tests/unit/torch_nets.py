@@ -14,9 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 from memcli.engines.torch.rules import draws_random, recomputed_by
 
 
-def _batch_norm_again(
-    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor
-) -> Tensor:
+def _batch_norm_again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     return F.batch_norm(x, None, None, weight, bias, True, 0.1, 1e-5)
 
 
@@ -161,7 +159,11 @@ def transformer(blocks: int = 2, width: int = 8, heads: int = 2, words: int = 11
         qkv = b(torch.matmul, y, b.parameter(width, 3 * width))
         parts = b(torch.chunk, qkv, 3, -1)
         q, k, v = (
-            b(torch.permute, b(torch.reshape, b(operator.getitem, parts, i), (-1, 6, heads, width // heads)), (0, 2, 1, 3))  # noqa: E501
+            b(
+                torch.permute,
+                b(torch.reshape, b(operator.getitem, parts, i), (-1, 6, heads, width // heads)),
+                (0, 2, 1, 3),
+            )
             for i in range(3)
         )
         if block:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from memcli.engines.torch.program import Step, attribute, compile_graph, fill, marks_of
+from memcli.engines.torch.program import Program, Step, attribute, compile_graph, fill, marks_of
 from memcli.engines.torch.requests import AGAIN, ALL_MARKS, AUXILIARY, EACH, KEPT
 from memcli.engines.torch.run import Run
 
@@ -39,7 +39,7 @@ class PlannedModule(torch.nn.Module):
         super().__init__()
         self.program = compile_graph(module)
         self.marks = marks_of(self.program, marks or {}, ALL_MARKS)
-        self.run_class: type[Run] = Run
+        self.run_class: Callable[[Program, Sequence[int], list[Tensor]], Run] = Run
         # Called after each step with its result: for who measures, stage by stage.
         self.watch: Callable[[Step, Any], None] | None = None
         self.training = module.training
@@ -97,7 +97,7 @@ class PlannedModule(torch.nn.Module):
     def _plain(self, values: list[Any]) -> Any:
         """Without gradients nothing is saved, so there is nothing to plan."""
         for step in self.program.steps:
-            args, kwargs = fill(step.args, values), fill(step.kwargs, values)
+            args, kwargs = step.arguments(values)
             values[step.value] = step.function(*args, **kwargs)
             args = kwargs = None  # type: ignore[assignment]
             for number in step.free_after:

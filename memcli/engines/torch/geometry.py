@@ -23,9 +23,9 @@ class Geometry(NamedTuple):
 def geometry(tensor: Tensor) -> Geometry:
     """The description of a strided tensor; holds nothing of it alive."""
     return Geometry(
-        tuple(tensor.shape),
-        tuple(tensor.stride()),
-        int(tensor.storage_offset()),
+        tensor.size(),
+        tensor.stride(),
+        tensor.storage_offset(),  # type: ignore[arg-type]  # shapes are numbers here
         tensor.dtype,
         tensor.is_conj(),
         tensor.is_neg(),
@@ -34,15 +34,15 @@ def geometry(tensor: Tensor) -> Geometry:
 
 def storage_key(tensor: Tensor) -> int:
     """Tells storages apart for as long as they live."""
-    return int(tensor.untyped_storage()._cdata)
+    return tensor.untyped_storage()._cdata
 
 
 def has_storage(tensor: Tensor) -> bool:
     """False for sparse and other tensors that are no view of one storage."""
-    return tensor.layout == torch.strided and type(tensor) is not _Nested
+    return tensor.layout is _STRIDED and not tensor.is_nested
 
 
-_Nested = getattr(torch.nested._internal.nested_tensor, "NestedTensor", None)
+_STRIDED = torch.strided
 
 
 def physical(tensor: Tensor) -> Tensor:

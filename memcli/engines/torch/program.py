@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,8 +36,15 @@ class Step:
     reads: tuple[int, ...]  # distinct values, in the order of the arguments
     draws: bool
     leaves_states: bool
-    item: bool  # operator.getitem: takes one output out of several
+    # Where no argument has references inside: each argument's number, -1 for a constant.
+    slots: tuple[tuple[int, Any], ...] | None = None
     free_after: tuple[int, ...] = ()  # values that nothing reads any more once this step ran
+
+    def arguments(self, values: Any) -> tuple[Any, dict[str, Any]]:
+        """What to call the function with; ``values``: a sequence or mapping by number."""
+        if self.slots is not None:
+            return [constant if v < 0 else values[v] for v, constant in self.slots], {}
+        return fill(self.args, values), fill(self.kwargs, values)
 
 
 @dataclass
@@ -67,6 +73,8 @@ def compile_graph(module: GraphModule) -> Program:
         if node.op == "output":
             program.outputs = _template(node.args[0], number)
             continue
+        if node.op == "call_module" and node.target == "_guards_fn":
+            continue  # torch.export's checks of its inputs' shapes
         value = number[node] = len(number)
         if node.op == "placeholder":
             program.inputs.append(value)
@@ -75,21 +83,25 @@ def compile_graph(module: GraphModule) -> Program:
             program.attributes.append((value, str(node.target)))
         elif node.op == "call_function":
             function: Any = node.target
-            steps.append(
-                Step(
-                    index=len(steps),
-                    name=node.name,
-                    value=value,
-                    function=function,
-                    again=again_of(function),
-                    args=tuple(_template(a, number) for a in node.args),
-                    kwargs={k: _template(a, number) for k, a in node.kwargs.items()},
-                    reads=tuple(number[n] for n in node.all_input_nodes),
-                    draws=draws(function),
-                    leaves_states=leaves_states(function),
-                    item=function is operator.getitem,
-                )
+            step = Step(
+                index=len(steps),
+                name=node.name,
+                value=value,
+                function=function,
+                again=again_of(function),
+                args=tuple(_template(a, number) for a in node.args),
+                kwargs={k: _template(a, number) for k, a in node.kwargs.items()},
+                reads=tuple(number[n] for n in node.all_input_nodes),
+                draws=draws(function),
+                leaves_states=leaves_states(function),
             )
+            if not step.kwargs and all(
+                isinstance(a, Reference) or not references(a) for a in step.args
+            ):
+                step.slots = tuple(
+                    (a.value, None) if isinstance(a, Reference) else (-1, a) for a in step.args
+                )
+            steps.append(step)
         else:
             raise BadInput(
                 f"node {node.name!r} of the graph is a {node.op}; plans run on functions alone",

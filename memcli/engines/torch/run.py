@@ -6,10 +6,9 @@ storage, geometry) and recomputed on demand from the nearest kept storages, with
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +22,9 @@ from memcli.engines.torch.geometry import (
     tensors_in,
     view_of,
 )
-from memcli.engines.torch.program import Program, Step, fill
-from memcli.engines.torch.requests import AGAIN, AUXILIARY, EACH, KEPT, Record, Requests, Storage
+from memcli.engines.torch.program import Program, Step
+from memcli.engines.torch.recompute import MODIFIED, External, Internal, Recomputation
+from memcli.engines.torch.requests import AGAIN, AUXILIARY, KEPT, Record, Requests, Storage
 
 # Private, so it may be missing: then every backward pass is taken for one that keeps the graph.
 _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
@@ -48,40 +48,11 @@ class Packed:
             self.run.handle_gone(self)
 
 
-class External(NamedTuple):
-    """A parameter, buffer or input that a dropped step reads. ``version``: -1 for a state."""
-
-    tensor: Tensor
-    version: int
-    requires_grad: bool
-
-
-class Internal(NamedTuple):
-    """A tensor in a step's storage that a dropped step reads."""
-
-    storage: Storage
-    geometry: Geometry
-    requires_grad: bool
-
-
-class _Frame:
-    """A recomputation under way: ``at`` counts the groups of storages gathered so far."""
-
-    __slots__ = ("at", "final", "record", "values", "wanted")
-
-    def __init__(self, record: Record, wanted: list[Storage], final: bool) -> None:
-        self.record = record
-        self.wanted = wanted
-        self.final = final  # its tokens are given back once it ran
-        self.at = 0
-        self.values: dict[Storage, Tensor] = {}
-
-
-class Run:
+class Run(Recomputation):
     """A forward pass. ``marks`` by step; ``externals``: parameters, buffers and inputs."""
 
     def __init__(self, program: Program, marks: Sequence[int], externals: list[Tensor]) -> None:
-        self.program = program
+        super().__init__(program, {t.device for t in externals})
         self.marks = marks
         # None: not made by a step
         self.owner: dict[int, Storage | None] = {
@@ -93,23 +64,17 @@ class Run:
         self._pass: tuple[int, Requests] | None = None
         self._pending: list[Packed] | None = []
         self._lock = threading.RLock()
-        devices = {t.device for t in externals}
-        self.cuda = sorted({d.index or 0 for d in devices if d.type == "cuda"})
-        self.autocast = [
-            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-            for kind in sorted({d.type for d in devices} & {"cpu", "cuda", "xpu", "mps"} or {"cpu"})
-        ]
 
     # The forward pass
 
     def call(self, step: Step, values: list[Any]) -> Any:
         """Runs a step and takes note of what it made and what of that is saved."""
         mark = self.marks[step.index]
-        generators = self._generators() if mark != KEPT and step.draws else []
+        generators = self.generators() if mark != KEPT and step.draws else []
         pending: list[Packed] = []
         self._pending = pending
         try:
-            args, kwargs = fill(step.args, values), fill(step.kwargs, values)
+            args, kwargs = step.arguments(values)
             result = step.function(*args, **kwargs)
         finally:
             self._pending = None
@@ -175,7 +140,7 @@ class Run:
             return self._fetch(packed)
         assert packed.tensor is not None
         if packed.version >= 0 and packed.tensor._version != packed.version:
-            raise RuntimeError(_MODIFIED.format("computation", packed.tensor._version))
+            raise RuntimeError(MODIFIED.format("computation", packed.tensor._version))
         return packed.tensor
 
     def handle_gone(self, packed: Packed) -> None:
@@ -219,7 +184,8 @@ class Run:
             if storage is None:
                 unchecked = value.is_inference() or (states and storage_key(value) in self.states)
                 version = -1 if unchecked else value._version
-                return External(value.detach(), version, value.requires_grad)
+                leaf = value if value.grad_fn is None else value.detach()
+                return External(leaf, version, value.requires_grad)
             group = sources.setdefault(storage.step, [])
             if storage not in group:
                 group.append(storage)
@@ -280,10 +246,6 @@ class Run:
             )
         self.requests.release(storage)
 
-    def _generators(self) -> list[tuple[Any, Tensor]]:
-        states: list[tuple[Any, Tensor]] = [(None, torch.get_rng_state())]
-        return states + [(d, torch.cuda.get_rng_state(d)) for d in self.cuda]
-
     # The backward passes
 
     def _fetch(self, packed: Packed) -> Tensor:
@@ -320,161 +282,5 @@ class Run:
     def _end_pass(self) -> None:
         self._pass = None
 
-    @staticmethod
-    def _available(storage: Storage, requests: Requests) -> Tensor | None:
-        if storage.mark != KEPT:
-            return requests.memo.get(storage)
-        tensor = storage.tensor
-        if tensor is None:
-            raise RuntimeError(
-                "a tensor that this recomputation starts from was freed: backward through the "
-                "graph a second time needs retain_graph=True"
-            )
-        if storage.version >= 0 and tensor._version != storage.version:
-            raise RuntimeError(_MODIFIED.format("recomputation", tensor._version))
-        return tensor
-
-    def _obtain(self, storage: Storage, requests: Requests) -> Tensor:
-        """Recomputes a dropped storage, and before it what it is made from."""
-        record = storage.record
-        assert record is not None
-        final = record.mark & ~AUXILIARY != EACH or requests.is_last([storage])
-        frames = [_Frame(record, [storage], final)]
-        while True:
-            frame = frames[-1]
-            missing = self._gather(frame, requests)
-            if missing is not None:
-                frames.append(missing)
-                continue
-            results = self._again(frame)
-            frame.values.clear()
-            if frame.final:
-                requests.let_go(frame.record)
-            if frame.record.mark & ~AUXILIARY != EACH:
-                for made in results:
-                    if made in requests.of:
-                        requests.memo[made] = results[made]
-            frames.pop()
-            if not frames:
-                return results[storage]
-            parent = frames[-1]
-            for wanted in frame.wanted:
-                parent.values[wanted] = results[wanted]
-            parent.at += 1
-            # Held on to, they would be part of the next recomputation's peak.
-            del results
-
-    def _gather(self, frame: _Frame, requests: Requests) -> _Frame | None:
-        """Puts together what a step reads; the frame of a step that must run first, if any."""
-        while frame.at < len(frame.record.groups):
-            group = frame.record.groups[frame.at]
-            found = {}
-            for storage in group:
-                tensor = self._available(storage, requests)
-                if tensor is None:
-                    record = storage.record
-                    assert record is not None
-                    each = record.mark & ~AUXILIARY == EACH
-                    dropped = [s for s in group if s.mark != KEPT]
-                    final = not each or (frame.final and requests.is_last(dropped))
-                    for other in group:  # of one step some may stay and some be dropped
-                        if other.mark == KEPT:
-                            kept = self._available(other, requests)
-                            assert kept is not None
-                            frame.values[other] = kept
-                    return _Frame(record, dropped, final)
-                found[storage] = tensor
-            frame.values.update(found)
-            frame.at += 1
-        return None
-
-    def _again(self, frame: _Frame) -> dict[Storage, Tensor]:
-        """Runs a step again; its dropped storages."""
-        record = frame.record
-        step = self.program.steps[record.storages[0].step]
-        inputs = {n: self._rebuild(d, frame.values) for n, d in record.inputs.items()}
-        args, kwargs = fill(step.args, inputs), fill(step.kwargs, inputs)
-        captured: list[Tensor] = []
-        capture = any(s.position < 0 for s in record.storages)
-        with self._replayed(record), _capturing(captured) if capture else contextlib.nullcontext():
-            result = step.again(*args, **kwargs)
-        leaves = list(tensors_in(result))
-        results = {}
-        for storage in record.storages:
-            if storage.mark == KEPT:
-                continue
-            if storage.position < 0:
-                results[storage] = physical(captured[~storage.position])
-            elif storage.position < len(leaves):  # new states may be left out, at the end
-                results[storage] = physical(leaves[storage.position])
-        return results
-
-    def _rebuild(self, description: Any, values: dict[Storage, Tensor]) -> Any:
-        kind = type(description)
-        if kind is Internal:
-            tensor = view_of(values[description.storage], description.geometry)
-        elif kind is External:
-            tensor = description.tensor
-            if description.version >= 0 and tensor._version != description.version:
-                raise RuntimeError(_MODIFIED.format("recomputation", tensor._version))
-            tensor = tensor.detach()
-        elif kind is list:
-            return [self._rebuild(item, values) for item in description]
-        elif kind is dict:
-            return {k: self._rebuild(item, values) for k, item in description.items()}
-        else:
-            return description
-        # Operators choose their algorithm by this flag, too (matmul: whether to fold).
-        return tensor.requires_grad_() if description.requires_grad else tensor
-
-    @contextlib.contextmanager
-    def _as_in_forward(self) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for kind, enabled, dtype in self.autocast:
-                if enabled or torch.is_autocast_enabled(kind):
-                    # A cast of a weight made here has no gradient: none may find it in the cache.
-                    stack.enter_context(
-                        torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
-                    )
-            yield
-
-    @contextlib.contextmanager
-    def _replayed(self, record: Record) -> Iterator[None]:
-        if not record.generators:
-            yield
-            return
-        now = self._generators()
-        try:
-            _set_generators(record.generators)
-            yield
-        finally:
-            _set_generators(now)
-
 
 _UNKNOWN: Any = object()
-_MODIFIED = (
-    "one of the variables needed for gradient {} has been modified by an inplace operation: "
-    "it is at version {} now; run backward before changing parameters or inputs"
-)
-
-
-def _set_generators(states: list[tuple[Any, Tensor]]) -> None:
-    for device, state in states:
-        if device is None:
-            torch.set_rng_state(state)
-        else:
-            torch.cuda.set_rng_state(state, device)
-
-
-@contextlib.contextmanager
-def _capturing(into: list[Tensor]) -> Iterator[None]:
-    """Runs with gradients, and takes what autograd would save, in order."""
-
-    def pack(tensor: Tensor) -> None:
-        into.append(tensor.detach())
-
-    def unpack(_: None) -> Tensor:
-        raise RuntimeError("a recomputation's own graph is never run backward")
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield

@@ -22,9 +22,10 @@ from memcli.engines.torch.geometry import (
     tensors_in,
     view_of,
 )
-from memcli.engines.torch.program import Program, Step, fill
+from memcli.engines.torch.program import Program, Step
+from memcli.engines.torch.recompute import capturing
 from memcli.engines.torch.requests import Storage
-from memcli.engines.torch.run import Packed, Run, _capturing
+from memcli.engines.torch.run import Packed, Run
 from memcli.engines.torch.tape import Tape
 from memcli.engines.torch.tracking import _watcher, fake_copy, total, training_step
 from memcli.engines.torch.work import Work
@@ -70,6 +71,9 @@ def trace(
     result.parameter_bytes = _bytes(copied.parameters())
     result.state_bytes = _bytes(states)
     result.input_bytes = _bytes(tensors_in(given))
+    everything = [*copied.parameters(), *states, *tensors_in(given)]
+    resident = {storage_key(t): t.untyped_storage().nbytes() for t in everything if has_storage(t)}
+    result.resident_bytes = np.array(list(resident.values()), np.int64)
     result.device = device
     return result
 
@@ -80,7 +84,7 @@ def _bytes(tensors: Any) -> int:
 
 
 class _TracedPacked(Packed):
-    """A saved tensor with its handle's number; autograd gets copies, to see how long it has them."""
+    """A saved tensor with its handle's number; autograd gets a copy, to see how long it has it."""
 
     __slots__ = ("copy", "handle", "tape")
 
@@ -107,8 +111,10 @@ class _Recorder:
         self.number: dict[Storage, int] = {}
         self.on_tape: list[int] = []  # each storage's number on the tape
         self.again: list[int] = []  # its bytes when recomputed
+        self.again_number: list[list[int]] = []  # where a second run allocates it
         self.outputs: set[int] = set()
         self.first = [0]
+        self.call_start = 0  # storages on the tape when the running step began
         self.inputs: list[list[int]] = []
         self.handles: list[int] = []
         self.saved_by: list[int] = []
@@ -121,13 +127,18 @@ class _Recorder:
     def add(self, storage: Storage, tensor: Tensor) -> int:
         self.number[storage] = len(self.storages)
         self.storages.append(storage)
-        self.on_tape.append(self.tape.number_of(tensor))
+        number = self.tape.number_of(tensor)
+        # Autocast's copy of a weight belongs to no step: the second reader finds it made.
+        self.on_tape.append(number if number >= self.call_start else -1)
         self.again.append(0)
+        self.again_number.append([-1, -1])
         return len(self.storages) - 1
 
     def result(self, gradients: set[int]) -> Trace:
         """The trace; device and sizes of parameters are filled in by the caller."""
         sizes = self.tape.bytes
+        for s in self._held_elsewhere():
+            self.on_tape[s] = -1  # every plan has it
         made = {t: s for s, t in enumerate(self.on_tape) if t >= 0}
         out: list[tuple[int, int, int]] = []
         for kind, number, size in self.tape.events:
@@ -152,6 +163,8 @@ class _Recorder:
             first=np.array(self.first, np.int64),
             storage_bytes=np.array([sizes[t] if t >= 0 else 0 for t in self.on_tape], np.int64),
             again_bytes=np.array(self.again, np.int64),
+            storage_number=np.array(self.on_tape, np.int64),
+            again_number=np.array(self.again_number, np.int64).reshape(-1, 2).T.copy(),
             auxiliary=np.array([s.position < 0 for s in self.storages], bool),
             given_out=np.array([s in self.outputs for s in range(len(self.storages))], bool),
             input_first=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -163,11 +176,49 @@ class _Recorder:
             event_bytes=table[:, 2].copy(),
             flops=self.work.flops,
             moved_bytes=self.work.moved,
+            resident_bytes=np.zeros(0, np.int64),
             parameter_bytes=0,
             state_bytes=0,
             input_bytes=0,
             device="cpu",
         )
+
+    def _held_elsewhere(self) -> list[int]:
+        """Storages that outlive what the model knows of: autocast's cache has them, say."""
+        users = [0] * len(self.storages)
+        unused_at = [-1] * len(self.storages)  # number of allocations by then
+        of_tape = {t: s for s, t in enumerate(self.on_tape) if t >= 0}
+        found = set()
+        allocations = 0
+        second = False
+        for kind, number, _ in self.tape.events:
+            change, s = 0, -1
+            if kind == events.ALLOCATED:
+                allocations += not second
+            elif kind == events.FREED and number in of_tape:
+                s = of_tape.pop(number)
+                if users[s] == 0 and unused_at[s] >= 0 and allocations > unused_at[s]:
+                    found.add(s)
+                continue
+            elif kind in (events.AGAIN, events.AGAIN_END):
+                second = kind == events.AGAIN
+            elif kind == events.END:
+                for s in range(self.first[number], self.first[number + 1]):
+                    if self.storages[s].position >= 0:
+                        users[s] += 1
+                continue
+            elif kind == events.SAVED:
+                change, s = 1, self.handles[number]
+            elif kind == events.GONE:
+                change, s = -1, self.handles[number]
+            elif kind == events.UNUSED:
+                change, s = -1, number
+            if s >= 0:
+                users[s] += change
+                if users[s] == 0:
+                    unused_at[s] = allocations
+        left = {s for s in of_tape.values() if users[s] == 0}
+        return sorted(found | left)
 
 
 class _TracingRun(Run):
@@ -195,6 +246,7 @@ class _TracingRun(Run):
         recorder.inputs.append([s for group in sources.values() for s in group])
         self._auxiliaries.clear()
         self._saved = 0
+        recorder.call_start = len(self.tape.bytes)
         self.tape.note(events.BEGIN, step.index)
         result = super().call(step, values)
         recorder.first.append(len(recorder.storages))
@@ -224,7 +276,7 @@ class _TracingRun(Run):
         if not has_storage(tensor):
             return
         key = storage_key(tensor)
-        if key not in self.owner and not step.leaves_states and self.tape.number_of(tensor) >= 0:
+        if key not in self.owner and not step.leaves_states:
             if key not in self._auxiliaries:
                 storage = self._auxiliaries[key] = Storage(step.index, ~order, 0, key)
                 self.recorder.add(storage, tensor)
@@ -269,14 +321,16 @@ class _TracingRun(Run):
         for capture in (False, True):
             if capture and not any(recorder.storages[s].position < 0 for s in made):
                 continue
-            with torch.no_grad():
+            with torch.no_grad(), self._as_in_forward():
                 inputs: Any = {n: _alias(values[n]) for n in step.reads}
-                args, kwargs = fill(step.args, inputs), fill(step.kwargs, inputs)
+                args, kwargs = step.arguments(inputs)
                 saved: list[Tensor] = []
                 self.tape.events.append((events.AGAIN, step.index, int(capture)))
                 with (
-                    contextlib.nullcontext() if capture else recorder.work.of(step.index, self.tape),
-                    _capturing(saved) if capture else contextlib.nullcontext(),
+                    contextlib.nullcontext()
+                    if capture
+                    else recorder.work.of(step.index, self.tape),
+                    capturing(saved) if capture else contextlib.nullcontext(),
                 ):
                     result = step.again(*args, **kwargs)
                 leaves = list(tensors_in(result))
@@ -286,6 +340,7 @@ class _TracingRun(Run):
                     found = saved[~at : ~at + 1] if at < 0 else leaves[at : at + 1]
                     for tensor in found:
                         number = self.tape.number_of(tensor)
+                        recorder.again_number[s][capture] = number
                         recorder.again[s] = self.tape.bytes[number] if number >= 0 else 0
                 start = len(self.tape.events)
                 del result, leaves, saved, args, kwargs, inputs
@@ -305,4 +360,3 @@ def _alias(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _alias(item) for k, item in value.items()}
     return value
-

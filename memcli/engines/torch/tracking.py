@@ -159,7 +159,7 @@ def _profile(
         peaks[name] = max(peaks.get(name, 0), high)
 
     for kind, number, _ in events:
-        if kind == ALLOCATED or kind == FREED:
+        if kind in (ALLOCATED, FREED):
             change = sizes[number] if kind == ALLOCATED else -sizes[number]
             live_all += change
             if number not in gradients:
@@ -204,9 +204,7 @@ def measure_step_cuda(
         nonlocal stage
         high = torch.cuda.max_memory_allocated(device) - base
         result.peak = max(result.peak, high)
-        result.reserved_peak = max(
-            result.reserved_peak, torch.cuda.max_memory_reserved(device)
-        )
+        result.reserved_peak = max(result.reserved_peak, torch.cuda.max_memory_reserved(device))
         torch.cuda.reset_peak_memory_stats(device)
         if kind == FORWARD:
             result.forward[names[number]] = high
