@@ -295,7 +295,10 @@ class Conversion:
         if self._fake:
             return self._fake_of(value)
         if value.known is not None:
-            return value.known
+            # Convolutions read an expanded bias as if it were contiguous; large masks are only
+            # read by elementwise functions, which know strides.
+            small = value.known.numel() * value.known.element_size() <= _LARGEST_FOLDED
+            return value.known.contiguous() if small else value.known
         if missing:
             return self._filling.tensor(value.name, value.shape, value.dtype)
         stored = stored_tensor(value)

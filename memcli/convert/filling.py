@@ -32,6 +32,11 @@ class Filling:
         self._seed = seed
         self._readers: dict[str, tuple[onnx.NodeProto, int]] = {}
         for node in nodes_of(graph):
+            if node.op_type in ("Shape", "Size", "CastLike"):
+                # Only the first input of CastLike is handed on.
+                if node.op_type == "CastLike":
+                    self._readers.setdefault(node.input[0], (node, 0))
+                continue
             for i, name in enumerate(node.input):
                 self._readers.setdefault(name, (node, i))
 

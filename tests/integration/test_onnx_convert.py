@@ -379,7 +379,7 @@ def test_a_branch_whose_condition_is_known_stands_in_its_place() -> None:
     high = helper.make_tensor("high", TensorProto.INT64, [], [16000])
     inputs = {"x": (TensorProto.FLOAT, [2]), "rate": (TensorProto.INT64, [])}
     model = graph_of(nodes, inputs, [high])
-    with pytest.raises(BadInput, match="If .1 node: if.: its condition depends on data"):
+    with pytest.raises(BadInput, match=r"If .1 node: if.: its condition depends on data"):
         convert(model)
     x = torch.randn(2)
     for rate, wanted in ((16000, x.exp()), (8000, -x)):
