@@ -13,6 +13,7 @@ import torch
 from memcli.convert.default_roles import STATE
 from memcli.convert.values import Unsupported, Value, stored_tensor
 
+_LARGEST = float(np.finfo(np.float32).max)
 NOT_KNOWN = "depends on data, not on shapes and constants alone"
 
 
@@ -192,7 +193,9 @@ def shortest(value: float) -> float:
 
     The layers that were exported took their constants in double precision.
     """
-    return float(str(np.float32(value)))
+    number = float(str(np.float32(value)))
+    # The shortest decimal of the largest float32 is larger than it, which PyTorch refuses.
+    return number if abs(number) <= _LARGEST or np.isinf(number) else value
 
 
 def _number(tensor: torch.Tensor) -> Any:

@@ -331,6 +331,7 @@ def test_open_dimensions_are_named() -> None:
 
 def test_missing_weights_are_the_same_for_the_same_seed_and_fit_for_training() -> None:
     nodes = [
+        helper.make_node("Shape", ["w"], ["unused"]),  # says nothing of what the weight is
         helper.make_node("Conv", ["x", "w", "b"], ["c"], kernel_shape=[3, 3]),
         helper.make_node("BatchNormalization", ["c", "s", "o", "m", "v"], ["y"]),
     ]

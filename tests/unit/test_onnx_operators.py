@@ -433,6 +433,28 @@ def test_non_zero_of_a_constant() -> None:
     assert_as_onnxruntime(model, {"x": x})
 
 
+@pytest.mark.parametrize(
+    "value", [np.finfo(np.float32).min, np.finfo(np.float32).tiny, -np.inf, 0.1, 1e-45, 16777217.0]
+)
+@pytest.mark.parametrize("op", ["Where", "Mul", "Add", "Less"])
+def test_scalar_constants_keep_their_value(op: str, value: float) -> None:
+    """Also where the number that stands for them in the call is a double."""
+    x = numbers(3, 4)
+    constants = {"c": np.array(value, np.float32)}
+    order = ["x", "c"]
+    if op == "Where":
+        constants["w"] = x > 0
+        order = ["w", "x", "c"]
+    model = single(op, {"x": x}, constants=constants, order=order)
+    with np.errstate(all="ignore"):
+        c = constants["c"]
+        wanted = {
+            "Where": np.where(x > 0, x, c), "Mul": x * c, "Add": x + c, "Less": x < c,
+        }[op]  # fmt: skip
+    (got,) = convert(model, roles={"c": "constant", "w": "constant"}).module(torch.from_numpy(x))
+    assert torch.equal(got, torch.from_numpy(wanted))
+
+
 def test_global_lp_pool() -> None:
     x = numbers(2, 3, 4, 5)
     assert_as_onnxruntime(single("GlobalLpPool", {"x": x}, p=3), {"x": x})
