@@ -31,7 +31,9 @@ CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus" / "onnx"
 needs_corpus = pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus of graphs is not here")
 
 
-def exported(module: Any, inputs: tuple[Any, ...], dynamo: bool) -> onnx.ModelProto:
+def exported(
+    module: Any, inputs: tuple[Any, ...], dynamo: bool, opset: int = 20
+) -> onnx.ModelProto:
     """The module as PyTorch's exporters write it, with names and modes as they are."""
     file = io.BytesIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -40,10 +42,12 @@ def exported(module: Any, inputs: tuple[Any, ...], dynamo: bool) -> onnx.ModelPr
         try:
             if dynamo:
                 pytest.importorskip("onnxscript")
-                program = torch.onnx.export(module, inputs, dynamo=True, optimize=False)
+                program = torch.onnx.export(
+                    module, inputs, dynamo=True, optimize=False, opset_version=opset
+                )
                 return program.model_proto
             torch.onnx.export(
-                module, inputs, file, dynamo=False, do_constant_folding=False, opset_version=20,
+                module, inputs, file, dynamo=False, do_constant_folding=False, opset_version=opset,
                 training=torch.onnx.TrainingMode.PRESERVE,
             )  # fmt: skip
         finally:
@@ -203,6 +207,83 @@ def test_a_network_in_training_is_the_same_to_the_bit() -> None:
             assert torch.equal(gradient, into_parameters[converted.parameters[attribute]])
     for attribute, name in converted.states.items():
         assert torch.equal(getattr(converted.module, attribute), buffers[name])
+
+
+class Mixed(nn.Module):
+    """What changed its form between operator sets: attributes that became inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 8, 3)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x: Any) -> Any:
+        x = nn.functional.pad(x, (1, 1, 1, 1), value=0.5)
+        x = nn.functional.relu6(self.norm(self.convolution(x)))
+        a, b = torch.split(x, [3, 5], 1)
+        x = torch.cat((a.clamp(max=1.0), b[:, 2:, 1:-2].repeat(1, 1, 3, 1)), 2)[:, :, 3:9]
+        x = nn.functional.interpolate(x, scale_factor=2, mode="nearest").squeeze(0)
+        x = torch.softmax(x.unsqueeze(1), 1) + x.sum((2, 3), keepdim=True) + x.mean(1, True)
+        return self.head(x[..., :4].amax(2).flatten(1)[:, :24])
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13, 15, 17, 18])
+def test_every_operator_set_gives_the_same(opset: int) -> None:
+    torch.manual_seed(0)
+    network, given = Mixed().train(), image(2, 3, 6, 6)
+    converted = convert(exported(copy.deepcopy(network), given, False, opset))
+    assert len(converted.states) == 2
+    outputs, into_inputs, into_parameters = step(network, given)
+    found, found_inputs, found_parameters = step(converted.module, given)
+    torch.testing.assert_close(found[0], outputs[0])
+    torch.testing.assert_close(found_inputs[0], into_inputs[0])
+    for attribute, gradient in found_parameters.items():
+        name = converted.parameters[attribute]
+        torch.testing.assert_close(gradient, into_parameters[name], rtol=1e-4, atol=1e-5)
+
+
+class Heads(nn.Module):
+    """Attention and a norm that newer operator sets have as single operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(8)
+        self.groups = nn.GroupNorm(2, 4)
+
+    def forward(self, x: Any) -> Any:
+        y = self.norm(x)
+        y = nn.functional.scaled_dot_product_attention(y, x, y, is_causal=True)
+        return self.groups(y)
+
+
+def test_operators_of_operator_set_23() -> None:
+    network, given = Heads(), image(2, 4, 5, 8)
+    model = exported(network, given, True, 23)
+    assert {"Attention", "RMSNormalization"} <= {node.op_type for node in model.graph.node}
+    converted = convert(model)
+    outputs, into_inputs, into_parameters = step(network, given)
+    found, found_inputs, found_parameters = step(converted.module, given)
+    torch.testing.assert_close(found[0], outputs[0])
+    torch.testing.assert_close(found_inputs[0], into_inputs[0])
+    for attribute, gradient in found_parameters.items():
+        torch.testing.assert_close(gradient, into_parameters[converted.parameters[attribute]])
+
+
+def test_functions_of_the_model_are_inlined() -> None:
+    body = [
+        helper.make_node("Mul", ["a", "a"], ["square"]),
+        helper.make_node("Neg", ["square"], ["out"]),
+    ]
+    function = helper.make_function(
+        "local", "NegativeSquare", ["a"], ["out"], body, [helper.make_opsetid("", 17)]
+    )
+    node = helper.make_node("NegativeSquare", ["x"], ["y"], domain="local")
+    model = graph_of([node], {"x": (TensorProto.FLOAT, [3])}, [])
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    x = torch.randn(3)
+    assert torch.equal(convert(model).module(x)[0], -(x * x))
 
 
 def test_batch_norm_runs_again_without_its_statistics() -> None:
