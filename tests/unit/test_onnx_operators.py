@@ -21,6 +21,9 @@ from memcli.convert.onnx_operators import register_all  # noqa: E402
 from memcli.convert.registry import OPERATORS  # noqa: E402
 from memcli.errors import BadInput  # noqa: E402
 
+# Small tensors: more threads only wait for one another.
+torch.set_num_threads(1)
+
 # Backend tests that are left out, by regular expression, and why.
 SKIPPED = {
     r"training_mode$": "the running variance follows PyTorch (unbiased), as exports mean it",
