@@ -83,7 +83,11 @@ class Conversion:
         """
         self._run_graph(self._proto, self._scope)
         if self._wrong:
-            raise BadInput(f"{self._name}: not supported: {self._complaints()}")
+            quantized = any(why.startswith("quantized") for _, why in self._wrong)
+            raise BadInput(
+                f"{self._name}: not supported: {self._complaints()}",
+                "give the file from before it was quantized" if quantized else "",
+            )
         outputs = []
         for output in self._proto.output:
             if output.name not in self._scope:
@@ -93,11 +97,15 @@ class Conversion:
 
     def finish(self) -> torch.fx.GraphModule:
         """The module; nodes that nothing reads are dropped."""
+        dropped = []
         for node in reversed(list(self._graph.nodes)):
             if node.op in ("call_function", "get_attr") and not node.users:
-                if "memcli" in node.meta:
-                    self.folded.append(node.meta["memcli"]["name"])
+                if node.op == "call_function":
+                    dropped.append(node.meta["memcli"]["name"])
                 self._graph.erase_node(node)
+        calls = [node for node in self._graph.nodes if node.op == "call_function"]
+        present = {node.meta["memcli"]["name"] for node in calls}
+        self.folded += [name for name in dict.fromkeys(dropped) if name not in present]
         read = {node.target for node in self._graph.nodes if node.op == "get_attr"}
         for role, names in self.attributes.items():
             self.attributes[role] = {key: value for key, value in names.items() if key in read}
@@ -283,6 +291,11 @@ class Conversion:
                 self._root.register_buffer(attribute, tensor)
             self.attributes[role][attribute] = value.name
             value.node = self._graph.create_node("get_attr", attribute, name=attribute)
+            value.node.meta["memcli"] = {
+                "name": value.name,
+                "role": role,
+                "values": ((value.shape, value.dtype),),
+            }
         return value.node
 
     def _elements(self, value: Value) -> torch.Tensor:
@@ -295,7 +308,10 @@ class Conversion:
         if self._fake:
             return self._fake_of(value)
         if value.known is not None:
-            return value.known
+            # Convolutions read an expanded bias as if it were contiguous; large masks are only
+            # read by elementwise functions, which know strides.
+            small = value.known.numel() * value.known.element_size() <= _LARGEST_FOLDED
+            return value.known.contiguous() if small else value.known
         if missing:
             return self._filling.tensor(value.name, value.shape, value.dtype)
         stored = stored_tensor(value)

@@ -24,15 +24,21 @@ class Filling:
 
     A normalization's scale and variance are ones, biases and means zeros. Weights are normal
     with mean 0 and the variance of He et al. (2015), 2 / fan-in, for convolutions, 1 / fan-in for
-    matrix products and recurrent layers; embeddings have a deviation of 0.02. Each tensor has its
-    own generator, seeded by ``seed`` and its name, so that other tensors do not change it.
+    matrix products and recurrent layers; embeddings have a deviation of 0.02. Convolutions that end
+    a residual branch have half the deviation: where a file has lost its normalizations, the sums
+    would else grow until a softmax saturates. Each tensor has its own generator, seeded by ``seed``
+    and its name, so that other tensors do not change it.
     """
 
     def __init__(self, graph: onnx.GraphProto, seed: int) -> None:
         self._seed = seed
         self._readers: dict[str, tuple[onnx.NodeProto, int]] = {}
         for node in nodes_of(graph):
-            for i, name in enumerate(node.input):
+            if node.op_type in ("Shape", "Size"):
+                continue
+            # CastLike reads nothing but the type of its second input.
+            inputs = node.input[:1] if node.op_type == "CastLike" else node.input
+            for i, name in enumerate(inputs):
                 self._readers.setdefault(name, (node, i))
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -46,6 +52,8 @@ class Filling:
         if len(shape) < 2 or math.prod(shape) == max(shape):
             return torch.full(shape, 1.0 if kind in ("Mul", "Div", "Sqrt") else 0.0, dtype=dtype)
         deviation = self._deviation(reader, slot, shape, transposed)
+        if reader is not None and reader.op_type == "Conv" and self._goes_into_sum(reader):
+            deviation /= 2
         generator = torch.Generator().manual_seed(self._seed_of(name))
         return torch.empty(shape).normal_(0.0, deviation, generator=generator).to(dtype)
 
@@ -66,6 +74,13 @@ class Filling:
                 continue
             return node, slot, transposed
         return None, 0, transposed
+
+    def _goes_into_sum(self, node: onnx.NodeProto) -> bool:
+        """Whether the output is added to another, maybe after a normalization."""
+        reader = self._readers.get(node.output[0])
+        if reader is not None and reader[0].op_type == "BatchNormalization":
+            reader = self._readers.get(reader[0].output[0])
+        return reader is not None and reader[0].op_type in ("Add", "Sum")
 
     @staticmethod
     def _deviation(

@@ -40,8 +40,10 @@ class Converted:
     names the nodes that have no function call of their own: their values follow from shapes and
     constants, they hand on their input unchanged, or nothing reads them.
 
-    Each ``call_function`` node's ``meta["memcli"]`` has ``name``, ``op``, ``output`` (of its first
-    output), ``outputs`` (all names) and ``values`` ((shape, type) of each).
+    Each ``call_function`` node's ``meta["memcli"]`` has ``name`` (of the file's node, or its first
+    output where it has none), ``op``, ``output`` (name of its first output), ``outputs`` (all
+    names) and ``values`` ((shape, type) of each); that of ``get_attr`` nodes has ``name``,
+    ``role`` and ``values``, that of placeholders ``name`` and ``values``.
     """
 
     module: torch.fx.GraphModule
@@ -74,7 +76,8 @@ def convert(
         values: {input name: value} of inputs that stay constant (a flag, a sampling rate); they
             are no free inputs any more.
         roles: {tensor name: "parameter", "state" or "constant"} for initializers and outputs of
-            constant nodes; by default what :func:`default_roles` finds.
+            constant nodes, what is not named being constant; by default what
+            :func:`default_roles` finds.
         seed: of the weights that the file does not hold (see :class:`Filling`).
         fake: parameters and buffers without data (FakeTensors of the CPU, of the active
             FakeTensorMode if there is one). By default where a FakeTensorMode is active.

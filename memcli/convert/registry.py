@@ -6,12 +6,14 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 
 from memcli.convert.default_roles import STATE
 from memcli.convert.values import Unsupported, Value, stored_tensor
 
+_LARGEST = float(np.finfo(np.float32).max)
 NOT_KNOWN = "depends on data, not on shapes and constants alone"
 
 
@@ -118,7 +120,7 @@ class Site:
         array = self.array(i)
         if array.numel() != 1:
             raise Unsupported(f"its input {i} should be a scalar")
-        return array.reshape(()).item()
+        return _number(array)
 
     def scalar(self, i: int, other: int) -> Any:
         """Input ``i`` as a Python number where that cannot change the result's shape or type.
@@ -130,7 +132,7 @@ class Site:
             return value
         if len(value.shape) > self.rank(other) or self.value(other).known is not None:
             return value
-        return value.known.reshape(()).item()
+        return _number(value.known)
 
     def get(self, name: str, default: Any) -> Any:
         return self.attributes.get(name, default)
@@ -186,10 +188,27 @@ def operator(*names: str) -> Callable[[Translation], Translation]:
     return register
 
 
+def shortest(value: float) -> float:
+    """The decimal number that a float32 stands for: 0.1 and not 0.10000000149011612.
+
+    The layers that were exported took their constants in double precision.
+    """
+    number = float(str(np.float32(value)))
+    # The shortest decimal of the largest float32 is larger than it, which PyTorch refuses.
+    return number if abs(number) <= _LARGEST or np.isinf(number) else value
+
+
+def _number(tensor: torch.Tensor) -> Any:
+    number = tensor.reshape(()).item()
+    return shortest(number) if tensor.dtype is torch.float32 else number
+
+
 def _plain(attribute: onnx.AttributeProto) -> Any:
     value = onnx.helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
+    if attribute.type == onnx.AttributeProto.FLOAT:
+        return shortest(value)
     if attribute.type == onnx.AttributeProto.STRINGS:
         return [item.decode("utf-8", "replace") for item in value]
     return value

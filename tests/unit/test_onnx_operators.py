@@ -21,6 +21,9 @@ from memcli.convert.onnx_operators import register_all  # noqa: E402
 from memcli.convert.registry import OPERATORS  # noqa: E402
 from memcli.errors import BadInput  # noqa: E402
 
+# Small tensors: more threads only wait for one another.
+torch.set_num_threads(1)
+
 # Backend tests that are left out, by regular expression, and why.
 SKIPPED = {
     r"training_mode$": "the running variance follows PyTorch (unbiased), as exports mean it",
@@ -111,8 +114,13 @@ def test_backend_node_tests() -> None:
             continue
         inputs, outputs = case.data_sets[0]
         model = case.model
-        if any(isinstance(a, onnx.TensorProto) for a in [*inputs, *outputs]):
-            continue  # types that numpy has not
+        inputs = [np.asarray(a) if isinstance(a, np.generic) else a for a in inputs]
+        if model.opset_import[0].version in (7, 8):
+            model.opset_import[0].version = 9  # the operators that these try did not change
+        if not all(isinstance(array, np.ndarray) for array in inputs):
+            continue  # sequences, optionals, types that numpy has not
+        if any(isinstance(array, onnx.TensorProto) for array in outputs):
+            continue
         held = {tensor.name for tensor in model.graph.initializer}
         names = [value.name for value in model.graph.input if value.name not in held]
         try:
@@ -121,9 +129,6 @@ def test_backend_node_tests() -> None:
             refused += 1
             if not any(re.search(pattern, error.message) for pattern in REFUSED):
                 failed.append(f"{case.name}: {error.message}")
-            continue
-        except AttributeError as error:  # a list where the model's input is a sequence
-            failed.append(f"{case.name}: {error}")
             continue
         try:
             for one, other in zip(got, outputs, strict=True):
@@ -137,7 +142,7 @@ def test_backend_node_tests() -> None:
     assert passed >= 850, f"{passed} passed, {refused} refused"
     register_all()
     # No operator is there that neither these tests nor those below try.
-    assert not set(OPERATORS) - covered - TRIED_BELOW
+    assert set(OPERATORS) - covered - TRIED_BELOW == set()
 
 
 TRIED_BELOW = {
@@ -192,7 +197,7 @@ def numbers(*shape: int, seed: int = 0) -> Any:
 
 
 few = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -304,9 +309,7 @@ def test_padding(mode: str, pads: list[int]) -> None:
 @few
 @given(
     st.lists(
-        st.tuples(
-            st.integers(-9, 9), st.integers(-9, 9), st.integers(-3, 3).filter(bool)
-        ),
+        st.tuples(st.integers(-9, 9), st.integers(-9, 9), st.integers(-3, 3).filter(bool)),
         min_size=3,
         max_size=3,
     ),
@@ -366,11 +369,18 @@ def test_softmax_of_old_and_new_operator_sets(kind: str, opset: int, axis: int) 
     assert_as_onnxruntime(single(kind, {"x": x}, opset=opset, axis=axis), {"x": x})
 
 
-@pytest.mark.parametrize("size", [3, 4, 5])
+@pytest.mark.parametrize("size", [3, 4, 5, 6])
 def test_local_response_norm(size: int) -> None:
+    """The formula of the operator's text, as onnxruntime takes no even size."""
     x = numbers(2, 7, 3, 3)
     model = single("LRN", {"x": x}, size=size, alpha=0.3, beta=0.6, bias=2.0)
-    assert_as_onnxruntime(model, {"x": x})
+    wanted = np.empty_like(x)
+    for c in range(7):
+        first, last = max(0, c - (size - 1) // 2), min(6, c + -(-(size - 1) // 2))
+        squares = (x[:, first : last + 1] ** 2).sum(1)
+        wanted[:, c] = x[:, c] / (2.0 + 0.3 / size * squares) ** 0.6
+    (got,) = convert(model).module(torch.from_numpy(x))
+    assert_same(got, wanted, 1e-5, 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -424,6 +434,28 @@ def test_non_zero_of_a_constant() -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     assert_as_onnxruntime(model, {"x": x})
+
+
+@pytest.mark.parametrize(
+    "value", [np.finfo(np.float32).min, np.finfo(np.float32).tiny, -np.inf, 0.1, 1e-45, 16777217.0]
+)
+@pytest.mark.parametrize("op", ["Where", "Mul", "Add", "Less"])
+def test_scalar_constants_keep_their_value(op: str, value: float) -> None:
+    """Also where the number that stands for them in the call is a double."""
+    x = numbers(3, 4)
+    constants = {"c": np.array(value, np.float32)}
+    order = ["x", "c"]
+    if op == "Where":
+        constants["w"] = x > 0
+        order = ["w", "x", "c"]
+    model = single(op, {"x": x}, constants=constants, order=order)
+    with np.errstate(all="ignore"):
+        c = constants["c"]
+        wanted = {
+            "Where": np.where(x > 0, x, c), "Mul": x * c, "Add": x + c, "Less": x < c,
+        }[op]  # fmt: skip
+    (got,) = convert(model, roles={"c": "constant", "w": "constant"}).module(torch.from_numpy(x))
+    assert torch.equal(got, torch.from_numpy(wanted))
 
 
 def test_global_lp_pool() -> None:

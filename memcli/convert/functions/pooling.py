@@ -14,19 +14,17 @@ Ints = tuple[int, ...]
 _MAX: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
-def max_pool_padded(
-    x: Tensor, padding: Ints, kernel: Ints, stride: Ints, dilation: Ints, ceil_mode: bool
-) -> Tensor:
+def max_pool_padded(x: Tensor, padding: Ints, kernel: Ints, stride: Ints, dilation: Ints) -> Tensor:
     """The maximum over windows of ``x`` padded by the lowest value of its type."""
     x = F.pad(x, padding, value=_lowest(x.dtype))
-    return _MAX[len(kernel)](x, kernel, stride, 0, dilation, ceil_mode)
+    return _MAX[len(kernel)](x, kernel, stride, 0, dilation)
 
 
 def max_pool_of_integers(
-    x: Tensor, padding: Ints, kernel: Ints, stride: Ints, dilation: Ints, ceil_mode: bool
+    x: Tensor, padding: Ints, kernel: Ints, stride: Ints, dilation: Ints
 ) -> Tensor:
     """The same for integers, which PyTorch does not pool; exact up to 2^53."""
-    y = max_pool_padded(x.double(), padding, kernel, stride, dilation, ceil_mode)
+    y = max_pool_padded(x.double(), padding, kernel, stride, dilation)
     return y.to(x.dtype)
 
 
@@ -37,14 +35,13 @@ def max_pool_indices(
     kernel: Ints,
     stride: Ints,
     dilation: Ints,
-    ceil_mode: bool,
     column_major: bool,
 ) -> tuple[Tensor, Tensor]:
     """The maxima, and their positions in the whole of ``x`` as one dimension."""
     rank = len(kernel)
     pads = tuple(n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair)
     padded = F.pad(x, pads, value=_lowest(x.dtype))
-    y, flat = _MAX[rank](padded, kernel, stride, 0, dilation, ceil_mode, return_indices=True)
+    y, flat = _MAX[rank](padded, kernel, stride, 0, dilation, return_indices=True)
     sizes, padded_sizes = x.shape[2:], padded.shape[2:]
     places = []
     for size, room in zip(reversed(padded_sizes), reversed(before), strict=True):

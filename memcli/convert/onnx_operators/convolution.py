@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from memcli.convert.functions import convolution as functions
 from memcli.convert.registry import Call, Result, Site, operator
-from memcli.convert.values import Unsupported
+from memcli.convert.values import Unsupported, Value
 from memcli.convert.windows import flat_padding, windows_of
 
 _PLAIN: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -19,7 +19,7 @@ _TRANSPOSED: dict[int, Any] = {
 
 @operator("Conv")
 def convolution(site: Site) -> Result:
-    x, w, b = site.value(0), site.value(1), site.optional(2)
+    x, w, b = site.value(0), site.value(1), _bias(site)
     sizes = x.shape[2:]
     windows = windows_of(site, sizes, w.shape[2:])
     groups = site.get("group", 1)
@@ -34,7 +34,7 @@ def convolution(site: Site) -> Result:
 
 @operator("ConvTranspose")
 def transposed_convolution(site: Site) -> Result:
-    x, w, b = site.value(0), site.value(1), site.optional(2)
+    x, w, b = site.value(0), site.value(1), _bias(site)
     sizes = x.shape[2:]
     rank = len(sizes)
     mode = site.get("auto_pad", "NOTSET") or "NOTSET"
@@ -69,6 +69,14 @@ def transposed_convolution(site: Site) -> Result:
     crop = flat_padding([-n for n in before], [-n for n in after])
     args = (x, w, b, crop, windows.stride, extra, windows.dilation, groups)
     return Call(functions.transposed_convolution_padded, args)
+
+
+def _bias(site: Site) -> Value | None:
+    """The bias; none where it is a constant zero, which exporters of layers without one write."""
+    bias = site.optional(2)
+    if bias is not None and bias.known is not None and not bool(bias.known.any()):
+        return None
+    return bias
 
 
 @operator("Col2Im")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from memcli.convert.default_roles import PARAMETER
 from memcli.convert.functions import indexing as functions
 from memcli.convert.registry import Call, Result, Site, operator
 from memcli.convert.values import Unsupported
@@ -15,17 +16,18 @@ def gather(site: Site) -> Result:
     """An embedding where rows of a weight are read at positions that are data."""
     x, index = site.value(0), site.value(1)
     axis = site.axis(site.get("axis", 0))
-    if index.known is not None:
+    rows = x.role == PARAMETER and axis == 0 and len(x.shape) == 2
+    if index.known is not None and x.known is None:
         known = index.known.long()
         known = torch.where(known < 0, known + x.shape[axis], known)
         if known.dim() == 0:
             return Call(torch.select, (x, axis, int(known)))
+        places = site.constant(known, "index")
+        if rows:
+            return Call(F.embedding, (places, x))
         if known.dim() == 1:
-            places = index if x.known is not None else site.constant(known, "index")
-            if x.known is not None:
-                return Call(functions.taken, (x, places, axis))
             return Call(torch.index_select, (x, axis, places))
-    elif x.role == "parameter" and axis == 0 and len(x.shape) == 2:
+    elif rows:
         return Call(F.embedding, (index, x))
     return Call(functions.taken, (x, index, axis))
 

@@ -15,8 +15,9 @@ def batch_norm(site: Site) -> Result:
     """Training mode is an attribute from operator set 14 on, before that more than one output."""
     x, scale, bias, mean, variance = (site.value(i) for i in range(5))
     epsilon = site.get("epsilon", 1e-5)
-    # ONNX's momentum is the weight of the old statistics, PyTorch's that of the batch's.
-    momentum = 1.0 - site.get("momentum", 0.9)
+    # ONNX's momentum is the weight of the old statistics, PyTorch's that of the batch's. Exporters
+    # subtract the latter from one: rounded, it is to the bit what it was.
+    momentum = round(1.0 - site.get("momentum", 0.9), 9)
     training = site.get("training_mode", 0)
     if site.opset < 14:
         training = sum(1 for name in site.node.output if name) > 1

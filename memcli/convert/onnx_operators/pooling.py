@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from memcli.convert.functions import pooling as functions
 from memcli.convert.registry import Call, Result, Site, operator
 from memcli.convert.values import Unsupported
-from memcli.convert.windows import Windows, windows_of
+from memcli.convert.windows import Windows, flat_padding, windows_of
 
 _MAX: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -25,18 +25,18 @@ def max_pool(site: Site) -> Result:
     if len(sizes) not in _MAX:
         raise Unsupported(f"{len(sizes)} spatial dimensions")
     x = site.value(0)
-    if site.is_used(1):
-        order = bool(site.get("storage_order", 0))
-        args: tuple[Any, ...] = (x, windows.before, windows.after, windows.kernel, windows.stride)
-        args = (*args, windows.dilation, ceil_mode, order)
-        return Call(functions.max_pool_indices, args, many=True)
-    rest = (windows.kernel, windows.stride, windows.dilation, ceil_mode)
-    if not site.is_float():
-        return Call(functions.max_pool_of_integers, (x, windows.flat(), *rest))
-    if windows.symmetric and _fits(windows):
+    if site.is_float() and not site.is_used(1) and windows.symmetric and _fits(windows):
         args = (x, windows.kernel, windows.stride, windows.before, windows.dilation, ceil_mode)
         return Call(_MAX[len(sizes)], args)
-    return Call(functions.max_pool_padded, (x, windows.flat(), *rest))
+    after = _room_after(windows, sizes, _counts(windows, sizes, ceil_mode))
+    rest = (windows.kernel, windows.stride, windows.dilation)
+    if site.is_used(1):
+        column_major = bool(site.get("storage_order", 0))
+        return Call(
+            functions.max_pool_indices, (x, windows.before, after, *rest, column_major), many=True
+        )
+    function = functions.max_pool_padded if site.is_float() else functions.max_pool_of_integers
+    return Call(function, (x, flat_padding(windows.before, after), *rest))
 
 
 @operator("AveragePool")
@@ -105,3 +105,19 @@ def _counts(windows: Windows, sizes: Sequence[int], ceil_mode: bool) -> tuple[in
             count -= 1
         counts.append(count)
     return tuple(counts)
+
+
+def _room_after(windows: Windows, sizes: Sequence[int], counts: Sequence[int]) -> tuple[int, ...]:
+    """Padding after the end (negative: cropped) with which just ``counts`` windows fit."""
+    return tuple(
+        (count - 1) * step + (k - 1) * d + 1 - size - before
+        for count, step, k, d, size, before in zip(
+            counts,
+            windows.stride,
+            windows.kernel,
+            windows.dilation,
+            sizes,
+            windows.before,
+            strict=True,
+        )
+    )

@@ -16,7 +16,9 @@ def dropout(site: Site) -> Result:
     """Draws in training mode alone, which is an input from operator set 12 on."""
     ratio = site.get("ratio", 0.5)
     training = False
-    if site.opset >= 12:
+    if site.opset < 12:
+        site.note("Dropout before operator set 12 does not say whether it trains: left out")
+    else:
         if site.has(2) and site.value(2).known is None:
             raise Unsupported(f"its training mode {NOT_KNOWN}")
         training = bool(site.number(2)) if site.has(2) else False
