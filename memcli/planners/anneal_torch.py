@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from memcli.memory.torch_kernels import AUXILIARY, walk
+from memcli.memory.torch_kernels import _RUNS, AUXILIARY, walk
 from memcli.planners.anneal import _below, _propose, _unit, energy_of
 
 _LOW = AUXILIARY - 1  # the bits of a mark that say what becomes of the results
@@ -13,10 +13,10 @@ _AUXILIARY_CHANCE = 0.08
 
 
 @numba.njit(cache=True)
-def _work(runs, cost):
+def _work(st, cost):
     total = 0.0
-    for v in range(runs.shape[0]):
-        total += runs[v] * cost[v]
+    for v in range(cost.shape[0]):
+        total += st.steps[v, _RUNS] * cost[v]
     return total
 
 
@@ -25,7 +25,7 @@ def _energy(program, st, marks, limit, nothing, params, flops, seconds):
     peak, _, _ = walk(program, st, marks, limit, nothing)
     if peak < 0:
         return np.inf
-    return energy_of(params, float(peak), _work(st.runs, flops), _work(st.runs, seconds))
+    return energy_of(params, float(peak), _work(st, flops), _work(st, seconds))
 
 
 @numba.njit(cache=True, nogil=True)

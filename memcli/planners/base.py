@@ -61,6 +61,7 @@ class Search:
 
     # part of the usual number of plans that annealing tries; less where a plan takes longer
     effort = 1.0
+    most_steps = 1 << 40
 
     def __init__(self, graph: TrainingGraph, model: MXNetModel, settings: Settings) -> None:
         self.graph = graph

@@ -180,7 +180,7 @@ def refine(search: Search, strategy: str = NAME) -> None:
     effort = _WORK * max(1.0, size / _USUAL_NODES) ** 0.5
     if size > _LARGE:
         effort = _MOST_WORK
-    work = max(_LEAST_STEPS, int(search.effort * effort / size))
+    work = max(_LEAST_STEPS, min(search.most_steps, int(search.effort * effort / size)))
     if search.settings.budget is not None:
         # a plan of little memory first: what it leaves of the budget is room to keep more
         low = _Annealer(search, least_memory=True)

@@ -26,7 +26,8 @@ class TorchSearch(Search):
     """A search over one traced step. Marks as in :mod:`memcli.memory.torch_model`."""
 
     model: TorchPlanModel  # type: ignore[assignment]
-    effort = 0.3
+    effort = 0.7
+    most_steps = 40_000
 
     def __init__(self, model: TorchPlanModel, settings: Settings) -> None:
         super().__init__(model.graph, model, settings)  # type: ignore[arg-type]

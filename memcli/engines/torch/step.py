@@ -43,26 +43,25 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
     module = PlannedModule(found.module, job.get("marks") or {}).to(device)
     seed = int(job.get("seed", 0))
     inputs = [value.to(device) for value in input_values(found.inputs, seed)]
-    states = {name: t.detach().clone() for name, t in module.named_buffers()}
+    buffers = dict(module.named_buffers())
+    states = {name: buffers[name].clone() for name in found.states if name in buffers}
 
     def fresh() -> None:
         torch.manual_seed(seed)
         module.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for name, buffer in module.named_buffers():
-                buffer.copy_(states[name])
+            for name, value in states.items():
+                buffers[name].copy_(value)
 
     progress("training (first step)", 0.1)
     fresh()
     outputs, seconds = timed_step(module, inputs, device)
     parameters = [(name, p) for name, p in module.named_parameters() if p.grad is not None]
-    state_names = [name for name in found.states if name in states]
-    buffers = dict(module.named_buffers())
 
     def results(given: Any) -> dict[str, Tensor]:
         arrays = {f"out_{i}": t for i, t in enumerate(tensors_in(given))}
         arrays |= {f"grad_{i}": p.grad for i, (_, p) in enumerate(parameters) if p.grad is not None}
-        return arrays | {f"aux_{i}": buffers[name] for i, name in enumerate(state_names)}
+        return arrays | {f"aux_{i}": buffers[name] for i, name in enumerate(states)}
 
     progress("writing results", 0.4)
     arrays = results(outputs)
@@ -105,7 +104,7 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
         "names": {
             "out": list(found.outputs),
             "grad": [found.parameters.get(name, name) for name, _ in parameters],
-            "aux": [found.states[name] for name in state_names],
+            "aux": [found.states[name] for name in states],
         },
         "nonfinite": nonfinite,
         "repeatable": all(digests[key] == value for key, value in again.items()),
