@@ -32,7 +32,7 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
 @click.option("--budget", metavar="SIZE", help="Most memory, as 6GiB, 800MB, or 50% of unplanned.")
 @click.option(
     "--max-recompute", type=float, metavar="PERCENT",
-    help="Most recomputation, in percent of the forward pass's FLOPs.",
+    help="Most recomputation, in percent of the forward pass's FLOPs. [ONNX without --budget: 100]",
 )  # fmt: skip
 @click.option(
     "--threshold", "thresholds", type=int, multiple=True, metavar="MB",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +32,10 @@ from memcli.planners.torch_search import TorchSearch
 from memcli.units import format_size, parse_size
 
 Progress = Callable[[str, float | None], None]
+
+# Recomputation in forward passes, where the user sets neither a budget nor a limit. PyTorch can run
+# a node at every need, and the least memory of all may take ten passes and more.
+DEFAULT_MAX_RECOMPUTE = 1.0
 
 
 @dataclass
@@ -183,7 +188,7 @@ def make_onnx_plan(
     if budget is not None:
         settings.budget = parse_size(budget, whole=baseline.pool_bytes)
     settings.on_progress = on_progress
-    search = TorchSearch(planner, settings)
+    search = TorchSearch(planner, limited(settings))
     STRATEGIES[strategy](search)
     found = search.answer()
     seconds = time.monotonic() - started
@@ -209,6 +214,13 @@ def make_onnx_plan(
     if out is not None:
         write_onnx_plan(planned, out, force)
     return planned
+
+
+def limited(settings: Settings) -> Settings:
+    """The settings, with a limit on recomputation where the user sets no limit at all."""
+    if settings.budget is None and settings.max_recompute is None:
+        return dataclasses.replace(settings, max_recompute=DEFAULT_MAX_RECOMPUTE)
+    return settings
 
 
 def refuse_misses(planned: OnnxPlanned, settings: Settings) -> None:
