@@ -140,11 +140,11 @@ def test_paths_that_cannot_be(memcli: Command, tmp_path: Path) -> None:
     assert model.read_bytes() == before
 
 
-def test_onnx_files_are_named_as_such(memcli: Command, tmp_path: Path) -> None:
+def test_an_onnx_file_without_nodes_is_refused(memcli: Command, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     graph = onnx.helper.make_graph([], "empty", [], [])
     (tmp_path / "model").write_bytes(onnx.helper.make_model(graph).SerializeToString())
-    assert_refused(memcli("plan", "model"), tmp_path, "ONNX")
+    assert_refused(memcli("plan", "model"), tmp_path, "no nodes")
 
 
 @needs_mxnet
