@@ -1,0 +1,105 @@
+"""MXNet graphs converted to PyTorch train one step with MXNet's own numbers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from memcli.engines.analysis import ShapeRequest, analyze
+from memcli.engines.mxnet_step import train_step
+from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.rewrites.prepare import prepare
+from tests.conftest import CORPUS, EXAMPLES, needs_corpus, needs_mxnet
+
+torch = pytest.importorskip("torch")
+
+pytestmark = needs_mxnet
+
+
+@dataclass
+class Compared:
+    """How far one step in PyTorch is from MXNet's, relative to each tensor's largest value."""
+
+    worst: dict[str, float] = field(default_factory=dict)  # by kind: out, grad, aux
+    where: dict[str, str] = field(default_factory=dict)
+    counted: int = 0
+    random: bool = False
+    undefined: int = 0
+    nonfinite: int = 0
+    scale: float = 0.0
+
+
+def compare(path: Path, folder: Path, *, batch: int | None = None, shapes: Any = None) -> Compared:
+    """One step in both engines with the same values."""
+    from memcli.convert.mxnet_graph import convert_analyzed
+    from memcli.engines.torch.rules import draws
+
+    torch.set_num_threads(1)
+    raw = SymbolFile.read(path).raw
+    request = ShapeRequest(batch=batch, shapes=shapes or {})
+    analysis = analyze(raw, request)
+    converted = convert_analyzed(raw, analysis, name=path.name)
+    text, _ = prepare(raw, marked=())
+    (folder / "symbol.json").write_text(text)
+    saved = folder / "step.npz"
+    job = {"symbol": str(folder / "symbol.json"), "save": str(saved), **analysis.binding()}
+    ran = train_step(job, workdir=folder)
+    expected = np.load(saved)
+    ours = step_of(converted, analysis, raw)
+    result = Compared(
+        random=any(draws(n.target) for n in converted.module.graph.nodes),
+        undefined=len(ran["undefined"]),
+        nonfinite=sum(ran["nonfinite"].values()),
+    )
+    for key, values in ours.items():
+        kind, _, number = key.partition("_")
+        if kind == "grad" and int(number) in ran["undefined"]:
+            continue
+        theirs = expected[key].astype(np.float64)
+        assert theirs.shape == values.shape, key
+        scale = float(np.nanmax(np.abs(theirs), initial=0.0))
+        difference = float(np.max(np.abs(theirs - values), initial=0.0))
+        relative = difference / scale if scale else difference
+        if not relative <= result.worst.get(kind, -1.0):
+            result.worst[kind] = relative
+            names = {"out": ran["outputs"], "grad": ran["arguments"], "aux": ran["states"]}[kind]
+            result.where[kind] = names[int(number)]
+        result.counted += 1
+    return result
+
+
+def step_of(converted: Any, analysis: Any, raw: Any) -> dict[str, Any]:
+    """Outputs, gradients and states of one step, under the keys of MXNet's own results."""
+    from memcli.convert.mxnet_step_values import step_values
+
+    prepared = json.loads(prepare(raw, marked=())[0])
+    values = step_values(prepared, analysis)
+    module = converted.module.train()
+    inputs = {}
+    for held in converted.arguments:
+        if held.role in ("input", "label"):
+            tensor = torch.from_numpy(values[held.prepared]).to(held.dtype)
+            inputs[held.attribute] = tensor.requires_grad_(held.dtype.is_floating_point)
+    outputs = module(*[inputs[free.argument] for free in converted.inputs])
+    reached = [out for out in outputs if out.requires_grad]
+    torch.autograd.backward(reached, [torch.ones_like(out) for out in reached])
+    results = {f"out_{i}": plain(out) for i, out in enumerate(outputs)}
+    for i, held in enumerate(converted.arguments):
+        tensor = inputs.get(held.attribute)
+        tensor = getattr(module, held.attribute) if tensor is None else tensor
+        results[f"grad_{i}"] = plain(
+            torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        )
+    for i, held in enumerate(converted.auxiliary):
+        results[f"aux_{i}"] = plain(getattr(module, held.attribute))
+    return results
+
+
+def plain(tensor: Any) -> Any:
+    """As a numpy array of double precision."""
+    return tensor.detach().double().numpy()
