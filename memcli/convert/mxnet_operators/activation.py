@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
-from memcli.convert.functions.elementwise import prelu_channels, selu
+from memcli.convert.functions.elementwise import prelu_channels
 from memcli.convert.mxnet_operators.registry import Call, Site, direct, operator
 from memcli.convert.values import Unsupported
 
@@ -23,6 +25,28 @@ _KINDS = {
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 # What stands where a sequence is over: the exponential of it is nothing.
 _OUTSIDE = float("-inf")
+
+
+class _Selu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = F.elu(x, _SELU_ALPHA) * _SELU_SCALE
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (y,) = ctx.saved_tensors
+        slope = torch.where(y > 0, _SELU_SCALE, _SELU_SCALE * (_SELU_ALPHA + y))
+        return gradients[0] * slope.to(y.dtype)
+
+
+def selu(x: Tensor) -> Tensor:
+    """SELU with the gradient that MXNet 1.9.1 gives it.
+
+    Below zero that is ``scale (alpha + y)``, where ``scale alpha + y`` would be right.
+    """
+    return _Selu.apply(x)
 
 
 def softmax_scaled(x: Tensor, axis: int, temperature: float, dtype: torch.dtype) -> Tensor:
@@ -55,11 +79,6 @@ def softmax_of_lengths(
     return y.masked_fill(~inside, 0.0)
 
 
-def softmax_of_samples(x: Tensor) -> Tensor:
-    """Softmax over all elements of each sample together."""
-    return F.softmax(x.reshape(x.shape[0], -1), 1).reshape(x.shape)
-
-
 def hard_sigmoid(x: Tensor, alpha: float, beta: float) -> Tensor:
     """``clip(alpha x + beta, 0, 1)``."""
     return torch.clamp(x * alpha + beta, 0.0, 1.0)
@@ -83,7 +102,7 @@ def leaky(site: Site) -> Call:
     if kind == "elu":
         return Call(F.elu, (x, slope))
     if kind == "selu":
-        return Call(selu, (x, _SELU_ALPHA, _SELU_SCALE))
+        return Call(selu, (x,))
     if kind == "gelu":
         return Call(F.gelu, (x,))
     if kind == "prelu":
@@ -117,9 +136,9 @@ def softmax(site: Site) -> Call:
 
 @operator("SoftmaxActivation")
 def softmax_activation(site: Site) -> Call:
-    if site.attributes.text("mode", "instance") == "channel":
-        return Call(F.softmax, (site.value(), 1))
-    return Call(softmax_of_samples, (site.value(),))
+    # The mode "instance" is documented to go over each sample; MXNet goes over the last dimension.
+    axis = 1 if site.attributes.text("mode", "instance") == "channel" else site.rank() - 1
+    return Call(F.softmax, (site.value(), axis))
 
 
 direct(torch.relu, "relu", "_npx_relu")

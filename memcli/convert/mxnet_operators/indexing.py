@@ -61,19 +61,19 @@ def chosen(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 def order(x: Tensor, axis: int, ascending: bool, dtype: torch.dtype) -> Tensor:
     """The positions that sort ``x`` along ``axis``, as numbers of type ``dtype``."""
-    return torch.argsort(x, axis, descending=not ascending, stable=True).to(dtype)
+    return torch.argsort(x, dim=axis, descending=not ascending, stable=True).to(dtype)
 
 
 def ordered(x: Tensor, axis: int, ascending: bool) -> Tensor:
     """``x`` sorted along ``axis``."""
-    return torch.sort(x, axis, descending=not ascending, stable=True).values
+    return torch.sort(x, dim=axis, descending=not ascending, stable=True).values
 
 
 def first_ones(
     x: Tensor, count: int, axis: int, ascending: bool, kind: str, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
     """The ``count`` largest (smallest) along ``axis``: values, positions, both or a mask."""
-    values, places = torch.sort(x, axis, descending=not ascending, stable=True)
+    values, places = torch.sort(x, dim=axis, descending=not ascending, stable=True)
     values, places = values.narrow(axis, 0, count), places.narrow(axis, 0, count)
     if kind == "mask":
         return (torch.zeros_like(x).scatter(axis, places, 1.0),)

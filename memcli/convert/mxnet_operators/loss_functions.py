@@ -18,7 +18,6 @@ class SoftmaxRule(NamedTuple):
     ignored: float | None
     normalization: str
     smoothing: float
-    times_gradient: bool
 
 
 class _SoftmaxOutput(torch.autograd.Function):
@@ -40,8 +39,6 @@ class _SoftmaxOutput(torch.autograd.Function):
             result = (y - label) * rule.scale
         else:
             result = _softmax_gradient(y, label, rule)
-        if rule.times_gradient:
-            result = result * gradients[0]
         return result, None, None
 
 

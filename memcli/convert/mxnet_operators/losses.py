@@ -30,6 +30,8 @@ def without_gradient(x: Tensor) -> Tensor:
 @operator("SoftmaxOutput", "Softmax")
 def softmax(site: Site) -> Call:
     attributes = site.attributes
+    # MXNet 1.9.1 multiplies by the output then, not by the output's gradient as documented.
+    site.refuse("out_grad")
     axis: int | None = None
     if attributes.flag("multi_output"):
         axis = 1
@@ -41,7 +43,6 @@ def softmax(site: Site) -> Call:
         ignored=attributes.number("ignore_label", -1.0) if attributes.flag("use_ignore") else None,
         normalization=attributes.text("normalization", "null"),
         smoothing=attributes.number("smooth_alpha", 0.0),
-        times_gradient=attributes.flag("out_grad"),
     )
     return Call(softmax_output, (site.value(), site.value(1), tuple(rule)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from memcli.convert.functions.normalization import group_norm_by_group
 from memcli.convert.mxnet_operators.registry import STATES, Call, Site, operator
 from memcli.convert.values import Unsupported
 from memcli.engines.torch.rules import recomputed_by
@@ -22,6 +23,10 @@ def _normalized(
     # of this batch, whatever was there.
     mean, variance = torch.zeros_like(gamma), torch.zeros_like(gamma)
     moved = x if axis == 1 else x.movedim(axis, 1)
+    if x.numel() == x.shape[axis]:  # no unbiased variance; the output is beta
+        y = torch.batch_norm(moved, weight, beta, None, None, True, 0.0, epsilon, False)
+        mean = moved.detach().reshape(-1)
+        return (y if axis == 1 else y.movedim(1, axis)), mean, variance
     y = torch.batch_norm(
         moved, weight, beta, mean, variance, True, 1.0, epsilon, torch.backends.cudnn.enabled
     )
@@ -150,7 +155,8 @@ def group_norm(site: Site) -> Call:
     site.refuse("output_mean_var")
     groups = site.attributes.integer("num_groups", 1)
     epsilon = site.attributes.number("eps", 1e-5)
-    return Call(F.group_norm, (site.value(), groups, site.value(1), site.value(2), epsilon))
+    values = (site.value(), groups, site.value(1), site.value(2), epsilon)
+    return Call(group_norm_by_group, values)
 
 
 @operator("L2Normalization")
