@@ -208,6 +208,7 @@ class SymbolConversion:
             Attributes(attributes),
             known,
             self._anchor_value,
+            self.notes,
         )
         call = OPERATORS[node.op](site)
         fake = self._fake_result(call)

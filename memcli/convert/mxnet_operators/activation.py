@@ -106,6 +106,12 @@ def leaky(site: Site) -> Call:
     if kind == "gelu":
         return Call(F.gelu, (x,))
     if kind == "prelu":
+        # Its backward writes the data's gradient over the output's, where the memory plan has them
+        # in one place, and then reads that for the slope's.
+        site.note(
+            "LeakyReLU prelu: MXNet 1.9.1 multiplies a slope's gradient by the slope where it "
+            "works in place; PyTorch's gradient is the right one"
+        )
         return Call(prelu_channels, (x, site.value(1)))
     raise Unsupported(f"act_type={kind}" + (": its slopes are random" if kind == "rrelu" else ""))
 
@@ -136,9 +142,12 @@ def softmax(site: Site) -> Call:
 
 @operator("SoftmaxActivation")
 def softmax_activation(site: Site) -> Call:
-    # The mode "instance" is documented to go over each sample; MXNet goes over the last dimension.
-    axis = 1 if site.attributes.text("mode", "instance") == "channel" else site.rank() - 1
-    return Call(F.softmax, (site.value(), axis))
+    if site.attributes.text("mode", "instance") == "channel":
+        return Call(F.softmax, (site.value(), 1))
+    if site.rank() > 2:
+        # MXNet 1.9.1 goes over the last dimension forward and over dimension 1 backward.
+        raise Unsupported("mode=instance of more than two dimensions: MXNet's gradient is wrong")
+    return Call(F.softmax, (site.value(), 1))
 
 
 direct(torch.relu, "relu", "_npx_relu")

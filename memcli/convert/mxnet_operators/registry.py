@@ -46,6 +46,7 @@ class Site:
     known: Sequence[Shape] | None  # MXNet's shapes of its outputs
     # an empty constant of the module, which moves to another device with it
     anchor: Callable[[], Value]
+    notes: list[str]  # of the whole conversion
 
     def value(self, i: int = 0) -> Value:
         """A required input.
@@ -83,6 +84,11 @@ class Site:
         if not -rank <= axis < max(rank, 1):
             raise Unsupported(f"axis {axis} of a tensor of {rank} dimensions")
         return axis + rank if axis < 0 else axis
+
+    def note(self, text: str) -> None:
+        """Say something once about the whole graph."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def refuse(self, *flags: str) -> None:
         """Complain of flags that are set and that are not converted.
