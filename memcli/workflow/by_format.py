@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
 from memcli.engines.analysis import ShapeRequest
-from memcli.errors import BadInput
+from memcli.engines.gpus import check_gpu, visible_gpus
+from memcli.errors import BadInput, EngineFailed
 from memcli.formats.detect import ModelFormat, detect_format, read_model_bytes
 from memcli.planners.base import Settings
-from memcli.workflow import onnx_planning, onnx_verifying, planning, verifying
+from memcli.workflow import onnx_planning, onnx_verifying, planning, symbol_in_torch, verifying
 
 Progress = Callable[[str, float | None], None]
 
@@ -50,17 +52,51 @@ def make_plan(
     )  # fmt: skip
 
 
+def engine_for(gpu: int | None, wanted: str) -> tuple[str, str]:
+    """Which engine verifies an MXNet symbol, ``mxnet`` or ``torch``, and why where it is PyTorch.
+
+    ``wanted``: ``auto``, or one of the two by hand. MXNet where its build has code for the card.
+    """
+    if wanted != "auto":
+        return wanted, "--engine torch" if wanted == "torch" else ""
+    if gpu is None:
+        return "mxnet", ""
+    try:
+        check_gpu(gpu)
+    except EngineFailed as error:
+        if importlib.util.find_spec("torch") is None or gpu >= len(visible_gpus()):
+            return "mxnet", ""  # which then says what is missing
+        return "torch", error.message
+    return "mxnet", ""
+
+
 def verify(
     planned: str,
     *,
     original: str | None = None,
+    engine: str = "auto",
     gpu: int | None = None,
     seed: int = 0,
     request: ShapeRequest | None = None,
     on_progress: Progress | None = None,
 ) -> verifying.Verified:
-    """``memcli verify``; see :func:`verifying.verify` and :func:`onnx_verifying.verify_onnx`."""
-    run = onnx_verifying.verify_onnx if format_of(planned) == "onnx" else verifying.verify
+    """``memcli verify``; see the ``verify`` functions of the modules beside this one.
+
+    ``engine``: for MXNet symbols, see :func:`engine_for`.
+
+    Raises:
+        BadInput: as they do; MXNet asked for on an ONNX file.
+    """
+    onnx = format_of(planned) == "onnx"
+    if onnx and engine == "mxnet":
+        raise BadInput(f"{planned} is an ONNX file: PyTorch runs it, MXNet does not")
+    chosen, why = ("torch", "") if onnx else engine_for(gpu, engine)
+    if chosen == "torch" and not onnx:
+        return symbol_in_torch.verify_symbol_in_torch(
+            planned, original=original, gpu=gpu, seed=seed, request=request, why=why,
+            on_progress=on_progress,
+        )  # fmt: skip
+    run = onnx_verifying.verify_onnx if onnx else verifying.verify
     return run(
         planned, original=original, gpu=gpu, seed=seed, request=request, on_progress=on_progress
     )
