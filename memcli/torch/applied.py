@@ -18,7 +18,7 @@ from memcli.errors import BadInput
 from memcli.formats.onnx_file import OnnxFile
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.wording import shown_path
-from memcli.torch.exported import ExportedModel, export_model, names_by_source
+from memcli.torch.exported import ExportedModel, export_model, names_in_evaluation
 from memcli.torch.matching import Matched, check, is_legacy, match, match_by_scopes
 from memcli.torch.plans import MARKS, marks_by_output, read_planned
 from memcli.torch.sharing import Constants, planned_on, share
@@ -47,14 +47,18 @@ class AppliedModel(nn.Module):
     Python objects, it does once for each export.
     """
 
+    model: nn.Module
+    plan: OnnxPlan
+    _held: OrderedDict[Any, _Specialized]
+
     def __init__(self, model: nn.Module, plan: OnnxPlan, name: str = "the plan") -> None:
         super().__init__()
-        self.__dict__["model"] = model
+        self.__dict__["model"] = model  # no child: the names of parameters stay the module's
         share(self, model)
         self.training = model.training
         self.plan = plan
         self._name = name
-        self._held: OrderedDict[Any, _Specialized] = OrderedDict()
+        self._held = OrderedDict()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module gives.
@@ -135,7 +139,7 @@ class AppliedModel(nn.Module):
             by_output = marks_by_output(self.plan)
             matched = match(exported, by_output)
             if matched.missing:  # perhaps the names are those of evaluation
-                other = match(exported, by_output, names_by_source(self.model, args, kwargs))
+                other = match(exported, by_output, names_in_evaluation(self.model, args, kwargs))
                 matched = max(matched, other, key=lambda found: found.part)
         check(matched, self._name, legacy)
         return matched

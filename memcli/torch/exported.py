@@ -22,9 +22,13 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, Node
 
+from memcli.engines.torch.aten_rules import draws, leaves_states
 from memcli.errors import BadInput
 
 aten = torch.ops.aten
+
+# The innermost module, the operator, and the how manieth of it there.
+Place = tuple[str, str, int]
 
 
 @dataclass
@@ -32,7 +36,8 @@ class ExportedModel:
     """``graph`` gives out (the outputs, new values of ``updated`` buffers).
 
     ``names``: {function node: what the exported graph calls what it makes, and its outputs};
-    ``scopes``: {function node: names of the modules that it stands in, outermost first}.
+    ``scopes``: {function node: names of the modules that it stands in, outermost first};
+    ``places``: {function node: where in the model's code it is, whatever the mode}.
     """
 
     graph: Graph
@@ -41,7 +46,7 @@ class ExportedModel:
     output: Any  # the structure of the outputs
     names: dict[str, list[str]] = field(default_factory=dict)
     scopes: dict[str, list[str]] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
 
 
 def export_model(
@@ -56,10 +61,14 @@ def export_model(
     return _Builder(program).build()
 
 
-def names_by_source(
+def names_in_evaluation(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[str, list[str]]:
-    """{node before decomposition: names after it} of the call in evaluation mode."""
+) -> dict[Place, list[str]]:
+    """{place: names of what it makes} in the graph of the call in evaluation mode.
+
+    Raises:
+        BadInput: as :func:`export_model`.
+    """
     modes = {module: module.training for module in model.modules()}
     try:
         for module in modes:
@@ -68,11 +77,8 @@ def names_by_source(
     finally:
         for module, mode in modes.items():
             module.training = mode
-    found: dict[str, list[str]] = {}
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            found.setdefault(_source(node), []).append(node.name)
-    return found
+    places = _places(program)
+    return {place: _names(node) for node, place in places.items()}
 
 
 def _exported(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ExportedProgram:
@@ -105,6 +111,7 @@ class _Builder:
 
     def __init__(self, program: ExportedProgram) -> None:
         self.program = program
+        self.places = _places(program)
         self.graph = Graph()
         self.of: dict[Node, Any] = {}
         self.constants: dict[str, Tensor | nn.Module] = {}
@@ -120,9 +127,9 @@ class _Builder:
             elif node.op == "call_function":
                 self.of[node] = self._call(node)
         self._outputs()
-        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+        self.graph.eliminate_dead_code(_has_effect)
         alive = {node.name for node in self.graph.nodes}
-        for table in (self.result.names, self.result.scopes, self.result.sources):
+        for table in (self.result.names, self.result.scopes, self.result.places):
             for name in [name for name in table if name not in alive]:
                 del table[name]
         self.graph.lint()
@@ -153,64 +160,47 @@ class _Builder:
         return self._attribute(name)
 
     def _call(self, node: Node) -> Any:
-        function, args, kwargs, names = self._function(node)
-        if function is None:
-            return args
-        args = torch.fx.map_arg(args, self.of.__getitem__)
-        kwargs = torch.fx.map_arg(kwargs, self.of.__getitem__)
-        made = self.graph.create_node("call_function", function, args, kwargs, name=node.name)
-        self.result.names[made.name] = names
-        self.result.scopes[made.name] = _scopes(node)
-        self.result.sources[made.name] = _source(node)
-        return made
-
-    def _function(self, node: Node) -> tuple[Any, Any, Any, list[str]]:
-        """What to call for a node; None and its value where it is made already."""
-        target, args, kwargs = node.target, node.args, node.kwargs
+        """The new node; {number of the output: what it is} for one that had several outputs."""
+        target, args = node.target, node.args
         if target is operator.getitem:
             source = self.of[args[0]]  # type: ignore[index]
-            if isinstance(source, dict):  # outputs of a normalization that updates itself
-                return None, source[args[1]], None, []
-            return target, args, kwargs, [node.name]
-        items = {u.args[1]: u.name for u in node.users if u.target is operator.getitem}
-        names = [node.name, *(items[i] for i in sorted(items))]
+            if isinstance(source, dict):
+                return source[args[1]]
+        items = {u.args[1] for u in node.users if u.target is operator.getitem}
         if target is aten.view.default:
-            return aten.reshape.default, args, kwargs, names
-        if target is aten.native_dropout.default and set(items) <= {0}:
-            function: Any = self._whole(node, aten.dropout.default, args, names)
-            return None, {0: function}, None, []
-        normalization = self._normalization(node, set(items), names)
-        if normalization is not None:
-            return None, normalization, None, []
-        return target, args, kwargs, names
+            return self._make(node, aten.reshape.default, args)
+        if target is aten.native_dropout.default and items <= {0}:
+            return {0: self._make(node, aten.dropout.default, args)}
+        normalized = self._normalization(node, items)
+        return self._make(node, target, args) if normalized is None else normalized
 
-    def _normalization(self, node: Node, items: set[Any], names: list[str]) -> Any:
-        """BatchNorm on the module's buffers; {number of the output: what it is}."""
+    def _normalization(self, node: Node, items: set[Any]) -> dict[int, Any] | None:
+        """BatchNorm on the module's own buffers, where the node is one."""
         target, args = node.target, node.args
         if target is aten._native_batch_norm_legit_functional.default:
-            x, weight, bias, mean, var, training, momentum, eps = args
-            buffers = [torch.fx.map_arg(b, self.of.__getitem__) for b in (mean, var)]
+            x, weight, bias, mean, var, *rest = args
+            buffers: Any = [torch.fx.map_arg(b, self.of.__getitem__) for b in (mean, var)]
             if items & {1, 2} or any(b.op != "get_attr" for b in buffers):
                 return None
-            called = (x, mean, var, weight, bias, training, momentum, eps)
-            made = self._whole(node, F.batch_norm, called, names)
+            made = self._make(node, F.batch_norm, (x, mean, var, weight, bias, *rest))
             return {0: made, 3: buffers[0], 4: buffers[1]}
         if target is aten._native_batch_norm_legit.no_stats and items <= {0}:
-            x, weight, bias, training, momentum, eps = args
-            called = (x, None, None, weight, bias, training, momentum, eps)
-            return {0: self._whole(node, F.batch_norm, called, names)}
+            x, weight, bias, *rest = args
+            return {0: self._make(node, F.batch_norm, (x, None, None, weight, bias, *rest))}
         if target is aten._native_batch_norm_legit_no_training.default and items <= {0}:
-            x, weight, bias, mean, var, momentum, eps = args
-            called = (x, mean, var, weight, bias, False, momentum, eps)
-            return {0: self._whole(node, F.batch_norm, called, names)}
+            x, weight, bias, mean, var, *rest = args
+            called = (x, mean, var, weight, bias, False, *rest)
+            return {0: self._make(node, F.batch_norm, called)}
         return None
 
-    def _whole(self, node: Node, function: Any, args: Any, names: list[str]) -> Node:
+    def _make(self, node: Node, function: Any, args: Any) -> Node:
         args = torch.fx.map_arg(args, self.of.__getitem__)
-        made = self.graph.create_node("call_function", function, args, {}, name=node.name)
-        self.result.names[made.name] = names
-        self.result.scopes[made.name] = _scopes(node)
-        self.result.sources[made.name] = _source(node)
+        kwargs = torch.fx.map_arg(node.kwargs, self.of.__getitem__)
+        made = self.graph.create_node("call_function", function, args, kwargs, name=node.name)
+        if node.target is not operator.getitem:
+            self.result.names[made.name] = _names(node)
+            self.result.scopes[made.name] = _scopes(node)
+            self.result.places[made.name] = self.places[node]
         return made
 
     def _outputs(self) -> None:
@@ -236,13 +226,38 @@ class _Builder:
         self.graph.output((tuple(given), tuple(updates)))
 
 
+def _has_effect(node: Node) -> bool:
+    """Whether a node must run though nothing reads it: it draws, or updates buffers."""
+    if node.op == "call_function":
+        return draws(node.target) or leaves_states(node.target)
+    return node.op in ("placeholder", "output")
+
+
 def _scopes(node: Node) -> list[str]:
     """Dotted names of the modules that a node stands in, without the outermost."""
     stack = node.meta.get("nn_module_stack") or {}
     return [str(entry[0]) for entry in stack.values() if entry[0]]
 
 
-def _source(node: Node) -> str:
-    """The node before decomposition that a node came from."""
-    history = node.meta.get("from_node")
-    return history[-1].name if history else node.name
+def _names(node: Node) -> list[str]:
+    """Its name, and those of its outputs where it has several."""
+    items = {u.args[1]: u.name for u in node.users if u.target is operator.getitem}
+    return [node.name, *(items[i] for i in sorted(items, key=str))]
+
+
+def _places(program: ExportedProgram) -> dict[Node, Place]:
+    """Where each function node is in the model's code."""
+    counts: dict[tuple[str, str], int] = {}
+    places = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and node.target is not operator.getitem:
+            scopes = _scopes(node)
+            schema = getattr(node.target, "_schema", None)
+            name = schema.name.partition("::")[2] if schema is not None else str(node.target)
+            for word in ("batch_norm", "dropout"):  # the operator is another one in each mode
+                if word in name:
+                    name = word
+            key = scopes[-1].partition("@")[0] if scopes else "", name
+            places[node] = (*key, counts.get(key, 0))
+            counts[key] = counts.get(key, 0) + 1
+    return places

@@ -58,6 +58,12 @@ class OnnxModule(nn.Module):
     gradients nothing is recomputed.
     """
 
+    _source: PlannedFile
+    _seed: int
+    _random: bool
+    _roles: dict[str, str]
+    _specialized: OrderedDict[Shapes, _Specialized]
+
     def __init__(
         self,
         planned: PlannedFile,
@@ -66,11 +72,12 @@ class OnnxModule(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.__dict__["_source"] = planned
-        self.__dict__["_seed"] = seed
-        self.__dict__["_random"] = weights == "random"
-        self.__dict__["_roles"] = {n: leaf.role for n, leaf in tensor_roles(planned.file).items()}
-        self.__dict__["_specialized"] = OrderedDict()
+        leaves = tensor_roles(planned.file)
+        self._source = planned
+        self._seed = seed
+        self._random = isinstance(weights, str) and weights == "random"
+        self._roles = {name: leaf.role for name, leaf in leaves.items()}
+        self._specialized = OrderedDict()
         self.onnx_names: dict[str, str] = {}
         self._attributes: dict[str, str] = {}  # by name in the file
         converted = self._convert(shapes)
@@ -79,7 +86,7 @@ class OnnxModule(nn.Module):
         self._arguments = {value.name: i for i, value in enumerate(converted.inputs)}
         self._arguments |= {value.argument: i for i, value in enumerate(converted.inputs)}
         self._fill(converted, weights)
-        self._own(converted)
+        self._own(converted, {n: leaf.tied_to for n, leaf in leaves.items() if leaf.tied_to})
         self._hold(converted)
 
     @property
@@ -141,7 +148,7 @@ class OnnxModule(nn.Module):
 
     def _planned(self, shapes: Shapes) -> PlannedModule:
         """The graph for the shapes, in the present mode."""
-        held: OrderedDict[Shapes, _Specialized] = self._specialized
+        held = self._specialized
         if shapes not in held:
             named = dict(zip(self.input_names, shapes, strict=True))
             try:
@@ -187,9 +194,8 @@ class OnnxModule(nn.Module):
             for name, value in {**values, **given}.items():
                 copy_into(tensors[name], value, name)
 
-    def _own(self, converted: Converted) -> None:
+    def _own(self, converted: Converted, tied: Mapping[str, str]) -> None:
         """The parameters and states become this module's; tied ones are one."""
-        tied = {n: leaf.tied_to for n, leaf in tensor_roles(self._source.file).items()}
         module = converted.module
         for attributes, is_state in ((converted.parameters, False), (converted.states, True)):
             for attribute, name in attributes.items():

@@ -7,16 +7,19 @@ that ``torch.export`` gives, if the module was in the same mode. The rules:
    output. Where ONNX has several nodes for one (a linear layer's product and sum), that is the
    last of them, the one that makes the output.
 2. Files exported in evaluation mode number their nodes otherwise: names are then taken from an
-   export of the module in that mode, node for node.
-3. A node that ONNX has not (folded away, or fused) stays kept, but where everything that it reads
-   and everything that reads it is dropped, it is dropped as well: kept, it would hold on to what
-   the plan counts as gone. A convolution that a normalization was put in anew behind has the mark
-   that the plan gives it.
-4. Files of the exporter before that (``dynamo=False``) name nodes by module and operator: see
+   export of the module in that mode, by module, operator and order.
+3. Where BatchNorm was folded into the layer before it, ONNX has one node for two: the layer has
+   its mark, and BatchNorm, which is cheap, is recomputed from it: as much memory as planned. Where
+   the plan was made with a normalization put in anew, each has the mark that it has there.
+4. Any other node that ONNX has not (folded away, or fused) stays kept, but where everything that
+   it reads and everything that reads it is dropped, it is dropped as well: kept, it would hold on
+   to what the plan counts as gone.
+5. Files of the exporter before that (``dynamo=False``) name nodes by module and operator: see
    :mod:`memcli.torch.scopes`.
 
 Of the nodes that make tensors which depend on a parameter or input, at least 90% must be found;
-less is an error, for the plan then is another network's.
+less is an error, for the plan then is another network's. Not counted: outputs of the network,
+which exports rename, and Dropout, which exports for inference leave out.
 """
 
 from __future__ import annotations
@@ -26,13 +29,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
 from memcli.engines.torch.executor import AGAIN, KEPT
 from memcli.errors import BadInput
 from memcli.formats.wording import shown
-from memcli.torch.exported import ExportedModel
+from memcli.torch.exported import ExportedModel, Place
 from memcli.torch.scopes import is_scoped, match_scopes
 
 SMALLEST_PART = 0.9
@@ -56,12 +60,14 @@ class Matched:
 
 
 def match(
-    model: ExportedModel, by_output: Mapping[str, int], names: Mapping[str, list[str]] | None = None
+    model: ExportedModel,
+    by_output: Mapping[str, int],
+    names: Mapping[Place, list[str]] | None = None,
 ) -> Matched:
-    """Marks for an exported graph. ``names``: other names of its nodes, by their sources."""
+    """Marks for an exported graph. ``names``: other names of what is made at each place."""
     known: dict[str, list[str]] = dict(model.names)
     if names is not None:
-        known = {name: names.get(model.sources[name], []) for name in known}
+        known = {name: names.get(model.places[name], []) for name in known}
     return _matched(model, _by_names(model, by_output, known))
 
 
@@ -101,10 +107,8 @@ def _by_names(
     found: dict[str, int] = {}
     for node in _functions(model):
         for name in known.get(node.name, []):
-            if name in by_output:
+            if name in by_output and node.name not in found:
                 found[node.name] = by_output[name]
-                break
-        for name in known.get(node.name, []):
             mark = by_output.get(name + _BEFORE_NORMALIZATION)
             if mark is not None and node.all_input_nodes:
                 found[node.all_input_nodes[0].name] = mark
@@ -112,13 +116,33 @@ def _by_names(
 
 
 def _matched(model: ExportedModel, found: dict[str, int]) -> Matched:
-    counted = [node.name for node in _counted(model)]
-    missing = [name for name in counted if name not in found]
     marks = dict(found)
+    for layer, norm in _layers_with_normalization(model):
+        if (layer.name in found) != (norm.name in found):
+            marks[layer.name] = found[layer.name if layer.name in found else norm.name]
+            marks[norm.name] = AGAIN
+    counted = [node.name for node in _counted(model)]
+    missing = [name for name in counted if name not in marks]
+    known = dict(marks)
     for node in _functions(model):
         if node.name not in marks:
-            marks[node.name] = _between(node, found)
+            marks[node.name] = _between(node, known)
     return Matched(marks, len(counted) - len(missing), len(counted), missing)
+
+
+def _layers_with_normalization(model: ExportedModel) -> list[tuple[Node, Node]]:
+    """(convolution or linear layer, the BatchNorm that alone reads it): exporters fuse them."""
+    pairs = []
+    for norm in _functions(model):
+        if norm.target is torch.nn.functional.batch_norm:
+            layer = norm.args[0]
+            if (
+                isinstance(layer, Node)
+                and len(layer.users) == 1
+                and model.places.get(layer.name, ("", "", 0))[1] in _FUSED
+            ):
+                pairs.append((layer, norm))
+    return pairs
 
 
 def _between(node: Node, found: Mapping[str, int]) -> int:
@@ -158,7 +182,7 @@ def _functions(model: ExportedModel) -> list[Node]:
 
 def _counted(model: ExportedModel) -> list[Node]:
     """Nodes that a plan of this model must have."""
-    outputs, updates = next(n for n in model.graph.nodes if n.op == "output").args[0]
+    outputs, _ = next(n for n in model.graph.nodes if n.op == "output").args[0]
     given = {value for value in outputs if isinstance(value, Node)}  # renamed by exports
     wanted: set[Node] = set()
     stack = list(given)
@@ -175,9 +199,14 @@ def _counted(model: ExportedModel) -> list[Node]:
             depends.add(node)
         elif node.op == "call_function" and not depends.isdisjoint(node.all_input_nodes):
             depends.add(node)
-            if node in wanted and node not in given and not _hands_on(node):
+            uncounted = node in given or _hands_on(node) or _is_dropout(model, node)
+            if node in wanted and not uncounted:
                 counted.append(node)
     return counted
+
+
+def _is_dropout(model: ExportedModel, node: Node) -> bool:
+    return model.places.get(node.name, ("", "", 0))[1] == "dropout"
 
 
 def _hands_on(node: Node) -> bool:
@@ -194,5 +223,9 @@ def _hands_on(node: Node) -> bool:
     return bool(returned) and all(info is not None and not info.is_write for info in returned)
 
 
+_FUSED = frozenset(
+    {"conv1d", "conv2d", "conv3d", "convolution", "linear", "addmm", "mm", "matmul",
+     "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+)  # fmt: skip
 # Composite operators that do not say that they may give views.
 _VIEWS = frozenset({"reshape", "flatten", "contiguous", "view_as", "unflatten", "chunk", "to"})
