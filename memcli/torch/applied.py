@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from memcli.engines.torch.executor import PlannedModule
 from memcli.engines.torch.program import attribute
+from memcli.engines.torch.tracking import StepMemory
 from memcli.errors import BadInput
 from memcli.formats.onnx_file import OnnxFile
 from memcli.formats.onnx_plan_record import OnnxPlan
@@ -21,7 +22,7 @@ from memcli.formats.wording import shown_path
 from memcli.torch.exported import ExportedModel, export_model, names_in_evaluation
 from memcli.torch.matching import Matched, check, is_legacy, match, match_by_scopes
 from memcli.torch.plans import MARKS, marks_by_output, read_planned
-from memcli.torch.sharing import Constants, planned_on, share
+from memcli.torch.sharing import Constants, device_of, planned_on, share, step_memory
 
 # Graphs for other inputs or modes that are held; the oldest goes.
 _MOST_HELD = 32
@@ -84,6 +85,17 @@ class AppliedModel(nn.Module):
         """
         flat, structure = pytree.tree_flatten((args, kwargs))
         return self._entry(flat, structure, args, kwargs).matched
+
+    def memory(self, *args: Any, plan: bool = True, **kwargs: Any) -> StepMemory:
+        """Bytes of a training step on such inputs and the sum of the outputs; nothing is computed.
+
+        ``plan=False``: as if nothing were recomputed.
+
+        Raises:
+            BadInput: as :meth:`forward`.
+        """
+        flat, structure = pytree.tree_flatten((args, kwargs))
+        return step_memory(self._entry(flat, structure, args, kwargs).planned, flat, plan)
 
     def train(self, mode: bool = True) -> AppliedModel:
         """Sets the mode of the module, by its own ``train``."""
@@ -189,7 +201,7 @@ def apply(
 
 def _zeros(file: OnnxFile, plan: OnnxPlan, model: nn.Module) -> tuple[Tensor, ...]:
     """Inputs of the shapes planned for, where the model is."""
-    device = next((t.device for t in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     kind = next((t.dtype for t in model.parameters() if t.is_floating_point()), None)
     inputs = []
     for value in file.inputs:

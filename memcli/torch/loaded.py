@@ -8,21 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
 from memcli.convert import Converted, convert
 from memcli.engines.torch.executor import PlannedModule
+from memcli.engines.torch.tracking import StepMemory
 from memcli.errors import BadInput
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.onnx_roles import tensor_roles
 from memcli.formats.wording import shown, shown_path
 from memcli.torch.evaluation import evaluation_graph
 from memcli.torch.plans import PlannedFile, read_planned
-from memcli.torch.sharing import Constants, device_of, planned_on
-from memcli.torch.weights import filled_values
+from memcli.torch.sharing import Constants, device_of, planned_on, step_memory
+from memcli.torch.weights import copy_into, filled_values
 
 Weights = Literal["file", "random"] | Mapping[str, Any]
 Shapes = tuple[tuple[int, ...], ...]
@@ -102,9 +102,19 @@ class OnnxModule(nn.Module):
             BadInput: the file does not allow the inputs' shapes.
         """
         tensors = self._bound(inputs, named)
-        shapes = tuple(tuple(int(size) for size in tensor.shape) for tensor in tensors)
-        outputs = self._planned(shapes)(*tensors)
+        outputs = self._planned(_shapes_of(tensors))(*tensors)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def memory(self, *inputs: Any, plan: bool = True) -> StepMemory:
+        """Bytes of a training step on such inputs and the sum of the outputs; nothing is computed.
+
+        ``plan=False``: as if nothing were recomputed.
+
+        Raises:
+            TypeError, BadInput: as :meth:`forward`.
+        """
+        tensors = self._bound(inputs, {})
+        return step_memory(self._planned(_shapes_of(tensors)), tensors, plan)
 
     def shapes(self) -> list[dict[str, tuple[int, ...]]]:
         """The input shapes that the module is ready for, those used last at the end."""
@@ -288,20 +298,5 @@ def load(
     return module.to(device) if device is not None else module
 
 
-def copy_into(tensor: Tensor, value: Any, name: str) -> None:
-    """Copies the elements of a tensor or array.
-
-    Raises:
-        BadInput: they are of another shape.
-    """
-    if isinstance(value, np.ndarray):
-        value = np.array(value, copy=True)
-        if value.dtype.name == "bfloat16":
-            value = torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
-    value = torch.as_tensor(value)
-    if value.shape != tensor.shape:
-        raise BadInput(
-            f"{shown(name)}: is of shape {tuple(tensor.shape)}, and the given weight of "
-            f"{tuple(value.shape)}"
-        )
-    tensor.copy_(value)
+def _shapes_of(tensors: Sequence[Tensor]) -> Shapes:
+    return tuple(tuple(int(size) for size in tensor.shape) for tensor in tensors)

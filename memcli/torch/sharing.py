@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
-from memcli.engines.torch.executor import PlannedModule
+from memcli.engines.torch.executor import KEPT, PlannedModule
+from memcli.engines.torch.tracking import StepMemory, estimate_step
 
 _MODEL, _CONSTANTS = "model", "constants"
 
@@ -73,3 +75,11 @@ def device_of(module: nn.Module) -> torch.device:
     for tensor in (*module.parameters(), *module.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def step_memory(planned: PlannedModule, inputs: Sequence[Any], plan: bool) -> StepMemory:
+    """The memory of a training step on the sum of the outputs, estimated without any data."""
+    same = copy.copy(planned)
+    if not plan:
+        same.marks = [KEPT] * len(planned.marks)
+    return estimate_step(same, inputs)

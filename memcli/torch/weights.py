@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
+import torch
+
 from memcli.errors import BadInput
 from memcli.formats.onnx_external import external_tensors
 from memcli.formats.onnx_file import OnnxFile
@@ -37,3 +40,22 @@ def filled_values(file: OnnxFile, names: Collection[str], *, required: bool) -> 
             "put the data file beside the model, or take made-up weights: weights='random'",
         )
     return values
+
+
+def copy_into(tensor: torch.Tensor, value: Any, name: str) -> None:
+    """Copies the elements of a tensor or array.
+
+    Raises:
+        BadInput: they are of another shape.
+    """
+    if isinstance(value, np.ndarray):
+        value = np.array(value, copy=True)
+        if value.dtype.name == "bfloat16":
+            value = torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
+    value = torch.as_tensor(value)
+    if value.shape != tensor.shape:
+        raise BadInput(
+            f"{shown(name)}: is of shape {tuple(tensor.shape)}, and the given weight of "
+            f"{tuple(value.shape)}"
+        )
+    tensor.copy_(value)
