@@ -96,6 +96,8 @@ class FitSearch(ABC, Generic[A]):
 
     # How often a plan is searched for again at the first batch that did not fit.
     rounds = 6
+    # As long as that makes the batch larger by this part of it.
+    least_gain = 0.0
 
     def __init__(
         self,
@@ -206,9 +208,9 @@ class FitSearch(ABC, Generic[A]):
                 break
             self.search_at(answer + 1)
             further = self.largest_planned()
-            if further <= answer:
+            gain, answer = further - answer, max(further, answer)
+            if gain <= self.least_gain * answer:
                 break
-            answer = further
         if answer:
             best = self.best_at(answer)
             spare = self.available - best.breakdown.total

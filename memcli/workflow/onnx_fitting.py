@@ -56,9 +56,9 @@ def torch_breakdown(analysis: TorchAnalysis, live_bytes: int, optimizer: str) ->
 class _Fit(FitSearch[TorchAnalysis]):
     """The search on PyTorch's exact memory."""
 
-    # What a plan saves grows with the batch, whatever batch it was found at: one further search
-    # does what more of them would.
-    rounds = 1
+    # What a plan saves grows with the batch, whatever batch it was found at, and each search goes
+    # on from the last one's plan: when that gives no more, further ones are not worth their time.
+    least_gain = 0.01
 
     def __init__(
         self,
@@ -111,6 +111,10 @@ def fit_onnx(
     ``device``: ``cuda``, in blocks of PyTorch's allocator, or ``cpu``; no card is needed.
     ``training``: put BatchNorm and Dropout back into training mode first. Not counted are CUDA's
     context, libraries' workspaces and what the allocator cannot use between its blocks.
+
+    A step is recorded at each batch that is looked at. Both answers were seen to fit, and the next
+    batch seen not to, under no plan and under every plan that was found; that no plan at all fits a
+    larger batch is not proven.
 
     Raises:
         BadInput: bad file, shapes or output, or a graph whose batch cannot be changed.
