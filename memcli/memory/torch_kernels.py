@@ -16,7 +16,9 @@ CALL, SEGMENT, SAVED, UNUSED, OUTPUT, UNPACKED, DONE, GONE, STAGE = range(9)
 EACH = 2
 AUXILIARY = 4
 _KEPT_REFERENCE, _MEMO_REFERENCE, _OWN_REFERENCE = 1, 2, 3
-_LIVE, _PEAK, _GRADIENTS, _ALL_PEAK, _HIGH = range(5)
+OWN_REFERENCE = _OWN_REFERENCE
+_LIVE, _PEAK, _GRADIENTS, _ALL_PEAK, _HIGH, _DEPTH = range(6)
+PEAK, DEPTH = _PEAK, _DEPTH
 
 
 class Program(NamedTuple):
@@ -51,7 +53,7 @@ class State(NamedTuple):
     held: Array  # over handles: kind of reference
     stack: Array  # of storages to release
     frames: Array  # steps + 1 x 5: step, next input, final, bytes of inputs, begin of its group
-    live: Array
+    live: Array  # running counts; DEPTH: frames below the one that the limit stopped
 
 
 def state_for(program: Program) -> State:
@@ -61,7 +63,7 @@ def state_for(program: Program) -> State:
     return State(
         np.zeros(s, i64), np.zeros(s, i64), np.zeros(s, i64), np.zeros(s, i64), np.zeros(s, i64),
         np.zeros(n, i64), np.zeros(n, i64), np.zeros(n, i64), np.zeros(h, i64), np.zeros(h, i64),
-        np.zeros(len(program.inputs) + s + 1, i64), np.zeros((n + 1, 5), i64), np.zeros(5, i64),
+        np.zeros(len(program.inputs) + s + 1, i64), np.zeros((n + 1, 5), i64), np.zeros(6, i64),
     )  # fmt: skip
 
 
@@ -199,6 +201,7 @@ def _obtain(p, st, marks, wanted, work, limit):
         u = frames[depth, 0]
         work += 1
         if work > limit:
+            live[_DEPTH] = depth
             return work
         st.runs[u] += 1
         capture = 0

@@ -75,8 +75,9 @@ class TorchModel:
     ) -> None:
         self.trace = trace
         self.block = 512 if allocator == "cuda" else 1
-        self.program = _compile(trace, self.block)
-        self._state = kernels.state_for(self.program)
+        # Over operations: events of the trace up to each, itself included.
+        self.program, self.events_until = _compile(trace, self.block)
+        self.state = kernels.state_for(self.program)
         self._nothing = np.zeros(0, np.int64)
         self.makes = np.diff(trace.first) > 0
         auxiliaries = np.zeros(trace.n_steps, bool)
@@ -95,7 +96,7 @@ class TorchModel:
 
     def evaluate(self, marks: Marks) -> TorchCost:
         """The price of a plan."""
-        state = self._state
+        state = self.state
         limit = _LIMIT * max(self.trace.n_steps, 50)
         peak, all_peak, at = kernels.walk(self.program, state, marks, limit, self._nothing)
         runs = state.runs
@@ -118,7 +119,7 @@ class TorchModel:
         p, n = self.program, self.trace.n_steps
         highs = np.zeros(len(p.codes), np.int64)
         limit = _LIMIT * max(n, 50)
-        peak, _, _ = kernels.walk(p, self._state, marks, limit, highs)
+        peak, _, _ = kernels.walk(p, self.state, marks, limit, highs)
         if peak < 0:
             raise ValueError("the plan recomputes more often than is worth counting")
         forward, backward = np.zeros(n, np.int64), np.full(n, -1, np.int64)
@@ -142,7 +143,7 @@ class TorchModel:
             high = int(highs[i])
         if back and stage >= 0:
             backward[stage] = max(backward[stage], high)
-        return TorchTimeline(forward, backward, order, kept, self._state.runs.copy())
+        return TorchTimeline(forward, backward, order, kept, self.state.runs.copy())
 
     def stage_at(self, operation: int) -> tuple[str, str]:
         """Where an operation (``peak_at``) is: ("forward" or "backward", name of the node)."""
@@ -159,7 +160,7 @@ class TorchModel:
         return "backward", self.trace.names[last] if last >= 0 else ""
 
 
-def _compile(trace: Trace, block: int) -> kernels.Program:
+def _compile(trace: Trace, block: int) -> tuple[kernels.Program, list[int]]:
     """Events as operations; runs of allocations and releases become one."""
 
     def rounded(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -170,6 +171,7 @@ def _compile(trace: Trace, block: int) -> kernels.Program:
     codes: list[int] = []
     numbers: list[int] = []
     details: list[tuple[int, int, int, int]] = []
+    until: list[int] = []
     again_peak = np.zeros((trace.n_steps, 2), np.int64)
     plain = full = high = full_high = 0
     capture = 0
@@ -178,13 +180,16 @@ def _compile(trace: Trace, block: int) -> kernels.Program:
         codes.append(code)
         numbers.append(number)
         details.append(detail)
+        until.append(i + 1)
 
-    def flush() -> None:
+    def flush(end: int) -> None:
         nonlocal plain, full, high, full_high
         if plain or full or high or full_high:
             emit(kernels.SEGMENT, 0, (high, full_high, plain, full))
+            until[-1] = end
         plain = full = high = full_high = 0
 
+    i = -1
     for i, (kind, number) in enumerate(zip(trace.kinds.tolist(), trace.numbers.tolist(), strict=True)):
         if kind in _CHANGES:
             change = int(sizes[i]) * _CHANGES[kind]
@@ -201,15 +206,15 @@ def _compile(trace: Trace, block: int) -> kernels.Program:
             again_peak[number, capture] = high
             plain = full = high = full_high = 0
         else:
-            flush()
+            flush(i)
             if kind == events.AGAIN:
                 capture = int(trace.event_bytes[i])
             elif kind in (events.FORWARD, events.BACKWARD):
                 emit(kernels.STAGE, number, (kind, 0, 0, 0))
             elif kind != events.BEGIN:
                 emit(_OPERATIONS[kind], number)
-    flush()
-    return kernels.Program(
+    flush(i + 1)
+    program = kernels.Program(
         codes=np.array(codes, np.int64),
         numbers=np.array(numbers, np.int64),
         sizes=np.array(details, np.int64).reshape(-1, 4),
@@ -223,6 +228,7 @@ def _compile(trace: Trace, block: int) -> kernels.Program:
         handle_storage=trace.handle_storage,
         again_peak=again_peak,
     )
+    return program, until
 
 
 _CHANGES = {events.ALLOCATED: 1, events.FREED: -1, events.PARAMETER_GRADIENT: 1}
