@@ -8,7 +8,15 @@ from memcli.engines.analysis import ShapeRequest
 from memcli.errors import BadInput
 from memcli.formats.detect import ModelFormat, detect_format, read_model_bytes
 from memcli.planners.base import Settings
-from memcli.workflow import onnx_planning, onnx_verifying, planning, verifying
+from memcli.workflow import (
+    inspecting,
+    onnx_inspecting,
+    onnx_planning,
+    onnx_verifying,
+    planning,
+    verifying,
+)
+from memcli.workflow.inspected import Inspected
 
 Progress = Callable[[str, float | None], None]
 
@@ -64,3 +72,16 @@ def verify(
     return run(
         planned, original=original, gpu=gpu, seed=seed, request=request, on_progress=on_progress
     )
+
+
+def inspect(
+    path: str,
+    request: ShapeRequest | None = None,
+    *,
+    dtype: str | None = None,
+    top: int = 10,
+    on_progress: Progress | None = None,
+) -> Inspected:
+    """``memcli inspect``; see :func:`onnx_inspecting.inspect_onnx`, and :mod:`inspecting`."""
+    look = onnx_inspecting.inspect_onnx if format_of(path) == "onnx" else inspecting.inspect
+    return look(path, request, dtype=dtype, top=top, on_progress=on_progress)

@@ -274,6 +274,7 @@ def write_onnx_plan(planned: OnnxPlanned, out: str, force: bool) -> None:
             "fraction": cost.recompute_fraction,
         },
         original_name=planned.original[0],
+        device=planned.device,
     )
     plan = type(plan)(**{**plan.__dict__, "original_sha256": planned.original[1]})
     planned.notes += write_plan(planned.source, plan, out, overwrite=force)
