@@ -51,8 +51,9 @@ def command(
     for note in inspected.notes:
         notes.print(f"note: {note}", markup=False, soft_wrap=True)
     problem = inspected.onnx.problem if inspected.onnx else None
-    for line in problem.lines() if problem else []:
-        notes.print(f"cannot be planned: {line}", markup=False, soft_wrap=True)
+    if problem is not None:
+        text = "\n  ".join(problem.lines())
+        notes.print(f"cannot be planned: {text}", markup=False, soft_wrap=True)
     if as_json:
         print(json.dumps(inspect_json(inspected, nodes=nodes)))
     else:

@@ -71,9 +71,8 @@ def _held(held: Held) -> str:
     if not held.count:
         return "none"
     tied = f", {held.tied} more names for some of them (tied)" if held.tied else ""
-    return (
-        f"{format_size(held.size)} in {held.count} tensors of {held.elements:,} elements{tied}"
-    )
+    tensors = "1 tensor" if held.count == 1 else f"{held.count} tensors"
+    return f"{format_size(held.size)} in {tensors} of {held.elements:,} elements{tied}"
 
 
 def _plan_facts(inspected: Inspected) -> list[tuple[str, str]]:

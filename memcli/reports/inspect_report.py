@@ -23,7 +23,7 @@ def next_step(inspected: Inspected) -> str:
     """The last line: which command comes next."""
     path = shlex.quote(shown_path(inspected.path))
     if inspected.unplanned is None:
-        return "there are no figures: see above for what stands in their way"
+        return "no figures: standard error says what stands in their way"
     if inspected.plan is None:
         onnx = inspected.onnx
         if onnx is None:

@@ -14,6 +14,7 @@ from memcli.formats.onnx_file import OnnxFile, TensorValue, read_onnx
 from memcli.formats.onnx_losses import losses
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.onnx_roles import Leaf, Role, tensor_roles
+from memcli.formats.onnx_shapes import bind_shapes
 from memcli.graph.training import Flags
 from memcli.memory.breakdown import Split
 from memcli.memory.stages import Stage
@@ -33,7 +34,12 @@ from memcli.workflow.inspected import (
     Tensor,
 )
 from memcli.workflow.inspecting import record_notes
-from memcli.workflow.onnx_planning import analyze_file, flags_of, shape_notes
+from memcli.workflow.onnx_planning import (
+    analyze_file,
+    flags_of,
+    refuse_other_type,
+    shape_notes,
+)
 from memcli.workflow.onnx_tensors import largest_tensors, node_rows, operator_kinds
 from memcli.workflow.onnx_verifying import planned_shapes
 
@@ -62,20 +68,25 @@ def inspect_onnx(
         BadInput: no such file, an unsound graph, or shapes that the user gave and cannot be.
     """
     file = read_onnx(path)
-    record = file.plan()
+    notes: list[str] = []
+    try:
+        record = file.plan()
+    except BadInput as error:
+        record = None
+        notes.append(f"shown without the plan that it carries: {error.message}")
     if record is not None:
-        asked = planned_shapes(record, request)
-        asked = dataclasses.replace(asked, dtype=dtype)
+        asked = dataclasses.replace(planned_shapes(record, request), dtype=dtype)
     else:
         asked = request or ShapeRequest()
+    if request is not None:  # what the user asks for and cannot be is no fact about the file
+        refuse_other_type(file, asked.dtype)
+        bind_shapes(file, asked)
     device = record.device if record is not None else "cpu"
     inspected = _file_facts(file, record, device)
+    inspected.notes = notes
     try:
-        file.check_operators()
         analysis = analyze_file(file, asked, device, on_progress)
     except MemcliError as error:
-        if isinstance(error, BadInput) and request is not None and _is_about_shapes(error):
-            raise
         assert inspected.onnx is not None
         inspected.onnx.problem = error
         return inspected
@@ -83,20 +94,12 @@ def inspect_onnx(
         on_progress("compiling the memory model (first run only)", None)
     flags = None if record is None else flags_of(file, analysis, record.marks)
     _add_figures(inspected, analysis, flags, record, top)
-    inspected.notes = [
-        *shape_notes(analysis),
-        *record_notes(inspected, record),
-    ]
+    notes += [*shape_notes(analysis), *record_notes(inspected, record)]
     if inspected.loss_added:
-        inspected.notes.append(
+        notes.append(
             "no output is a loss: memory is shown under the sum of the outputs in float32"
         )
     return inspected
-
-
-def _is_about_shapes(error: BadInput) -> bool:
-    """Whether what the user gave is wrong, not the file."""
-    return error.message.startswith("--") or "--shape" in error.message
 
 
 def _file_facts(file: OnnxFile, record: OnnxPlan | None, device: str) -> Inspected:
