@@ -55,7 +55,8 @@ def kept_storages(model: TorchPlanModel, marks: Flags) -> NDArray[np.bool_]:
     step_of = np.repeat(np.arange(trace.n_steps), np.diff(trace.first))
     needed = np.zeros(len(trace.storage_bytes), bool)
     needed[trace.handle_storage] = True
-    dropped = np.flatnonzero(marks & (AUXILIARY - 1))
+    # A step that makes nothing of its own never runs again for it.
+    dropped = np.flatnonzero((marks & (AUXILIARY - 1) != 0) & (np.diff(trace.first) > 0))
     for step in dropped:
         needed[trace.inputs[trace.input_first[step] : trace.input_first[step + 1]]] = True
     mark = marks[step_of]

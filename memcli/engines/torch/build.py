@@ -31,11 +31,19 @@ def converted(job: dict[str, Any], *, fake: bool) -> Converted:
 
 
 def described(found: Converted) -> list[dict[str, str]]:
-    """File name, operator and first output of each step, in the order in which steps run."""
+    """File name, operator and first output of each step, in the order in which steps run.
+
+    The first output that is there: an LSTM may give its last state alone.
+    """
     return [
-        {"step": node.name, **{key: str(node.meta["memcli"][key]) for key in _KEYS}}
+        {
+            "step": node.name,
+            "name": str(meta["name"]),
+            "op": str(meta["op"]),
+            "output": str(meta["output"] or next(filter(None, meta["outputs"]), "")),
+        }
         for node in found.module.graph.nodes
-        if node.op == "call_function" and "memcli" in node.meta
+        if node.op == "call_function" and (meta := node.meta.get("memcli")) is not None
     ]
 
 
@@ -77,6 +85,3 @@ def _row(name: str, value: Any) -> dict[str, Any]:
         "name": name, "shape": list(shape), "dtype": str(dtype).removeprefix("torch."),
         "itemsize": dtype.itemsize,
     }  # fmt: skip
-
-
-_KEYS = ("name", "op", "output")
