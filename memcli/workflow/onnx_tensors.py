@@ -144,7 +144,8 @@ def node_rows(analysis: TorchAnalysis, marks: Flags, runs: Ints) -> list[NodeRow
             rows.append(NodeRow(position, name, node.op_type, None, None, "folded"))
             continue
         first = own[0]
-        tensors = analysis.tensors[first]
+        # outputs that the file does not take have no name
+        tensors = [t for t in analysis.tensors[first] if t["name"]] or analysis.tensors[first]
         makes = any(trace.first[v] < trace.first[v + 1] for v in own)
         mark = ""
         if any(runs[v] for v in own):
