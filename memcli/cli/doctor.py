@@ -17,7 +17,7 @@ from memcli.reports.doctor_report import doctor_json, engine_works, next_step, p
 def command(as_json: bool) -> int:
     """Say which engines and devices work here, and for each that does not what would mend it.
 
-    Exit status: 0 when MXNet trains here, 3 when no engine works.
+    Exit status: 0 when MXNet or PyTorch trains here, 3 when no engine works.
     """
     checks = check_all()
     if as_json:

@@ -8,9 +8,11 @@ import click
 
 from memcli.cli.options import json_option, parse_shapes, shape_options
 from memcli.cli.verify import newest_or_error
+from memcli.errors import EngineFailed
 from memcli.reports.console import notes_console, output_console, progress_bar
-from memcli.reports.inspect_report import inspect_json, next_step, print_inspected
-from memcli.workflow.inspecting import inspect
+from memcli.reports.inspect_json import inspect_json
+from memcli.reports.inspect_report import next_step, print_inspected
+from memcli.workflow.by_format import inspect
 
 
 @click.command("inspect", short_help="Show what a graph holds and where its memory goes.")
@@ -35,6 +37,9 @@ def command(
 
     Nothing is changed and nothing is computed. A planned graph is shown under its plan, beside
     the same graph without it. Without MODEL: the newest plan made from this folder.
+
+    An ONNX file that cannot be planned is shown as far as it can be read, and why it cannot goes
+    to standard error; the exit status is 0, and 3 where PyTorch is what is missing.
     """
     request = None
     if shapes or batch is not None or dtype is not None:
@@ -45,10 +50,14 @@ def command(
     notes = notes_console()
     for note in inspected.notes:
         notes.print(f"note: {note}", markup=False, soft_wrap=True)
+    problem = inspected.onnx.problem if inspected.onnx else None
+    if problem is not None:
+        text = "\n  ".join(problem.lines())
+        notes.print(f"cannot be planned: {text}", markup=False, soft_wrap=True)
     if as_json:
         print(json.dumps(inspect_json(inspected, nodes=nodes)))
-        return 0
-    console = output_console()
-    print_inspected(console, inspected, nodes=nodes)
-    console.print(next_step(inspected), markup=False, soft_wrap=True)
-    return 0
+    else:
+        console = output_console()
+        print_inspected(console, inspected, nodes=nodes)
+        console.print(next_step(inspected), markup=False, soft_wrap=True)
+    return problem.exit_status if isinstance(problem, EngineFailed) else 0

@@ -5,20 +5,19 @@ Nothing is imported into this process that could crash it: each engine is tried 
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from memcli import __version__
-from memcli.engines.gpus import list_gpus
+from memcli.engines.checks import Check, package_check
+from memcli.engines.gpus import Gpu, list_gpus, visible_gpus
 from memcli.engines.mxnet_shim import find_cuda_libs, is_cuda_build, library_path
 from memcli.engines.process import run_job, worker_main
+from memcli.engines.torch_doctor import TorchFound, mend_for, torch_checks
 from memcli.errors import MemcliError
 from memcli.units import format_size
 
@@ -26,26 +25,18 @@ _TIMEOUT = 120.0  # seconds for one engine; a cold disk is slow
 _INSTALL = "pip install 'memcli[mxnet]' (CPU) or 'memcli[cu112]' (CUDA); see the README for 3.13"
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line: ``ok`` is None where something optional is not here."""
-
-    name: str
-    ok: bool | None
-    detail: str
-    mend: str = ""
-
-
 def check_all() -> list[Check]:
     """All checks; never raises for what it finds."""
     checks = [_python(), Check("memcli", True, __version__)]
-    checks.append(_package("numpy", needed=True))
-    checks.append(_package("numba", needed=True))
+    checks.append(package_check("numpy", needed=True))
+    checks.append(package_check("numba", needed=True))
     checks += _mxnet()
-    checks.append(_package("onnx", needed=True))
-    checks.append(_package("onnxruntime", needed=False))
-    checks.append(_torch())
-    checks += _gpus()
+    checks.append(package_check("onnx", needed=True))
+    checks.append(package_check("onnxruntime", needed=False))
+    gpus = list_gpus()
+    torch, found = torch_checks(gpus)
+    checks += torch
+    checks += _gpus(gpus, found)
     checks += _machine()
     return checks
 
@@ -61,18 +52,6 @@ def _python() -> Check:
     )
 
 
-def _package(name: str, *, needed: bool) -> Check:
-    try:
-        return Check(name, True, importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return Check(name, False if needed else None, "not installed", f"pip install {name}")
-
-
-def _try(what: str) -> dict[str, Any]:
-    """The facts that this module's worker finds about an engine."""
-    return run_job("memcli.engines.doctor", {"try": what}, timeout=_TIMEOUT, doing=f"trying {what}")
-
-
 def _mxnet() -> list[Check]:
     path = library_path()
     if path is None:
@@ -80,7 +59,7 @@ def _mxnet() -> list[Check]:
     build = "CUDA build" if is_cuda_build() else "CPU build"
     checks = []
     try:
-        facts = _try("mxnet")
+        facts = run_job("memcli.engines.doctor", {}, timeout=_TIMEOUT, doing="trying mxnet")
     except MemcliError as error:
         checks.append(Check("mxnet", False, f"{build}: {error.message}", error.hint or _INSTALL))
     else:
@@ -101,31 +80,42 @@ def _mxnet() -> list[Check]:
     return checks
 
 
-def _torch() -> Check:
-    if importlib.util.find_spec("torch") is None:
-        return Check("torch", None, "not installed", "optional: pip install torch")
-    try:
-        facts = _try("torch")
-    except MemcliError as error:
-        return Check("torch", False, error.message, error.hint)
-    cuda = f"CUDA {facts['cuda']}" if facts["cuda"] else "no CUDA"
-    return Check("torch", True, f"{facts['version']}, {cuda}")
-
-
-def _gpus() -> list[Check]:
-    gpus = list_gpus()
+def _gpus(gpus: list[Gpu], torch: TorchFound) -> list[Check]:
     if not gpus:
         return [Check("gpu", None, "none that nvidia-smi shows", "memcli verify --cpu needs none")]
-    checks = []
-    for gpu in gpus:
-        can = gpu.runs_mxnet
-        detail = (
-            f"{gpu.name}, {format_size(gpu.memory_bytes)}, compute capability "
-            f"{gpu.capability_text}, driver {gpu.driver}"
+    visible = [gpu.uuid for gpu in visible_gpus()]
+    return [_gpu(gpu, torch, visible) for gpu in gpus]
+
+
+def _gpu(gpu: Gpu, torch: TorchFound, visible: list[str]) -> Check:
+    """A card, and which engine ``verify --gpu N`` takes on it for what kind of file."""
+    has_mxnet = library_path() is not None and is_cuda_build()
+    mxnet = gpu.runs_mxnet and has_mxnet
+    why = torch.trains_on(gpu)
+    number = visible.index(gpu.uuid) if gpu.uuid in visible else None
+    detail = (
+        f"{gpu.name}, {format_size(gpu.memory_bytes)}, compute capability "
+        f"{gpu.capability_text}, driver {gpu.driver}"
+    )
+    name = f"gpu {gpu.index}"
+    if number is None:
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        return Check(name, None, detail, f"CUDA_VISIBLE_DEVICES={shown} hides it")
+    option = f"verify --gpu {number}"
+    graphs = "MXNet" if mxnet else "PyTorch" if not why else "nothing"
+    files = "nothing" if why else "PyTorch"
+    detail += f"\n{option}: MXNet graphs in {graphs}, ONNX files in {files}"
+    mends = []
+    if not mxnet:
+        mends.append(
+            "no MXNet for it: 'memcli[cu112]' in place of 'memcli[mxnet]'"
+            if gpu.runs_mxnet
+            else "no MXNet for it: mxnet-cu112 runs on 5.0 to 8.6 only"
         )
-        mend = "" if can else "mxnet-cu112 runs on 5.0 to 8.6 only; use memcli verify --cpu"
-        checks.append(Check(f"gpu {gpu.index}", can, detail, mend))
-    return checks
+    if why:
+        mends += [f"no PyTorch for it: {why}", mend_for(gpu, torch)]
+    mends += ["memcli verify --cpu needs no card"] if graphs == "nothing" else []
+    return Check(name, mxnet or not why, detail, "; ".join(filter(None, mends)))
 
 
 def _machine() -> list[Check]:
@@ -153,16 +143,7 @@ def _machine() -> list[Check]:
 
 
 def handle(job: dict[str, Any], workdir: Path, progress: Any) -> dict[str, Any]:
-    """The worker: imports one engine and trains a step with it."""
-    if job["try"] == "torch":
-        import torch
-
-        x = torch.ones(2, requires_grad=True)
-        x.sum().backward()
-        return {
-            "version": torch.__version__,
-            "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        }
+    """The worker: imports MXNet and trains a step with it."""
     from memcli.engines.mxnet_shim import import_mxnet
 
     mx = import_mxnet()

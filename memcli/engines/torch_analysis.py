@@ -37,6 +37,10 @@ class TorchAnalysis:
     notes: list[str]
     parameter_bytes: int
     state_bytes: int
+    # What each step gives, and the graph: rows of name, shape, dtype and itemsize
+    tensors: list[list[dict[str, Any]]]
+    outputs: list[dict[str, Any]]
+    input_types: dict[str, str]
     loss_heads: int = 0
 
     def job(self, path: Path) -> dict[str, Any]:
@@ -128,4 +132,7 @@ def analyze_onnx(
         notes=list(result["notes"]),
         parameter_bytes=trace.parameter_bytes,
         state_bytes=trace.state_bytes,
+        tensors=[result["tensors"].get(name, []) for name in trace.names],
+        outputs=result["outputs"],
+        input_types=result["input_types"],
     )

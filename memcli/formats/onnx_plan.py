@@ -38,6 +38,7 @@ def new_plan(
     memory: Mapping[str, int] | None = None,
     recompute: Mapping[str, int | float] | None = None,
     original_name: str | None = None,
+    device: str = "cpu",
 ) -> OnnxPlan:
     """A plan for ``file``: a mark for each of its nodes, by unique name.
 
@@ -66,6 +67,7 @@ def new_plan(
         as_training=list(as_training or []),
         memory=dict(memory or {}),
         recompute=dict(recompute or {}),
+        device=device,
     )
 
 

@@ -57,6 +57,7 @@ class OnnxPlan:
     as_training: list[str] = field(default_factory=list)  # what was restored before planning
     memory: dict[str, int] = field(default_factory=dict)  # bytes
     recompute: dict[str, int | float] = field(default_factory=dict)  # FLOPs and fractions
+    device: str = "cpu"  # whose memory was counted: cpu or cuda
     memcli_version: str = __version__
     schema: int = SCHEMA
 
@@ -88,6 +89,8 @@ class OnnxPlan:
             )
         checked: dict[str, Any] = {}
         for name, (is_good, wanted) in _FIELDS.items():
+            if name == "device" and name not in values:
+                continue  # the first plans did not say
             if name not in values:
                 raise BadInput(f"{where}: has no '{name}'", _MEND)
             if not is_good(values[name]):
@@ -137,6 +140,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "original_sha256": (_is_sha256, "a SHA-256 of 64 hexadecimal digits"),
     "base_sha256": (_is_sha256, "a SHA-256 of 64 hexadecimal digits"),
     "graph_sha256": (_is_sha256, "a SHA-256 of 64 hexadecimal digits"),
+    "device": (lambda value: value in ("cpu", "cuda"), "cpu or cuda"),
     "n_nodes": (_is_count, "a number of nodes"),
     "nodes": (_list_of(_is_node), "a list of [node, first output, kept or again or each]"),
     "as_training": (_list_of(_is_text), "a list of strings"),

@@ -21,7 +21,7 @@ CALL, SEGMENT, SAVED, UNUSED, OUTPUT, UNPACKED, DONE, GONE, STAGE = range(9)
 EACH = 2
 AUXILIARY = 4
 _KEPT_REFERENCE, _MEMO_REFERENCE, _OWN_REFERENCE = 1, 2, 3
-_LIVE, _PEAK, _GRADIENTS, _ALL_PEAK, _HIGH, _AT = range(6)
+_LIVE, _PEAK, _GRADIENTS, _ALL_PEAK, _HIGH, _AT, _DEPTH = range(7)
 # What a log says: a storage of the forward pass is freed, a recomputed one is, a step runs again
 # (plain, with auxiliaries).
 FREED_FIRST, FREED_AGAIN, RAN, RAN_CAPTURING = range(4)
@@ -56,7 +56,7 @@ class State(NamedTuple):
     handles: Array  # whether served; kind of reference
     stack: Array  # of storages to release
     frames: Array  # steps + 1: step, next input, final, bytes of inputs, begin of its group
-    live: Array
+    live: Array  # running counts; DEPTH: frames below the one that the limit stopped
     # what the walk decides, where wanted (else empty): operation, what, number of it
     log: Array
     logged: Array  # number of rows
@@ -66,7 +66,7 @@ def state_for(program: Program, rows: int = 0) -> State:
     """Fresh working arrays; ``rows``: of the log."""
     n, s, h = len(program.steps), len(program.storages), len(program.handle_storage)
     stack = len(program.inputs) + s + 1
-    shapes = (s, 5), (n, 3), (h, 2), (stack,), (n, 5), (6,), (rows, 3), (1,)
+    shapes = (s, 5), (n, 3), (h, 2), (stack,), (n, 5), (7,), (rows, 3), (1,)
     return State(*(np.zeros(shape, np.int64) for shape in shapes))
 
 
@@ -220,6 +220,7 @@ def _obtain(p, st, marks, wanted, work, limit):
         u = frames[depth, 0]
         work += 1
         if work > limit:
+            live[_DEPTH] = depth
             return work
         st.steps[u, _RUNS] += 1
         capture = 0

@@ -78,7 +78,7 @@ class TorchModel:
         self.trace = trace
         self.block = 512 if allocator == "cuda" else 1
         self.program, self._ends = _compile(trace, self.block)
-        self._state = kernels.state_for(self.program)
+        self.state = kernels.state_for(self.program)
         self._nothing = np.zeros(0, np.int64)
         results = ~trace.auxiliary
         self.makes = np.diff(trace.first) > 0
@@ -101,13 +101,23 @@ class TorchModel:
         steps[storage_steps(self.trace)[storages]] = True
         return steps
 
+    @property
+    def events_until(self) -> list[int]:
+        """Over operations: events of the trace up to each, itself included."""
+        codes = self.program.operations[:, 0].tolist()
+        # a run of allocations ends before the event that cut it off, but for the last one
+        return [
+            end + (code != kernels.SEGMENT or k == len(codes) - 1)
+            for k, (end, code) in enumerate(zip(self._ends, codes, strict=True))
+        ]
+
     def none(self) -> Marks:
         """The plan that keeps everything."""
         return np.zeros(self.trace.n_steps, np.uint8)
 
     def evaluate(self, marks: Marks) -> TorchCost:
         """The price of a plan."""
-        state = self._state
+        state = self.state
         limit = _LIMIT * max(self.trace.n_steps, 50)
         peak, all_peak, at = kernels.walk(self.program, state, marks, limit, self._nothing)
         runs = kernels.recomputations(state)
@@ -130,7 +140,7 @@ class TorchModel:
         p, n = self.program, self.trace.n_steps
         highs = np.zeros(len(p.operations), np.int64)
         limit = _LIMIT * max(n, 50)
-        peak, _, _ = kernels.walk(p, self._state, marks, limit, highs)
+        peak, _, _ = kernels.walk(p, self.state, marks, limit, highs)
         if peak < 0:
             raise ValueError("the plan recomputes more often than is worth counting")
         forward, backward = np.zeros(n, np.int64), np.full(n, -1, np.int64)
@@ -154,7 +164,7 @@ class TorchModel:
             high = int(highs[i])
         if back and stage >= 0:
             backward[stage] = max(backward[stage], high)
-        runs = kernels.recomputations(self._state).copy()
+        runs = kernels.recomputations(self.state).copy()
         return TorchTimeline(forward, backward, order, kept, runs)
 
     def device_memory(self, marks: Marks) -> DeviceMemory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memcli.graph.training import Flags, Ints, TrainingGraph
 from memcli.memory.stages import Stage, default_cuts
@@ -29,7 +30,7 @@ def torch_stages(
     graph, trace = model.graph, model.trace
     stage = stage_of_steps(graph, cuts or default_cuts(graph))
     timeline = model.exact.timeline(marks)
-    kept = _kept_bytes(model, marks)
+    kept = kept_bytes(model, marks)
     result = []
     for number in range(int(stage.max(initial=-1)) + 1):
         steps = np.flatnonzero(stage == number)
@@ -48,17 +49,25 @@ def torch_stages(
     return result, stage
 
 
-def _kept_bytes(model: TorchPlanModel, marks: Flags) -> Ints:
-    """Over steps: bytes that stay from the forward to the backward pass."""
+def kept_storages(model: TorchPlanModel, marks: Flags) -> NDArray[np.bool_]:
+    """Over storages: whether it stays from the forward to the backward pass, which needs it."""
     trace = model.trace
     step_of = np.repeat(np.arange(trace.n_steps), np.diff(trace.first))
     needed = np.zeros(len(trace.storage_bytes), bool)
     needed[trace.handle_storage] = True
-    dropped = np.flatnonzero(marks & (AUXILIARY - 1))
+    # A step that makes nothing of its own never runs again for it.
+    dropped = np.flatnonzero((marks & (AUXILIARY - 1) != 0) & (np.diff(trace.first) > 0))
     for step in dropped:
         needed[trace.inputs[trace.input_first[step] : trace.input_first[step + 1]]] = True
     mark = marks[step_of]
     stays = np.where(trace.auxiliary, mark & AUXILIARY == 0, mark & (AUXILIARY - 1) == 0)
+    return np.asarray(needed & stays)
+
+
+def kept_bytes(model: TorchPlanModel, marks: Flags) -> Ints:
+    """Over steps: bytes that stay from the forward to the backward pass."""
+    trace = model.trace
+    step_of = np.repeat(np.arange(trace.n_steps), np.diff(trace.first))
     result = np.zeros(trace.n_steps, np.int64)
-    np.add.at(result, step_of, np.where(needed & stays, trace.storage_bytes, 0))
+    np.add.at(result, step_of, np.where(kept_storages(model, marks), trace.storage_bytes, 0))
     return result

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from memcli.formats.wording import shown_path
 
-# The engine that plan, inspect and verify need; names of its checks begin with it.
-ENGINE = "mxnet"
+# The engines that plan, inspect and verify need; names of their checks begin with them.
+ENGINES = {"mxnet": "MXNet", "torch": "PyTorch"}
 _DEVICES = ("gpu", "cuda")
 
 
@@ -35,24 +35,34 @@ def word(ok: bool | None) -> str:
     return "ok" if ok else "no"
 
 
-def engine_works(checks: Sequence[Check]) -> bool:
-    """Whether MXNet trains here: it is there, and of its own checks none failed.
+def works(checks: Sequence[Check], engine: str) -> bool:
+    """Whether an engine trains here: it is there, and of its own checks none failed.
 
     A card that cannot be used is no hindrance: it trains on the CPU.
     """
     own = [
         check
         for check in checks
-        if check.name.lower().startswith(ENGINE)
+        if check.name.lower().startswith(engine)
         and not any(device in check.name.lower() for device in _DEVICES)
     ]
     return any(check.ok for check in own) and not any(check.ok is False for check in own)
 
 
+def engine_works(checks: Sequence[Check]) -> bool:
+    """Whether any engine trains here: MXNet its graphs, PyTorch ONNX files."""
+    return any(works(checks, engine) for engine in ENGINES)
+
+
 def next_step(checks: Sequence[Check]) -> str:
     """The last line: what to do next."""
-    if engine_works(checks):
+    mxnet, torch = works(checks, "mxnet"), works(checks, "torch")
+    if mxnet and torch:
+        return "MXNet and PyTorch train here; next: memcli plan MODEL -o PLANNED"
+    if mxnet:
         return "MXNet trains here; next: memcli plan MODEL -o planned.json"
+    if torch:
+        return "PyTorch trains ONNX files here; next: memcli plan MODEL -o planned.onnx"
     return "no engine works here; next: mend what stops mxnet above, then: memcli doctor"
 
 
@@ -61,6 +71,7 @@ def doctor_json(checks: Sequence[Check]) -> dict[str, Any]:
     return {
         "schema": 1,
         "ok": engine_works(checks),
+        "engines": {engine: works(checks, engine) for engine in ENGINES},
         "checks": [
             {"name": check.name, "ok": check.ok, "detail": check.detail, "mend": check.mend}
             for check in checks

@@ -91,7 +91,7 @@ def stage_json(stage: Stage) -> dict[str, Any]:
 
 
 _POOL_STAGES = "Stages (MiB; memory at the end of the stage's forward and of its backward)"
-_LIVE_STAGES = "Stages (MiB; the most alive while the stage's forward and its backward run)"
+LIVE_STAGES = "Stages (MiB; the most alive while the stage's forward and its backward run)"
 
 
 def stage_table(console: Console, stages: list[Stage], title: str = _POOL_STAGES) -> None:
@@ -139,7 +139,7 @@ def _live(cost: Cost) -> str:
 def print_plan(console: Console, planned: Planned | OnnxPlanned) -> None:
     """The whole report of ``memcli plan`` but its last line."""
     analysis, cost, base = planned.analysis, planned.cost, planned.baseline
-    titled = {"title": _LIVE_STAGES} if isinstance(planned, OnnxPlanned) else {}
+    titled = {"title": LIVE_STAGES} if isinstance(planned, OnnxPlanned) else {}
     stage_table(console, planned.stages, **titled)
     part = cost.pool_bytes / base.pool_bytes if base.pool_bytes else 1.0
     shapes = list(analysis.inputs.items())

@@ -13,14 +13,17 @@ from memcli.planners.base import Settings
 from memcli.workflow import (
     comparing,
     fitting,
+    inspecting,
     onnx_comparing,
     onnx_fitting,
+    onnx_inspecting,
     onnx_planning,
     onnx_verifying,
     planning,
     symbol_in_torch,
     verifying,
 )
+from memcli.workflow.inspected import Inspected
 
 Progress = Callable[[str, float | None], None]
 
@@ -178,3 +181,16 @@ def fit(
         model, request, memory, settings, strategy=strategy, optimizer=optimizer, reserve=reserve,
         out=out, force=force, on_progress=on_progress,
     )  # fmt: skip
+
+
+def inspect(
+    path: str,
+    request: ShapeRequest | None = None,
+    *,
+    dtype: str | None = None,
+    top: int = 10,
+    on_progress: Progress | None = None,
+) -> Inspected:
+    """``memcli inspect``; see :func:`onnx_inspecting.inspect_onnx`, and :mod:`inspecting`."""
+    look = onnx_inspecting.inspect_onnx if format_of(path) == "onnx" else inspecting.inspect
+    return look(path, request, dtype=dtype, top=top, on_progress=on_progress)

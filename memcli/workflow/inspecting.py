@@ -5,18 +5,27 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from memcli.engines.analysis import Analysis, ShapeRequest, analyze, graph_environment
 from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.plan_record import PlanRecord
 from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
 from memcli.memory.bounds import plan_bound
 from memcli.memory.breakdown import Split, forward_op, live_at_peak
-from memcli.memory.stages import Stage, kept_entries, stages
+from memcli.memory.stages import kept_entries, stages
 from memcli.units import format_size
+from memcli.workflow.inspected import (
+    Figures,
+    Inspected,
+    LargeTensor,
+    NodeRow,
+    OperatorKind,
+    PlanFacts,
+    Tensor,
+)
 from memcli.workflow.planning import environment_of, read_symbol
 from memcli.workflow.verifying import plan_of_file, shapes_to_verify
 
@@ -24,107 +33,6 @@ Progress = Callable[[str, float | None], None]
 
 # Attributes of the classic planner's cut candidates; the second one is how old files spell it.
 _STAGE_KEYS = ("__mirror_stage__", "mirror_stage")
-
-
-@dataclass
-class Tensor:
-    """An input or an output of the graph."""
-
-    name: str
-    shape: list[int]
-    dtype: str
-    role: str  # 'input', 'label' or 'output'
-    assumed: bool = False
-
-
-@dataclass
-class OperatorKind:
-    """All operators of one kind. Sizes in bytes, ``flops`` of one forward pass."""
-
-    op: str
-    count: int
-    flops: float
-    output_bytes: int
-    kept_bytes: int  # of the outputs, what the backward pass reads, with nothing recomputed
-    planned_kept_bytes: int | None = None
-    recomputed: int = 0  # how many run again
-
-
-@dataclass
-class LargeTensor:
-    """One tensor of the pool. ``itemsize`` and ``size`` in bytes."""
-
-    name: str
-    op: str
-    shape: tuple[int, ...]
-    itemsize: int
-    size: int
-    state: str  # 'kept', 'recomputed', 'both' of them, 'short-lived' or 'gradient'
-
-
-@dataclass
-class NodeRow:
-    """An operator of the file. ``size``: bytes of all its outputs, None where not known."""
-
-    index: int
-    name: str
-    op: str
-    shape: tuple[int, ...] | None
-    size: int | None
-    mark: str  # '', 'recomputed', 'no effect', 'merged' or 'unused'
-
-
-@dataclass
-class Figures:
-    """A step of the graph under one plan. Sizes in bytes, ``recompute_flops`` in FLOPs."""
-
-    pool_bytes: int
-    live_peak_bytes: int
-    kept_bytes: int
-    recompute_flops: float
-    peak_at: str  # the node that runs when most is alive
-    peak_in: str  # 'forward', 'backward' or 'recomputation'
-    split: Split
-    by_operator: dict[str, Split] = field(default_factory=dict)
-    by_stage: list[Split] = field(default_factory=list)
-
-
-@dataclass
-class PlanFacts:
-    """The plan in the file: memcli's with its record, or marks that something else put there."""
-
-    strategy: str
-    environment: dict[str, str]
-    marked: int  # nodes that the file marks
-    recomputed: int  # operators that run again
-    record: PlanRecord | None
-
-
-@dataclass
-class Inspected:
-    """Everything that ``memcli inspect`` tells. Sizes in bytes."""
-
-    path: str
-    sha256: str
-    nodes: int
-    operators: int
-    dtype: str
-    inputs: list[Tensor]
-    outputs: list[Tensor]
-    loss_added: bool
-    kinds: list[OperatorKind]
-    forward_flops: float
-    unplanned: Figures
-    planned: Figures | None
-    plan: PlanFacts | None
-    lower_bound: int
-    parameter_bytes: int
-    state_bytes: int
-    stages: list[Stage]
-    largest: list[LargeTensor]
-    stage_marks: dict[str, int]  # value of mirror_stage: nodes that carry it
-    listed: list[NodeRow]  # every operator of the file, in its order
-    notes: list[str]
 
 
 def inspect(
@@ -360,7 +268,7 @@ def _notes(inspected: Inspected, record: PlanRecord | None) -> list[str]:
     notes = []
     for row in inspected.inputs:
         if row.assumed:
-            shape = ",".join(map(str, row.shape))
+            shape = ",".join(map(str, row.shape or ()))
             notes.append(
                 f"shape of '{row.name}' is assumed: {shape} (change it with --shape or --batch)"
             )
@@ -369,6 +277,12 @@ def _notes(inspected: Inspected, record: PlanRecord | None) -> list[str]:
         notes.append(
             f"the graph has no loss: its memory is shown under MakeLoss(sum(output)) on its {what}"
         )
+    return notes + record_notes(inspected, record)
+
+
+def record_notes(inspected: Inspected, record: PlanRecord | OnnxPlan | None) -> list[str]:
+    """Where what the plan says of itself does not hold for what is shown."""
+    notes: list[str] = []
     if record is None or inspected.planned is None:
         return notes
     shapes = {row.name: row.shape for row in inspected.inputs}

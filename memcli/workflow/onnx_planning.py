@@ -138,17 +138,22 @@ def analyze_file(
     bound = bind_shapes(file, request)
     floats = [d for d in bound.dtypes.values() if "float" in d]
     dtype = request.dtype or (floats[0] if floats else "float32")
-    if request.dtype is not None and floats and any(
-        value.dtype != request.dtype for value in file.inputs if "float" in value.dtype
-    ):
-        raise BadInput(
-            f"{file.path}: its inputs are {floats[0]}, and an ONNX file's types stay as they are",
-            f"export the model as {request.dtype}, or train it under torch.autocast",
-        )
+    refuse_other_type(file, request.dtype)
     return analyze_onnx(
         file, bound.shapes, assumed=bound.assumed, dtype=dtype, device=device,
         on_progress=on_progress,
     )  # fmt: skip
+
+
+def refuse_other_type(file: OnnxFile, dtype: str | None) -> None:
+    """Raises BadInput where the user asks for another type than the file's inputs have."""
+    floats = [value.dtype for value in file.inputs if "float" in value.dtype]
+    other = next((have for have in floats if dtype is not None and have != dtype), None)
+    if other is not None:
+        raise BadInput(
+            f"{file.path}: its inputs are {other}, and an ONNX file's types stay as they are",
+            f"export the model as {dtype}, or train it under torch.autocast",
+        )
 
 
 def shape_notes(analysis: TorchAnalysis) -> list[str]:
@@ -255,11 +260,14 @@ def refuse_misses(planned: OnnxPlanned, settings: Settings) -> None:
 
 
 def marks_by_node(file: OnnxFile, analysis: TorchAnalysis, flags: Flags) -> dict[str, str]:
-    """{node name: mark} for all nodes of the file; those that are no steps are kept."""
-    by_output = {
-        step["output"]: MARK_TEXTS[int(mark)]
-        for step, mark in zip(analysis.steps, flags.tolist(), strict=True)
-    }
+    """{node name: mark} for all nodes of the file; those that are no steps are kept.
+
+    A node of several outputs has a step that runs it, whose mark it is, and then one for each
+    output, which makes nothing.
+    """
+    by_output: dict[str, str] = {}
+    for step, mark in zip(analysis.steps, flags.tolist(), strict=True):
+        by_output.setdefault(step["output"], MARK_TEXTS[int(mark)])
     return {
         name: by_output.get(output, "kept")
         for name, output in zip(file.node_names, file.first_outputs(), strict=True)
@@ -298,6 +306,7 @@ def write_onnx_plan(planned: OnnxPlanned, out: str, force: bool) -> None:
             "fraction": cost.recompute_fraction,
         },
         original_name=planned.original[0],
+        device=planned.device,
     )
     plan = type(plan)(**{**plan.__dict__, "original_sha256": planned.original[1]})
     planned.notes += write_plan(planned.source, plan, out, overwrite=force)

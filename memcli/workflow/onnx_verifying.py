@@ -57,7 +57,7 @@ def _as_planned(file: OnnxFile, plan: OnnxPlan) -> OnnxFile:
     return as_training(file)[0] if plan.as_training else file
 
 
-def _request(plan: OnnxPlan, request: ShapeRequest | None) -> ShapeRequest:
+def planned_shapes(plan: OnnxPlan, request: ShapeRequest | None) -> ShapeRequest:
     """The plan's shapes, or what the user asks for in their place."""
     shapes = {name: list(shape) for name, shape in plan.shapes.items()}
     if request is None:
@@ -110,7 +110,7 @@ def verify_onnx(
             on_progress=on_progress,
         )  # fmt: skip
 
-    asked = _request(plan, request)
+    asked = planned_shapes(plan, request)
     analysis = analysis_of(asked)
     scaled = None
     if gpu is None:

@@ -16,12 +16,13 @@ from memcli.memory.breakdown import Split
 from memcli.memory.stages import Stage
 from memcli.reports import inspect_report
 from memcli.reports.doctor_report import doctor_json, engine_works, next_step, print_checks
-from memcli.reports.inspect_report import inspect_json, print_inspected
+from memcli.reports.inspect_json import inspect_json
+from memcli.reports.inspect_report import print_inspected
 from memcli.reports.plan_report import stage_table
 from memcli.reports.solve_report import print_solved, solve_json
 from memcli.reports.tables import clip, facts
 from memcli.reports.verify_report import print_verified, verify_json
-from memcli.workflow.inspecting import (
+from memcli.workflow.inspected import (
     Figures,
     Inspected,
     LargeTensor,

@@ -9,7 +9,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from memcli.engines.process import Progress, worker_main
-from memcli.engines.torch.build import converted, described, loss_for
+from memcli.engines.torch.build import (
+    converted,
+    described,
+    loss_for,
+    outputs_of,
+    tensors_of,
+)
 from memcli.engines.torch.trace import trace
 from memcli.errors import BadInput
 
@@ -17,8 +23,9 @@ from memcli.errors import BadInput
 def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, Any]:
     """Convert and record; the trace goes to ``trace.npz`` in ``workdir``.
 
-    Returns ``steps`` (name in the file, operator and first output of each), ``folded`` (nodes that
-    are no steps), ``inputs``, ``outputs``, ``notes``, and how many tensors are of which role.
+    Returns ``steps`` (name in the file, operator and first output of each), ``tensors`` (what each
+    gives), ``folded`` (nodes that are no steps), ``inputs``, ``outputs``, ``notes``, and how many
+    tensors are of which role.
 
     Raises:
         BadInput: the model cannot be converted, or nothing in it can be trained.
@@ -43,10 +50,11 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
     (workdir / "trace.npz").write_bytes(recorded.to_bytes())
     return {
         "steps": [by_name.get(name) for name in recorded.names],
+        "tensors": tensors_of(found),
         "folded": found.folded,
         "inputs": {i.name: list(i.shape) for i in found.inputs},
         "input_types": {i.name: str(i.dtype).removeprefix("torch.") for i in found.inputs},
-        "outputs": list(found.outputs),
+        "outputs": outputs_of(found),
         "parameters": len(found.parameters),
         "states": len(found.states),
         "notes": found.notes,

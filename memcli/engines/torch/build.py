@@ -75,12 +75,58 @@ def loss_for(found: Converted) -> Callable[[Any], Tensor]:
 
 def described(found: Converted) -> list[dict[str, Any]]:
     """What is known of each step, in the order in which steps run: name in the file, operator,
-    first output (ONNX), place in the file (MXNet)."""
+    first output that is there (an LSTM may give its last state alone), place in an MXNet file."""
     return [
-        {"step": node.name, **{k: v for k, v in node.meta["memcli"].items() if k in _KEYS}}
+        {
+            "step": node.name,
+            "name": str(meta["name"]),
+            "op": str(meta["op"]),
+            "output": str(meta.get("output") or next(filter(None, meta.get("outputs", ())), "")),
+            "position": meta.get("position", -1),
+        }
         for node in found.module.graph.nodes
-        if node.op == "call_function" and "memcli" in node.meta
+        if node.op == "call_function" and (meta := node.meta.get("memcli")) is not None
     ]
 
 
-_KEYS = ("name", "op", "output", "position")
+def tensors_of(found: Converted) -> dict[str, list[dict[str, Any]]]:
+    """{step: name, shape and type of each tensor that it gives}, as :func:`described` has them."""
+    return {
+        node.name: _tensors(node.meta["memcli"])
+        for node in found.module.graph.nodes
+        if node.op == "call_function" and "memcli" in node.meta
+    }
+
+
+def outputs_of(found: Converted) -> list[dict[str, Any]]:
+    """Name, shape and type of each of the graph's outputs."""
+    if isinstance(found, ConvertedSymbol):
+        return [{"name": name} for name in found.outputs]  # MXNet's own analysis has the rest
+    (returned,) = next(n for n in found.module.graph.nodes if n.op == "output").args
+    rows = []
+    for name, node in zip(found.outputs, returned, strict=True):
+        if node.op == "get_attr":
+            tensor = getattr(found.module, node.target)
+            value = (tuple(tensor.shape), tensor.dtype)
+        else:
+            value = node.meta["memcli"]["values"][0]
+        rows.append(_row(name, value))
+    return rows
+
+
+def _tensors(meta: dict[str, Any]) -> list[dict[str, Any]]:
+    values = meta.get("values", ())
+    names = [*meta.get("outputs", ()), *[""] * len(values)]
+    rows = [_row(name, value) for name, value in zip(names, values, strict=False)]
+    return [row for row in rows if row]
+
+
+def _row(name: str, value: Any) -> dict[str, Any]:
+    """Empty for what is no tensor: an output that is not there, a sequence."""
+    if not isinstance(value, tuple):
+        return {}
+    shape, dtype = value
+    return {
+        "name": name, "shape": list(shape), "dtype": str(dtype).removeprefix("torch."),
+        "itemsize": dtype.itemsize,
+    }  # fmt: skip

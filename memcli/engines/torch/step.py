@@ -124,6 +124,7 @@ def device_of(text: str) -> torch.device:
     if text == "cpu":
         return torch.device("cpu")
     number = int(text.partition(":")[2] or 0)
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as nvidia-smi numbers the cards
     if not torch.cuda.is_available():
         raise EngineFailed(
             "PyTorch sees no CUDA device here",
