@@ -10,7 +10,7 @@ from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
 from memcli.planners.torch_search import TorchSearch
 from memcli.workflow.comparing import Comparison, Row, check_budgets, row_of, search_rows
-from memcli.workflow.onnx_planning import analyze_file, read_for_training, shape_notes
+from memcli.workflow.onnx_planning import analyze_file, limited, read_for_training, shape_notes
 
 Progress = Callable[[str, float | None], None]
 
@@ -47,7 +47,7 @@ def compare_onnx(
     baseline = planner.evaluate(planner.none())
 
     def search(strategy: str, budget: str | None, mine: Settings) -> Row:
-        searched = TorchSearch(planner, mine)
+        searched = TorchSearch(planner, limited(mine))
         STRATEGIES[strategy](searched)
         return row_of(searched.answer(), strategy, budget, mine, {})
 

@@ -22,6 +22,7 @@ from memcli.workflow.fitting import Fitted
 from memcli.workflow.onnx_batches import OnnxBatches, transferred
 from memcli.workflow.onnx_planning import (
     OnnxPlanned,
+    limited,
     read_for_training,
     shape_notes,
     write_onnx_plan,
@@ -83,7 +84,7 @@ class _Fit(FitSearch[TorchAnalysis]):
 
     def found(self, analysis: TorchAnalysis, settings: Settings) -> Plan:
         """A plan of the strategy that was asked for, from where earlier searches ended."""
-        search = TorchSearch(analysis.model, settings)
+        search = TorchSearch(analysis.model, limited(settings))
         for candidate in self.candidates:
             plan = self.transferred(candidate, analysis)
             search.consider(plan.strategy, plan.recompute, plan.cuts)
