@@ -45,8 +45,8 @@ class AppliedModel(nn.Module):
     ``model`` is the module itself, which stays usable. Training steps run under the plan; in
     evaluation, and without gradients, the module itself is called. A call with inputs of another
     structure, shape or type, under another autocast, or with other submodules in training, is
-    exported anew (seconds, at most 32 are held). Hooks on submodules do not run under a plan, and what ``forward`` does to
-    Python objects, it does once for each export.
+    exported anew (seconds, at most 32 are held). Hooks on submodules do not run under a plan, and
+    what ``forward`` does to Python objects, it does once for each export.
     """
 
     model: nn.Module
