@@ -19,9 +19,10 @@ from memcli.errors import BadInput
 from memcli.formats.onnx_file import OnnxFile
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.wording import shown_path
-from memcli.torch.exported import ExportedModel, export_model, names_in_evaluation
+from memcli.torch.exported import ExportedModel, Place, export_model, names_in_evaluation
 from memcli.torch.matching import Matched, check, is_legacy, match, match_by_scopes
 from memcli.torch.plans import MARKS, marks_by_output, read_planned
+from memcli.torch.regions import DEVICES
 from memcli.torch.sharing import Constants, device_of, planned_on, share, step_memory
 
 # Graphs for other inputs or modes that are held; the oldest goes.
@@ -43,14 +44,16 @@ class AppliedModel(nn.Module):
 
     ``model`` is the module itself, which stays usable. Training steps run under the plan; in
     evaluation, and without gradients, the module itself is called. A call with inputs of another
-    structure, shape or type, or with other submodules in training, is exported anew (seconds, at
-    most 32 are held). Hooks on submodules do not run under a plan, and what ``forward`` does to
-    Python objects, it does once for each export.
+    structure, shape or type, under another autocast, or with other submodules in training, is
+    exported anew (seconds, at most 32 are held). Hooks on submodules do not run under a plan, and
+    what ``forward`` does to Python objects, it does once for each export.
     """
 
     model: nn.Module
     plan: OnnxPlan
     _held: OrderedDict[Any, _Specialized]
+    # What evaluation calls things, where the file was exported in that mode; None: not known yet.
+    _names: dict[Place, list[str]] | None
 
     def __init__(self, model: nn.Module, plan: OnnxPlan, name: str = "the plan") -> None:
         super().__init__()
@@ -60,6 +63,7 @@ class AppliedModel(nn.Module):
         self.plan = plan
         self._name = name
         self._held = OrderedDict()
+        self._names = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module gives.
@@ -131,7 +135,11 @@ class AppliedModel(nn.Module):
     def _kinds(self) -> tuple[Any, ...]:
         """What a graph depends on beside the inputs."""
         modes = tuple(module.training for module in self.model.modules())
-        return modes, frozenset((p.dtype, p.device) for p in self.model.parameters())
+        autocast = tuple(
+            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            for kind in DEVICES
+        )
+        return modes, frozenset((p.dtype, p.device) for p in self.model.parameters()), autocast
 
     def _specialize(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Specialized:
         exported = export_model(self.model, args, kwargs)
@@ -150,9 +158,15 @@ class AppliedModel(nn.Module):
         else:
             by_output = marks_by_output(self.plan)
             matched = match(exported, by_output)
-            if matched.missing:  # perhaps the names are those of evaluation
-                other = match(exported, by_output, names_in_evaluation(self.model, args, kwargs))
-                matched = max(matched, other, key=lambda found: found.part)
+            if matched.missing and self._names is None:
+                self._names = names_in_evaluation(self.model, args, kwargs)
+                other = match(exported, by_output, self._names)
+                if other.part <= matched.part:
+                    self._names = {}  # the file was exported in training
+                else:
+                    matched = other
+            elif self._names:
+                matched = match(exported, by_output, self._names)
         check(matched, self._name, legacy)
         return matched
 

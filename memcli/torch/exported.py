@@ -8,10 +8,9 @@ buffers itself, Dropout is PyTorch's own, and shapes are changed whatever the st
 
 from __future__ import annotations
 
-import contextlib
 import operator
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +20,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, Node
+from torch.utils import _pytree as pytree
 
 from memcli.engines.torch.aten_rules import draws, leaves_states
 from memcli.errors import BadInput
+from memcli.torch.regions import DEVICES, regions, within, without_autocast
 
 aten = torch.ops.aten
 
@@ -35,7 +36,8 @@ Place = tuple[str, str, int]
 class ExportedModel:
     """``graph`` gives out (the outputs, new values of ``updated`` buffers).
 
-    ``names``: {function node: what the exported graph calls what it makes, and its outputs};
+    ``names``: {function node: what the exported graph calls what it makes, and its outputs; none
+    for a cast that autocast put in};
     ``scopes``: {function node: names of the modules that it stands in, outermost first};
     ``places``: {function node: where in the model's code it is, whatever the mode}.
     """
@@ -57,8 +59,17 @@ def export_model(
     Raises:
         BadInput: ``torch.export`` cannot follow the call, or it changes what it is given.
     """
-    program = _exported(model, args, kwargs)
-    return _Builder(program).build()
+    with without_autocast():
+        program, within_region = _exported(model, args, kwargs)
+    casts = any(node.target is aten._assert_tensor_metadata.default for node in program.graph.nodes)
+    if not casts or not any(map(torch.is_autocast_enabled, DEVICES)):
+        return _Builder(program, within_region, False).build()
+    # The model's own casts depend on what autocast made: both are followed together.
+    plain = {place: _names(node) for node, place in _places(program).items()}
+    program, within_region = _exported(model, args, kwargs)
+    result = _Builder(program, within_region, True).build()
+    result.names = {name: plain.get(result.places[name], []) for name in result.names}
+    return result
 
 
 def names_in_evaluation(
@@ -73,7 +84,7 @@ def names_in_evaluation(
     try:
         for module in modes:
             module.training = False
-        program = _exported(model, args, kwargs)
+        program, _ = _exported(model, args, kwargs)
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -81,13 +92,19 @@ def names_in_evaluation(
     return {place: _names(node) for node, place in places.items()}
 
 
-def _exported(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ExportedProgram:
-    detached = torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, (tuple(args), dict(kwargs)))
+def _exported(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[ExportedProgram, dict[str, tuple[bool, bool]]]:
+    """The decomposed program, and its regions by node before decomposition."""
+    detached = pytree.tree_map_only(Tensor, Tensor.detach, (tuple(args), dict(kwargs)))
     try:
-        with warnings.catch_warnings(), _no_autocast():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, detached[0], detached[1], strict=False)
-            return program.run_decompositions({})
+            found = regions(program.graph)
+            return program.run_decompositions({}), found
+    except BadInput:
+        raise
     except Exception as error:  # whatever the user's code raises under tracing
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInput(
@@ -96,23 +113,18 @@ def _exported(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
         ) from error
 
 
-@contextlib.contextmanager
-def _no_autocast() -> Iterator[None]:
-    """Casts are decided when the graph runs, as in the module."""
-    with contextlib.ExitStack() as stack:
-        for kind in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
-
-
 class _Builder:
     """A copy of an exported graph, node by node, with attributes in place of lifted inputs."""
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(
+        self, program: ExportedProgram, regions: Mapping[str, tuple[bool, bool]], spelled: bool
+    ) -> None:
         self.program = program
+        self.regions = regions
+        self.spelled = spelled  # all casts are in the graph
         self.places = _places(program)
         self.graph = Graph()
+        self.casts: dict[Any, Node] = {}
         self.of: dict[Node, Any] = {}
         self.constants: dict[str, Tensor | nn.Module] = {}
         self.result = ExportedModel(
@@ -151,8 +163,7 @@ class _Builder:
                 raise BadInput(f"the model reads a {spec.kind.name} ({spec.target}), no tensor")
 
     def _attribute(self, target: str) -> Node:
-        node = self.graph.create_node("get_attr", target, name=target.replace(".", "_"))
-        return node
+        return self.graph.create_node("get_attr", target, name=target.replace(".", "_"))
 
     def _constant(self, value: Any) -> Node:
         name = f"_constant_{len(self.constants)}"
@@ -171,8 +182,20 @@ class _Builder:
             return self._make(node, aten.reshape.default, args)
         if target is aten.native_dropout.default and items <= {0}:
             return {0: self._make(node, aten.dropout.default, args)}
+        if self.spelled and target is aten._to_copy.default:
+            return self._cast(node)
         normalized = self._normalization(node, items)
         return self._make(node, target, args) if normalized is None else normalized
+
+    def _cast(self, node: Node) -> Node:
+        """A cast; that of a parameter once for all uses, as autocast caches it."""
+        source = self.of[node.args[0]]  # type: ignore[index]
+        if source.op != "get_attr":
+            return self._make(node, node.target, node.args)
+        key = source, tuple(sorted(node.kwargs.items(), key=str))
+        if key not in self.casts:
+            self.casts[key] = self._make(node, node.target, node.args)
+        return self.casts[key]
 
     def _normalization(self, node: Node, items: set[Any]) -> dict[int, Any] | None:
         """BatchNorm on the module's own buffers, where the node is one."""
@@ -196,6 +219,9 @@ class _Builder:
     def _make(self, node: Node, function: Any, args: Any) -> Node:
         args = torch.fx.map_arg(args, self.of.__getitem__)
         kwargs = torch.fx.map_arg(node.kwargs, self.of.__getitem__)
+        if function is not operator.getitem:
+            gradients, casts = self.regions.get(_source(node), (True, True))
+            function = within(function, gradients, casts and not self.spelled)
         made = self.graph.create_node("call_function", function, args, kwargs, name=node.name)
         if node.target is not operator.getitem:
             self.result.names[made.name] = _names(node)
@@ -237,6 +263,12 @@ def _scopes(node: Node) -> list[str]:
     """Dotted names of the modules that a node stands in, without the outermost."""
     stack = node.meta.get("nn_module_stack") or {}
     return [str(entry[0]) for entry in stack.values() if entry[0]]
+
+
+def _source(node: Node) -> str:
+    """The node before decomposition that a node came from."""
+    history = node.meta.get("from_node")
+    return history[-1].name if history else node.name
 
 
 def _names(node: Node) -> list[str]:

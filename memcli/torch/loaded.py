@@ -227,6 +227,7 @@ class OnnxModule(nn.Module):
         """Takes in a converted graph, with this module's parameters in the place of its own."""
         constants: dict[str, Tensor | nn.Module] = {}
         renamed: dict[str, str] = {}
+        types: dict[torch.dtype, torch.dtype] = {}  # what Module.half and the like made of a type
         for attribute, name in {**converted.parameters, **converted.states}.items():
             own = self._attributes.get(name)
             shape = getattr(converted.module, attribute).shape
@@ -236,9 +237,13 @@ class OnnxModule(nn.Module):
                     f"{tuple(shape)}, which is not what the module holds"
                 )
             renamed[attribute] = own
+            types[getattr(converted.module, attribute).dtype] = getattr(self, own).dtype
         for attribute in converted.constants:
             renamed[attribute] = key = f"_constant_{len(constants)}"
-            constants[key] = getattr(converted.module, attribute)
+            constant = getattr(converted.module, attribute)
+            if constant.is_floating_point():
+                constant = constant.to(types.get(constant.dtype, constant.dtype))
+            constants[key] = constant
         graph = converted.module.graph
         marks = {}
         for node in graph.nodes:

@@ -29,7 +29,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
@@ -134,7 +133,7 @@ def _layers_with_normalization(model: ExportedModel) -> list[tuple[Node, Node]]:
     """(convolution or linear layer, the BatchNorm that alone reads it): exporters fuse them."""
     pairs = []
     for norm in _functions(model):
-        if norm.target is torch.nn.functional.batch_norm:
+        if model.places[norm.name][1] == "batch_norm":
             layer = norm.args[0]
             if (
                 isinstance(layer, Node)
@@ -199,8 +198,8 @@ def _counted(model: ExportedModel) -> list[Node]:
             depends.add(node)
         elif node.op == "call_function" and not depends.isdisjoint(node.all_input_nodes):
             depends.add(node)
-            uncounted = node in given or _hands_on(node) or _is_dropout(model, node)
-            if node in wanted and not uncounted:
+            named = bool(model.names.get(node.name)) and node not in given
+            if node in wanted and named and not (_hands_on(node) or _is_dropout(model, node)):
                 counted.append(node)
     return counted
 
@@ -211,7 +210,7 @@ def _is_dropout(model: ExportedModel, node: Node) -> bool:
 
 def _hands_on(node: Node) -> bool:
     """Whether a node gives out a part or view of what it reads."""
-    function: Any = node.target
+    function: Any = getattr(node.target, "function", node.target)
     if function is operator.getitem:
         return True
     if not isinstance(function, OpOverload):

@@ -162,7 +162,7 @@ def _find(
 
 
 def _operator(node: Node) -> str:
-    target: Any = node.target
+    target: Any = getattr(node.target, "function", node.target)
     if hasattr(target, "_schema"):
         return str(target._schema.name).partition("::")[2]
     return str(getattr(target, "__name__", ""))
