@@ -131,6 +131,10 @@ def softmax(site: Site) -> Call:
     if site.attributes.flag("use_length"):
         if site.op != "softmax":
             raise Unsupported("use_length=True")
+        site.note(
+            "softmax with lengths: where MXNet 1.9.1 makes a gradient of the lengths too, it may "
+            "write zeros over the gradient of the scores; PyTorch's gradient is the right one"
+        )
         return Call(softmax_of_lengths, (site.value(), site.value(1), axis, temperature, dtype))
     if site.op == "softmin":
         return Call(softmin, (site.value(), axis, temperature, dtype))
