@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from memcli.cli.options import json_option, parse_shapes, shape_options
+from memcli.cli.options import json_option, parse_shapes, shape_options, training_option
 from memcli.formats.atomic import write_atomically
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
@@ -15,7 +15,8 @@ from memcli.reports.compare_page import comparison_page
 from memcli.reports.compare_report import compare_json, print_comparison
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.plot import draw, plot_kind, require_matplotlib
-from memcli.workflow.comparing import DEFAULT_BUDGETS, compare
+from memcli.workflow.by_format import compare
+from memcli.workflow.comparing import DEFAULT_BUDGETS
 from memcli.workflow.planning import check_output
 
 
@@ -40,6 +41,8 @@ from memcli.workflow.planning import check_output
     "--environment", type=click.Choice(["best", "default"]), default="best", show_default=True,
     help="Whether plans may need an environment variable at run time to reach their memory.",
 )  # fmt: skip
+@click.option("--gpu", metavar="N", help="ONNX: compare plans for CUDA; no card is needed.")
+@training_option
 @click.option(
     "--plot", metavar="FILE",
     help="Draw memory against recomputation to FILE: .svg, .png, or .html (a page with the table).",
@@ -56,14 +59,17 @@ def command(
     time_limit: float | None,
     seed: int,
     environment: str,
+    gpu: str | None,
+    as_training: bool,
     plot: str | None,
     force: bool,
     as_json: bool,
 ) -> int:
     """Plan MODEL with every strategy and within several budgets, and show all side by side.
 
-    A row marked * is on the frontier: no other one is better in both memory and recomputation.
-    The graph is analyzed once; nothing is written but the plot that is asked for.
+    MODEL is an MXNet symbol JSON or an ONNX file. A row marked * is on the frontier: no other one
+    is better in both memory and recomputation. The graph is analyzed once; nothing is written but
+    the plot that is asked for.
     """
     kind = None
     if plot is not None:
@@ -74,8 +80,9 @@ def command(
     settings = Settings(time_limit=time_limit, environment=environment, seed=seed)
     with progress_bar("comparing") as report:
         compared = compare(
-            model, request, settings, strategies=strategies, budgets=budgets, on_progress=report
-        )
+            model, request, settings, strategies=strategies, budgets=budgets,
+            gpu=gpu is not None, training=as_training, on_progress=report,
+        )  # fmt: skip
     if plot is not None:
         data = draw(compared, "png" if kind == "png" else "svg")
         if kind == "html":
@@ -89,6 +96,7 @@ def command(
         return 0
     console = output_console()
     print_comparison(console, compared)
-    last = f"wrote {plot}" if plot else "next: memcli plan MODEL --budget SIZE -o planned.json"
+    ending = "onnx" if compared.device else "json"
+    last = f"wrote {plot}" if plot else f"next: memcli plan MODEL --budget SIZE -o planned.{ending}"
     console.print(last, markup=False, soft_wrap=True)
     return 0

@@ -8,14 +8,15 @@ import shlex
 
 import click
 
-from memcli.cli.options import json_option, parse_shapes, sample_options
+from memcli.cli.options import json_option, parse_shapes, sample_options, training_option
 from memcli.errors import BadInput
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.fit_report import fit_json, print_fitted
 from memcli.units import format_size, parse_size
-from memcli.workflow.fitting import OPTIMIZERS, fit
+from memcli.workflow.by_format import fit
+from memcli.workflow.fit_search import OPTIMIZERS
 
 
 @click.command("fit", short_help="Find the largest batch that trains in a given memory.")
@@ -32,7 +33,7 @@ from memcli.workflow.fitting import OPTIMIZERS, fit
 @click.option(
     "--optimizer", type=click.Choice(list(OPTIMIZERS)), default="sgd", show_default=True,
     help="What it keeps beside parameters and gradients, in float32: sgd nothing, momentum one "
-    "copy of the parameters, adam two.",
+    "copy of the parameters, adam two. ONNX: in the parameters' own type.",
 )  # fmt: skip
 @click.option(
     "--strategy", type=click.Choice(list(STRATEGIES)), default="auto", show_default=True,
@@ -51,6 +52,8 @@ from memcli.workflow.fitting import OPTIMIZERS, fit
     "--environment", type=click.Choice(["best", "default"]), default="best", show_default=True,
     help="Whether the plan may need an environment variable at run time to reach its memory.",
 )  # fmt: skip
+@click.option("--cpu", is_flag=True, help="ONNX: train on the CPU. [default: on CUDA]")
+@training_option
 @json_option
 def command(
     model: str,
@@ -66,12 +69,16 @@ def command(
     time_limit: float | None,
     seed: int,
     environment: str,
+    cpu: bool,
+    as_training: bool,
     as_json: bool,
 ) -> int:
     """Find the largest batch of MODEL that trains in SIZE, as it is and with a plan.
 
-    Counted are parameters, their gradients, the optimizer's state, auxiliary states, the inputs
-    and their gradients, and the feature maps. The batch is the inputs' leading dimension.
+    MODEL is an MXNet symbol JSON or an ONNX file. Counted are parameters, their gradients, the
+    optimizer's state, auxiliary states, the inputs (MXNet: and their gradients), and the feature
+    maps. The batch is the inputs' leading dimension. An ONNX file is planned for PyTorch on CUDA,
+    or with --cpu on the CPU; no card is needed for that.
     """
     size = parse_size(memory)
     kept = 0 if re.fullmatch(r"\s*0+(\.0+)?\s*[a-zA-Z]*\s*", reserve) else parse_size(reserve)
@@ -88,7 +95,8 @@ def command(
     with progress_bar("fitting") as report:
         fitted = fit(
             model, parse_shapes(shapes, None, dtype), size, settings, strategy=strategy,
-            optimizer=optimizer, reserve=kept, out=out, force=force, on_progress=report,
+            optimizer=optimizer, reserve=kept, cpu=cpu, training=as_training, out=out,
+            force=force, on_progress=report,
         )  # fmt: skip
     notes = notes_console()
     for note in fitted.notes:
@@ -99,11 +107,13 @@ def command(
     console = output_console()
     print_fitted(console, fitted)
     if out is None:
-        last = "nothing was written; next: memcli fit ... -o planned.json"
+        ending = "onnx" if fitted.device else "json"
+        last = f"nothing was written; next: memcli fit ... -o planned.{ending}"
     else:
+        where = " --gpu 0" if fitted.device == "cuda" else ""
         last = (
-            f"wrote {out} for batch {fitted.planned.batch}; next: memcli verify {shlex.quote(out)} "
-            f"(a step in {format_size(fitted.planned.breakdown.total)})"
+            f"wrote {out} for batch {fitted.planned.batch}; next: memcli verify "
+            f"{shlex.quote(out)}{where} (a step in {format_size(fitted.planned.breakdown.total)})"
         )
     console.print(last, markup=False, soft_wrap=True)
     return 0

@@ -44,6 +44,14 @@ def sample_options(command: F) -> F:
     return _SHAPE(_DTYPE(command))
 
 
+def training_option(command: F) -> F:
+    """``--as-training``."""
+    return click.option(
+        "--as-training", is_flag=True,
+        help="ONNX: put BatchNorm and Dropout back into training mode before planning.",
+    )(command)  # fmt: skip
+
+
 def json_option(command: F) -> F:
     """``--json``."""
     return click.option(

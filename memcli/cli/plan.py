@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from memcli.cli.options import json_option, parse_shapes, shape_options
+from memcli.cli.options import json_option, parse_shapes, shape_options, training_option
 from memcli.errors import BadInput
 from memcli.planners.base import Settings
 from memcli.planners.registry import DESCRIPTIONS, STRATEGIES
@@ -50,10 +50,7 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
     help="What running an operator again costs: a roofline of its FLOPs and bytes, FLOPs alone, "
     "or its time measured on the device (--gpu N, else the CPU).",
 )  # fmt: skip
-@click.option(
-    "--as-training", is_flag=True,
-    help="ONNX: put BatchNorm and Dropout back into training mode before planning.",
-)
+@training_option
 @click.option("--time-limit", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop then.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of searches and of verify.")
 @click.option(

@@ -55,11 +55,13 @@ def run_verify(
     seed: int,
     request: ShapeRequest | None,
     as_json: bool,
+    engine: str = "auto",
 ) -> tuple[int, dict[str, Any]]:
     """Verify, print the report unless ``as_json``; exit status and the JSON object."""
     with progress_bar("verifying") as report:
         verified = verify(
-            path, original=original, gpu=gpu_number(gpu), seed=seed, request=request,
+            path, original=original, engine=engine, gpu=gpu_number(gpu), seed=seed,
+            request=request,
             on_progress=report,
         )  # fmt: skip
     notes = notes_console()
@@ -84,6 +86,11 @@ def run_verify(
 )  # fmt: skip
 @click.option("--gpu", metavar="N", help="Run on this GPU.")
 @click.option("--cpu", is_flag=True, help="Run on the CPU. [default]")
+@click.option(
+    "--engine", type=click.Choice(["auto", "mxnet", "torch"]), default="auto", show_default=True,
+    help="What trains an MXNet graph. auto: MXNet, but PyTorch on cards that MXNet's build has no "
+    "code for. ONNX files are trained by PyTorch.",
+)  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of parameters and inputs.")
 @shape_options
 @json_option
@@ -92,6 +99,7 @@ def command(
     original: str | None,
     gpu: str | None,
     cpu: bool,
+    engine: str,
     seed: int,
     shapes: tuple[str, ...],
     batch: int | None,
@@ -111,8 +119,9 @@ def command(
         request = parse_shapes(shapes, batch, dtype)
     path = planned or newest_or_error("verify")
     status, result = run_verify(
-        path, original=original, gpu=gpu, seed=seed, request=request, as_json=as_json
-    )
+        path, original=original, gpu=gpu, seed=seed, request=request, as_json=as_json,
+        engine=engine,
+    )  # fmt: skip
     if as_json:
         print(json.dumps(result))
     return status

@@ -29,7 +29,7 @@ class TorchAnalysis:
     trace: Trace
     graph: TrainingGraph
     model: TorchPlanModel
-    steps: list[dict[str, str]]  # name in the file, operator and first output of each step
+    steps: list[dict[str, Any]]  # name in the file, operator and first output of each step
     inputs: dict[str, list[int]]
     assumed: list[str]
     dtype: str
@@ -48,7 +48,7 @@ def check_torch() -> None:
     """Raises EngineFailed where PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
         raise EngineFailed(
-            "ONNX files are planned and run by PyTorch, which is not installed",
+            "this takes PyTorch, which is not installed",
             "pip install 'memcli[torch]'",
         )
 
@@ -59,6 +59,38 @@ def onnx_job(
     """The part of a job that says what to run."""
     path.write_bytes(file.working.SerializeToString())
     return {"model": str(path), "name": file.name, "shapes": shapes, "roles": roles}
+
+
+def record(
+    job: dict[str, Any], workdir: Path, on_progress: Progress | None = None
+) -> tuple[TorchPlanModel, list[dict[str, Any]], dict[str, Any]]:
+    """Record one training step of what ``job`` describes (see ``memcli.engines.torch.build``).
+
+    Returns the exact model, what is known of each step (name in the file, operator, ...), and the
+    rest of the engine's answer.
+
+    Raises:
+        BadInput: operators that are not supported, nothing to train.
+        EngineFailed: PyTorch is missing or crashed.
+    """
+    check_torch()
+    result = run_job(
+        "memcli.engines.torch.analyze",
+        job,
+        workdir=workdir,
+        on_progress=on_progress,
+        doing=f"recording a training step of {job['name']}",
+    )
+    trace = Trace.from_bytes((workdir / "trace.npz").read_bytes())
+    graph = training_graph(trace)
+    steps = [
+        step or {"step": name, "name": name, "op": operator, "output": name}
+        for step, name, operator in zip(result["steps"], trace.names, trace.operators, strict=True)
+    ]
+    names = [step["name"] for step in steps]
+    graph.names[: len(names)] = names
+    graph.file_names = names
+    return TorchPlanModel(trace, graph), steps, result
 
 
 def analyze_onnx(
@@ -78,32 +110,16 @@ def analyze_onnx(
         BadInput: operators that are not supported, nothing to train.
         EngineFailed: PyTorch is missing or crashed.
     """
-    check_torch()
     roles: dict[str, str] = {name: leaf.role for name, leaf in tensor_roles(file).items()}
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
-        workdir = Path(folder)
-        job = onnx_job(file, shapes, roles, workdir / "model.onnx")
-        result = run_job(
-            "memcli.engines.torch.analyze",
-            {**job, "device": device},
-            workdir=workdir,
-            on_progress=on_progress,
-            doing=f"recording a training step of {file.name}",
-        )
-        trace = Trace.from_bytes((workdir / "trace.npz").read_bytes())
-    graph = training_graph(trace)
-    steps = [
-        step or {"step": name, "name": name, "op": operator, "output": name}
-        for step, name, operator in zip(result["steps"], trace.names, trace.operators, strict=True)
-    ]
-    names = [step["name"] for step in steps]
-    graph.names[: len(names)] = names
-    graph.file_names = names
+        job = onnx_job(file, shapes, roles, Path(folder) / "model.onnx")
+        model, steps, result = record({**job, "device": device}, Path(folder), on_progress)
+    trace = model.trace
     return TorchAnalysis(
         file=file,
         trace=trace,
-        graph=graph,
-        model=TorchPlanModel(trace, graph),
+        graph=model.graph,
+        model=model,
         steps=steps,
         inputs=result["inputs"],
         assumed=list(assumed or []),

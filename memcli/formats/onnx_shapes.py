@@ -242,6 +242,27 @@ class _Binding:
         return found
 
 
+def batch_dims(file: OnnxFile) -> dict[str, list[int]]:
+    """Positions of the batch among each free input's dimensions; inputs without it left out.
+
+    The symbolic dimension that is the batch wherever it is, unnamed leading ones, and fixed
+    leading ones that :func:`bind_shapes` lets go.
+    """
+    inputs = file.inputs
+    symbol, elastic = _batch_symbol(inputs), _elastic_inputs(inputs)
+    found = {}
+    for value in inputs:
+        positions = [
+            position
+            for position, dim in enumerate(value.dims or ())
+            if (symbol is not None and dim == symbol)
+            or (position == 0 and (dim is None or (isinstance(dim, int) and value.name in elastic)))
+        ]
+        if positions:
+            found[value.name] = positions
+    return found
+
+
 def _batch_symbol(inputs: list[TensorValue]) -> str | None:
     """The symbolic dimension that is the batch: one that leads, by its name if there are several.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from memcli.reports.model_facts import engine_json, model_json, shown_inputs
 from memcli.reports.tables import add_folded, clip, facts, mib, new_table, percent
 from memcli.units import format_size
 from memcli.workflow.comparing import Comparison, Row
@@ -26,13 +27,7 @@ def compare_json(compared: Comparison, plot: str | None = None) -> dict[str, Any
     analysis = compared.analysis
     return {
         "schema": 1,
-        "model": {
-            "path": compared.source.path,
-            "format": "mxnet-symbol",
-            "sha256": compared.sha256,
-            "nodes": compared.source.node_count,
-            "operators": compared.source.operator_count,
-        },
+        "model": model_json(compared.source, compared.sha256, analysis),
         "shapes": analysis.inputs,
         "assumed_shapes": analysis.assumed,
         "dtype": analysis.dtype,
@@ -44,6 +39,7 @@ def compare_json(compared: Comparison, plot: str | None = None) -> dict[str, Any
         "rows": [_row_json(row) for row in compared.rows],
         "plot": plot,
         "notes": compared.notes,
+        **engine_json(compared.device, compared.restored),
     }
 
 
@@ -105,15 +101,15 @@ def _number(text: str, notes: list[str]) -> str:
 def comparison_facts(compared: Comparison) -> list[tuple[str, str]]:
     """What all rows share."""
     base = compared.baseline
-    shapes = list(compared.analysis.inputs.items())
-    shown = "; ".join(f"{n} {','.join(map(str, s))}" for n, s in shapes[:3])
-    more = f"; and {len(shapes) - 3} more" if len(shapes) > 3 else ""
-    return [
-        ("inputs", f"{shown}{more} ({compared.analysis.dtype})"),
-        ("unplanned", f"{format_size(base.pool_bytes)} (live peak "
-                      f"{format_size(base.live_peak_bytes)})"),
+    live = f" (live peak {format_size(base.live_peak_bytes)})"
+    pairs = [
+        ("inputs", shown_inputs(compared.analysis)),
+        ("unplanned", f"{format_size(base.pool_bytes)}{'' if compared.device else live}"),
         ("lower bound", f"{format_size(compared.lower_bound)} (of every plan of this kind)"),
-    ]  # fmt: skip
+    ]
+    if compared.device:
+        pairs.insert(1, ("device", f"{compared.device} (PyTorch)"))
+    return pairs
 
 
 def print_comparison(console: Console, compared: Comparison) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 from rich.console import Console
 
+from memcli.reports.model_facts import engine_json, model_json, shown_inputs
 from memcli.reports.tables import add_folded, facts, mib, new_table, percent
 from memcli.units import format_size
-from memcli.workflow.fitting import Breakdown, Fitted, Side
+from memcli.workflow.fit_search import Breakdown, Side
+from memcli.workflow.fitting import Fitted
 
 
 def fit_json(fitted: Fitted) -> dict[str, Any]:
@@ -20,13 +22,7 @@ def fit_json(fitted: Fitted) -> dict[str, Any]:
     cost = fitted.planned.cost
     return {
         "schema": 1,
-        "model": {
-            "path": fitted.source.path,
-            "format": "mxnet-symbol",
-            "sha256": fitted.sha256,
-            "nodes": fitted.source.node_count,
-            "operators": fitted.source.operator_count,
-        },
+        "model": model_json(fitted.source, fitted.sha256, fitted.analysis),
         "shapes": fitted.analysis.inputs,
         "dtype": fitted.analysis.dtype,
         "memory_bytes": fitted.memory,
@@ -52,6 +48,7 @@ def fit_json(fitted: Fitted) -> dict[str, Any]:
             "seconds": fitted.seconds,
         },
         "notes": fitted.notes,
+        **engine_json(fitted.device, fitted.restored),
     }
 
 
@@ -95,10 +92,15 @@ def breakdown_table(console: Console, fitted: Fitted) -> None:
     row("parameters", [p.parameters for p in parts])
     row("their gradients", [p.gradients for p in parts])
     row(f"optimizer ({fitted.optimizer})", [p.optimizer for p in parts])
-    row("auxiliary states", [p.states for p in parts])
-    row("inputs", [p.inputs for p in parts])
-    row("their gradients", [p.input_gradients for p in parts])
-    row("feature maps and their gradients (the pool)", [p.pool for p in parts])
+    if fitted.device:
+        row("states and constants", [p.states for p in parts])
+        row("inputs", [p.inputs for p in parts])
+        row("feature maps and their gradients", [p.pool for p in parts])
+    else:
+        row("auxiliary states", [p.states for p in parts])
+        row("inputs", [p.inputs for p in parts])
+        row("their gradients", [p.input_gradients for p in parts])
+        row("feature maps and their gradients (the pool)", [p.pool for p in parts])
     row("sum", [p.total for p in parts])
     if fitted.reserve:
         row("reserve", [fitted.reserve] * 2)
@@ -110,9 +112,6 @@ def breakdown_table(console: Console, fitted: Fitted) -> None:
 def print_fitted(console: Console, fitted: Fitted) -> None:
     """The whole report of ``memcli fit`` but its last line."""
     breakdown_table(console, fitted)
-    shapes = list(fitted.analysis.inputs.items())
-    shown = "; ".join(f"{n} {','.join(map(str, s))}" for n, s in shapes[:3])
-    more = f"; and {len(shapes) - 3} more" if len(shapes) > 3 else ""
     sides = {"unplanned": fitted.unplanned, "planned": fitted.planned}
     if fitted.ratio is None:
         batch = f"{fitted.planned.batch:,} planned; unplanned not even 1"
@@ -125,22 +124,33 @@ def print_fitted(console: Console, fitted: Fitted) -> None:
     if fitted.plan.strategy != strategy:
         strategy += f": {fitted.plan.strategy}"
     cost = fitted.planned.cost
+    engine = "PyTorch" if fitted.device else "MXNet"
     pairs = [
         ("batch", batch),
-        ("one more", "; ".join(f"{name}, {_one_more(side)}" for name, side in sides.items())),
-        ("inputs", f"{shown}{more} ({fitted.analysis.dtype})"),
+        ("one more", "; ".join(f"{k}, {_one_more(v, engine)}" for k, v in sides.items())),
+        ("inputs", shown_inputs(fitted.analysis)),
         ("recomputed", f"{percent(cost.recompute_fraction)} of one forward pass"),
         ("strategy", f"{strategy} ({fitted.searches} searches and {fitted.batches} batches in "
                      f"{fitted.seconds:.1f} s)"),
-        ("not counted", "what the engine and its libraries take for themselves (--reserve)"),
+        ("not counted", _NOT_COUNTED.get(fitted.device, _NOT_COUNTED[""])),
     ]  # fmt: skip
+    if fitted.device:
+        how = "blocks of its allocator; --cpu for the CPU" if fitted.device == "cuda" else "bytes"
+        pairs.insert(2, ("device", f"{fitted.device} (PyTorch, in {how})"))
     if fitted.environment:
         text = " ".join(f"{k}={v}" for k, v in fitted.environment.items())
         pairs.append(("environment", f"{text} (train with it, or fit --environment default)"))
     facts(console, pairs)
 
 
-def _one_more(side: Side) -> str:
+_NOT_COUNTED = {
+    "": "what the engine and its libraries take for themselves (--reserve)",
+    "cuda": "CUDA's context, libraries' workspaces, gaps between the allocator's blocks "
+    "(--reserve)",
+}
+
+
+def _one_more(side: Side, engine: str) -> str:
     if side.next_bytes is None:
-        return f"MXNet refuses {side.batch + 1:,}: {side.next_problem}"
+        return f"{engine} refuses {side.batch + 1:,}: {side.next_problem}"
     return f"{side.batch + 1:,} needs {format_size(side.next_bytes)}"

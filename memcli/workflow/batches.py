@@ -1,4 +1,4 @@
-"""One graph at any batch: analyzed by MXNet at each, and checked to be the same network."""
+"""One MXNet graph at any batch: bound at each, and checked to be the same network."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from memcli.errors import BadInput
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.graph.training import Plan, TrainingGraph
 from memcli.memory.mxnet_model import MXNetModel
+from memcli.workflow.batch_series import BatchSeries
 
 Progress = Callable[[str, float | None], None]
 
@@ -26,7 +27,7 @@ _RESHAPES = frozenset({"Reshape", "reshape", "_np_reshape", "_npx_reshape"})
 _MEND = "export the network with 0 or -1 in place of the batch (reshape, begin states, slices)"
 
 
-class Batches:
+class Batches(BatchSeries[Analysis]):
     """Analyses of a graph by batch; each batch is bound once.
 
     The batch is the leading dimension of ``data``, or else of the first input. At another batch,
@@ -34,6 +35,8 @@ class Batches:
     row for each step), and of inputs such as recurrent states (layers, batch, units) the second
     one; what MXNet had inferred is inferred again.
     """
+
+    engine = "MXNet"
 
     def __init__(
         self, source: SymbolFile, request: ShapeRequest, on_progress: Progress | None = None
@@ -46,60 +49,22 @@ class Batches:
         """
         self.source = source
         self.request = request
-        self.on_progress = on_progress
-        self.refused: dict[int, str] = {}  # batches that MXNet cannot train, and why
-        self.first = analyze(source.raw, request, on_progress=on_progress)
-        self.roles = {a["name"]: str(a["role"]) for a in self.first.arguments}
-        self.given = self._given_batch()
-        self.analyses = {self.given: self.first}
-        self._check_first_change()
+        first = analyze(source.raw, request, on_progress=on_progress)
+        self.roles = {a["name"]: str(a["role"]) for a in first.arguments}
+        super().__init__(source.path, _given_batch(first, source.path), first, on_progress)
+        self.check_first_change()
 
-    def _given_batch(self) -> int:
-        fed = [a for a in self.first.arguments if a["role"] == "input" and a["shape"]]
-        if not fed:
-            raise BadInput(
-                f"{self.source.path}: no input has a batch to change",
-                "memcli inspect lists the inputs",
-            )
-        return int(min(fed, key=lambda a: a["name"] != "data")["shape"][0])
+    def hint(self, problem: str) -> str:
+        """How networks are exported so that the batch stays open."""
+        return "" if self.is_limit(problem) else _MEND
 
-    def _check_first_change(self) -> None:
-        """Twice the batch must work, or half of it where only tensors' sizes forbid that."""
-        old = self.given
-        if self.at(2 * old) is not None:
-            return
-        problem = self.refused[2 * old]
-        if _LIMIT in problem and old > 1 and self.at(old // 2) is not None:
-            return
-        raise BadInput(
-            f"{self.source.path}: its batch cannot be changed from {old} to {2 * old}: {problem}",
-            "" if _LIMIT in problem else _MEND,
-        )
+    def is_limit(self, problem: str) -> bool:
+        """Whether a tensor would have more elements than MXNet counts."""
+        return _LIMIT in problem
 
-    def at(self, batch: int) -> Analysis | None:
-        """The graph at a batch; None where MXNet refuses it, with the reason in ``refused``.
-
-        Raises:
-            EngineFailed: MXNet crashed.
-        """
-        if batch in self.analyses:
-            return self.analyses[batch]
-        if batch in self.refused:
-            return None
-        problem = self._too_large(batch)
-        if not problem:
-            if self.on_progress:
-                self.on_progress(f"batch {batch:,}", None)
-            try:
-                analysis = analyze(self.source.raw, self.request_for(batch))
-                problem = self._problem(analysis, batch)
-            except BadInput as error:
-                problem = error.message
-        if problem:
-            self.refused[batch] = problem
-            return None
-        self.analyses[batch] = analysis
-        return analysis
+    def analyzed(self, batch: int) -> Analysis:
+        """The graph, bound at a batch."""
+        return analyze(self.source.raw, self.request_for(batch))
 
     def request_for(self, batch: int) -> ShapeRequest:
         """The user's request at another batch.
@@ -141,7 +106,7 @@ class Batches:
         """Batches that MXNet need not be asked about: those that it was, and the first too large
         one, where it can be told from how tensors grew when the batch was changed.
         """
-        known = [*self.analyses, *self.refused]
+        known = super().cheap()
         grown = self._largest_grown()[1]
         if grown:
             known.append(MOST_ELEMENTS * self.given // grown + 1)
@@ -157,7 +122,7 @@ class Batches:
                 return int(elements.argmax()), int(elements.max())
         return 0, 0
 
-    def _too_large(self, batch: int) -> str:
+    def too_large(self, batch: int) -> str:
         """Which tensor would be too large, told without asking MXNet; '' where none is known."""
         for name, shape in self.first.inputs.items():
             size = math.prod(self._scaled(shape, batch, self.roles[name]))
@@ -167,7 +132,7 @@ class Batches:
         size = grown * batch // self.given
         return _too_many(self.first.graph, entry, size) if size > MOST_ELEMENTS else ""
 
-    def _problem(self, analysis: Analysis, batch: int) -> str:
+    def problem(self, analysis: Analysis, batch: int) -> str:
         """Why the graph at this batch is not the network that was given, or cannot run."""
         before = {
             a["prepared"]: a["shape"] for a in self.first.arguments if a["role"] == "parameter"
@@ -202,6 +167,15 @@ class Batches:
                 read = graph.elements[graph.inputs(v)[0]]
                 return bool(read != graph.elements[graph.first[v]])
         return False
+
+
+def _given_batch(analysis: Analysis, path: str) -> int:
+    fed = [a for a in analysis.arguments if a["role"] == "input" and a["shape"]]
+    if not fed:
+        raise BadInput(
+            f"{path}: no input has a batch to change", "memcli inspect lists the inputs"
+        )
+    return int(min(fed, key=lambda a: a["name"] != "data")["shape"][0])
 
 
 def _too_many(graph: TrainingGraph, entry: int, elements: int) -> str:

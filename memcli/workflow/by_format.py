@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Sequence
 
 from memcli.engines.analysis import ShapeRequest
-from memcli.errors import BadInput
+from memcli.engines.gpus import check_gpu, visible_gpus
+from memcli.errors import BadInput, EngineFailed
 from memcli.formats.detect import ModelFormat, detect_format, read_model_bytes
 from memcli.planners.base import Settings
-from memcli.workflow import onnx_planning, onnx_verifying, planning, verifying
+from memcli.workflow import (
+    comparing,
+    fitting,
+    onnx_comparing,
+    onnx_fitting,
+    onnx_planning,
+    onnx_verifying,
+    planning,
+    symbol_in_torch,
+    verifying,
+)
 
 Progress = Callable[[str, float | None], None]
 
@@ -20,6 +32,12 @@ def format_of(path: str) -> ModelFormat:
         BadInput: unreadable, or neither.
     """
     return detect_format(read_model_bytes(path)[0], path)
+
+
+def refuse_training(training: bool) -> None:
+    """Raises BadInput where an MXNet symbol is to be put into training mode."""
+    if training:
+        raise BadInput("--as-training is for ONNX files: an MXNet symbol is always in both modes")
 
 
 def make_plan(
@@ -42,25 +60,121 @@ def make_plan(
             model, request, strategy, settings, budget=budget, device=device, training=training,
             out=out, force=force, on_progress=on_progress,
         )  # fmt: skip
-    if training:
-        raise BadInput("--as-training is for ONNX files: an MXNet symbol is always in both modes")
+    refuse_training(training)
     return planning.make_plan(
         model, request, strategy, settings, budget=budget, device=device, out=out, force=force,
         on_progress=on_progress,
     )  # fmt: skip
 
 
+def engine_for(gpu: int | None, wanted: str) -> tuple[str, str]:
+    """Which engine verifies an MXNet symbol, ``mxnet`` or ``torch``, and why where it is PyTorch.
+
+    ``wanted``: ``auto``, or one of the two by hand. MXNet where its build has code for the card.
+    """
+    if wanted != "auto":
+        return wanted, "--engine torch" if wanted == "torch" else ""
+    if gpu is None:
+        return "mxnet", ""
+    try:
+        check_gpu(gpu)
+    except EngineFailed as error:
+        if importlib.util.find_spec("torch") is None or gpu >= len(visible_gpus()):
+            return "mxnet", ""  # which then says what is missing
+        return "torch", error.message
+    return "mxnet", ""
+
+
 def verify(
     planned: str,
     *,
     original: str | None = None,
+    engine: str = "auto",
     gpu: int | None = None,
     seed: int = 0,
     request: ShapeRequest | None = None,
     on_progress: Progress | None = None,
 ) -> verifying.Verified:
-    """``memcli verify``; see :func:`verifying.verify` and :func:`onnx_verifying.verify_onnx`."""
-    run = onnx_verifying.verify_onnx if format_of(planned) == "onnx" else verifying.verify
+    """``memcli verify``; see the ``verify`` functions of the modules beside this one.
+
+    ``engine``: for MXNet symbols, see :func:`engine_for`.
+
+    Raises:
+        BadInput: as they do; MXNet asked for on an ONNX file.
+    """
+    onnx = format_of(planned) == "onnx"
+    if onnx and engine == "mxnet":
+        raise BadInput(f"{planned} is an ONNX file: PyTorch runs it, MXNet does not")
+    chosen, why = ("torch", "") if onnx else engine_for(gpu, engine)
+    if chosen == "torch" and not onnx:
+        return symbol_in_torch.verify_symbol_in_torch(
+            planned, original=original, gpu=gpu, seed=seed, request=request, why=why,
+            on_progress=on_progress,
+        )  # fmt: skip
+    run = onnx_verifying.verify_onnx if onnx else verifying.verify
     return run(
         planned, original=original, gpu=gpu, seed=seed, request=request, on_progress=on_progress
     )
+
+
+def compare(
+    model: str,
+    request: ShapeRequest,
+    settings: Settings,
+    *,
+    strategies: Sequence[str] = (),
+    budgets: Sequence[str] = (),
+    gpu: bool = False,
+    training: bool = False,
+    on_progress: Progress | None = None,
+) -> comparing.Comparison:
+    """``memcli compare``; see :func:`comparing.compare` and :func:`onnx_comparing.compare_onnx`.
+
+    ``gpu``: compare plans for CUDA.
+    """
+    if format_of(model) == "onnx":
+        return onnx_comparing.compare_onnx(
+            model, request, settings, strategies=strategies, budgets=budgets,
+            device="cuda" if gpu else "cpu", training=training, on_progress=on_progress,
+        )  # fmt: skip
+    refuse_training(training)
+    if gpu:
+        raise BadInput("--gpu is for ONNX files: MXNet plans the same memory on all devices")
+    return comparing.compare(
+        model, request, settings, strategies=strategies, budgets=budgets, on_progress=on_progress
+    )
+
+
+def fit(
+    model: str,
+    request: ShapeRequest,
+    memory: int,
+    settings: Settings,
+    *,
+    strategy: str = "auto",
+    optimizer: str = "sgd",
+    reserve: int = 0,
+    cpu: bool = False,
+    training: bool = False,
+    out: str | None = None,
+    force: bool = False,
+    on_progress: Progress | None = None,
+) -> fitting.Fitted:
+    """``memcli fit``; see :func:`fitting.fit` and :func:`onnx_fitting.fit_onnx`.
+
+    ``cpu``: the memory is the CPU's, and not a card's.
+    """
+    planning.check_output(model, out, force)
+    if format_of(model) == "onnx":
+        return onnx_fitting.fit_onnx(
+            model, request, memory, settings, strategy=strategy, optimizer=optimizer,
+            reserve=reserve, device="cpu" if cpu else "cuda", training=training, out=out,
+            force=force, on_progress=on_progress,
+        )  # fmt: skip
+    refuse_training(training)
+    if cpu:
+        raise BadInput("--cpu is for ONNX files: MXNet plans the same memory on all devices")
+    return fitting.fit(
+        model, request, memory, settings, strategy=strategy, optimizer=optimizer, reserve=reserve,
+        out=out, force=force, on_progress=on_progress,
+    )  # fmt: skip

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from memcli.engines.analysis import Analysis, ShapeRequest
+from memcli.engines.torch_analysis import TorchAnalysis
 from memcli.errors import MemcliError
 from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.formats.onnx_file import OnnxFile
 from memcli.memory.bounds import plan_bound
 from memcli.memory.mxnet_model import Cost
-from memcli.planners.base import Settings
+from memcli.planners.base import Found, Settings
 from memcli.planners.registry import STRATEGIES, search_variants
 from memcli.units import parse_size
 from memcli.workflow.costs import set_costs
@@ -58,13 +60,15 @@ class Row:
 class Comparison:
     """The rows, and the graph that all of them are about. Sizes in bytes."""
 
-    source: SymbolFile
+    source: SymbolFile | OnnxFile
     sha256: str  # of the graph without any plan
-    analysis: Analysis
+    analysis: Analysis | TorchAnalysis
     baseline: Cost
     lower_bound: int
     rows: list[Row]
     notes: list[str]
+    device: str = ""  # that PyTorch's figures are of: cpu or cuda
+    restored: list[str] = field(default_factory=list)  # what --as-training did
 
 
 def compare(
@@ -88,9 +92,7 @@ def compare(
         EngineFailed: MXNet is missing or crashed.
         MemcliError: none of the strategies could be run; the first one's reason.
     """
-    for budget in budgets:
-        parse_size(budget, whole=1 << 60)  # what is no size at all is said before any work
-    names = list(dict.fromkeys(strategies)) or list(STRATEGIES)
+    check_budgets(budgets)
     notes: list[str] = []
     given = read_symbol(model)
     earlier = given.plan()
@@ -106,27 +108,10 @@ def compare(
     notes += set_costs(graphs, settings.cost, "cpu", on_progress)
     baseline = analysis.model.evaluate(analysis.model.none())
 
-    within = _BUDGET_STRATEGY if _BUDGET_STRATEGY in names else names[0]
-    asked: list[tuple[str, str | None]] = [(name, None) for name in names]
-    asked += [(within, text) for text in dict.fromkeys(budgets or DEFAULT_BUDGETS)]
-    rows: list[Row] = []
-    problems: list[MemcliError] = []
-    for number, (name, wanted) in enumerate(asked):
-        report = _row_progress(on_progress, number, len(asked), name, wanted)
-        size = None if wanted is None else parse_size(wanted, whole=baseline.pool_bytes)
-        mine = dataclasses.replace(settings, budget=size, on_progress=report)
-        started = time.monotonic()
-        try:
-            rows.append(_search(graphs, name, wanted, mine))
-        except MemcliError as error:
-            problems.append(error)
-            row = Row(name, wanted, size, None, None, None, None, None, 0.0, {}, False)
-            row.problem = error.message
-            rows.append(row)
-        rows[-1].seconds = time.monotonic() - started
-    if len(problems) == len(rows):
-        raise problems[0]
-    mark_frontier(rows)
+    def search(strategy: str, budget: str | None, mine: Settings) -> Row:
+        return _search(graphs, strategy, budget, mine)
+
+    rows = search_rows(search, strategies, budgets, baseline.pool_bytes, settings, on_progress)
     return Comparison(
         source=source,
         sha256=earlier.original_sha256 if earlier else given.sha256,
@@ -138,11 +123,70 @@ def compare(
     )
 
 
+def check_budgets(budgets: Sequence[str]) -> None:
+    """Raises BadInput where one is no size at all, before any work."""
+    for budget in budgets:
+        parse_size(budget, whole=1 << 60)
+
+
+def search_rows(
+    search: Callable[[str, str | None, Settings], Row],
+    strategies: Sequence[str],
+    budgets: Sequence[str],
+    whole: int,
+    settings: Settings,
+    on_progress: Progress | None,
+) -> list[Row]:
+    """A row for every strategy and every budget, with those on the frontier marked.
+
+    ``search``: of a strategy's name, the budget as asked for, and settings. ``whole``: bytes of
+    the unplanned graph, which percentages are of. For the rest see :func:`compare`.
+
+    Raises:
+        MemcliError: none of the strategies could be run; the first one's reason.
+    """
+    names = list(dict.fromkeys(strategies)) or list(STRATEGIES)
+    within = _BUDGET_STRATEGY if _BUDGET_STRATEGY in names else names[0]
+    asked: list[tuple[str, str | None]] = [(name, None) for name in names]
+    asked += [(within, text) for text in dict.fromkeys(budgets or DEFAULT_BUDGETS)]
+    rows: list[Row] = []
+    problems: list[MemcliError] = []
+    for number, (name, wanted) in enumerate(asked):
+        report = _row_progress(on_progress, number, len(asked), name, wanted)
+        size = None if wanted is None else parse_size(wanted, whole=whole)
+        mine = dataclasses.replace(settings, budget=size, on_progress=report)
+        started = time.monotonic()
+        try:
+            rows.append(search(name, wanted, mine))
+        except MemcliError as error:
+            problems.append(error)
+            row = Row(name, wanted, size, None, None, None, None, None, 0.0, {}, False)
+            row.problem = error.message
+            rows.append(row)
+        rows[-1].seconds = time.monotonic() - started
+    if len(problems) == len(rows):
+        raise problems[0]
+    mark_frontier(rows)
+    return rows
+
+
 def _search(
     graphs: Sequence[Variant], strategy: str, budget: str | None, settings: Settings
 ) -> Row:
     pairs = [(v.analysis.graph, v.analysis.model) for v in graphs]
     found, chosen, _ = search_variants(pairs, strategy, settings)
+    environment = environment_of(found.plan, graphs[chosen].analysis)
+    return row_of(found, strategy, budget, settings, environment)
+
+
+def row_of(
+    found: Found,
+    strategy: str,
+    budget: str | None,
+    settings: Settings,
+    environment: dict[str, str],
+) -> Row:
+    """The row of a plan; how long its search took is filled in by :func:`search_rows`."""
     cost = found.cost
     return Row(
         strategy=strategy,
@@ -154,7 +198,7 @@ def _search(
         recompute_flops=cost.recompute_flops,
         recompute_fraction=cost.recompute_fraction,
         seconds=0.0,
-        environment=environment_of(found.plan, graphs[chosen].analysis),
+        environment=environment,
         feasible=settings.budget is None or cost.pool_bytes <= settings.budget,
     )
 

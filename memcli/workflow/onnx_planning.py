@@ -109,6 +109,23 @@ def read_unplanned(path: str, notes: list[str]) -> tuple[OnnxFile, tuple[str, st
     return file, original
 
 
+def read_for_training(
+    path: str, training: bool, notes: list[str]
+) -> tuple[OnnxFile, tuple[str, str], list[str]]:
+    """:func:`read_unplanned`, and what was put back into training mode where that is asked for.
+
+    Raises:
+        BadInput: unreadable, unsound, or with operators that are not ONNX's own.
+    """
+    file, original = read_unplanned(path, notes)
+    restored: list[str] = []
+    if training:
+        file, restored = as_training(file)
+        notes += restored or ["--as-training: nothing to restore"]
+    notes += [loss.text for loss in losses(file)]
+    return file, original, restored
+
+
 def analyze_file(
     file: OnnxFile, request: ShapeRequest, device: str, on_progress: Progress | None
 ) -> TorchAnalysis:
@@ -169,12 +186,7 @@ def make_onnx_plan(
     if settings.cost == "measured":
         raise BadInput("--cost measured is for MXNet graphs: use roofline or flops here")
     notes: list[str] = []
-    file, original = read_unplanned(model, notes)
-    restored: list[str] = []
-    if training:
-        file, restored = as_training(file)
-        notes += restored or ["--as-training: nothing to restore"]
-    notes += [loss.text for loss in losses(file)]
+    file, original, restored = read_for_training(model, training, notes)
     started = time.monotonic()
     kind = "cuda" if device.startswith("gpu") else "cpu"
     analysis = analyze_file(file, request, kind, on_progress)

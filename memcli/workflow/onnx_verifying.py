@@ -8,25 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from memcli.engines.analysis import ShapeRequest
 from memcli.engines.live_memory import available_bytes
-from memcli.engines.process import run_job
-from memcli.engines.torch_analysis import TorchAnalysis, analyze_onnx
+from memcli.engines.torch_analysis import TorchAnalysis, analyze_onnx, onnx_job
 from memcli.errors import BadInput, EngineFailed, MemcliError
 from memcli.formats.onnx_file import OnnxFile, parse_onnx, read_onnx
 from memcli.formats.onnx_plan import strip_plan
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.onnx_shapes import bind_shapes
 from memcli.formats.onnx_training import as_training
-from memcli.graph.training import Flags
-from memcli.memory.torch_stages import torch_stages
-from memcli.planners.base import Settings
-from memcli.planners.torch_search import TorchSearch
 from memcli.units import format_size
 from memcli.workflow.onnx_planning import flags_of, shape_notes
-from memcli.workflow.verifying import Run, StageMeasured, Verified, compare_files
+from memcli.workflow.torch_runs import compare_runs, named_marks, run_of, stages_of, train
+from memcli.workflow.verifying import Verified
 
 Progress = Callable[[str, float | None], None]
 
@@ -130,33 +124,16 @@ def verify_onnx(
     device = "cpu" if gpu is None else f"gpu:{gpu}"
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         workdir = Path(folder)
-        results = []
-        for name, file, marks in (
-            ("original", source, None),
-            ("planned", planned, flags),
-        ):
-            results.append(
-                _train(name, file, analysis, marks, workdir, device, seed, on_progress)
-            )
-        first, second = results
-        if first["names"] != second["names"]:
-            raise BadInput(f"the planned graph is not a plan of {where}: their tensors differ")
-        if on_progress:
-            on_progress("comparing", None)
-
-        def named(kind: str, index: int) -> str:
-            rows = first["names"][kind]
-            return str(rows[index]) if index < len(rows) else f"{kind} {index}"
-
-        compared = compare_files(workdir / "original.npz", workdir / "planned.npz", named)
-    for key in ("outputs", "gradients", "states"):
-        bad = int(first["nonfinite"][key])
-        compared[key].nonfinite = bad
-        if bad:
-            notes.append(f"{bad} {key} of the original hold NaN or infinity at this seed")
-    if not (first["repeatable"] and second["repeatable"]):
-        notes.append("a second step from the same seed gave other bits: this graph is not "
-                     "deterministic on this device")  # fmt: skip
+        jobs = [
+            onnx_job(file, analysis.inputs, analysis.roles, workdir / f"{name}.onnx")
+            for name, file in (("original", source), ("planned", planned))
+        ]
+        marks = named_marks(analysis.model, flags)
+        first, second = (
+            train(name, job, given, workdir, device, seed, on_progress)
+            for name, job, given in zip(("original", "planned"), jobs, ({}, marks), strict=True)
+        )
+        compared = compare_runs(first, second, workdir, where, notes)
     if scaled or request is not None:
         notes.append("estimates are for the shapes that were run, not for those of the plan")
     none = analysis.model.none()
@@ -165,57 +142,18 @@ def verify_onnx(
         original=where,
         device=second["device"],
         shapes=analysis.inputs,
-        baseline=_run(analysis, none, first),
-        planned=_run(analysis, flags, second),
+        baseline=run_of(analysis.model, none, first),
+        planned=run_of(analysis.model, flags, second),
         outputs=compared["outputs"],
         gradients=compared["gradients"],
         states=compared["states"],
-        stages=_stages(analysis, flags, second["trace"]),
+        stages=stages_of(analysis.model, flags, second["trace"]),
         method=second["method"],
         scaled=scaled,
         notes=notes,
         seed=seed,
         engine="torch",
     )
-
-
-def _train(
-    name: str,
-    file: OnnxFile,
-    analysis: TorchAnalysis,
-    flags: Flags | None,
-    workdir: Path,
-    device: str,
-    seed: int,
-    on_progress: Progress | None,
-) -> dict[str, Any]:
-    """One job: a graph's step under marks, results in ``NAME.npz``."""
-    marks = {}
-    if flags is not None:
-        steps = zip(analysis.trace.names, flags.tolist(), strict=True)
-        marks = {step: mark for step, mark in steps if mark}
-    path = workdir / f"{name}.onnx"
-    path.write_bytes(file.working.SerializeToString())
-    job = {
-        "model": str(path),
-        "name": file.name,
-        "shapes": analysis.inputs,
-        "roles": analysis.roles,
-        "marks": marks,
-        "device": device,
-        "seed": seed,
-        "save": str(workdir / f"{name}.npz"),
-        "repeat": 1 if device == "cpu" else 5,
-    }
-
-    def tell(text: str, fraction: float | None = None) -> None:
-        if on_progress:
-            on_progress(f"{name}: {text}", fraction)
-
-    return run_job(
-        "memcli.engines.torch.step", job, workdir=workdir, on_progress=tell,
-        doing=f"training one step of the {name} graph",
-    )  # fmt: skip
 
 
 def _needed(analysis: TorchAnalysis) -> int:
@@ -260,40 +198,3 @@ def _fitting(
         }
         analysis = analysis_of(ShapeRequest(shapes=shapes))
         batch = smaller
-
-
-def _run(analysis: TorchAnalysis, flags: Flags, result: dict[str, Any]) -> Run:
-    return Run(
-        estimated_bytes=analysis.model.evaluate(flags).pool_bytes,
-        measured_bytes=int(result["peak_bytes"]),
-        step_seconds=float(result["step_seconds"]),
-        workspace_bytes=0,
-        reserved_bytes=int(result["reserved_bytes"]),
-    )
-
-
-def _stages(
-    analysis: TorchAnalysis, flags: Flags, measured: dict[str, dict[str, int]]
-) -> list[StageMeasured]:
-    """Each stage's estimate beside the most that was really alive while it ran."""
-    search = TorchSearch(analysis.model, Settings())
-    listed, stage_of = torch_stages(analysis.model, flags, search.kept_cuts(flags))
-    forward = np.zeros(len(listed), np.int64)
-    backward = np.zeros(len(listed), np.int64)
-    for step, name in enumerate(analysis.trace.names):
-        number = int(stage_of[step])
-        forward[number] = max(forward[number], measured["forward"].get(name, 0))
-        backward[number] = max(backward[number], measured["backward"].get(name, 0))
-    return [
-        StageMeasured(
-            index=s.index,
-            first=s.first,
-            last=s.last,
-            operators=s.operators,
-            estimated_forward=s.forward_bytes,
-            measured_forward=int(forward[s.index]),
-            estimated_bytes=s.peak_bytes,
-            measured_bytes=int(backward[s.index]),
-        )
-        for s in listed
-    ]

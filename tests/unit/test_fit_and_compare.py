@@ -22,7 +22,9 @@ from memcli.reports.compare_page import comparison_page
 from memcli.reports.compare_report import compare_json, print_comparison
 from memcli.reports.fit_report import fit_json, print_fitted
 from memcli.workflow.comparing import Comparison, Row, mark_frontier
-from memcli.workflow.fitting import Breakdown, Fitted, Side, largest
+from memcli.workflow.fit_search import Breakdown, Side
+from memcli.workflow.fitting import Fitted
+from memcli.workflow.largest_batch import largest
 from memcli.workflow.variants import Variant
 from tests.unit.test_reports import expect
 

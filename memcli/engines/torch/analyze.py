@@ -9,8 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from memcli.engines.process import Progress, worker_main
-from memcli.engines.torch.build import converted, described
-from memcli.engines.torch.loss import training_loss
+from memcli.engines.torch.build import converted, described, loss_for
 from memcli.engines.torch.trace import trace
 from memcli.errors import BadInput
 
@@ -32,7 +31,7 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
         raise BadInput(f"{job['name']}: has no parameters, so there is nothing to train")
     progress("recording a training step without data", 0.4)
     try:
-        recorded = trace(found.module, inputs, training_loss, device=job.get("device", "cpu"))
+        recorded = trace(found.module, inputs, loss_for(found), device=job.get("device", "cpu"))
     except ValueError as error:
         raise BadInput(f"{job['name']}: {error}") from error
     steps = described(found)

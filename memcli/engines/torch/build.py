@@ -1,42 +1,86 @@
-"""From a job's file to the module that PyTorch runs."""
+"""From a job's file to the module that PyTorch runs, and the values that it runs on."""
 
 from __future__ import annotations
 
+import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
+from torch import Tensor
 
+from memcli.convert.mxnet_graph import ConvertedSymbol, convert_analyzed
+from memcli.convert.mxnet_step_values import step_values
 from memcli.convert.onnx_graph import Converted, convert
+from memcli.engines.torch.inputs import input_values
+from memcli.engines.torch.loss import training_loss
+from memcli.engines.torch.tracking import total
+from memcli.rewrites.prepare import prepare
 
 
 def converted(job: dict[str, Any], *, fake: bool) -> Converted:
-    """The model of a job: ``model`` (path of its bytes), ``name``, ``shapes``, ``roles``, ``seed``.
+    """The model of a job.
 
-    ``fake``: parameters without data.
+    An ONNX model: ``model`` (path of its bytes), ``name``, ``shapes``, ``roles``, ``seed``. An
+    MXNet symbol: ``symbol`` (path of its JSON), ``analysis`` (path of MXNet's analysis of it,
+    pickled by the process that asks), ``name``, ``seed``. ``fake``: parameters without data.
 
     Raises:
         BadInput: operators that are not supported, shapes that do not fit.
     """
+    seed = int(job.get("seed", 0))
+    if "symbol" in job:
+        raw, analysis = _symbol(job)
+        return convert_analyzed(
+            raw, analysis, seed=None if fake else seed, fake=fake, name=job["name"]
+        )
     model = onnx.ModelProto()
     model.ParseFromString(Path(job["model"]).read_bytes())
     return convert(
         model,
         shapes=job["shapes"],
         roles=job["roles"],
-        seed=int(job.get("seed", 0)),
+        seed=seed,
         fake=fake,
         name=job["name"],
     )
 
 
-def described(found: Converted) -> list[dict[str, str]]:
-    """File name, operator and first output of each step, in the order in which steps run."""
+def _symbol(job: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    raw = json.loads(Path(job["symbol"]).read_text())
+    return raw, pickle.loads(Path(job["analysis"]).read_bytes())
+
+
+def values_for(found: Converted, job: dict[str, Any]) -> list[Tensor]:
+    """What the inputs of a job's module are fed with; a symbol's as MXNet's own step has them."""
+    seed = int(job.get("seed", 0))
+    if not isinstance(found, ConvertedSymbol):
+        return input_values(found.inputs, seed)
+    raw, analysis = _symbol(job)
+    text, _ = prepare(raw, marked=(), losses=analysis.loss_heads > 0)
+    values = step_values(json.loads(text), analysis, seed)
+    by_argument = {h.attribute: values[h.prepared] for h in found.arguments}
     return [
-        {"step": node.name, **{key: str(node.meta["memcli"][key]) for key in _KEYS}}
+        torch.from_numpy(by_argument[i.argument].copy()).to(i.dtype) for i in found.inputs
+    ]
+
+
+def loss_for(found: Converted) -> Callable[[Any], Tensor]:
+    """What is trained on: a symbol's outputs are its losses, with gradients of their own."""
+    return total if isinstance(found, ConvertedSymbol) else training_loss
+
+
+def described(found: Converted) -> list[dict[str, Any]]:
+    """What is known of each step, in the order in which steps run: name in the file, operator,
+    first output (ONNX), place in the file (MXNet)."""
+    return [
+        {"step": node.name, **{k: v for k, v in node.meta["memcli"].items() if k in _KEYS}}
         for node in found.module.graph.nodes
         if node.op == "call_function" and "memcli" in node.meta
     ]
 
 
-_KEYS = ("name", "op", "output")
+_KEYS = ("name", "op", "output", "position")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,9 @@ import torch
 from torch import Tensor
 
 from memcli.engines.process import Progress, worker_main
-from memcli.engines.torch.build import converted
+from memcli.engines.torch.build import converted, loss_for, values_for
 from memcli.engines.torch.executor import PlannedModule
 from memcli.engines.torch.geometry import tensors_in
-from memcli.engines.torch.inputs import input_values
-from memcli.engines.torch.loss import training_loss
 from memcli.engines.torch.tracking import measure_step, measure_step_cuda, training_step
 from memcli.errors import EngineFailed
 
@@ -42,7 +41,8 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
     found = converted(job, fake=False)
     module = PlannedModule(found.module, job.get("marks") or {}).to(device)
     seed = int(job.get("seed", 0))
-    inputs = [value.to(device) for value in input_values(found.inputs, seed)]
+    inputs = [value.to(device) for value in values_for(found, job)]
+    loss = loss_for(found)
     buffers = dict(module.named_buffers())
     states = {name: buffers[name].clone() for name in found.states if name in buffers}
 
@@ -55,7 +55,7 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
 
     progress("training (first step)", 0.1)
     fresh()
-    outputs, seconds = timed_step(module, inputs, device)
+    outputs, seconds = timed_step(module, inputs, loss, device)
     parameters = [(name, p) for name, p in module.named_parameters() if p.grad is not None]
 
     def results(given: Any) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
     for number in range(int(job.get("repeat", 0))):
         progress("training (timed)", 0.5 + 0.02 * number)
         fresh()
-        _, taken = timed_step(module, inputs, device)
+        _, taken = timed_step(module, inputs, loss, device)
         times.append(taken)
 
     progress("training (measured step)", 0.7)
@@ -87,9 +87,9 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
         for _, parameter in parameters:
             # there before the step, so that they are no part of what the step takes
             parameter.grad = torch.zeros_like(parameter)
-        memory = measure_step_cuda(module, inputs, training_loss)
+        memory = measure_step_cuda(module, inputs, loss)
     else:
-        memory = measure_step(module, inputs, training_loss)
+        memory = measure_step(module, inputs, loss)
     again = {k: digest(plain_array(t)) for k, t in results(()).items()}
     return {
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
@@ -146,13 +146,16 @@ def make_deterministic(device: torch.device) -> None:
 
 
 def timed_step(
-    module: PlannedModule, inputs: list[Any], device: torch.device
+    module: PlannedModule,
+    inputs: list[Any],
+    loss: Callable[[Any], Tensor],
+    device: torch.device,
 ) -> tuple[Any, float]:
     """A forward and a backward pass, and the seconds that they took."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
-    outputs = training_step(module, inputs, training_loss)
+    outputs = training_step(module, inputs, loss)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return outputs, time.perf_counter() - began

@@ -1,0 +1,42 @@
+"""What reports of several commands say of the model that they are about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memcli.engines.analysis import Analysis
+from memcli.engines.torch_analysis import TorchAnalysis
+from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.formats.onnx_file import OnnxFile
+
+
+def model_json(
+    source: SymbolFile | OnnxFile, sha256: str, analysis: Analysis | TorchAnalysis
+) -> dict[str, Any]:
+    """``model`` of a command's JSON; ``sha256`` of the file without any plan."""
+    if isinstance(source, OnnxFile):
+        operators = len(analysis.steps) if isinstance(analysis, TorchAnalysis) else 0
+    else:
+        operators = source.operator_count
+    return {
+        "path": source.path,
+        "format": "onnx" if isinstance(source, OnnxFile) else "mxnet-symbol",
+        "sha256": sha256,
+        "nodes": source.node_count,
+        "operators": operators,
+    }
+
+
+def engine_json(device: str, restored: list[str]) -> dict[str, Any]:
+    """What PyTorch's figures hold for; nothing where MXNet is the engine (no ``device``)."""
+    if not device:
+        return {}
+    return {"engine": "torch", "device": device, "as_training": restored}
+
+
+def shown_inputs(analysis: Analysis | TorchAnalysis) -> str:
+    """Shapes of the first inputs, and the type."""
+    shapes = list(analysis.inputs.items())
+    shown = "; ".join(f"{n} {','.join(map(str, s))}" for n, s in shapes[:3])
+    more = f"; and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+    return f"{shown}{more} ({analysis.dtype})"

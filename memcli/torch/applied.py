@@ -1,0 +1,225 @@
+"""The user's own module, in training under a plan that was made from an ONNX export of it."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from memcli.engines.torch.executor import PlannedModule
+from memcli.engines.torch.program import attribute
+from memcli.engines.torch.tracking import StepMemory
+from memcli.errors import BadInput
+from memcli.formats.onnx_file import OnnxFile
+from memcli.formats.onnx_plan_record import OnnxPlan
+from memcli.formats.wording import shown_path
+from memcli.torch.exported import ExportedModel, export_model, names_in_evaluation
+from memcli.torch.matching import Matched, check, is_legacy, match, match_by_scopes
+from memcli.torch.plans import MARKS, marks_by_output, read_planned
+from memcli.torch.sharing import Constants, device_of, planned_on, share, step_memory
+
+# Graphs for other inputs or modes that are held; the oldest goes.
+_MOST_HELD = 32
+
+
+@dataclass
+class _Specialized:
+    """The graph of one kind of call."""
+
+    planned: PlannedModule
+    output: Any
+    updated: list[str]
+    matched: Matched
+
+
+class AppliedModel(nn.Module):
+    """A module in training under a plan; parameters, buffers and their names are the module's own.
+
+    ``model`` is the module itself, which stays usable. Training steps run under the plan; in
+    evaluation, and without gradients, the module itself is called. A call with inputs of another
+    structure, shape or type, or with other submodules in training, is exported anew (seconds, at
+    most 32 are held). Hooks on submodules do not run under a plan, and what ``forward`` does to
+    Python objects, it does once for each export.
+    """
+
+    model: nn.Module
+    plan: OnnxPlan
+    _held: OrderedDict[Any, _Specialized]
+
+    def __init__(self, model: nn.Module, plan: OnnxPlan, name: str = "the plan") -> None:
+        super().__init__()
+        self.__dict__["model"] = model  # no child: the names of parameters stay the module's
+        share(self, model)
+        self.training = model.training
+        self.plan = plan
+        self._name = name
+        self._held = OrderedDict()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module gives.
+
+        Raises:
+            BadInput: the call cannot be exported, or the plan is not of this model.
+        """
+        if not self.training or not torch.is_grad_enabled():
+            return self.model(*args, **kwargs)
+        flat, structure = pytree.tree_flatten((args, kwargs))
+        entry = self._entry(flat, structure, args, kwargs)
+        outputs, updates = entry.planned(*flat)
+        with torch.no_grad():
+            for name, value in zip(entry.updated, updates, strict=True):
+                attribute(self.model, name).copy_(value)
+        return pytree.tree_unflatten(list(outputs), entry.output)
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Matched:
+        """Makes ready for training calls like this one; how the plan fits.
+
+        Raises:
+            BadInput: as :meth:`forward`.
+        """
+        flat, structure = pytree.tree_flatten((args, kwargs))
+        return self._entry(flat, structure, args, kwargs).matched
+
+    def memory(self, *args: Any, plan: bool = True, **kwargs: Any) -> StepMemory:
+        """Bytes of a training step on such inputs and the sum of the outputs; nothing is computed.
+
+        ``plan=False``: as if nothing were recomputed.
+
+        Raises:
+            BadInput: as :meth:`forward`.
+        """
+        flat, structure = pytree.tree_flatten((args, kwargs))
+        return step_memory(self._entry(flat, structure, args, kwargs).planned, flat, plan)
+
+    def train(self, mode: bool = True) -> AppliedModel:
+        """Sets the mode of the module, by its own ``train``."""
+        self.model.train(mode)
+        self.training = mode
+        return self
+
+    def extra_repr(self) -> str:
+        """What is printed of it beside its class."""
+        marks = list(self.plan.marks.values())
+        dropped = sum(mark != "kept" for mark in marks)
+        return f"plan for {self.plan.original_name}, {dropped} of {len(marks)} nodes recomputed"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies export again when they need it: graphs may not be pickled.
+        return {**self.__dict__, "_held": OrderedDict()}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> AppliedModel:
+        self.model._apply(fn, recurse)
+        return self
+
+    def _entry(
+        self, flat: Sequence[Any], structure: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> _Specialized:
+        key = (structure, tuple(map(_kind, flat)), *self._kinds())
+        if key not in self._held:
+            self._held[key] = self._specialize(args, kwargs)
+            while len(self._held) > _MOST_HELD:
+                self._held.popitem(last=False)
+        self._held.move_to_end(key)
+        return self._held[key]
+
+    def _kinds(self) -> tuple[Any, ...]:
+        """What a graph depends on beside the inputs."""
+        modes = tuple(module.training for module in self.model.modules())
+        return modes, frozenset((p.dtype, p.device) for p in self.model.parameters())
+
+    def _specialize(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Specialized:
+        exported = export_model(self.model, args, kwargs)
+        matched = self._matched(exported, args, kwargs)
+        constants = Constants(exported.constants)
+        planned = planned_on(self.model, exported.graph, constants, matched.marks)
+        return _Specialized(planned, exported.output, exported.updated, matched)
+
+    def _matched(
+        self, exported: ExportedModel, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Matched:
+        by_name = {name: MARKS[mark] for name, mark in self.plan.marks.items()}
+        legacy = is_legacy(by_name)
+        if legacy:
+            matched = match_by_scopes(exported, by_name)
+        else:
+            by_output = marks_by_output(self.plan)
+            matched = match(exported, by_output)
+            if matched.missing:  # perhaps the names are those of evaluation
+                other = match(exported, by_output, names_in_evaluation(self.model, args, kwargs))
+                matched = max(matched, other, key=lambda found: found.part)
+        check(matched, self._name, legacy)
+        return matched
+
+
+def apply(
+    plan: str | os.PathLike[str] | OnnxPlan,
+    model: nn.Module,
+    example_inputs: Sequence[Any] | Tensor | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+) -> AppliedModel:
+    """The user's own module, in training under the plan of an ONNX export of it.
+
+    Args:
+        plan: a planned file, or the plan itself.
+        example_inputs: what the module is called with: a tensor, or all positional arguments. By
+            default zeros of the shapes planned for, in the order of the file's inputs; for a plan
+            without its file, the plan is fitted at the first call in training.
+
+    Raises:
+        BadInput: the file cannot be read or carries no plan, ``torch.export`` cannot follow the
+            module, or fewer than 90% of its nodes are in the plan.
+    """
+    file: OnnxFile | None = None
+    name = "the plan"
+    if not isinstance(plan, OnnxPlan):
+        name = shown_path(os.fspath(plan))
+        planned = read_planned(plan)
+        assert planned.plan is not None
+        file, plan = planned.file, planned.plan
+    applied = AppliedModel(model, plan, name)
+    if example_inputs is None and file is not None:
+        example_inputs = _zeros(file, plan, model)
+    if example_inputs is None and example_kwargs is None:
+        return applied
+    args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs or ())
+    modes = {module: module.training for module in model.modules()}
+    if not model.training:
+        model.train()
+    try:
+        applied.prepare(*args, **dict(example_kwargs or {}))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return applied
+
+
+def _zeros(file: OnnxFile, plan: OnnxPlan, model: nn.Module) -> tuple[Tensor, ...]:
+    """Inputs of the shapes planned for, where the model is."""
+    device = device_of(model)
+    kind = next((t.dtype for t in model.parameters() if t.is_floating_point()), None)
+    inputs = []
+    for value in file.inputs:
+        shape = plan.shapes.get(value.name)
+        dtype = getattr(torch, value.dtype, None)
+        if shape is None or dtype is None:
+            raise BadInput(
+                f"{shown_path(file.path)}: the plan says no shape of the input {value.name!r}",
+                "give example_inputs",
+            )
+        if dtype.is_floating_point and kind is not None:
+            dtype = kind
+        inputs.append(torch.zeros(tuple(shape), dtype=dtype, device=device))
+    return tuple(inputs)
+
+
+def _kind(value: Any) -> Any:
+    """What an export depends on of one input."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype, value.device
+    return type(value), value

@@ -1,0 +1,65 @@
+"""All strategies, and several budgets, on one recorded step of an ONNX model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from memcli.engines.analysis import ShapeRequest
+from memcli.memory.torch_bound import torch_bound
+from memcli.planners.base import Settings
+from memcli.planners.registry import STRATEGIES
+from memcli.planners.torch_search import TorchSearch
+from memcli.workflow.comparing import Comparison, Row, check_budgets, row_of, search_rows
+from memcli.workflow.onnx_planning import analyze_file, read_for_training, shape_notes
+
+Progress = Callable[[str, float | None], None]
+
+
+def compare_onnx(
+    model: str,
+    request: ShapeRequest,
+    settings: Settings,
+    *,
+    strategies: Sequence[str] = (),
+    budgets: Sequence[str] = (),
+    device: str = "cpu",
+    training: bool = False,
+    on_progress: Progress | None = None,
+) -> Comparison:
+    """``memcli compare MODEL`` of an ONNX file; see :func:`memcli.workflow.comparing.compare`.
+
+    ``device``: ``cpu`` or ``cuda``, which saves other things; no card is needed for it.
+    ``training``: put BatchNorm and Dropout back into training mode first.
+
+    Raises:
+        BadInput: bad file, shapes or budgets.
+        EngineFailed: PyTorch is missing or crashed.
+        MemcliError: none of the strategies could be run; the first one's reason.
+    """
+    check_budgets(budgets)
+    notes: list[str] = []
+    file, original, restored = read_for_training(model, training, notes)
+    analysis = analyze_file(file, request, device, on_progress)
+    notes += shape_notes(analysis)
+    if on_progress:
+        on_progress("compiling the memory model (first run only)", None)
+    planner = analysis.model
+    baseline = planner.evaluate(planner.none())
+
+    def search(strategy: str, budget: str | None, mine: Settings) -> Row:
+        searched = TorchSearch(planner, mine)
+        STRATEGIES[strategy](searched)
+        return row_of(searched.answer(), strategy, budget, mine, {})
+
+    rows = search_rows(search, strategies, budgets, baseline.pool_bytes, settings, on_progress)
+    return Comparison(
+        source=file,
+        sha256=original[1],
+        analysis=analysis,
+        baseline=baseline,
+        lower_bound=torch_bound(analysis.trace, planner.exact.block),
+        rows=rows,
+        notes=notes,
+        device=device,
+        restored=restored,
+    )
