@@ -10,7 +10,7 @@ MXNet, which PyTorch trains where MXNet has no code for the card. peers: torch_p
 The table is Markdown, sizes are MiB: estimated and measured live peak of a step (parameters, their
 gradients and inputs not counted), and what the process took from the device (reserved, with
 everything). Budgets are of the memory as saved; "least": as little memory as one more forward pass
-allows.
+allows. Times on a card are medians of warm steps, on the CPU of a single cold one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parent / "examples"
 LEAST = "least"
+_ASIDES = ("note:", "planning:", "verifying:")
 _HEAD = (
     "| network, batch | budget | as saved: estimated | measured | reserved | planned: estimated "
     "| measured | reserved | estimate off | step, ms | gradients equal | states equal |\n"
@@ -40,8 +42,10 @@ _HEAD = (
 
 @dataclass(frozen=True)
 class Model:
-    """``made``: options of make_onnx.py, or the name of a network of torch_networks.py to export
-    at ``batch``. The second batch is for the CPU; None: a network of torch_networks.py, small."""
+    """``made``: options of make_onnx.py; without them a network of torch_networks.py, exported.
+
+    ``cpu_batch``, ``cpu_made``: the same where it runs on the CPU; an export is small there.
+    """
 
     name: str
     batch: int
@@ -74,19 +78,19 @@ class Table:
         self.log: dict[str, Any] = {"device": None, "onnx": [], "mxnet": [], "peers": []}
 
     def memcli(self, *arguments: str) -> tuple[int, dict[str, Any] | None, str]:
-        """Status, the JSON object if any, and the last line of what was said."""
+        """Status, the JSON object if any, and what was said beside notes and progress."""
         environment = dict(os.environ, XDG_STATE_HOME=str(self.folder), PYTHONPATH=_path())
         done = subprocess.run(
             [sys.executable, "-m", "memcli", *arguments, "--json"],
             cwd=self.folder, env=environment, capture_output=True, text=True,
         )  # fmt: skip
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in said if not line.startswith(("note:", "planning:"))] or said
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in said if not line.startswith(_ASIDES)] or said[-1:]
         try:
             found = json.loads(done.stdout)
         except ValueError:
             found = None
-        return done.returncode, found, errors[-1] if errors else ""
+        return done.returncode, found, " ".join(errors)
 
     @property
     def device(self) -> list[str]:
@@ -135,7 +139,7 @@ def shown(row: dict[str, Any]) -> str:
     first = f"| {row['network']}, {row['batch']} | {row['budget']} |"
     verified = row.get("verify")
     if verified is None:
-        return f"{first} {'did not run' if row['status'] > 1 else 'no'}: {row['said'][:200]} |"
+        return f"{first} {'did not run' if row['status'] > 1 else 'no'}: {row['said'][:300]} |"
     cells, off = [], []
     for part in ("baseline", "planned"):
         run = verified[part]
@@ -169,6 +173,7 @@ def onnx_file(model: Model, table: Table) -> tuple[Path, int, list[str]]:
 
     size = SMALL[model.name] if cpu else replace(SIZES[model.name], batch=model.batch)
     network, inputs = make_network(model.name, size)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # what else could be installed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # the exporter's own optimization would fold BatchNorm into the convolutions

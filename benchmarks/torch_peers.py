@@ -248,7 +248,7 @@ def parsed() -> argparse.Namespace:
     options = parser.parse_args()
     options.budget = options.budget or (SMALL_BUDGETS if options.small else BUDGETS)
     if options.time_limit is None:
-        options.time_limit = 1.0 if options.small else 20.0
+        options.time_limit = 1.5 if options.small else 20.0
     return options
 
 
