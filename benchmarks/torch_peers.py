@@ -10,7 +10,8 @@ or than its step time allows where a compiler hides what it recomputes (its peak
 Peak: live bytes of one step without parameters, their gradients, states and inputs. Again: FLOPs
 of matrix products, convolutions and attention beyond the plain step's, in percent of its forward
 pass; in brackets with one for each element that any other operator makes. Time: median of steps
-that were run in turns. Equal: gradients and states with the plain step's bits.
+that were run in turns. Equal: gradients and states with the plain step's bits (a checkpoint updates
+BatchNorm's statistics twice; what a compiler makes of a network rounds otherwise).
 The default sizes are for a GPU; --small takes tiny ones. One thread on the CPU.
 """
 
