@@ -160,21 +160,25 @@ class Bench:
         base = torch.cuda.memory_allocated(device)
         torch.cuda.memory._record_memory_history(context=None, max_entries=4_000_000)
         try:
+            before = len(self._cuda_record())  # of earlier recordings
             loss = step()
             loss.backward()
             torch.cuda.synchronize(device)
-            record = torch.cuda.memory._snapshot(device)["device_traces"]
+            events = self._cuda_record()[before:]
         finally:
             torch.cuda.memory._record_memory_history(enabled=None)
         counted = torch.cuda.max_memory_allocated(device) - base
         del loss
-        index = device.index or 0
-        events = [e for e in record[index]] if index < len(record) else []
         addresses = {p.grad.untyped_storage().data_ptr() for p in self._with_gradients()}
         peak, all_peak = _peaks(_cuda_sizes(events, addresses))
         if abs(all_peak - counted) > 0.03 * counted:
             return counted, counted
         return peak, counted
+
+    def _cuda_record(self) -> list[dict[str, Any]]:
+        records = torch.cuda.memory._snapshot(self.device)["device_traces"]
+        index = self.device.index or 0
+        return list(records[index]) if index < len(records) else []
 
     def time(self, steps: Sequence[Step], repeats: int) -> list[list[float]]:
         """Seconds of each step, ``repeats`` times in turns, so that all see the same machine."""

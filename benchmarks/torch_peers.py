@@ -10,7 +10,8 @@ or than its step time allows where a compiler hides what it recomputes (its peak
 Peak: live bytes of one step without parameters, their gradients, states and inputs. Again: FLOPs
 of matrix products, convolutions and attention beyond the plain step's, in percent of its forward
 pass; in brackets with one for each element that any other operator makes. Time: median of steps
-that were run in turns. Equal: gradients and states with the plain step's bits.
+that were run in turns. Equal: gradients and states with the plain step's bits (a checkpoint updates
+BatchNorm's statistics twice; what a compiler makes of a network rounds otherwise).
 The default sizes are for a GPU; --small takes tiny ones. One thread on the CPU.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,9 +33,10 @@ from torch_methods import Method, Planner, checkpointed, compiled, plain, select
 from torch_networks import SIZES, SMALL, Size, make_network
 
 from memcli.engines.torch.step import device_of, make_deterministic
+from memcli.errors import MemcliError
 from memcli.reports.tables import mib, new_table
 
-BUDGETS = [1.0, 0.75, 0.5, 0.25, 0.0]
+BUDGETS = [1.0, 0.5, 0.2]
 SMALL_BUDGETS = [0.5]
 # Two medians this close are the same time.
 _SAME_TIME = 1.03
@@ -248,7 +251,7 @@ def parsed() -> argparse.Namespace:
     options = parser.parse_args()
     options.budget = options.budget or (SMALL_BUDGETS if options.small else BUDGETS)
     if options.time_limit is None:
-        options.time_limit = 1.5 if options.small else 20.0
+        options.time_limit = 1.5 if options.small else 10.0
     return options
 
 
@@ -257,18 +260,28 @@ def main() -> None:
     options = parsed()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=UserWarning)  # kernels without a fixed order
-    device = device_of(options.device.replace("cuda", "gpu"))
+    try:
+        device = device_of(options.device.replace("cuda", "gpu"))
+    except MemcliError as error:
+        sys.exit(f"{error}")
     make_deterministic(device)
     sizes = dict(SMALL if options.small else SIZES)
     for text in options.batch:
         name, _, number = text.partition("=")
+        if name not in sizes or not number.isdigit() or int(number) < 1:
+            sys.exit(f"--batch {text}: write it like resnet-50=16")
         sizes[name] = replace(sizes[name], batch=int(number))
     console = Console(width=100, highlight=False)
     what = "CPU, 1 thread" if device.type == "cpu" else torch.cuda.get_device_name(device)
     console.print(f"PyTorch {torch.__version__}, {what}\n")
     rows = []
     for name in options.only or list(sizes):
-        rows.append(compare(name, sizes[name], options, console))
+        try:
+            rows.append(compare(name, sizes[name], options, console))
+        except torch.OutOfMemoryError:
+            batch = sizes[name].batch
+            console.print(f"{name}: batch {batch} does not fit; give --batch {name}=N\n")
+            continue
         if options.log:
             options.log.write_text(json.dumps(rows, indent=1))
 
