@@ -107,3 +107,22 @@ def dense_network(path: Path, layers: int = 6) -> Path:
     x = m.node("ReduceMean", [x], "mean", axes=[2, 3], keepdims=0)
     x = m.node("MatMul", [x, m.weight("fc.weight", channels, 10)], "logits")
     return m.write(path, {"image": ("N", 3, 12, 12)}, {x: ("N", 10)})
+
+
+def recurrent_network(path: Path, layers: int = 3, hidden: int = 8) -> Path:
+    """LSTMs in both directions, one on the other, and a linear layer at every step."""
+    m = Model()
+    x, width = "sequence", 6
+    for k in range(layers):
+        weights = [
+            m.weight(f"w{k}", 2, 4 * hidden, width),
+            m.weight(f"r{k}", 2, 4 * hidden, hidden),
+            m.weight(f"b{k}", 2, 8 * hidden),
+        ]
+        x = m.node("LSTM", [x, *weights], f"lstm{k}", hidden_size=hidden, direction="bidirectional")
+        x = m.node("Transpose", [x], f"apart{k}", perm=[0, 2, 1, 3])
+        x = m.node("Reshape", [x, m.constant(f"shape{k}", 0, 0, -1)], f"joined{k}")
+        x = m.node("Tanh", [x], f"tanh{k}")
+        width = 2 * hidden
+    x = m.node("MatMul", [x, m.weight("out", width, 5)], "logits")
+    return m.write(path, {"sequence": (12, "N", 6)}, {x: (12, "N", 5)})

@@ -59,7 +59,7 @@ def torch_live_at_peak(model: TorchModel, marks: Marks) -> LivePeak:
     Raises:
         ValueError: the plan recomputes without bound.
     """
-    marks = np.ascontiguousarray(marks, np.uint8)
+    marks = model.as_run(np.ascontiguousarray(marks, np.uint8))
     cost = model.evaluate(marks)
     if not cost.feasible:
         raise ValueError("the plan recomputes more often than is worth counting")

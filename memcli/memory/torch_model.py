@@ -115,8 +115,14 @@ class TorchModel:
         """The plan that keeps everything."""
         return np.zeros(self.trace.n_steps, np.uint8)
 
+    def as_run(self, marks: Marks) -> Marks:
+        """The marks as the executor reads them: some steps drop all they make, or nothing."""
+        whole = self.trace.with_gradients & (marks & (AUXILIARY - 1) != 0)
+        return np.where(whole, marks | AUXILIARY, marks).astype(np.uint8)
+
     def evaluate(self, marks: Marks) -> TorchCost:
         """The price of a plan."""
+        marks = self.as_run(marks)
         state = self.state
         limit = _LIMIT * max(self.trace.n_steps, 50)
         peak, all_peak, at = kernels.walk(self.program, state, marks, limit, self._nothing)
@@ -137,6 +143,7 @@ class TorchModel:
         Raises:
             ValueError: the plan recomputes without bound.
         """
+        marks = self.as_run(marks)
         p, n = self.program, self.trace.n_steps
         highs = np.zeros(len(p.operations), np.int64)
         limit = _LIMIT * max(n, 50)
@@ -179,7 +186,7 @@ class TorchModel:
         rows = 4 * (len(trace.kinds) + _LIMIT * trace.n_steps)
         state = kernels.state_for(p, rows)
         limit = _LIMIT * max(trace.n_steps, 50)
-        if kernels.walk(p, state, marks, limit, self._nothing)[0] < 0:
+        if kernels.walk(p, state, self.as_run(marks), limit, self._nothing)[0] < 0:
             raise ValueError("the plan recomputes more often than is worth counting")
         return replay(trace, self._ends, state.log[: int(state.logged[0])])
 

@@ -58,6 +58,8 @@ class Trace:
     kinds: Ints
     numbers: Ints
     event_bytes: Ints
+    # steps that run again as they ran first: dropped, they drop what they save inside, too
+    with_gradients: NDArray[np.bool_]
     flops: NDArray[np.float64]
     moved_bytes: NDArray[np.float64]
     resident_bytes: Ints  # each storage of parameters, states and inputs, there before the step

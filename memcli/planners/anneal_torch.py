@@ -30,7 +30,7 @@ def _energy(program, st, marks, limit, nothing, params, flops, seconds):
 
 @numba.njit(cache=True, nogil=True)
 def anneal(
-    program, st, limit, flops, seconds, with_auxiliaries, state, best, nodes, weights, third,
+    program, st, limit, flops, seconds, with_auxiliaries, whole, state, best, nodes, weights, third,
     group_ptr, group_of, group_node, spare_ptr, spare_node, spare_chance, params, _, rng, steps,
     first_temperature, last_temperature, done, total_steps, lowest,
 ):  # fmt: skip
@@ -38,7 +38,7 @@ def anneal(
 
     ``st``: the walk's working arrays; ``limit``: recomputations past which a plan is no good;
     ``with_auxiliaries``: steps that save something inside themselves, whose ``AUXILIARY`` bit is
-    a choice of its own.
+    a choice of its own; ``whole``: those whose bit goes with the rest of the mark.
     """
     n = state.shape[0]
     undo_node = np.zeros(max(64, n), np.int64)
@@ -46,6 +46,8 @@ def anneal(
     nothing = np.zeros(0, np.int64)
     low = (state & _LOW).astype(np.uint8)
     high = (state & AUXILIARY).astype(np.uint8)
+    for v in whole:
+        high[v] = 0
     energy = _energy(program, st, state, limit, nothing, params, flops, seconds)
     if energy < lowest:
         lowest = energy
@@ -66,6 +68,8 @@ def anneal(
             if count == 0:
                 continue
         state[:] = low | high
+        for v in whole:
+            state[v] = low[v] | AUXILIARY if low[v] != 0 else 0
         new = _energy(program, st, state, limit, nothing, params, flops, seconds)
         rise = new - energy
         if rise <= 0 or _unit(rng) < np.exp(-rise / temperature):
@@ -79,4 +83,6 @@ def anneal(
             for k in range(count - 1, -1, -1):
                 low[undo_node[k]] = undo_mark[k]
     state[:] = low | high
+    for v in whole:
+        state[v] = low[v] | AUXILIARY if low[v] != 0 else 0
     return lowest

@@ -60,7 +60,7 @@ class TorchSearch(Search):
         flags[list(self.hinted_keep)] = KEPT
         again = [v for v in self.hinted_again if flags[v] & _LOW == KEPT]
         flags[again] = AGAIN
-        return flags
+        return self.model.exact.as_run(flags)
 
     def annealing(self, *, portable: bool) -> Callable[..., float]:
         """:func:`memcli.planners.anneal_torch.anneal` on this step."""
@@ -72,7 +72,8 @@ class TorchSearch(Search):
             _LIMIT * max(trace.n_steps, 50),
             trace.flops.astype(np.float64),
             np.asarray(self.model.seconds, np.float64),
-            np.flatnonzero(exact.has_auxiliaries).astype(np.int64),
+            np.flatnonzero(exact.has_auxiliaries & ~trace.with_gradients).astype(np.int64),
+            np.flatnonzero(trace.with_gradients).astype(np.int64),
         )
 
     def of_all_plans(self) -> Flags | None:

@@ -7,9 +7,12 @@ import math
 import torch
 import torch.nn.functional as F
 
+from memcli.engines.torch.rules import recomputed_with_gradients
+
 Tensor = torch.Tensor
 
 
+@recomputed_with_gradients
 def attention(
     q: Tensor,
     k: Tensor,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from memcli.engines.torch.rules import recomputed_with_gradients
+
 Tensor = torch.Tensor
 
 # Where PyTorch's gates stand among ONNX's: (i, f, g, o) in (i, o, f, c); (r, z, n) in (z, r, h).
@@ -11,6 +13,7 @@ _LSTM_GATES = (0, 2, 3, 1)
 _GRU_GATES = (1, 0, 2)
 
 
+@recomputed_with_gradients
 def lstm(
     x: Tensor,
     w: Tensor,
@@ -34,6 +37,7 @@ def lstm(
     return _outputs(y, w.shape[0], hidden, backwards), h, c
 
 
+@recomputed_with_gradients
 def gru(
     x: Tensor,
     w: Tensor,
@@ -87,6 +91,7 @@ def gru_reset_first(
     return torch.stack(outputs, 1), torch.stack(last)
 
 
+@recomputed_with_gradients
 def rnn(
     x: Tensor,
     w: Tensor,
@@ -106,6 +111,7 @@ def rnn(
     return _outputs(y, w.shape[0], hidden, backwards), h
 
 
+@recomputed_with_gradients
 def batch_first(function: str, *arguments: object) -> tuple[Tensor, ...]:
     """A layer above with the batch before steps and directions (``layout`` 1)."""
     layers = {"lstm": lstm, "gru": gru, "gru_reset_first": gru_reset_first, "rnn": rnn}

@@ -8,7 +8,7 @@ import torch
 
 from memcli.convert.mxnet_operators.registry import Call, Site, operator
 from memcli.convert.values import Unsupported
-from memcli.engines.torch.rules import draws_random
+from memcli.engines.torch.rules import draws_random, recomputed_with_gradients
 
 Tensor = torch.Tensor
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -38,6 +38,7 @@ def unpacked(
     return flat
 
 
+@recomputed_with_gradients
 def rnn(
     x: Tensor,
     vector: Tensor,
@@ -61,6 +62,7 @@ def rnn(
     return functions[mode](x, state, *rest)
 
 
+@recomputed_with_gradients
 @draws_random
 def rnn_dropping(
     x: Tensor,

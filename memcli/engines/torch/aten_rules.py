@@ -31,6 +31,24 @@ _DRAWING_FUNCTIONS = frozenset(
 )  # fmt: skip
 
 
+# Recurrent layers and attention have kernels for inference alone.
+_WITH_GRADIENTS = frozenset(
+    {
+        torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu,
+        aten.lstm.input, aten.lstm.data, aten.gru.input, aten.gru.data, aten.rnn_tanh.input,
+        aten.rnn_tanh.data, aten.rnn_relu.input, aten.rnn_relu.data,
+        aten.scaled_dot_product_attention.default,
+        torch.nn.functional.scaled_dot_product_attention,
+        torch.nn.functional.multi_head_attention_forward,
+    }
+)  # fmt: skip
+
+
+def with_gradients(function: Any) -> bool:
+    """Whether a function has to run again as if gradients were asked for, to give the same bits."""
+    return rules.with_gradients(function) or function in _WITH_GRADIENTS
+
+
 def draws(function: Any) -> bool:
     """Whether a function may draw random numbers, by its registration or its operator's tag."""
     if rules.draws(function) or function in _DRAWING_FUNCTIONS:

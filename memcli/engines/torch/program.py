@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from memcli.engines.torch.aten_rules import again_of, draws, leaves_states
+from memcli.engines.torch.aten_rules import again_of, draws, leaves_states, with_gradients
+from memcli.engines.torch.requests import AUXILIARY
 from memcli.errors import BadInput
 
 
@@ -20,6 +21,9 @@ class Reference:
 
     def __init__(self, value: int) -> None:
         self.value = value
+
+
+_RESULTS = AUXILIARY - 1  # the bits of a mark that say what becomes of the results
 
 
 @dataclass
@@ -36,6 +40,7 @@ class Step:
     reads: tuple[int, ...]  # distinct values, in the order of the arguments
     draws: bool
     leaves_states: bool
+    with_gradients: bool  # runs again as if gradients were asked for
     # Where no argument has references inside: each argument's number, -1 for a constant.
     slots: tuple[tuple[int, Any], ...] | None = None
     free_after: tuple[int, ...] = ()  # values that nothing reads any more once this step ran
@@ -94,6 +99,7 @@ def compile_graph(module: GraphModule) -> Program:
                 reads=tuple(number[n] for n in node.all_input_nodes),
                 draws=draws(function),
                 leaves_states=leaves_states(function),
+                with_gradients=with_gradients(function),
             )
             if not step.kwargs and all(
                 isinstance(a, Reference) or not references(a) for a in step.args
@@ -200,5 +206,8 @@ def marks_of(program: Program, marks: Any, allowed: Sequence[int]) -> list[int]:
             )
         if mark not in allowed:
             raise BadInput(f"the plan gives {name!r} the mark {mark!r}, which is none")
-        result[by_name[name]] = int(mark)
+        index = by_name[name]
+        # run as it ran first, it makes what it saves inside itself as well
+        inside = program.steps[index].with_gradients and mark & _RESULTS
+        result[index] = int(mark) | (AUXILIARY if inside else 0)
     return result

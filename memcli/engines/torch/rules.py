@@ -9,6 +9,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _AGAIN: dict[Any, Callable[..., Any]] = {}
 _DRAWS: set[Any] = set()
+_WITH_GRADIENTS: set[Any] = set()
 
 
 def recomputed_by(other: Callable[..., Any]) -> Callable[[Function], Function]:
@@ -28,6 +29,19 @@ def draws_random(function: Function) -> Function:
     """Mark a function that draws random numbers: the generator's state is replayed for it."""
     _DRAWS.add(function)
     return function
+
+
+def recomputed_with_gradients(function: Function) -> Function:
+    """Mark a function that takes other kernels, which round otherwise, where no gradient is asked
+    for: it runs again as it ran first, and what it saves inside itself is dropped with its result.
+    """
+    _WITH_GRADIENTS.add(function)
+    return function
+
+
+def with_gradients(function: Any) -> bool:
+    """Whether a function is marked by :func:`recomputed_with_gradients`."""
+    return function in _WITH_GRADIENTS
 
 
 def again_of(function: Any) -> Any:

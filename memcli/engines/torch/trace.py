@@ -167,6 +167,7 @@ class _Recorder:
             again_number=np.array(self.again_number, np.int64).reshape(-1, 2).T.copy(),
             auxiliary=np.array([s.position < 0 for s in self.storages], bool),
             given_out=np.array([s in self.outputs for s in range(len(self.storages))], bool),
+            with_gradients=np.array([s.with_gradients for s in steps], bool),
             input_first=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             inputs=np.array([s for x in self.inputs for s in x], np.int64),
             handle_storage=np.array(self.handles, np.int64),
