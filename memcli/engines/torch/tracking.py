@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from memcli.engines.torch.device_rules import as_on
 from memcli.engines.torch.executor import PlannedModule
 from memcli.engines.torch.geometry import tensors_in
 from memcli.engines.torch.program import Step
@@ -106,7 +107,7 @@ def estimate_step(
 
     ``inputs`` may be real, fake or meta tensors; only their shapes and types count.
     """
-    with FakeTensorMode() as mode:
+    with FakeTensorMode() as mode, as_on("cpu"):
         fake_module, fake_inputs = fake_copy(module, inputs, mode)
         return measure_step(fake_module, fake_inputs, loss)
 
