@@ -58,12 +58,12 @@ def test_recurrent_layers_that_run_again_give_the_same_bits(
     path = recurrent_network(tmp_path / "lstm.onnx")
     done = memcli(
         "plan", str(path), "--shape", "12,64,6", "--strategy", "none", "--recompute", "node_lstm*",
-        "--recompute", "node_tanh*", "-o", "p.onnx", "--json", "--measure",
+        "-o", "p.onnx", "--json", "--measure",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     plan = only_json(done)
     verified = plan["verify"]
-    assert plan["marks"]["again"] >= 3
+    assert plan["marks"]["again"] == 3
     assert verified["gradients"]["bit_equal"] == verified["gradients"]["compared"] == 10
     # oneDNN's own work space is most of it, and goes with the layers
     for run in ("baseline", "planned"):
