@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from memcli.graph.training import Kind, TrainingGraph
@@ -251,9 +251,14 @@ def restated(graph: TrainingGraph, mark: list[int], match_range: int) -> tuple[i
 
 
 @settings(max_examples=150, deadline=None)
+@example(seed=120, size=19, match_range=1)
 @given(st.integers(0, 10**6), st.integers(3, 24), st.sampled_from([1, 2, 4, 16]))
 def test_pool_equals_its_restatement(seed: int, size: int, match_range: int) -> None:
     graph = random_graph(seed, size)
+    # no operator of MXNet writes over an input that it reads for its shape alone
+    for v in range(graph.n_nodes):
+        for p in range(graph.pair_ptr[v], graph.pair_ptr[v + 1]):
+            graph.in_ignored[graph.in_ptr[v] + graph.pair_in[p]] = 0
     chance = random.Random(seed + 1)
     mark = [
         int(graph.can_recompute[v]) * chance.choice((0, 1, 1, 2)) for v in range(size)

@@ -89,7 +89,7 @@ def pooling(site: Site) -> Call:
         if plain:
             return Call(_MAX[rank], (x, kernel, stride, pad, 1, ceil))
         single = (1,) * rank
-        return Call(max_pool_padded, (x, padding, kernel, stride, single, convention != "valid"))
+        return Call(max_pool_padded, (x, _covering(site, sizes), kernel, stride, single))
     if kind == "avg":
         counted = attributes.flag("count_include_pad", True)
         if plain:
@@ -110,3 +110,17 @@ def _windows(size: int, kernel: int, stride: int, pad: int, convention: str) -> 
         return math.ceil((size + 2 * pad) / stride)
     room = size + 2 * pad - kernel
     return 1 + (math.ceil(room / stride) if convention == "full" else room // stride)
+
+
+def _covering(site: Site, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Padding, the last dimension first, under which just the windows of MXNet fit."""
+    attributes = site.attributes
+    kernel = attributes.ints("kernel")
+    stride = attributes.ints("stride") or (1,) * len(kernel)
+    pad = attributes.ints("pad") or (0,) * len(kernel)
+    padding: list[int] = []
+    for size, count, k, s, p in zip(
+        site.shape()[2:][::-1], sizes[::-1], kernel[::-1], stride[::-1], pad[::-1], strict=True
+    ):
+        padding += [p, max(p, (count - 1) * s + k - size - p)]
+    return tuple(padding)
