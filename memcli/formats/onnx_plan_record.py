@@ -19,6 +19,7 @@ from memcli.formats.plan_record import (
     _list_of,
 )
 from memcli.formats.wording import shown
+from memcli.marks import ALL_MARKS
 
 # The key in ModelProto.metadata_props. Every tool that was tried keeps these entries.
 PLAN_KEY = "memcli.plan"
@@ -32,7 +33,7 @@ SCHEMA = 1
 Mark = Literal["kept", "again", "each", "kept+inside", "again+inside", "each+inside"]
 MARKS: tuple[str, ...] = get_args(Mark)
 # The numbers by which planners and the executor know them.
-MARK_NUMBERS: dict[str, int] = dict(zip(MARKS, (0, 1, 2, 4, 5, 6), strict=True))
+MARK_NUMBERS: dict[str, int] = dict(zip(MARKS, ALL_MARKS, strict=True))
 MARK_TEXTS: dict[int, str] = {number: text for text, number in MARK_NUMBERS.items()}
 
 

@@ -8,6 +8,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from memcli.marks import AUXILIARY, EACH, RESULTS
+
 Array = NDArray[Any]
 
 # Without reference counts: nothing is allocated here, and counting those of the arrays at every
@@ -18,8 +20,6 @@ _kernel = numba.njit(**_OPTIONS)
 # Operations, each with a number (of a step, a storage or a handle) and up to four sizes.
 CALL, SEGMENT, SAVED, UNUSED, OUTPUT, UNPACKED, DONE, GONE, STAGE = range(9)
 
-EACH = 2
-AUXILIARY = 4
 _KEPT_REFERENCE, _MEMO_REFERENCE, _OWN_REFERENCE = 1, 2, 3
 _LIVE, _PEAK, _GRADIENTS, _ALL_PEAK, _HIGH, _AT, _DEPTH = range(7)
 # What a log says: a storage of the forward pass is freed, a recomputed one is, a step runs again
@@ -153,7 +153,7 @@ def _call(p, st, marks, u):
     """A step of the forward pass returned."""
     dropped = False
     for s in range(p.steps[u, _FIRST], p.steps[u + 1, _FIRST]):
-        mark = marks[u] & ~AUXILIARY
+        mark = marks[u] & RESULTS
         if p.storages[s, _IS_AUXILIARY]:
             mark = (mark if mark else 1) if marks[u] & AUXILIARY else 0
         st.storages[s, _MARK] = mark
@@ -190,7 +190,7 @@ def _gather(p, st, marks, depth):
             b += 1
         frames[depth, 1] = b
         if missing:
-            each = marks[q] & ~AUXILIARY == EACH
+            each = marks[q] & RESULTS == EACH
             last = frames[depth, 2] == 1 and st.steps[q, _LEFT] == wanted
             frames[depth + 1, 0] = q
             frames[depth + 1, 1] = p.steps[q, _INPUTS]
@@ -209,7 +209,7 @@ def _obtain(p, st, marks, wanted, work, limit):
     u = p.storages[wanted, _STEP]
     frames[0, 0] = u
     frames[0, 1] = p.steps[u, _INPUTS]
-    frames[0, 2] = 1 if marks[u] & ~AUXILIARY != EACH or st.steps[u, _LEFT] == 1 else 0
+    frames[0, 2] = 1 if marks[u] & RESULTS != EACH or st.steps[u, _LEFT] == 1 else 0
     frames[0, 3] = 0
     frames[0, 4] = -1
     depth = 0
@@ -233,7 +233,7 @@ def _obtain(p, st, marks, wanted, work, limit):
             live[_LIVE] -= frames[depth, 3]
             for at in range(p.steps[u, _INPUTS], p.steps[u + 1, _INPUTS]):
                 s = p.inputs[at]
-                if st.storages[s, _MARK] != 0 and marks[p.storages[s, _STEP]] & ~AUXILIARY == EACH:
+                if st.storages[s, _MARK] != 0 and marks[p.storages[s, _STEP]] & RESULTS == EACH:
                     _note(st, FREED_AGAIN, s)
         for s in range(p.steps[u, _FIRST], p.steps[u + 1, _FIRST]):
             if st.storages[s, _MARK] != 0:
@@ -242,7 +242,7 @@ def _obtain(p, st, marks, wanted, work, limit):
             st.steps[u, _HOLDING] = 0
             for at in range(p.steps[u, _INPUTS], p.steps[u + 1, _INPUTS]):
                 _release(p, st, p.inputs[at])
-        each = marks[u] & ~AUXILIARY == EACH
+        each = marks[u] & RESULTS == EACH
         for s in range(p.steps[u, _FIRST], p.steps[u + 1, _FIRST]):
             if st.storages[s, _MARK] == 0:
                 _note(st, FREED_AGAIN, s)  # the first one is still there

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memcli.graph.roofline import DEFAULT_MACHINE, Machine
+from memcli.marks import AUXILIARY, RESULTS
 from memcli.memory import torch_kernels as kernels
 from memcli.memory import torch_trace as events
 from memcli.memory.cuda_allocator import DeviceMemory, replay
@@ -15,8 +16,6 @@ from memcli.memory.torch_trace import Trace
 
 Marks = NDArray[np.uint8]
 Seconds = NDArray[np.float64]
-
-KEPT, AGAIN, EACH, AUXILIARY = 0, 1, 2, 4
 
 # Recomputations per step of the graph, past which a plan is not worth an exact figure.
 _LIMIT = 200
@@ -117,7 +116,7 @@ class TorchModel:
 
     def as_run(self, marks: Marks) -> Marks:
         """The marks as the executor reads them: some steps drop all they make, or nothing."""
-        whole = self.trace.with_gradients & (marks & (AUXILIARY - 1) != 0)
+        whole = self.trace.with_gradients & (marks & RESULTS != 0)
         return np.where(whole, marks | AUXILIARY, marks).astype(np.uint8)
 
     def evaluate(self, marks: Marks) -> TorchCost:

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memcli.graph.training import Flags, Ints, TrainingGraph
+from memcli.marks import AUXILIARY, RESULTS
 from memcli.memory.stages import Stage, default_cuts
-from memcli.memory.torch_model import AUXILIARY
 from memcli.memory.torch_plan_model import TorchPlanModel
 
 
@@ -56,11 +56,11 @@ def kept_storages(model: TorchPlanModel, marks: Flags) -> NDArray[np.bool_]:
     needed = np.zeros(len(trace.storage_bytes), bool)
     needed[trace.handle_storage] = True
     # A step that makes nothing of its own never runs again for it.
-    dropped = np.flatnonzero((marks & (AUXILIARY - 1) != 0) & (np.diff(trace.first) > 0))
+    dropped = np.flatnonzero((marks & RESULTS != 0) & (np.diff(trace.first) > 0))
     for step in dropped:
         needed[trace.inputs[trace.input_first[step] : trace.input_first[step + 1]]] = True
     mark = marks[step_of]
-    stays = np.where(trace.auxiliary, mark & AUXILIARY == 0, mark & (AUXILIARY - 1) == 0)
+    stays = np.where(trace.auxiliary, mark & AUXILIARY == 0, mark & RESULTS == 0)
     return np.asarray(needed & stays)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from memcli.memory.torch_kernels import _RUNS, AUXILIARY, walk
+from memcli.marks import AUXILIARY, RESULTS
+from memcli.memory.torch_kernels import _RUNS, walk
 from memcli.planners.anneal import _below, _propose, _unit, energy_of
 
-_LOW = AUXILIARY - 1  # the bits of a mark that say what becomes of the results
 _AUXILIARY_CHANCE = 0.08
 
 
@@ -44,7 +44,7 @@ def anneal(
     undo_node = np.zeros(max(64, n), np.int64)
     undo_mark = np.zeros(max(64, n), np.uint8)
     nothing = np.zeros(0, np.int64)
-    low = (state & _LOW).astype(np.uint8)
+    low = (state & RESULTS).astype(np.uint8)
     high = (state & AUXILIARY).astype(np.uint8)
     for v in whole:
         high[v] = 0

@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memcli.graph.training import Flags
+from memcli.marks import AGAIN, EACH, KEPT, RESULTS
 from memcli.memory import torch_kernels
 from memcli.memory.torch_bound import torch_bound
-from memcli.memory.torch_model import AGAIN, AUXILIARY, EACH, KEPT
 from memcli.memory.torch_plan_model import TorchPlanModel
 from memcli.planners import anneal_torch
 from memcli.planners.base import Search, Settings
 
-_LOW = AUXILIARY - 1
 # Evaluations for which all plans of a tiny graph are tried.
 _MOST_PLANS = 20_000
 _LIMIT = 200
@@ -47,7 +46,7 @@ class TorchSearch(Search):
 
     def is_kept(self, flags: Flags) -> NDArray[np.bool_]:
         """Over steps: whether a plan keeps what the step makes."""
-        return np.asarray(flags & _LOW == KEPT)
+        return np.asarray(flags & RESULTS == KEPT)
 
     @property
     def third_mark(self) -> Flags:
@@ -58,7 +57,7 @@ class TorchSearch(Search):
         """The marks with the user's hints."""
         flags = np.where(self.graph.can_recompute, flags, KEPT).astype(np.uint8)
         flags[list(self.hinted_keep)] = KEPT
-        again = [v for v in self.hinted_again if flags[v] & _LOW == KEPT]
+        again = [v for v in self.hinted_again if flags[v] & RESULTS == KEPT]
         flags[again] = AGAIN
         return self.model.exact.as_run(flags)
 

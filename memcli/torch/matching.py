@@ -32,15 +32,14 @@ from typing import Any
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from memcli.engines.torch.executor import AGAIN, AUXILIARY, KEPT
 from memcli.errors import BadInput
 from memcli.formats.wording import shown
+from memcli.marks import AGAIN, KEPT, RESULTS
 from memcli.torch.exported import ExportedModel, Place
 from memcli.torch.scopes import is_scoped, match_scopes
 
 SMALLEST_PART = 0.9
 _NAMES_SHOWN = 5
-_LOW = AUXILIARY - 1  # the bits of a mark that say what becomes of the results
 _BEFORE_NORMALIZATION = "_before_batchnorm"
 
 
@@ -150,7 +149,7 @@ def _between(node: Node, found: Mapping[str, int]) -> int:
     around = [*_makers(node), *_readers(node)]
     if not _makers(node) or not _readers(node):
         return KEPT
-    return AGAIN if all(found.get(other.name, KEPT) & _LOW != KEPT for other in around) else KEPT
+    return AGAIN if all(found.get(other.name, KEPT) & RESULTS != KEPT for other in around) else KEPT
 
 
 def _makers(node: Node) -> list[Node]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from memcli.engines.torch.executor import KEPT
 from memcli.errors import BadInput
 from memcli.formats.onnx_file import OnnxFile, read_onnx
 from memcli.formats.onnx_plan_record import MARK_NUMBERS, OnnxPlan
 from memcli.formats.onnx_training import as_training
 from memcli.formats.wording import shown_path
+from memcli.marks import KEPT
 
 # The executor's marks for those of the file.
 MARKS = dict(MARK_NUMBERS)

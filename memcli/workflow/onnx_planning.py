@@ -20,11 +20,11 @@ from memcli.formats.onnx_plan_record import MARK_NUMBERS, MARK_TEXTS
 from memcli.formats.onnx_shapes import bind_shapes
 from memcli.formats.onnx_training import as_training
 from memcli.graph.training import Flags, Plan
+from memcli.marks import EACH, RESULTS
 from memcli.memory.bounds import gap
 from memcli.memory.mxnet_model import Cost
 from memcli.memory.stages import Stage
 from memcli.memory.torch_bound import torch_bound
-from memcli.memory.torch_model import AUXILIARY, EACH
 from memcli.memory.torch_stages import torch_stages
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
@@ -86,7 +86,7 @@ class OnnxPlanned:
     @property
     def marked(self) -> dict[str, int]:
         """How many steps are kept, recomputed once, and recomputed at each need."""
-        low = self.plan.recompute & (AUXILIARY - 1)
+        low = self.plan.recompute & RESULTS
         makes = self.analysis.graph.operator_bytes() > 0
         counts = np.bincount(low[makes], minlength=EACH + 1)
         return {MARK_TEXTS[k]: int(counts[k]) for k in range(EACH + 1)}

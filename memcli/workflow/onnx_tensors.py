@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from memcli.engines.torch_analysis import TorchAnalysis
 from memcli.graph.training import Flags, Ints
+from memcli.marks import EACH, RESULTS
 from memcli.memory import torch_trace as events
-from memcli.memory.torch_model import AUXILIARY, EACH
 from memcli.workflow.inspected import LargeTensor, NodeRow, OperatorKind
 
 Chosen = NDArray[np.bool_]
@@ -150,7 +150,7 @@ def node_rows(analysis: TorchAnalysis, marks: Flags, runs: Ints) -> list[NodeRow
         mark = ""
         if any(runs[v] for v in own):
             mark = "recomputed"
-            if any(runs[v] and marks[v] & (AUXILIARY - 1) == EACH for v in own):
+            if any(runs[v] and marks[v] & RESULTS == EACH for v in own):
                 mark = "each need"
         elif not makes:
             mark = "view"

@@ -17,7 +17,7 @@ from memcli.engines.torch_analysis import record
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.symbol_edits import INSERTED_KEY
 from memcli.graph.training import Flags
-from memcli.memory.torch_model import AGAIN, KEPT
+from memcli.marks import AGAIN, KEPT
 from memcli.workflow.planning import read_symbol, shape_notes
 from memcli.workflow.torch_runs import compare_runs, named_marks, run_of, stages_of, train
 from memcli.workflow.verifying import (

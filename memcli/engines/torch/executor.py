@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from memcli.engines.torch.program import Program, Step, attribute, compile_graph, fill, marks_of
-from memcli.engines.torch.requests import AGAIN, ALL_MARKS, AUXILIARY, EACH, KEPT
 from memcli.engines.torch.run import Run
+from memcli.marks import AGAIN, ALL_MARKS, AUXILIARY, EACH, KEPT
 
 __all__ = ["AGAIN", "AUXILIARY", "EACH", "KEPT", "PlannedModule"]
 

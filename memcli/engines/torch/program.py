@@ -10,8 +10,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from memcli.engines.torch.aten_rules import again_of, draws, leaves_states, with_gradients
-from memcli.engines.torch.requests import AUXILIARY
 from memcli.errors import BadInput
+from memcli.marks import AUXILIARY, RESULTS
 
 
 class Reference:
@@ -21,9 +21,6 @@ class Reference:
 
     def __init__(self, value: int) -> None:
         self.value = value
-
-
-_RESULTS = AUXILIARY - 1  # the bits of a mark that say what becomes of the results
 
 
 @dataclass
@@ -208,6 +205,6 @@ def marks_of(program: Program, marks: Any, allowed: Sequence[int]) -> list[int]:
             raise BadInput(f"the plan gives {name!r} the mark {mark!r}, which is none")
         index = by_name[name]
         # run as it ran first, it makes what it saves inside itself as well
-        inside = program.steps[index].with_gradients and mark & _RESULTS
+        inside = program.steps[index].with_gradients and mark & RESULTS
         result[index] = int(mark) | (AUXILIARY if inside else 0)
     return result

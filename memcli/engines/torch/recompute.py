@@ -11,7 +11,8 @@ from torch import Tensor
 
 from memcli.engines.torch.geometry import Geometry, physical, tensors_in, view_of
 from memcli.engines.torch.program import Program
-from memcli.engines.torch.requests import AUXILIARY, EACH, KEPT, Record, Requests, Storage
+from memcli.engines.torch.requests import Record, Requests, Storage
+from memcli.marks import EACH, KEPT, RESULTS
 
 MODIFIED = (
     "one of the variables needed for gradient {} has been modified by an inplace operation: "
@@ -77,7 +78,7 @@ class Recomputation:
         """Recomputes a dropped storage, and before it what it is made from."""
         record = storage.record
         assert record is not None
-        final = record.mark & ~AUXILIARY != EACH or requests.is_last([storage])
+        final = record.mark & RESULTS != EACH or requests.is_last([storage])
         frames = [_Frame(record, [storage], final)]
         while True:
             frame = frames[-1]
@@ -89,7 +90,7 @@ class Recomputation:
             frame.values.clear()
             if frame.final:
                 requests.let_go(frame.record)
-            if frame.record.mark & ~AUXILIARY != EACH:
+            if frame.record.mark & RESULTS != EACH:
                 for made in results:
                     if made in requests.of:
                         requests.memo[made] = results[made]
@@ -113,7 +114,7 @@ class Recomputation:
                 if tensor is None:
                     record = storage.record
                     assert record is not None
-                    each = record.mark & ~AUXILIARY == EACH
+                    each = record.mark & RESULTS == EACH
                     dropped = [s for s in group if s.mark != KEPT]
                     final = not each or (frame.final and requests.is_last(dropped))
                     for other in group:  # of one step some may stay and some be dropped

@@ -11,9 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-KEPT, AGAIN, EACH = 0, 1, 2
-AUXILIARY = 4  # added to a mark: what the function saves inside itself is dropped as well
-ALL_MARKS = (KEPT, AGAIN, EACH, KEPT | AUXILIARY, AGAIN | AUXILIARY, EACH | AUXILIARY)
+from memcli.marks import KEPT
 
 
 class Storage:

@@ -24,7 +24,8 @@ from memcli.engines.torch.geometry import (
 )
 from memcli.engines.torch.program import Program, Step
 from memcli.engines.torch.recompute import MODIFIED, External, Internal, Recomputation
-from memcli.engines.torch.requests import AGAIN, AUXILIARY, KEPT, Record, Requests, Storage
+from memcli.engines.torch.requests import Record, Requests, Storage
+from memcli.marks import AGAIN, AUXILIARY, KEPT, RESULTS
 
 # Private, so it may be missing: then every backward pass is taken for one that keeps the graph.
 _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
@@ -80,7 +81,7 @@ class Run(Recomputation):
             self._pending = None
         made = self._made(step, result, mark)
         record: Record | None = None
-        if mark & ~AUXILIARY and made:
+        if mark & RESULTS and made:
             record = self._record(step, values, generators)
         if mark & AUXILIARY and not step.leaves_states:
             record = self._own_auxiliaries(step, values, pending, made, record, generators)
@@ -158,7 +159,7 @@ class Run(Recomputation):
                 continue
             key = storage_key(tensor)
             if key not in self.owner:
-                storage = Storage(step.index, position, mark & ~AUXILIARY, key)
+                storage = Storage(step.index, position, mark & RESULTS, key)
                 storage.version = 0 if tensor.is_inference() else tensor._version
                 self.owner[key] = storage
                 made.append(storage)
@@ -213,7 +214,7 @@ class Run(Recomputation):
             assert packed.tensor is not None
             key = storage_key(packed.tensor) if has_storage(packed.tensor) else None
             if key is not None and key not in self.owner:
-                mark = (self.marks[step.index] & ~AUXILIARY) or AGAIN
+                mark = (self.marks[step.index] & RESULTS) or AGAIN
                 storage = Storage(step.index, ~number, mark, key)
                 self.owner[key] = storage
                 made.append(storage)
