@@ -43,10 +43,6 @@ class TorchAnalysis:
     input_types: dict[str, str]
     loss_heads: int = 0
 
-    def job(self, path: Path) -> dict[str, Any]:
-        """What a PyTorch job needs to make the same module again; the model goes to ``path``."""
-        return onnx_job(self.file, self.inputs, self.roles, path)
-
 
 def check_torch() -> None:
     """Raises EngineFailed where PyTorch is not installed."""

@@ -21,12 +21,13 @@ def torch_bound(trace: Trace, block: int = 1) -> int:
         return [int(x) for x in -(-sizes // block) * block]
 
     sizes = rounded(np.minimum(trace.storage_bytes, trace.again_bytes))
+    first_sizes = rounded(trace.storage_bytes)
     change = rounded(trace.event_bytes)
     handle_storage = trace.handle_storage.tolist()
     auxiliary = trace.auxiliary.tolist()
     needed: dict[int, int] = {}  # reasons for which a storage has to be there
     live = peak = 0
-    again = 0
+    again = False
 
     def need(storage: int) -> None:
         nonlocal live
@@ -47,7 +48,7 @@ def torch_bound(trace: Trace, block: int = 1) -> int:
         trace.kinds.tolist(), trace.numbers.tolist(), change, strict=True
     ):
         if kind in (events.AGAIN, events.AGAIN_END):
-            again += 1 if kind == events.AGAIN else -1
+            again = kind == events.AGAIN
         elif again:
             continue  # what a second run would take: no plan has to
         elif kind == events.ALLOCATED:
@@ -57,9 +58,7 @@ def torch_bound(trace: Trace, block: int = 1) -> int:
         elif kind == events.END:
             made = range(int(trace.first[number]), int(trace.first[number + 1]))
             # tensors of the call that turn out to be its results were counted by it
-            live -= sum(int(trace.storage_bytes[s]) for s in made) if block == 1 else sum(
-                int(-(-trace.storage_bytes[s] // block) * block) for s in made
-            )
+            live -= sum(first_sizes[s] for s in made)
             for storage in made:
                 if not auxiliary[storage]:
                     need(storage)

@@ -114,6 +114,11 @@ class TorchModel:
         """The plan that keeps everything."""
         return np.zeros(self.trace.n_steps, np.uint8)
 
+    @property
+    def most_runs(self) -> int:
+        """Recomputations past which a plan has no exact figure."""
+        return _LIMIT * max(self.trace.n_steps, 50)
+
     def as_run(self, marks: Marks) -> Marks:
         """The marks as the executor reads them: some steps drop all they make, or nothing."""
         whole = self.trace.with_gradients & (marks & RESULTS != 0)
@@ -123,8 +128,9 @@ class TorchModel:
         """The price of a plan."""
         marks = self.as_run(marks)
         state = self.state
-        limit = _LIMIT * max(self.trace.n_steps, 50)
-        peak, all_peak, at = kernels.walk(self.program, state, marks, limit, self._nothing)
+        peak, all_peak, at = kernels.walk(
+            self.program, state, marks, self.most_runs, self._nothing
+        )
         runs = kernels.recomputations(state)
         return TorchCost(
             live_peak_bytes=int(peak),
@@ -145,8 +151,7 @@ class TorchModel:
         marks = self.as_run(marks)
         p, n = self.program, self.trace.n_steps
         highs = np.zeros(len(p.operations), np.int64)
-        limit = _LIMIT * max(n, 50)
-        peak, _, _ = kernels.walk(p, self.state, marks, limit, highs)
+        peak, _, _ = kernels.walk(p, self.state, marks, self.most_runs, highs)
         if peak < 0:
             raise ValueError("the plan recomputes more often than is worth counting")
         forward, backward = np.zeros(n, np.int64), np.full(n, -1, np.int64)
@@ -184,8 +189,8 @@ class TorchModel:
         p, trace = self.program, self.trace
         rows = 4 * (len(trace.kinds) + _LIMIT * trace.n_steps)
         state = kernels.state_for(p, rows)
-        limit = _LIMIT * max(trace.n_steps, 50)
-        if kernels.walk(p, state, self.as_run(marks), limit, self._nothing)[0] < 0:
+        marks = self.as_run(marks)
+        if kernels.walk(p, state, marks, self.most_runs, self._nothing)[0] < 0:
             raise ValueError("the plan recomputes more often than is worth counting")
         return replay(trace, self._ends, state.log[: int(state.logged[0])])
 

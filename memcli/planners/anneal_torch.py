@@ -28,6 +28,14 @@ def _energy(program, st, marks, limit, nothing, params, flops, seconds):
     return energy_of(params, float(peak), _work(st, flops), _work(st, seconds))
 
 
+@numba.njit(cache=True)
+def _combine(state, low, high, whole):
+    """What becomes of results and of auxiliaries as one mark; of ``whole`` steps both or none."""
+    state[:] = low | high
+    for v in whole:
+        state[v] = low[v] | AUXILIARY if low[v] != 0 else 0
+
+
 @numba.njit(cache=True, nogil=True)
 def anneal(
     program, st, limit, flops, seconds, with_auxiliaries, whole, state, best, nodes, weights, third,
@@ -46,8 +54,6 @@ def anneal(
     nothing = np.zeros(0, np.int64)
     low = (state & RESULTS).astype(np.uint8)
     high = (state & AUXILIARY).astype(np.uint8)
-    for v in whole:
-        high[v] = 0
     energy = _energy(program, st, state, limit, nothing, params, flops, seconds)
     if energy < lowest:
         lowest = energy
@@ -67,9 +73,7 @@ def anneal(
             )  # fmt: skip
             if count == 0:
                 continue
-        state[:] = low | high
-        for v in whole:
-            state[v] = low[v] | AUXILIARY if low[v] != 0 else 0
+        _combine(state, low, high, whole)
         new = _energy(program, st, state, limit, nothing, params, flops, seconds)
         rise = new - energy
         if rise <= 0 or _unit(rng) < np.exp(-rise / temperature):
@@ -82,7 +86,5 @@ def anneal(
         else:
             for k in range(count - 1, -1, -1):
                 low[undo_node[k]] = undo_mark[k]
-    state[:] = low | high
-    for v in whole:
-        state[v] = low[v] | AUXILIARY if low[v] != 0 else 0
+    _combine(state, low, high, whole)
     return lowest

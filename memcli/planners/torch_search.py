@@ -18,7 +18,6 @@ from memcli.planners.base import Search, Settings
 
 # Evaluations for which all plans of a tiny graph are tried.
 _MOST_PLANS = 20_000
-_LIMIT = 200
 
 
 class TorchSearch(Search):
@@ -68,7 +67,7 @@ class TorchSearch(Search):
             anneal_torch.anneal,
             exact.program,
             torch_kernels.state_for(exact.program),
-            _LIMIT * max(trace.n_steps, 50),
+            exact.most_runs,
             trace.flops.astype(np.float64),
             np.asarray(self.model.seconds, np.float64),
             np.flatnonzero(exact.has_auxiliaries & ~trace.with_gradients).astype(np.int64),

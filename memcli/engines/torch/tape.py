@@ -14,7 +14,6 @@ from memcli.engines.torch.geometry import has_storage, storage_key, tensors_in
 # What an event says of its number: of a storage on the tape (ALLOCATED with its bytes, FREED),
 # of a step (the rest).
 ALLOCATED, FREED, FORWARD, BACKWARD = range(4)
-FIRST_OTHER = 4  # events that others write
 
 
 class Tape(TorchDispatchMode):
