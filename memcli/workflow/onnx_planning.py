@@ -11,7 +11,7 @@ import numpy as np
 
 from memcli.engines.analysis import ShapeRequest
 from memcli.engines.torch_analysis import TorchAnalysis, analyze_onnx
-from memcli.errors import AnswerIsNo, BadInput
+from memcli.errors import BadInput
 from memcli.formats.newest import remember_plan
 from memcli.formats.onnx_file import OnnxFile, parse_onnx, read_onnx
 from memcli.formats.onnx_losses import losses
@@ -29,7 +29,13 @@ from memcli.memory.torch_stages import torch_stages
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
 from memcli.planners.torch_search import TorchSearch
-from memcli.units import format_size, parse_size
+from memcli.units import parse_size
+from memcli.workflow.planning import (
+    assumed_notes,
+    recorded_memory,
+    recorded_recomputation,
+    refuse_misses,
+)
 
 Progress = Callable[[str, float | None], None]
 
@@ -158,11 +164,7 @@ def refuse_other_type(file: OnnxFile, dtype: str | None) -> None:
 
 def shape_notes(analysis: TorchAnalysis) -> list[str]:
     """What was assumed, for the user to read."""
-    notes = []
-    for name in analysis.assumed:
-        shape = ",".join(map(str, analysis.inputs.get(name, ())))
-        notes.append(f"shape of '{name}' is assumed: {shape} (change it with --shape or --batch)")
-    return notes + analysis.notes
+    return assumed_notes(analysis.assumed, analysis.inputs) + analysis.notes
 
 
 def make_onnx_plan(
@@ -227,7 +229,7 @@ def make_onnx_plan(
         evaluated=search.evaluated,
         seconds=seconds,
     )
-    refuse_misses(planned, settings)
+    refuse_misses(planned.cost, planned.lower_bound, settings)
     if out is not None:
         write_onnx_plan(planned, out, force)
     return planned
@@ -238,25 +240,6 @@ def limited(settings: Settings) -> Settings:
     if settings.budget is None and settings.max_recompute is None:
         return dataclasses.replace(settings, max_recompute=DEFAULT_MAX_RECOMPUTE)
     return settings
-
-
-def refuse_misses(planned: OnnxPlanned, settings: Settings) -> None:
-    """Raises AnswerIsNo where the best plan breaks a limit that the user set."""
-    cost = planned.cost
-    if settings.budget is not None and cost.pool_bytes > settings.budget:
-        raise AnswerIsNo(
-            f"no plan found fits {format_size(settings.budget)}: the least is "
-            f"{format_size(cost.pool_bytes)} with {cost.recompute_fraction:.0%} "
-            "of the forward pass recomputed",
-            f"nothing can get under {format_size(planned.lower_bound)} at these shapes; "
-            "a smaller --batch needs less",
-        )
-    limit = settings.max_recompute
-    if limit is not None and cost.recompute_fraction > limit + 1e-12:
-        raise AnswerIsNo(
-            f"no plan found recomputes at most {limit:.1%} of the forward pass: the least is "
-            f"{cost.recompute_fraction:.1%}"
-        )
 
 
 def marks_by_node(file: OnnxFile, analysis: TorchAnalysis, flags: Flags) -> dict[str, str]:
@@ -286,7 +269,7 @@ def flags_of(file: OnnxFile, analysis: TorchAnalysis, marks: dict[str, str]) -> 
 
 def write_onnx_plan(planned: OnnxPlanned, out: str, force: bool) -> None:
     """Write the planned file, whole or not at all, and remember it as the newest."""
-    analysis, cost = planned.analysis, planned.cost
+    analysis = planned.analysis
     plan = new_plan(
         planned.source,
         marks_by_node(planned.source, analysis, planned.plan.recompute),
@@ -294,21 +277,12 @@ def write_onnx_plan(planned: OnnxPlanned, out: str, force: bool) -> None:
         shapes=analysis.inputs,
         dtype=analysis.dtype,
         as_training=planned.restored,
-        memory={
-            "baseline_bytes": planned.baseline.pool_bytes,
-            "planned_bytes": cost.pool_bytes,
-            "live_peak_bytes": cost.live_peak_bytes,
-            "lower_bound_bytes": planned.lower_bound,
-        },
-        recompute={
-            "flops": cost.recompute_flops,
-            "forward_flops": cost.forward_flops,
-            "fraction": cost.recompute_fraction,
-        },
+        memory=recorded_memory(planned.baseline, planned.cost, planned.lower_bound),
+        recompute=recorded_recomputation(planned.cost),
         original_name=planned.original[0],
         device=planned.device,
     )
-    plan = type(plan)(**{**plan.__dict__, "original_sha256": planned.original[1]})
+    plan = dataclasses.replace(plan, original_sha256=planned.original[1])
     planned.notes += write_plan(planned.source, plan, out, overwrite=force)
     planned.output = out
     remember_plan(out)

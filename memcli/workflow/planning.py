@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,12 +124,18 @@ def unplanned(source: SymbolFile, notes: list[str]) -> SymbolFile:
     return source
 
 
+def assumed_notes(assumed: Iterable[str], inputs: Mapping[str, Sequence[int]]) -> list[str]:
+    """Which shapes were assumed, in words."""
+    return [
+        f"shape of '{name}' is assumed: {','.join(map(str, inputs[name]))} "
+        "(change it with --shape or --batch)"
+        for name in assumed
+    ]
+
+
 def shape_notes(analysis: Analysis) -> list[str]:
     """What was assumed or put on, in words."""
-    notes = []
-    for name in analysis.assumed:
-        shape = ",".join(map(str, analysis.inputs[name]))
-        notes.append(f"shape of '{name}' is assumed: {shape} (change it with --shape or --batch)")
+    notes = assumed_notes(analysis.assumed, analysis.inputs)
     if analysis.loss_heads:
         what = "output" if analysis.loss_heads == 1 else f"{analysis.loss_heads} outputs"
         notes.append(
@@ -218,23 +224,47 @@ def make_plan(
         evaluated=evaluated,
         seconds=seconds,
     )
-    if settings.budget is not None and found.cost.pool_bytes > settings.budget:
-        raise AnswerIsNo(
-            f"no plan found fits {format_size(settings.budget)}: the least is "
-            f"{format_size(found.cost.pool_bytes)} with {found.cost.recompute_fraction:.0%} "
-            "of the forward pass recomputed",
-            f"nothing can get under {format_size(planned.lower_bound)} at these shapes; "
-            "a smaller --batch needs less",
-        )
-    limit = settings.max_recompute
-    if limit is not None and found.cost.recompute_fraction > limit + 1e-12:
-        raise AnswerIsNo(
-            f"no plan found recomputes at most {limit:.1%} of the forward pass: the least is "
-            f"{found.cost.recompute_fraction:.1%}"
-        )
+    refuse_misses(planned.cost, planned.lower_bound, settings)
     if out is not None:
         write_plan(planned, out, force)
     return planned
+
+
+def refuse_misses(cost: Cost, lower_bound: int, settings: Settings) -> None:
+    """Raises AnswerIsNo where the best plan breaks a limit that the user set."""
+    if settings.budget is not None and cost.pool_bytes > settings.budget:
+        raise AnswerIsNo(
+            f"no plan found fits {format_size(settings.budget)}: the least is "
+            f"{format_size(cost.pool_bytes)} with {cost.recompute_fraction:.0%} "
+            "of the forward pass recomputed",
+            f"nothing can get under {format_size(lower_bound)} at these shapes; "
+            "a smaller --batch needs less",
+        )
+    limit = settings.max_recompute
+    if limit is not None and cost.recompute_fraction > limit + 1e-12:
+        raise AnswerIsNo(
+            f"no plan found recomputes at most {limit:.1%} of the forward pass: the least is "
+            f"{cost.recompute_fraction:.1%}"
+        )
+
+
+def recorded_memory(baseline: Cost, cost: Cost, lower_bound: int) -> dict[str, int]:
+    """What a written file says of its plan's memory, bytes."""
+    return {
+        "baseline_bytes": baseline.pool_bytes,
+        "planned_bytes": cost.pool_bytes,
+        "live_peak_bytes": cost.live_peak_bytes,
+        "lower_bound_bytes": lower_bound,
+    }
+
+
+def recorded_recomputation(cost: Cost) -> dict[str, int | float]:
+    """What a written file says of what its plan runs again."""
+    return {
+        "flops": cost.recompute_flops,
+        "forward_flops": cost.forward_flops,
+        "fraction": cost.recompute_fraction,
+    }
 
 
 def plan_record(planned: Planned, file: SymbolFile, moved: Mapping[int, int]) -> PlanRecord:
@@ -264,17 +294,8 @@ def plan_record(planned: Planned, file: SymbolFile, moved: Mapping[int, int]) ->
         n_nodes=file.node_count,
         original_marks={p: list(m) for p, m in file.existing_marks().items()},
         cuts=cuts,
-        memory={
-            "baseline_bytes": planned.baseline.pool_bytes,
-            "planned_bytes": planned.cost.pool_bytes,
-            "live_peak_bytes": planned.cost.live_peak_bytes,
-            "lower_bound_bytes": planned.lower_bound,
-        },
-        recompute={
-            "flops": planned.cost.recompute_flops,
-            "forward_flops": planned.cost.forward_flops,
-            "fraction": planned.cost.recompute_fraction,
-        },
+        memory=recorded_memory(planned.baseline, planned.cost, planned.lower_bound),
+        recompute=recorded_recomputation(planned.cost),
     )
 
 
