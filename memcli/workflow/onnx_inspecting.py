@@ -41,7 +41,7 @@ from memcli.workflow.onnx_planning import (
     shape_notes,
 )
 from memcli.workflow.onnx_tensors import largest_tensors, node_rows, operator_kinds
-from memcli.workflow.onnx_verifying import planned_shapes
+from memcli.workflow.verifying import shapes_to_verify
 
 Progress = Callable[[str, float | None], None]
 
@@ -75,7 +75,7 @@ def inspect_onnx(
         record = None
         notes.append(f"shown without the plan that it carries: {error.message}")
     if record is not None:
-        asked = dataclasses.replace(planned_shapes(record, request), dtype=dtype)
+        asked = dataclasses.replace(shapes_to_verify(record, request), dtype=dtype)
     else:
         asked = request or ShapeRequest()
     if request is not None:  # what the user asks for and cannot be is no fact about the file

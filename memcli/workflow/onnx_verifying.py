@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from memcli.engines.analysis import ShapeRequest
 from memcli.engines.live_memory import available_bytes
 from memcli.engines.torch_analysis import TorchAnalysis, analyze_onnx, onnx_job
-from memcli.errors import BadInput, EngineFailed, MemcliError
+from memcli.errors import BadInput
 from memcli.formats.onnx_file import OnnxFile, parse_onnx, read_onnx
 from memcli.formats.onnx_plan import strip_plan
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.onnx_shapes import bind_shapes
 from memcli.formats.onnx_training import as_training
-from memcli.units import format_size
 from memcli.workflow.onnx_planning import flags_of, shape_notes
 from memcli.workflow.torch_runs import compare_runs, named_marks, run_of, stages_of, train
-from memcli.workflow.verifying import Verified
+from memcli.workflow.verifying import (
+    PLAN_TAKEN_OFF,
+    Verified,
+    fit_batch,
+    original_beside,
+    scaled_notes,
+    shapes_to_verify,
+)
 
 Progress = Callable[[str, float | None], None]
 
@@ -39,41 +44,14 @@ def original_of(planned: OnnxFile, plan: OnnxPlan, given: str | None) -> tuple[O
         if file.carried_plan() is not None:
             file = parse_onnx(strip_plan(file).data, given)
         return _as_planned(file, plan), given
-    for folder in {os.path.dirname(os.path.abspath(planned.path)), os.getcwd()}:
-        path = os.path.join(folder, os.path.basename(plan.original_name))
-        if not os.path.isfile(path) or os.path.samefile(path, planned.path):
-            continue
-        try:
-            file = read_onnx(path)
-        except MemcliError:
-            continue
-        if file.sha256 == plan.original_sha256:
-            return _as_planned(file, plan), f"{os.path.relpath(path)} (its SHA-256 matches)"
-    stripped = parse_onnx(strip_plan(planned).data, planned.path)
-    return stripped, "the planned file with its plan taken off"
+    beside = original_beside(planned.path, plan.original_name, plan.original_sha256, read_onnx)
+    if beside is not None:
+        return _as_planned(beside[0], plan), beside[1]
+    return parse_onnx(strip_plan(planned).data, planned.path), PLAN_TAKEN_OFF
 
 
 def _as_planned(file: OnnxFile, plan: OnnxPlan) -> OnnxFile:
     return as_training(file)[0] if plan.as_training else file
-
-
-def planned_shapes(plan: OnnxPlan, request: ShapeRequest | None) -> ShapeRequest:
-    """The plan's shapes, or what the user asks for in their place."""
-    shapes = {name: list(shape) for name, shape in plan.shapes.items()}
-    if request is None:
-        return ShapeRequest(shapes=shapes)
-    if request.shapes or request.unnamed is not None:
-        return request
-    if request.batch is None:
-        return ShapeRequest(shapes=shapes)
-    leading = [shape[0] for shape in shapes.values() if shape]
-    old = leading[0] if leading else 1
-    scaled = {
-        name: [shape[0] // old * request.batch, *shape[1:]] if shape and shape[0] % old == 0
-        else shape
-        for name, shape in shapes.items()
-    }  # fmt: skip
-    return ShapeRequest(shapes=scaled)
 
 
 def verify_onnx(
@@ -104,22 +82,22 @@ def verify_onnx(
     kind = "cpu" if gpu is None else "cuda"
 
     def analysis_of(asked: ShapeRequest) -> TorchAnalysis:
-        bound = bind_shapes(planned, asked)
+        # the file's types stay as they are
+        bound = bind_shapes(planned, dataclasses.replace(asked, dtype=None))
         return analyze_onnx(
             planned, bound.shapes, assumed=bound.assumed, dtype=plan.dtype, device=kind,
             on_progress=on_progress,
         )  # fmt: skip
 
-    asked = planned_shapes(plan, request)
-    analysis = analysis_of(asked)
+    analysis = analysis_of(shapes_to_verify(plan, request))
     scaled = None
     if gpu is None:
-        analysis, scaled = _fitting(analysis, analysis_of)
-    notes = shape_notes(analysis)
-    if scaled:
-        notes.append(
-            f"batch {scaled['from_batch']} scaled down to {scaled['to_batch']}: {scaled['why']}"
+        leading = [shape[0] for shape in analysis.inputs.values() if shape]
+        free = int(available_bytes() * _USABLE)
+        analysis, scaled = fit_batch(
+            analysis, leading[0] if leading else 1, free, _needed, analysis_of
         )
+    notes = shape_notes(analysis) + scaled_notes(scaled)
     flags = flags_of(planned, analysis, plan.marks)
     device = "cpu" if gpu is None else f"gpu:{gpu}"
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
@@ -161,40 +139,3 @@ def _needed(analysis: TorchAnalysis) -> int:
     trace = analysis.trace
     peak = analysis.model.evaluate(analysis.model.none()).pool_bytes
     return peak + 4 * trace.parameter_bytes + 2 * trace.input_bytes + (700 << 20)
-
-
-def _fitting(
-    analysis: TorchAnalysis, analysis_of: Callable[[ShapeRequest], TorchAnalysis]
-) -> tuple[TorchAnalysis, dict[str, Any] | None]:
-    """The analysis at a batch whose unplanned step fits the free memory, and what was changed.
-
-    Raises:
-        EngineFailed: not even a batch of one fits.
-    """
-    free = int(available_bytes() * _USABLE)
-    leading = [shape[0] for shape in analysis.inputs.values() if shape]
-    asked = batch = leading[0] if leading else 1
-    scaled = None
-    while True:
-        needed = _needed(analysis)
-        if needed <= free:
-            return analysis, scaled
-        if batch <= 1:
-            raise EngineFailed(
-                f"a step of this graph takes {format_size(needed)} even at batch {batch}, and "
-                f"{format_size(free)} are free here",
-                "verify on a machine with more memory, or at a smaller --shape",
-            )
-        smaller = max(1, int(batch * free / needed * 0.95))
-        smaller = 1 << (min(smaller, batch - 1).bit_length() - 1)
-        scaled = {
-            "from_batch": asked,
-            "to_batch": smaller,
-            "why": f"a step takes {format_size(needed)}, and {format_size(free)} are free",
-        }
-        shapes = {
-            name: [s[0] // batch * smaller, *s[1:]] if s and s[0] % batch == 0 else s
-            for name, s in analysis.inputs.items()
-        }
-        analysis = analysis_of(ShapeRequest(shapes=shapes))
-        batch = smaller

@@ -22,9 +22,12 @@ from memcli.workflow.planning import read_symbol, shape_notes
 from memcli.workflow.torch_runs import compare_runs, named_marks, run_of, stages_of, train
 from memcli.workflow.verifying import (
     Verified,
+    batch_of,
     check_comparable,
     find_original,
     fit_batch,
+    needed_bytes,
+    scaled_notes,
     shapes_to_verify,
 )
 
@@ -88,11 +91,11 @@ def verify_symbol_in_torch(
     scaled = None
     if gpu is None:
         free = int(available_bytes() * _USABLE)
-        analysis, scaled = fit_batch(planned, analysis, free, analysis_of)
-    if scaled:
-        notes.append(
-            f"batch {scaled['from_batch']} scaled down to {scaled['to_batch']}: {scaled['why']}"
-        )
+        analysis, scaled = fit_batch(
+            analysis, batch_of(analysis), free, needed_bytes,
+            lambda shapes: analysis_of(planned, shapes),
+        )  # fmt: skip
+    notes += scaled_notes(scaled)
     base = analysis_of(source, ShapeRequest(shapes=dict(analysis.inputs), dtype=analysis.dtype))
     check_comparable(base, analysis, where)
     device = "cpu" if gpu is None else f"gpu:{gpu}"

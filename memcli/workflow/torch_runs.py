@@ -15,7 +15,7 @@ from memcli.memory.torch_plan_model import TorchPlanModel
 from memcli.memory.torch_stages import torch_stages
 from memcli.planners.base import Settings
 from memcli.planners.torch_search import TorchSearch
-from memcli.workflow.verifying import Compared, Run, StageMeasured, compare_files
+from memcli.workflow.verifying import Compared, Run, StageMeasured, compare_files, result_notes
 
 Progress = Callable[[str, float | None], None]
 
@@ -79,14 +79,7 @@ def compare_runs(
         return str(rows[index]) if index < len(rows) else f"{kind} {index}"
 
     compared = compare_files(workdir / "original.npz", workdir / "planned.npz", named)
-    for key in ("outputs", "gradients", "states"):
-        bad = int(first["nonfinite"][key])
-        compared[key].nonfinite = bad
-        if bad:
-            notes.append(f"{bad} {key} of the original hold NaN or infinity at this seed")
-    if not (first["repeatable"] and second["repeatable"]):
-        notes.append("a second step from the same seed gave other bits: this graph is not "
-                     "deterministic on this device")  # fmt: skip
+    notes += result_notes(first, second, compared)
     return compared
 
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from memcli.engines.live_memory import available_bytes
 from memcli.engines.mxnet_step import train_step
 from memcli.errors import BadInput, EngineFailed, MemcliError
 from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.plan_record import PlanRecord
 from memcli.graph.training import Flags, Plan
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE
@@ -33,6 +34,20 @@ Progress = Callable[[str, float | None], None]
 # Part of the free memory that a step may take; the rest is for buffers and the other programs.
 _USABLE = 0.8
 _NODE_NAME = re.compile(r"n(\d+)(?:_|$)")
+PLAN_TAKEN_OFF = "the planned file with its plan taken off"
+
+
+class _Hashed(Protocol):
+    sha256: str
+
+
+class _Shaped(Protocol):
+    inputs: dict[str, list[int]]
+    dtype: str
+
+
+HashedFile = TypeVar("HashedFile", bound=_Hashed)
+Bound = TypeVar("Bound", bound=_Shaped)
 
 
 @dataclass
@@ -120,18 +135,30 @@ def find_original(
             f"{planned.path} carries no plan, so there is nothing to compare it with",
             "make one with memcli plan, or name the original with --original",
         )
-    name = os.path.basename(record.original_name)
-    for folder in {os.path.dirname(os.path.abspath(planned.path)), os.getcwd()}:
-        path = os.path.join(folder, name)
+    beside = original_beside(
+        planned.path, record.original_name, record.original_sha256, read_symbol
+    )
+    return beside or (planned.stripped(), PLAN_TAKEN_OFF)
+
+
+def original_beside(
+    planned_path: str, name: str, sha256: str, read: Callable[[str], HashedFile]
+) -> tuple[HashedFile, str] | None:
+    """The file that a plan was made from, in the plan's folder or the current one, and where it is.
+
+    ``read`` may raise MemcliError: a file that cannot be read is not the one.
+    """
+    for folder in {os.path.dirname(os.path.abspath(planned_path)), os.getcwd()}:
+        path = os.path.join(folder, os.path.basename(name))
         if not os.path.isfile(path):
             continue
         try:
-            original = read_symbol(path)
+            original = read(path)
         except MemcliError:
             continue
-        if original.sha256 == record.original_sha256:
+        if original.sha256 == sha256:
             return original, f"{os.path.relpath(path)} (its SHA-256 matches)"
-    return planned.stripped(), "the planned file with its plan taken off"
+    return None
 
 
 def file_flags(analysis: Analysis, source: SymbolFile) -> Flags:
@@ -166,8 +193,9 @@ def plan_of_file(analysis: Analysis, source: SymbolFile) -> Plan:
     return Plan(strategy, flags, cuts, match_range)
 
 
-def needed_bytes(analysis: Analysis, pool: int) -> int:
+def needed_bytes(analysis: Analysis) -> int:
     """What a verifying process takes at most: pool, parameters twice, and a copy to compare."""
+    pool = analysis.model.evaluate(analysis.model.none()).pool_bytes
     arguments = sum(a["bytes"] for a in analysis.arguments)
     largest = max((a["bytes"] for a in analysis.arguments), default=0)
     return pool + 2 * arguments + analysis.state_bytes + 2 * largest + (400 << 20)
@@ -182,25 +210,31 @@ def _scaled_request(request: ShapeRequest, old: int, new: int) -> ShapeRequest:
     return dataclasses.replace(request, shapes=shapes, batch=None, unnamed=None)
 
 
+def batch_of(analysis: Analysis) -> int:
+    """The leading dimension of the first input."""
+    roles = {a["name"]: a["role"] for a in analysis.arguments}
+    leading = [s[0] for n, s in analysis.inputs.items() if roles.get(n) == "input" and s]
+    return leading[0] if leading else 1
+
+
 def fit_batch(
-    source: SymbolFile,
-    analysis: Analysis,
+    analysis: Bound,
+    asked: int,
     free: int,
-    analysis_of: Callable[[SymbolFile, ShapeRequest], Analysis],
-) -> tuple[Analysis, dict[str, Any] | None]:
+    needed_by: Callable[[Bound], int],
+    analysis_of: Callable[[ShapeRequest], Bound],
+) -> tuple[Bound, dict[str, Any] | None]:
     """The analysis at a batch whose unplanned step fits ``free`` bytes, and what was changed.
+
+    ``asked``: the batch of ``analysis``. ``needed_by``: bytes that verifying takes at most.
 
     Raises:
         EngineFailed: not even a batch of one fits.
     """
-    roles = {a["name"]: a["role"] for a in analysis.arguments}
-    leading = [s[0] for n, s in analysis.inputs.items() if roles.get(n) == "input" and s]
-    asked = leading[0] if leading else 1
     batch = asked
     scaled = None
     while True:
-        pool = analysis.model.evaluate(analysis.model.none()).pool_bytes
-        needed = needed_bytes(analysis, pool)
+        needed = needed_by(analysis)
         if needed <= free:
             return analysis, scaled
         if batch <= 1:
@@ -217,8 +251,31 @@ def fit_batch(
             "why": f"a step takes {format_size(needed)}, and {format_size(free)} are free",
         }
         request = ShapeRequest(shapes=dict(analysis.inputs), dtype=analysis.dtype)
-        analysis = analysis_of(source, _scaled_request(request, batch, smaller))
+        analysis = analysis_of(_scaled_request(request, batch, smaller))
         batch = smaller
+
+
+def scaled_notes(scaled: dict[str, Any] | None) -> list[str]:
+    """What :func:`fit_batch` changed, in words."""
+    if scaled is None:
+        return []
+    return [f"batch {scaled['from_batch']} scaled down to {scaled['to_batch']}: {scaled['why']}"]
+
+
+def result_notes(
+    first: dict[str, Any], second: dict[str, Any], compared: dict[str, Compared]
+) -> list[str]:
+    """What is odd about two steps' results, in words; counts what is not finite in ``compared``."""
+    notes = []
+    for kind in ("outputs", "gradients", "states"):
+        bad = int(first["nonfinite"][kind])
+        compared[kind].nonfinite = bad
+        if bad:
+            notes.append(f"{bad} {kind} of the original hold NaN or infinity at this seed")
+    if not (first["repeatable"] and second["repeatable"]):
+        notes.append("a second step from the same seed gave other bits: this graph is not "
+                     "deterministic on this device")  # fmt: skip
+    return notes
 
 
 def verify(
@@ -264,11 +321,11 @@ def verify(
     scaled = None
     if gpu is None:
         free = int(available_bytes() * _USABLE)
-        analysis, scaled = fit_batch(planned, analysis, free, analysis_of)
-    if scaled:
-        notes.append(
-            f"batch {scaled['from_batch']} scaled down to {scaled['to_batch']}: {scaled['why']}"
-        )
+        analysis, scaled = fit_batch(
+            analysis, batch_of(analysis), free, needed_bytes,
+            lambda shapes: analysis_of(planned, shapes),
+        )  # fmt: skip
+    notes += scaled_notes(scaled)
     now = ShapeRequest(shapes=dict(analysis.inputs), dtype=analysis.dtype)
     same = _same_graph(planned, source) and not analysis.environment
     base_analysis = analysis if same else analysis_of(source, now)
@@ -326,14 +383,7 @@ def verify(
             lambda kind, index: _name(base_analysis, kind, index),
         )  # fmt: skip
     first, second = results
-    for kind, key in (("outputs", "outputs"), ("gradients", "gradients"), ("states", "states")):
-        bad = int(first["nonfinite"][key])
-        compared[kind].nonfinite = bad
-        if bad:
-            notes.append(f"{bad} {kind} of the original hold NaN or infinity at this seed")
-    if not (first["repeatable"] and second["repeatable"]):
-        notes.append("a second step from the same seed gave other bits: this graph is not "
-                     "deterministic on this device")  # fmt: skip
+    notes += result_notes(first, second, compared)
     if scaled or request is not None:
         notes.append("estimates are for the shapes that were run, not for those of the plan")
     return Verified(
@@ -354,7 +404,9 @@ def verify(
     )
 
 
-def shapes_to_verify(record: PlanRecord | None, request: ShapeRequest | None) -> ShapeRequest:
+def shapes_to_verify(
+    record: PlanRecord | OnnxPlan | None, request: ShapeRequest | None
+) -> ShapeRequest:
     """The plan's shapes, with what the user says in their place.
 
     Shapes that the user gives replace the plan's altogether: those of labels follow from them.
