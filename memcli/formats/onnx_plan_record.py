@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from memcli import __version__
 from memcli.errors import BadInput
-from memcli.formats.plan_record import (
-    _dict_of,
-    _is_count,
-    _is_number,
-    _is_sha256,
-    _is_text,
-    _list_of,
+from memcli.formats.record_checks import (
+    Check,
+    common_fields,
+    is_sha256,
+    is_text,
+    list_of,
+    read_record,
 )
-from memcli.formats.wording import shown
 from memcli.marks import ALL_MARKS
 
 # The key in ModelProto.metadata_props. Every tool that was tried keeps these entries.
@@ -76,27 +75,8 @@ class OnnxPlan:
         Raises:
             BadInput: not such a text; the message begins with ``where`` and names the field.
         """
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{where}: is not the JSON that memcli writes", _MEND) from error
-        if not isinstance(values, dict):
-            raise BadInput(f"{where}: is {shown(values)}, not an object", _MEND)
-        schema = values.get("schema")
-        if isinstance(schema, int) and schema > SCHEMA:
-            raise BadInput(
-                f"{where}: was written by a newer memcli (schema {shown(schema)})",
-                "upgrade memcli to use this plan",
-            )
-        checked: dict[str, Any] = {}
-        for name, (is_good, wanted) in _FIELDS.items():
-            if name == "device" and name not in values:
-                continue  # the first plans did not say
-            if name not in values:
-                raise BadInput(f"{where}: has no '{name}'", _MEND)
-            if not is_good(values[name]):
-                raise BadInput(f"{where}: '{name}' is not {wanted}", _MEND)
-            checked[name] = values[name]
+        # the first plans did not say their device
+        checked = read_record(text, where, _FIELDS, SCHEMA, _MEND, optional=("device",))
         nodes = checked.pop("nodes")
         if len({n for n, _, _ in nodes}) != len(nodes) or len({o for _, o, _ in nodes}) != len(
             nodes
@@ -125,26 +105,16 @@ def _is_node(value: object) -> bool:
     return (
         isinstance(value, list)
         and len(value) == 3
-        and all(map(_is_text, value))
+        and all(map(is_text, value))
         and value[2] in MARKS
     )
 
 
-_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "schema": (lambda value: value == SCHEMA and _is_count(value), f"the number {SCHEMA}"),
-    "memcli_version": (_is_text, "a string"),
-    "strategy": (_is_text, "a string"),
-    "shapes": (_dict_of(_list_of(_is_count)), "a table of lists of integers"),
-    "dtype": (_is_text, "a string"),
-    "environment": (_dict_of(_is_text), "a table of strings"),
-    "original_name": (_is_text, "a string"),
-    "original_sha256": (_is_sha256, "a SHA-256 of 64 hexadecimal digits"),
-    "base_sha256": (_is_sha256, "a SHA-256 of 64 hexadecimal digits"),
-    "graph_sha256": (_is_sha256, "a SHA-256 of 64 hexadecimal digits"),
+_FIELDS: dict[str, tuple[Check, str]] = {
+    **common_fields(SCHEMA),
+    "base_sha256": (is_sha256, "a SHA-256 of 64 hexadecimal digits"),
+    "graph_sha256": (is_sha256, "a SHA-256 of 64 hexadecimal digits"),
     "device": (lambda value: value in ("cpu", "cuda"), "cpu or cuda"),
-    "n_nodes": (_is_count, "a number of nodes"),
-    "nodes": (_list_of(_is_node), "a list of [node, first output, kept or again or each]"),
-    "as_training": (_list_of(_is_text), "a list of strings"),
-    "memory": (_dict_of(_is_count), "a table of bytes"),
-    "recompute": (_dict_of(_is_number), "a table of numbers"),
+    "nodes": (list_of(_is_node), "a list of [node, first output, kept or again or each]"),
+    "as_training": (list_of(is_text), "a list of strings"),
 }

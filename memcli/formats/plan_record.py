@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from memcli import __version__
 from memcli.errors import BadInput
-from memcli.formats.wording import shown
+from memcli.formats.record_checks import (
+    Check,
+    common_fields,
+    dict_of,
+    is_count,
+    is_text,
+    list_of,
+    read_record,
+)
 
 # The node attribute that holds the record. MXNet leaves ``__name__`` attributes alone.
 PLAN_KEY = "__memcli_plan__"
@@ -59,25 +64,7 @@ class PlanRecord:
         Raises:
             BadInput: not such a text; the message begins with ``where`` and names the field.
         """
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{where}: is not the JSON that memcli writes", _MEND) from error
-        if not isinstance(values, dict):
-            raise BadInput(f"{where}: is {shown(values)}, not an object", _MEND)
-        schema = values.get("schema")
-        if isinstance(schema, int) and schema > SCHEMA:
-            raise BadInput(
-                f"{where}: was written by a newer memcli (schema {shown(schema)})",
-                "upgrade memcli to use this plan",
-            )
-        checked: dict[str, Any] = {}
-        for name, (is_good, wanted) in _FIELDS.items():
-            if name not in values:
-                raise BadInput(f"{where}: has no '{name}'", _MEND)
-            if not is_good(values[name]):
-                raise BadInput(f"{where}: '{name}' is not {wanted}", _MEND)
-            checked[name] = values[name]
+        checked = read_record(text, where, _FIELDS, SCHEMA, _MEND)
         checked["original_marks"] = {int(k): v for k, v in checked["original_marks"].items()}
         record = cls(**checked)
         if record.cuts and max(record.cuts) >= record.n_nodes:
@@ -90,52 +77,16 @@ class PlanRecord:
 _MEND = "plan the original again, or take the attribute off"
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
-
-
-def _is_number(value: object) -> bool:
-    return _is_count(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _list_of(item: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(item, value))
-
-
-def _dict_of(
-    item: Callable[[Any], bool], key: Callable[[str], object] = _is_text
-) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and all(key(k) and item(value[k]) for k in value)
-
-
 def _is_mark(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_text, value))
-
-
-def _is_sha256(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+    return isinstance(value, list) and len(value) == 2 and all(map(is_text, value))
 
 
 _POSITION = re.compile("[0-9]{1,9}", re.ASCII)
-_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "schema": (lambda value: value == SCHEMA and _is_count(value), f"the number {SCHEMA}"),
-    "memcli_version": (_is_text, "a string"),
-    "strategy": (_is_text, "a string"),
-    "shapes": (_dict_of(_list_of(_is_count)), "a table of lists of integers"),
-    "dtype": (_is_text, "a string"),
-    "environment": (_dict_of(_is_text), "a table of strings"),
-    "original_name": (_is_text, "a string"),
-    "original_sha256": (_is_sha256, "a SHA-256 of 64 hexadecimal digits"),
+_FIELDS: dict[str, tuple[Check, str]] = {
+    **common_fields(SCHEMA),
     "original_marks": (
-        _dict_of(_is_mark, _POSITION.fullmatch),
+        dict_of(_is_mark, _POSITION.fullmatch),
         "a table from node positions to [key, value]",
     ),
-    "cuts": (_list_of(_is_count), "a list of node positions"),
-    "n_nodes": (_is_count, "a number of nodes"),
-    "memory": (_dict_of(_is_count), "a table of bytes"),
-    "recompute": (_dict_of(_is_number), "a table of numbers"),
+    "cuts": (list_of(is_count), "a list of node positions"),
 }
