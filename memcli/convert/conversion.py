@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import keyword
 import math
 import operator as python_operator
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,9 +13,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from memcli.convert import onnx_operators
+from memcli.convert.calls import REFUSALS, Call, Names, complaints
 from memcli.convert.default_roles import CONSTANT, graphs_of, nodes_of
 from memcli.convert.filling import Filling
-from memcli.convert.registry import NOT_KNOWN, OPERATORS, REASONS, Call, Host, Site
+from memcli.convert.registry import NOT_KNOWN, OPERATORS, REASONS, Host, Site
 from memcli.convert.values import Unsupported, Value, has_data, stored_tensor, tensor_of, torch_type
 from memcli.engines.torch.rules import draws
 from memcli.errors import BadInput
@@ -25,9 +24,6 @@ from memcli.errors import BadInput
 # Constants larger than this are computed in each run, as the exported code did.
 _LARGEST_FOLDED = 16 << 20
 _SMALL = 1 << 16
-_NAMES_SHOWN = 3
-# What PyTorch raises for arguments that it does not take.
-_REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AssertionError)
 
 Scope = dict[str, Value]
 
@@ -57,7 +53,7 @@ class Conversion:
         self._root = torch.nn.Module()
         self._graph = torch.fx.Graph()
         self._scope: Scope = {}
-        self._taken: set[str] = set()
+        self._identifiers = Names(self._root)
         self._wrong: dict[tuple[str, str], list[str]] = defaultdict(list)
         self._poisoned: set[str] = set()
         self._used = {name for node in nodes_of(graph) for name in node.input if name}
@@ -65,7 +61,7 @@ class Conversion:
 
     def add_input(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> str:
         """A free input; what the module's argument is called."""
-        argument = self._identifier(name)
+        argument = self._identifiers.own(name)
         node = self._graph.create_node("placeholder", argument, name=argument)
         node.meta["memcli"] = {"name": name, "values": ((shape, dtype),)}
         self._scope[name] = Value(name, fake=self._empty(shape, dtype), node=node)
@@ -85,7 +81,7 @@ class Conversion:
         if self._wrong:
             quantized = any(why.startswith("quantized") for _, why in self._wrong)
             raise BadInput(
-                f"{self._name}: not supported: {self._complaints()}",
+                f"{self._name}: not supported: {complaints(self._wrong)}",
                 "give the file from before it was quantized" if quantized else "",
             )
         outputs = []
@@ -196,10 +192,9 @@ class Conversion:
                     self._store(name, item, scope)
             return
         fake = self._fake_result(call)
-        args = _mapped(call.args, self._node_of)
-        kwargs = {key: _mapped(item, self._node_of) for key, item in call.kwargs.items()}
+        args, kwargs = call.filled(Value, self._node_of)
         node = self._graph.create_node(
-            "call_function", call.function, args, kwargs, name=self._identifier(site.name, False)
+            "call_function", call.function, args, kwargs, name=Names.identifier(site.name)
         )
         results = tuple(fake) if call.many else (fake,)
         described = tuple(_described(item) for item in results)
@@ -213,7 +208,7 @@ class Conversion:
                     "call_function",
                     python_operator.getitem,
                     (node, i),
-                    name=self._identifier(name, False),
+                    name=Names.identifier(name),
                 )
                 self._mark(source, site, name, [name], (described[i],))
             scope[name] = Value(name, fake=item, node=source)
@@ -249,11 +244,10 @@ class Conversion:
             return self._called(call, self._fake_of)
 
     def _called(self, call: Call, form: Callable[[Value], Any]) -> Any:
-        args = _mapped(call.args, form)
-        kwargs = {key: _mapped(item, form) for key, item in call.kwargs.items()}
+        args, kwargs = call.filled(Value, form)
         try:
             return call.function(*args, **kwargs)
-        except _REFUSALS as error:
+        except REFUSALS as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise Unsupported(f"PyTorch refuses it: {first}") from error
 
@@ -281,7 +275,7 @@ class Conversion:
         """The fx node that gives the value; the module's attribute is made at its first use."""
         if value.node is None:
             role = value.role or CONSTANT
-            attribute = self._identifier(value.name)
+            attribute = self._identifiers.own(value.name)
             tensor = self._elements(value)
             if role == "parameter":
                 trains = tensor.dtype.is_floating_point or tensor.dtype.is_complex
@@ -326,29 +320,6 @@ class Conversion:
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         with self._mode:
             return torch.empty(shape, dtype=dtype)
-
-    # -- names and messages -----------------------------------------------------------------
-
-    def _identifier(self, name: str, taken: bool = True) -> str:
-        """``name`` as a Python identifier; one of its own where ``taken``."""
-        text = re.sub(r"\W", "_", name, flags=re.ASCII) or "_"
-        if text[0].isdigit() or keyword.iskeyword(text) or hasattr(torch.nn.Module, text):
-            text = f"_{text}"
-        if not taken:
-            return text
-        unique, count = text, 1
-        while unique in self._taken or hasattr(self._root, unique):
-            unique, count = f"{text}_{count}", count + 1
-        self._taken.add(unique)
-        return unique
-
-    def _complaints(self) -> str:
-        parts = []
-        for (what, why), names in self._wrong.items():
-            first = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
-            count = f"{len(names)} node{'s' if len(names) > 1 else ''}"
-            parts.append(f"{what} ({count}: {first}): {why}")
-        return "; ".join(parts)
 
 
 def _needed(graph: onnx.GraphProto) -> set[int]:
@@ -397,13 +368,3 @@ def _values(argument: Any) -> Any:
     elif isinstance(argument, (tuple, list)):
         for item in argument:
             yield from _values(item)
-
-
-def _mapped(argument: Any, form: Callable[[Value], Any]) -> Any:
-    if isinstance(argument, Value):
-        return form(argument)
-    if isinstance(argument, tuple):
-        return tuple(_mapped(item, form) for item in argument)
-    if isinstance(argument, list):
-        return [_mapped(item, form) for item in argument]
-    return argument

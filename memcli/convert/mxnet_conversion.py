@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import keyword
 import operator as python_operator
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +13,13 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from memcli.convert.calls import REFUSALS, Call, Names, complaints
 from memcli.convert.mxnet_operators import register_all
 from memcli.convert.mxnet_operators.attributes import Attributes, type_of
 from memcli.convert.mxnet_operators.registry import (
     OPERATORS,
     REASONS,
     STATES,
-    Call,
     Site,
     Value,
 )
@@ -31,9 +30,6 @@ from memcli.formats.symbol_check import Entry, SymbolNode, depth_first_order
 
 Shape = tuple[int, ...]
 
-_NAMES_SHOWN = 3
-# What PyTorch raises for arguments that it does not take.
-_REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AssertionError)
 _INTEGERS = re.compile(r"_contrib_(quantize|quantized|dequantize|requantize)|_sg_mkldnn_")
 
 
@@ -84,7 +80,7 @@ class SymbolConversion:
         self._graph = torch.fx.Graph()
         self._made: dict[int, tuple[Value, ...]] = {}
         self._anchor: Value | None = None
-        self._taken: set[str] = set()
+        self._identifiers = Names(self._root)
         self._wrong: dict[tuple[str, str], list[str]] = defaultdict(list)
         self._poisoned: set[int] = set()
 
@@ -106,7 +102,7 @@ class SymbolConversion:
                 self._poisoned.add(position)
         if self._wrong:
             raise BadInput(
-                f"{self._name}: PyTorch cannot run it: {self._complaints()}",
+                f"{self._name}: PyTorch cannot run it: {complaints(self._wrong)}",
                 "MXNet itself trains it: --engine mxnet",
             )
         results = [self._entry(*head) for head in self._heads]
@@ -161,7 +157,7 @@ class SymbolConversion:
             )
         shape = self._shapes[prepared]
         dtype = type_of(self._dtypes.get(prepared, "float32"))
-        attribute = self._identifier(name)
+        attribute = self._identifiers.own(name)
         fake = self._empty(shape, dtype)
         if role in ("input", "label"):
             node = self._graph.create_node("placeholder", attribute, name=attribute)
@@ -218,12 +214,9 @@ class SymbolConversion:
                 raise Unsupported(
                     f"MXNet makes the shape {tuple(shape)}, not {tuple(result.shape)}"
                 )
+        args, kwargs = call.filled(Value, lambda value: value.node)
         fx_node = self._graph.create_node(
-            "call_function",
-            call.function,
-            _mapped(call.args, lambda value: value.node),
-            {key: _mapped(item, lambda v: v.node) for key, item in call.kwargs.items()},
-            name=self._identifier(site.name),
+            "call_function", call.function, args, kwargs, name=self._identifiers.own(site.name)
         )
         described = tuple((tuple(r.shape), r.dtype) for r in results)
         names = tuple(self._output_name(position, i) for i in range(len(results)))
@@ -236,7 +229,7 @@ class SymbolConversion:
                     "call_function",
                     python_operator.getitem,
                     (fx_node, i),
-                    name=self._identifier(names[i]),
+                    name=self._identifiers.own(names[i]),
                 )
                 self._mark(source, position, node.op, (names[i],), (described[i],))
             values.append(Value(source, result))
@@ -265,7 +258,7 @@ class SymbolConversion:
     def _anchor_value(self) -> Value:
         """An empty buffer: constants are made on the device where the module is."""
         if self._anchor is None:
-            attribute = self._identifier("memcli_device")
+            attribute = self._identifiers.own("memcli_device")
             self._root.register_buffer(attribute, torch.empty(0), persistent=False)
             self.constants[attribute] = attribute
             first = next((n for n in self._graph.nodes if n.op != "placeholder"), None)
@@ -275,12 +268,11 @@ class SymbolConversion:
         return self._anchor
 
     def _fake_result(self, call: Call) -> Any:
-        args = _mapped(call.args, lambda value: value.fake)
-        kwargs = {key: _mapped(item, lambda v: v.fake) for key, item in call.kwargs.items()}
+        args, kwargs = call.filled(Value, lambda value: value.fake)
         try:
             with self._mode, torch.no_grad():
                 return call.function(*args, **kwargs)
-        except _REFUSALS as error:
+        except REFUSALS as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise Unsupported(f"PyTorch refuses it: {first}") from error
 
@@ -297,25 +289,6 @@ class SymbolConversion:
             return name
         several = len(self._made[position]) > 1 if position in self._made else output > 0
         return f"{name}_output{output}" if several else f"{name}_output"
-
-    def _identifier(self, name: str) -> str:
-        """``name`` as a Python identifier of its own."""
-        text = re.sub(r"\W", "_", name, flags=re.ASCII) or "_"
-        if text[0].isdigit() or keyword.iskeyword(text) or hasattr(torch.nn.Module, text):
-            text = f"_{text}"
-        unique, count = text, 1
-        while unique in self._taken or hasattr(self._root, unique):
-            unique, count = f"{text}_{count}", count + 1
-        self._taken.add(unique)
-        return unique
-
-    def _complaints(self) -> str:
-        parts = []
-        for (what, why), names in self._wrong.items():
-            first = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
-            count = f"{len(names)} node{'s' if len(names) > 1 else ''}"
-            parts.append(f"{what} ({count}: {first}): {why}")
-        return "; ".join(parts)
 
 
 def _with_states(
@@ -334,11 +307,3 @@ def _with_states(
             labels.append(f"{names[position]}_{state}")
         result[position] = SymbolNode(node.op, node.name, tuple(inputs), node.attrs)
     return result, labels
-
-
-def _mapped(argument: Any, form: Callable[[Value], Any]) -> Any:
-    if isinstance(argument, Value):
-        return form(argument)
-    if isinstance(argument, (tuple, list)):
-        return type(argument)(_mapped(item, form) for item in argument)
-    return argument

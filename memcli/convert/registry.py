@@ -10,24 +10,12 @@ import numpy as np
 import onnx
 import torch
 
+from memcli.convert.calls import Call, axis_from_front
 from memcli.convert.default_roles import STATE
 from memcli.convert.values import Unsupported, Value, stored_tensor
 
 _LARGEST = float(np.finfo(np.float32).max)
 NOT_KNOWN = "depends on data, not on shapes and constants alone"
-
-
-@dataclass
-class Call:
-    """A function with its arguments, :class:`Value` wherever a tensor stands.
-
-    ``many``: the function returns a tuple, one item for each output of the node.
-    """
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    many: bool = False
 
 
 @dataclass
@@ -94,10 +82,7 @@ class Site:
         Raises:
             Unsupported: out of range.
         """
-        rank = self.rank() if rank is None else rank
-        if not -rank <= axis < max(rank, 1):
-            raise Unsupported(f"axis {axis} of a tensor of {rank} dimensions")
-        return axis + rank if axis < 0 else axis
+        return axis_from_front(axis, self.rank() if rank is None else rank)
 
     def array(self, i: int) -> torch.Tensor:
         """The value of an input that shapes and constants decide.

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from memcli.convert.calls import Call
 from memcli.convert.functions.elementwise import prelu_channels
-from memcli.convert.mxnet_operators.registry import Call, Site, direct, operator
+from memcli.convert.mxnet_operators.registry import Site, direct, operator
 from memcli.convert.values import Unsupported
 
 Tensor = torch.Tensor

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from memcli.convert.mxnet_operators.registry import Call, Shape, Site, direct, operator
+from memcli.convert.calls import Call
+from memcli.convert.mxnet_operators.registry import Shape, Site, direct, operator
 from memcli.convert.values import Unsupported
 
 Tensor = torch.Tensor

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from memcli.convert.mxnet_operators.registry import Call, Site, operator
+from memcli.convert.calls import Call
+from memcli.convert.mxnet_operators.registry import Site, operator
 from memcli.convert.values import Unsupported
 
 Tensor = torch.Tensor

@@ -7,8 +7,9 @@ import math
 import torch
 import torch.nn.functional as F
 
+from memcli.convert.calls import Call
 from memcli.convert.functions.elementwise import cast, sum_of
-from memcli.convert.mxnet_operators.registry import Call, Site, direct, operator
+from memcli.convert.mxnet_operators.registry import Site, direct, operator
 
 Tensor = torch.Tensor
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from memcli.convert.calls import Call
 from memcli.convert.functions.layout import padded_as_given, sliced, sliced_backwards
-from memcli.convert.mxnet_operators.registry import Call, Site, operator
+from memcli.convert.mxnet_operators.registry import Site, operator
 from memcli.convert.mxnet_operators.shapes import reshaped, reshaped_like
 from memcli.convert.values import Unsupported
 

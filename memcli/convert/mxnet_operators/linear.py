@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from memcli.convert.mxnet_operators.registry import Call, Site, operator
+from memcli.convert.calls import Call
+from memcli.convert.mxnet_operators.registry import Site, operator
 
 Tensor = torch.Tensor
 

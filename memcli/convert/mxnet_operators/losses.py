@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from memcli.convert.calls import Call
 from memcli.convert.mxnet_operators.loss_functions import (
     SoftmaxRule,
     make_loss,
@@ -12,7 +13,7 @@ from memcli.convert.mxnet_operators.loss_functions import (
     softmax_output,
     svm_output,
 )
-from memcli.convert.mxnet_operators.registry import Call, Site, operator
+from memcli.convert.mxnet_operators.registry import Site, operator
 
 Tensor = torch.Tensor
 _REGRESSIONS = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from memcli.convert.calls import Call
 from memcli.convert.functions.normalization import group_norm_by_group
-from memcli.convert.mxnet_operators.registry import STATES, Call, Site, operator
+from memcli.convert.mxnet_operators.registry import STATES, Site, operator
 from memcli.convert.values import Unsupported
 from memcli.engines.torch.rules import recomputed_by
 

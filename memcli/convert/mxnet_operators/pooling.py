@@ -7,8 +7,9 @@ import math
 import torch
 import torch.nn.functional as F
 
+from memcli.convert.calls import Call
 from memcli.convert.functions.pooling import average_pool_padded, lp_pool_padded, max_pool_padded
-from memcli.convert.mxnet_operators.registry import Call, Site, operator
+from memcli.convert.mxnet_operators.registry import Site, operator
 from memcli.convert.values import Unsupported
 
 Tensor = torch.Tensor

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from memcli.convert.mxnet_operators.registry import Call, Site, operator
+from memcli.convert.calls import Call
+from memcli.convert.mxnet_operators.registry import Site, operator
 from memcli.convert.values import Unsupported
 from memcli.engines.torch.rules import draws_random, recomputed_with_gradients
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from memcli.convert.calls import Call, axis_from_front
 from memcli.convert.mxnet_operators.attributes import Attributes
 from memcli.convert.values import Unsupported
 
@@ -20,19 +21,6 @@ class Value:
 
     node: torch.fx.Node
     fake: torch.Tensor
-
-
-@dataclass
-class Call:
-    """A function with its arguments, :class:`Value` wherever a tensor stands.
-
-    ``many``: the function returns a tuple, one item for each output of the node.
-    """
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    many: bool = False
 
 
 @dataclass
@@ -80,10 +68,7 @@ class Site:
         Raises:
             Unsupported: out of range.
         """
-        rank = self.rank() if rank is None else rank
-        if not -rank <= axis < max(rank, 1):
-            raise Unsupported(f"axis {axis} of a tensor of {rank} dimensions")
-        return axis + rank if axis < 0 else axis
+        return axis_from_front(axis, self.rank() if rank is None else rank)
 
     def note(self, text: str) -> None:
         """Say something once about the whole graph."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from memcli.convert.mxnet_operators.registry import Call, Site, operator
+from memcli.convert.calls import Call
+from memcli.convert.mxnet_operators.registry import Site, operator
 
 Tensor = torch.Tensor
 

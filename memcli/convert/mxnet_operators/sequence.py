@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from memcli.convert.calls import Call
 from memcli.convert.functions.layout import reversed_sequences
 from memcli.convert.mxnet_operators.elementwise import identity
-from memcli.convert.mxnet_operators.registry import Call, Site, operator
+from memcli.convert.mxnet_operators.registry import Site, operator
 
 Tensor = torch.Tensor
 

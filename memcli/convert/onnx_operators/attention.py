@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from memcli.convert.calls import Call
 from memcli.convert.functions import attention as functions
-from memcli.convert.registry import Call, Result, Site, operator
+from memcli.convert.registry import Result, Site, operator
 from memcli.convert.values import Unsupported, torch_type
 
 

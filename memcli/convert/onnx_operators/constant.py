@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from memcli.convert.registry import Call, Host, Result, Site, operator
+from memcli.convert.calls import Call
+from memcli.convert.registry import Host, Result, Site, operator
 from memcli.convert.values import Unsupported, has_data, tensor_of, torch_type
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch.nn.functional as F
 
+from memcli.convert.calls import Call
 from memcli.convert.functions import convolution as functions
-from memcli.convert.registry import Call, Result, Site, operator
+from memcli.convert.registry import Result, Site, operator
 from memcli.convert.values import Unsupported, Value
 from memcli.convert.windows import flat_padding, windows_of
 

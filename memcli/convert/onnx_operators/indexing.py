@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from memcli.convert.calls import Call
 from memcli.convert.default_roles import PARAMETER
 from memcli.convert.functions import indexing as functions
-from memcli.convert.registry import Call, Result, Site, operator
+from memcli.convert.registry import Result, Site, operator
 from memcli.convert.values import Unsupported
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from memcli.convert.calls import Call
 from memcli.convert.functions import layout as functions
-from memcli.convert.registry import Call, Result, Site, operator
+from memcli.convert.registry import Result, Site, operator
 from memcli.convert.values import Unsupported
 from memcli.convert.windows import flat_padding
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from memcli.convert.calls import Call
 from memcli.convert.functions import linear as functions
-from memcli.convert.registry import Call, Result, Site, operator
+from memcli.convert.registry import Result, Site, operator
 
 
 @operator("MatMul")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from memcli.convert.calls import Call
 from memcli.convert.functions import losses as functions
-from memcli.convert.registry import Call, Result, Site, operator
+from memcli.convert.registry import Result, Site, operator
 from memcli.convert.values import Unsupported
 
 # PyTorch's own default; no label of a valid graph has it where none is ignored.

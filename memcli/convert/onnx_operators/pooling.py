@@ -8,8 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from memcli.convert.calls import Call
 from memcli.convert.functions import pooling as functions
-from memcli.convert.registry import Call, Result, Site, operator
+from memcli.convert.registry import Result, Site, operator
 from memcli.convert.values import Unsupported
 from memcli.convert.windows import Windows, flat_padding, windows_of
 

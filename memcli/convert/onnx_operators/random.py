@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from memcli.convert.calls import Call
 from memcli.convert.functions import random as functions
-from memcli.convert.registry import NOT_KNOWN, Call, Result, Site, operator
+from memcli.convert.registry import NOT_KNOWN, Result, Site, operator
 from memcli.convert.values import Unsupported, torch_type
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from memcli.convert.calls import Call
 from memcli.convert.functions import recurrent as functions
-from memcli.convert.registry import Call, Result, Site, operator
+from memcli.convert.registry import Result, Site, operator
 from memcli.convert.values import Unsupported
 
 _ACTIVATIONS = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"]}

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from memcli.convert.calls import Call
 from memcli.convert.functions import reduce as functions
-from memcli.convert.registry import Call, Result, Site, operator
+from memcli.convert.registry import Result, Site, operator
 from memcli.convert.values import Unsupported
 
 _PLAIN: dict[str, Any] = {

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch.nn.functional as F
 
+from memcli.convert.calls import Call
 from memcli.convert.functions import resize as functions
 from memcli.convert.interpolation import Axis, nearest
-from memcli.convert.registry import Call, Result, Site, operator
+from memcli.convert.registry import Result, Site, operator
 from memcli.convert.values import Unsupported
 
 _LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}

@@ -6,7 +6,8 @@ import operator as python_operator
 
 import torch
 
-from memcli.convert.registry import Call, Result, Site, operator
+from memcli.convert.calls import Call
+from memcli.convert.registry import Result, Site, operator
 from memcli.convert.values import Unsupported
 
 
