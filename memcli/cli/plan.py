@@ -70,8 +70,8 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
     file is planned for PyTorch, on the CPU or, with --gpu N, on CUDA; no card is needed for that.
     """
     timed = options["cost"] == "measured"
-    onnx = format_of(model) == "onnx"
-    if (options["gpu"] or options["cpu"]) and not (options["measure"] or timed or onnx):
+    placed = options["gpu"] or options["cpu"]
+    if placed and not (options["measure"] or timed) and format_of(model) != "onnx":
         raise BadInput("--gpu and --cpu go with --measure or --cost measured")
     if options["gpu"] and options["cpu"]:
         raise BadInput("--gpu and --cpu exclude one another")

@@ -181,44 +181,40 @@ def _known_shape(leaves: Mapping[str, _Source], node: NodeProto) -> tuple[int, .
 
 def _states(graph: GraphProto) -> set[str]:
     """Running means and variances, back through nodes that pass them on."""
-    makers = {output: node for node in graph.node for output in node.output if output}
-    found: set[str] = set()
-    stack = [
+    read = [
         used
         for node in graph.node
         if node.op_type == "BatchNormalization" and not domain_of(node)
         for used in node.input[3:5]
     ]
-    while stack:
-        name = stack.pop()
-        if name in found:
-            continue
-        found.add(name)
-        node = makers.get(name)
-        if node is not None and node.op_type in _SAME_VALUES and node.input:
-            stack.append(node.input[0])
-    return found
+    return _passed_on_from(graph, read, _SAME_VALUES)
 
 
 def _layer_weights(graph: GraphProto) -> set[str]:
     """Tensors in a layer's weight inputs, back through nodes that pass them on."""
-    makers = {output: node for node in graph.node for output in node.output if output}
-    found: set[str] = set()
-    stack = [
+    read = [
         node.input[position]
         for node in graph.node
         if not domain_of(node)
         for position in _WEIGHTS.get(node.op_type, ())
         if position < len(node.input) and node.input[position]
     ]
+    # Expand repeats one value: a bias of zeros, as exporters write it, is no weight.
+    return _passed_on_from(graph, read, _SAME_VALUES - {"Expand"})
+
+
+def _passed_on_from(graph: GraphProto, names: list[str], passing: frozenset[str]) -> set[str]:
+    """The tensors, and those that they are, back through operators that pass them on."""
+    makers = {output: node for node in graph.node for output in node.output if output}
+    found: set[str] = set()
+    stack = list(names)
     while stack:
         name = stack.pop()
         if name in found:
             continue
         found.add(name)
         node = makers.get(name)
-        # Expand repeats one value: a bias of zeros, as exporters write it, is no weight.
-        if node is not None and node.op_type in _SAME_VALUES - {"Expand"} and node.input:
+        if node is not None and node.op_type in passing and node.input:
             stack.append(node.input[0])
     return found
 

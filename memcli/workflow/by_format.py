@@ -57,7 +57,6 @@ def make_plan(
     on_progress: Progress | None = None,
 ) -> planning.Planned | onnx_planning.OnnxPlanned:
     """``memcli plan``; see :func:`planning.make_plan` and :func:`onnx_planning.make_onnx_plan`."""
-    planning.check_output(model, out, force)
     if format_of(model) == "onnx":
         return onnx_planning.make_onnx_plan(
             model, request, strategy, settings, budget=budget, device=device, training=training,
@@ -167,7 +166,6 @@ def fit(
 
     ``cpu``: the memory is the CPU's, and not a card's.
     """
-    planning.check_output(model, out, force)
     if format_of(model) == "onnx":
         return onnx_fitting.fit_onnx(
             model, request, memory, settings, strategy=strategy, optimizer=optimizer,

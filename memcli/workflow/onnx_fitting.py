@@ -27,6 +27,7 @@ from memcli.workflow.onnx_planning import (
     shape_notes,
     write_onnx_plan,
 )
+from memcli.workflow.planning import check_output
 
 Progress = Callable[[str, float | None], None]
 
@@ -122,6 +123,7 @@ def fit_onnx(
         AnswerIsNo: not even batch 1 fits.
         EngineFailed: PyTorch is missing or crashed.
     """
+    check_output(model, out, force)
     started = time.monotonic()
     notes: list[str] = []
     file, original, restored = read_for_training(model, training, notes)

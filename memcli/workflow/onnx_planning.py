@@ -32,6 +32,7 @@ from memcli.planners.torch_search import TorchSearch
 from memcli.units import parse_size
 from memcli.workflow.planning import (
     assumed_notes,
+    check_output,
     recorded_memory,
     recorded_recomputation,
     refuse_misses,
@@ -192,6 +193,7 @@ def make_onnx_plan(
     """
     if settings.cost == "measured":
         raise BadInput("--cost measured is for MXNet graphs: use roofline or flops here")
+    check_output(model, out, force)
     notes: list[str] = []
     file, original, restored = read_for_training(model, training, notes)
     started = time.monotonic()
