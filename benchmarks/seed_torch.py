@@ -1,0 +1,175 @@
+"""The systems that train DenseNets: PyTorch's, LuaTorch's, TensorFlow's and Caffe's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from growth import SWEEPS, by_technique, exponent, measure
+from seed_commands import Goal, Line, Outcome, Workbench
+
+from memcli.units import GIB, MIB
+
+_BATCH = 64
+# Two step times this close are the same.
+_SAME_TIME = 1.03
+
+
+def _densenet_bc(bench: Workbench) -> str:
+    """DenseNet-BC with 100 layers and a growth of 12, for 32 x 32 images."""
+    model = "densenet-bc-100-12.onnx"
+    bench.script("make_network.py", "densenet-bc", "--depth", "100", "--growth", "12", "-o", model)
+    return model
+
+
+def efficient_densenet(bench: Workbench, verify: bool) -> Outcome:
+    """PyTorch's checkpointed BatchNorms and Concats; ``auto`` in less memory; two workers."""
+    model = _densenet_bc(bench)
+    technique = "theirs (efficient-densenet)"
+    lines = bench.torch_lines(
+        model, _BATCH,
+        {technique: ["--strategy", "efficient-densenet"], "cheap": ["--strategy", "cheap"]},
+        verify=verify,
+    )  # fmt: skip
+    base, theirs = lines[0], lines[1]
+    theirs.published = 1.605 / 2.863
+    ladder = {}
+    for part in (0.85, 0.7, 0.55):
+        budget = f"{part * theirs.estimated / MIB:.1f}MiB"
+        ladder[f"auto within {part:.0%} of theirs"] = ["--budget", budget]
+    within = bench.torch_lines(model, _BATCH, ladder, verify=verify)[1:]
+    outcome = Outcome(
+        "PyTorch efficient DenseNet",
+        f"DenseNet-BC, 100 layers, growth 12, batch {_BATCH}",
+        "2.863 to 1.605 GB (0.561) at 0.165 to 0.207 s (+25%); 0.985 GB on each of several GPUs",
+        [*lines, *within],
+    )
+    for line in (theirs, lines[2]):
+        outcome.under(line, 0.561)
+    if verify:
+        assert theirs.step_seconds is not None and base.step_seconds is not None
+        fast = [
+            line for line in within
+            if line.step_seconds is not None
+            and line.step_seconds <= _SAME_TIME * theirs.step_seconds
+        ]  # fmt: skip
+        least = min(fast, key=lambda line: line.estimated, default=None)
+        text = "auto in no more time than theirs: " + (
+            "none" if least is None else f"{outcome.ratio(least):.3f} of as saved"
+        )
+        met = least is not None and outcome.ratio(least) < outcome.ratio(theirs)
+        outcome.goals.append(Goal(text, met))
+    for workers in (2, 4):
+        given = ["--batch", str(_BATCH), "--workers", str(workers)]
+        for name, options in (
+            ("theirs", ["--strategy", "efficient-densenet"]), ("auto", []),
+        ):  # fmt: skip
+            plan = bench.memcli("plan", model, *given, *options)
+            outcome.lines.append(
+                Line(f"{name}, each of {workers} workers", plan["memory"]["planned_bytes"],
+                     again=plan["recompute"]["fraction"])
+            )  # fmt: skip
+    outcome.lines[-4].published = 0.985 / 2.863
+    return outcome
+
+
+def luatorch(bench: Workbench, verify: bool) -> Outcome:
+    """The levels of ``-optMemory`` under Torch7's buffers, and their plans in PyTorch."""
+    model = _densenet_bc(bench)
+    shown = bench.memcli("inspect", model, "--batch", str(_BATCH), "--memory-model", "all")
+    figures = {entry["name"]: entry["total_bytes"] for entry in shown["memory_models"]}
+    published = (5453, 3746, 2969, 2188, 1655)
+    lines = []
+    for level, figure in enumerate(published):
+        line = Line(f"Torch7's buffers, level {level}", figures[f"torch7-{level}"])
+        line.published = figure / published[0]
+        lines.append(line)
+    planned = bench.torch_lines(
+        model, _BATCH, {"plan optmemory-4": ["--strategy", "optmemory-4"], "auto": []},
+        verify=verify,
+    )  # fmt: skip
+    planned[0].technique = "PyTorch, as saved"
+    outcome = Outcome(
+        "LuaTorch -optMemory 0..4",
+        f"DenseNet-BC, 100 layers, growth 12, batch {_BATCH}",
+        "5453, 3746, 2969, 2188, 1655 MB at 0.153, 0.153, 0.152, 0.155, 0.175 s",
+        [*lines, *planned],
+    )
+    for line in lines[1:]:
+        assert line.published is not None
+        off = outcome.ratio(line) / line.published - 1
+        outcome.goals.append(
+            Goal(f"{line.technique}: {off:+.1%} from the published ratio, within 10%",
+                 abs(off) <= 0.10)
+        )  # fmt: skip
+    best, last = planned[-1], lines[-1]
+    outcome.goals.append(
+        Goal(f"auto: {best.estimated / MIB:,.0f} MiB, under level 4's {last.estimated / MIB:,.0f}",
+             best.estimated < last.estimated)
+    )  # fmt: skip
+    return outcome
+
+
+def tensorflow(bench: Workbench, verify: bool) -> Outcome:
+    """The largest batch in 12 GB: as saved, with layers that run again whole, under ``auto``."""
+    model = "densenet-121-cifar.onnx"
+    bench.script("make_network.py", "densenet-bc", "--layers", "6", "12", "24", "16",
+                 "--growth", "12", "-o", model)  # fmt: skip
+    lines = []
+    batches = {}
+    for technique, strategy in (("theirs (recompute-grad)", "recompute-grad"), ("auto", "auto")):
+        found = bench.memcli(
+            "fit", model, "--memory", "12GB", "--cpu", "--strategy", strategy,
+            "--time-limit", "10",
+        )  # fmt: skip
+        batches["as saved"] = found["unplanned"]["batch"]
+        batches[technique] = found["planned"]["batch"]
+    base = batches["as saved"]
+    for technique, batch in batches.items():
+        # memory for an image, which is what a larger batch comes from
+        lines.append(Line(f"{technique}: batch {batch}", 12e9 / batch))
+    lines[1].published = 3750 / 6000
+    outcome = Outcome(
+        "TensorFlow recompute_grad DenseNet",
+        "DenseNet-121 for 32 x 32 images, growth 12, largest batch in 12 GB (MiB: an image)",
+        "batch 3750 to 6000 (1.6 times)",
+        lines,
+    )
+    more = batches["auto"] / base
+    outcome.goals.append(Goal(f"auto: {more:.2f} times the batch, at least 2.5", more >= 2.5))
+    return outcome
+
+
+def caffe(bench: Workbench, verify: bool) -> Outcome:
+    """A sweep over depth, and its exponent; the network of 40 layers."""
+    name = "densenet"
+    rows = []
+    for depth in SWEEPS[name].depths:
+        rows += measure(name, depth, None, bench, rows)
+    groups = by_technique(name, rows)
+    lines = [
+        Line(technique, group[0].memory, again=group[0].again)
+        for technique, group in groups.items()
+    ]
+    outcome = Outcome(
+        "Caffe shared storage",
+        f"DenseNet, {SWEEPS[name].depths[0]} layers, growth 12, batch {SWEEPS[name].batch}",
+        "under 2 GB; memory linear in depth instead of quadratic",
+        lines,
+    )
+    for technique in ("Caffe: caffe-dense", "auto"):
+        slope = exponent(groups[technique])
+        outcome.goals.append(
+            Goal(f"{technique}: memory grows with depth^{slope:.2f}, at most 1.1 "
+                 f"(as saved {exponent(groups['as saved']):.2f})", slope <= 1.1)
+        )  # fmt: skip
+        least = groups[technique][0].memory
+        outcome.goals.append(Goal(f"{technique}: {least / GIB:.2f} GiB, under 2", least < 2 * GIB))
+    return outcome
+
+
+TORCH_SYSTEMS: dict[str, Callable[[Workbench, bool], Outcome]] = {
+    "pytorch-efficient-densenet": efficient_densenet,
+    "luatorch-optmemory": luatorch,
+    "tensorflow-recompute-grad": tensorflow,
+    "caffe-shared-storage": caffe,
+}
