@@ -25,7 +25,7 @@ from memcli.workflow.planning import check_output
 @shape_options
 @click.option(
     "--strategy", "strategies", type=click.Choice(list(STRATEGIES)), multiple=True,
-    help="Compare this strategy, instead of all of them. Repeatable.",
+    help="Compare this strategy, instead of all that are for any graph. Repeatable.",
 )  # fmt: skip
 @click.option(
     "--budget", "budgets", metavar="SIZE", multiple=True,

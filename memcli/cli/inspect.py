@@ -8,11 +8,14 @@ import click
 
 from memcli.cli.options import json_option, parse_shapes, shape_options
 from memcli.cli.verify import newest_or_error
-from memcli.errors import EngineFailed
+from memcli.errors import BadInput, EngineFailed
+from memcli.memory.modules.models import MODELS
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.inspect_json import inspect_json
 from memcli.reports.inspect_report import next_step, print_inspected
+from memcli.units import parse_size
 from memcli.workflow.by_format import inspect
+from memcli.workflow.memory_models import ALL, ModelRequest
 
 
 @click.command("inspect", short_help="Show what a graph holds and where its memory goes.")
@@ -23,6 +26,17 @@ from memcli.workflow.by_format import inspect
     help="Show the N largest tensors.",
 )  # fmt: skip
 @click.option("--nodes", is_flag=True, help="List every operator node with its output and mark.")
+@click.option(
+    "--memory-model", "models", type=click.Choice([ALL, *MODELS]), multiple=True,
+    help="Show what the network, without any plan, takes under another framework's buffers: "
+    + "; ".join(f"{name}: {model.description}" for name, model in MODELS.items())
+    + f"; {ALL}. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--overhead", metavar="SIZE",
+    help="With --memory-model: add SIZE to each, for what no model knows (CUDA's context, "
+    "libraries, work space of convolutions). [default: nothing]",
+)  # fmt: skip
 @json_option
 def command(
     model: str | None,
@@ -31,6 +45,8 @@ def command(
     dtype: str | None,
     top: int,
     nodes: bool,
+    models: tuple[str, ...],
+    overhead: str | None,
     as_json: bool,
 ) -> int:
     """Show what MODEL, saved or planned, holds and where its training memory goes.
@@ -41,14 +57,20 @@ def command(
     An ONNX file that cannot be planned is shown as far as it can be read, and why it cannot goes
     to standard error; the exit status is 0, and 3 where PyTorch is what is missing.
     """
+    if overhead is not None and not models:
+        raise BadInput("--overhead goes with --memory-model")
+    asked = ModelRequest(models, 0 if overhead is None else parse_size(overhead))
     request = None
     if shapes or batch is not None or dtype is not None:
         request = parse_shapes(shapes, batch, dtype)
     path = model or newest_or_error("inspect")
     with progress_bar("inspecting") as report:
-        inspected = inspect(path, request, dtype=dtype, top=top, on_progress=report)
+        inspected = inspect(
+            path, request, dtype=dtype, top=top, models=asked, on_progress=report
+        )
     notes = notes_console()
-    for note in inspected.notes:
+    under = inspected.under_models
+    for note in [*inspected.notes, *(under.notes if under else ())]:
         notes.print(f"note: {note}", markup=False, soft_wrap=True)
     problem = inspected.onnx.problem if inspected.onnx else None
     if problem is not None:

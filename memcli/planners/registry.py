@@ -6,10 +6,23 @@ from collections.abc import Callable, Sequence
 
 from memcli.graph.training import TrainingGraph
 from memcli.memory.mxnet_model import MXNetModel
-from memcli.planners import auto, cheap, dp, local, memonger, milp, none, sqrt
+from memcli.planners import (
+    auto,
+    caffe_dense,
+    cheap,
+    dp,
+    local,
+    memonger,
+    milp,
+    none,
+    optmemory,
+    recompute_grad,
+    sqrt,
+)
 from memcli.planners.base import Found, Search, Settings
 
-STRATEGIES: dict[str, Callable[[Search], None]] = {
+# For any graph; what is compared where nothing is asked for.
+GENERAL: dict[str, Callable[[Search], None]] = {
     auto.NAME: auto.run,
     memonger.NAME: memonger.run,
     local.NAME: local.run,
@@ -18,6 +31,13 @@ STRATEGIES: dict[str, Callable[[Search], None]] = {
     dp.NAME: dp.run,
     milp.NAME: milp.run,
     none.NAME: none.run,
+}
+# And what hand-made systems do to their networks.
+STRATEGIES: dict[str, Callable[[Search], None]] = {
+    **GENERAL,
+    **optmemory.RUNS,
+    recompute_grad.NAME: recompute_grad.run,
+    **caffe_dense.RUNS,
 }
 DESCRIPTIONS = {
     auto.NAME: "the best plan of all strategies",
@@ -28,6 +48,9 @@ DESCRIPTIONS = {
     dp.NAME: "dynamic programming over lower sets (Kusumoto et al.)",
     milp.NAME: "mixed-integer program: small graphs to the end, with a proof",
     none.NAME: "recompute nothing",
+    **optmemory.DESCRIPTIONS,
+    recompute_grad.NAME: "TensorFlow's efficient DenseNet: dense layers run again as a whole",
+    **caffe_dense.DESCRIPTIONS,
 }
 
 

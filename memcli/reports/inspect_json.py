@@ -7,6 +7,7 @@ from typing import Any
 
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.memory.breakdown import Split
+from memcli.reports.models_report import models_json
 from memcli.reports.plan_report import stage_json
 from memcli.workflow.inspected import (
     Figures,
@@ -69,6 +70,8 @@ def inspect_json(inspected: Inspected, *, nodes: bool = False) -> dict[str, Any]
     }  # fmt: skip
     if inspected.onnx is not None:
         result |= _onnx_json(inspected.onnx)
+    if inspected.under_models is not None:
+        result["memory_models"] = models_json(inspected.under_models)
     if nodes:
         result["nodes"] = [dataclasses.asdict(row) for row in inspected.listed]
     return result

@@ -10,6 +10,7 @@ from memcli.formats.wording import shown_path
 from memcli.memory.breakdown import Split
 from memcli.reports.inspect_facts import model_facts, shape_text
 from memcli.reports.inspect_json import recomputed_part
+from memcli.reports.models_report import models_table
 from memcli.reports.plan_report import LIVE_STAGES, stage_table
 from memcli.reports.tables import add_folded, clip, facts, flops, mib, new_table, percent
 from memcli.units import format_size
@@ -48,6 +49,8 @@ def print_inspected(console: Console, inspected: Inspected, *, nodes: bool = Fal
             title = {"title": LIVE_STAGES} if inspected.engine == "torch" else {}
             stage_table(console, inspected.stages, **title)
         largest_table(console, inspected.largest)
+    if inspected.under_models is not None:
+        models_table(console, inspected.under_models)
     if nodes:
         node_table(console, inspected.listed)
 

@@ -24,6 +24,7 @@ from memcli.workflow import (
     verifying,
 )
 from memcli.workflow.inspected import Inspected
+from memcli.workflow.memory_models import NO_MODELS, ModelRequest
 
 Progress = Callable[[str, float | None], None]
 
@@ -187,8 +188,9 @@ def inspect(
     *,
     dtype: str | None = None,
     top: int = 10,
+    models: ModelRequest = NO_MODELS,
     on_progress: Progress | None = None,
 ) -> Inspected:
     """``memcli inspect``; see :func:`onnx_inspecting.inspect_onnx`, and :mod:`inspecting`."""
     look = onnx_inspecting.inspect_onnx if format_of(path) == "onnx" else inspecting.inspect
-    return look(path, request, dtype=dtype, top=top, on_progress=on_progress)
+    return look(path, request, dtype=dtype, top=top, models=models, on_progress=on_progress)

@@ -15,7 +15,7 @@ from memcli.formats.onnx_file import OnnxFile
 from memcli.memory.bounds import plan_bound
 from memcli.memory.mxnet_model import Cost
 from memcli.planners.base import Found, Settings
-from memcli.planners.registry import STRATEGIES, search_variants
+from memcli.planners.registry import GENERAL, search_variants
 from memcli.units import parse_size
 from memcli.workflow.costs import set_costs
 from memcli.workflow.planning import environment_of, read_symbol, shape_notes, unplanned
@@ -82,10 +82,10 @@ def compare(
 ) -> Comparison:
     """Search with every strategy, and within every budget, on one analysis of ``model``.
 
-    ``strategies``: names, by default all that are registered. ``budgets``: texts such as ``6GiB``
-    or ``50%`` (of the unplanned graph), by default a ladder of percentages; they are searched for
-    by ``auto``, or by the first of ``strategies`` where ``auto`` is not among them. The time limit
-    of ``settings`` is of each row.
+    ``strategies``: names, by default all that are for any graph. ``budgets``: texts such as
+    ``6GiB`` or ``50%`` (of the unplanned graph), by default a ladder of percentages; they are
+    searched for by ``auto``, or by the first of ``strategies`` where ``auto`` is not among them.
+    The time limit of ``settings`` is of each row.
 
     Raises:
         BadInput: bad file, shapes or budgets.
@@ -145,7 +145,7 @@ def search_rows(
     Raises:
         MemcliError: none of the strategies could be run; the first one's reason.
     """
-    names = list(dict.fromkeys(strategies)) or list(STRATEGIES)
+    names = list(dict.fromkeys(strategies)) or list(GENERAL)
     within = _BUDGET_STRATEGY if _BUDGET_STRATEGY in names else names[0]
     asked: list[tuple[str, str | None]] = [(name, None) for name in names]
     asked += [(within, text) for text in dict.fromkeys(budgets or DEFAULT_BUDGETS)]

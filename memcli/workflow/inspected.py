@@ -11,6 +11,7 @@ from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.plan_record import PlanRecord
 from memcli.memory.breakdown import Split
 from memcli.memory.stages import Stage
+from memcli.workflow.memory_models import UnderModels
 
 
 @dataclass
@@ -151,6 +152,7 @@ class Inspected:
     format: str = "mxnet-symbol"
     engine: str = "mxnet"
     onnx: OnnxFacts | None = None
+    under_models: UnderModels | None = None
 
     @property
     def shown(self) -> Figures | None:

@@ -26,6 +26,7 @@ from memcli.workflow.inspected import (
     PlanFacts,
     Tensor,
 )
+from memcli.workflow.memory_models import NO_MODELS, ModelRequest, under_models_in_mxnet
 from memcli.workflow.planning import environment_of, read_symbol
 from memcli.workflow.verifying import plan_of_file, shapes_to_verify
 
@@ -41,12 +42,14 @@ def inspect(
     *,
     dtype: str | None = None,
     top: int = 10,
+    models: ModelRequest = NO_MODELS,
     on_progress: Progress | None = None,
 ) -> Inspected:
     """Look into a saved or planned graph; a planned one is seen at its plan's shapes.
 
     ``request``: shapes in place of those of the file or plan. ``dtype``: the same for the type.
-    ``top``: how many of the largest tensors.
+    ``top``: how many of the largest tensors. ``models``: other frameworks' buffers to show, for
+    the network without its plan.
 
     Raises:
         BadInput: no such graph, or its shapes cannot be told.
@@ -108,6 +111,7 @@ def inspect(
         stage_marks=_stage_marks(source),
         listed=_nodes(analysis, source, again),
         notes=[],
+        under_models=under_models_in_mxnet(analysis, models),
     )
     inspected.notes = _notes(inspected, record)
     return inspected

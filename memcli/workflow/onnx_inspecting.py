@@ -34,6 +34,7 @@ from memcli.workflow.inspected import (
     Tensor,
 )
 from memcli.workflow.inspecting import record_notes
+from memcli.workflow.memory_models import NO_MODELS, ModelRequest, under_models_in_torch
 from memcli.workflow.onnx_planning import (
     analyze_file,
     flags_of,
@@ -57,9 +58,12 @@ def inspect_onnx(
     *,
     dtype: str | None = None,
     top: int = 10,
+    models: ModelRequest = NO_MODELS,
     on_progress: Progress | None = None,
 ) -> Inspected:
     """Look into a saved or planned ONNX file; a planned one is seen at its plan's shapes.
+
+    ``models``: other frameworks' buffers to show, for the network without its plan.
 
     Where a file can be read and not planned (operators that are not supported, PyTorch missing),
     what it says itself is shown all the same, and ``onnx.problem`` says why there is no more.
@@ -94,6 +98,7 @@ def inspect_onnx(
         on_progress("compiling the memory model (first run only)", None)
     flags = None if record is None else flags_of(file, analysis, record.marks)
     _add_figures(inspected, analysis, flags, record, top)
+    inspected.under_models = under_models_in_torch(analysis, models)
     notes += [*shape_notes(analysis), *record_notes(inspected, record)]
     if inspected.loss_added:
         notes.append(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from memcli.planners.registry import STRATEGIES
+from memcli.planners.registry import GENERAL
 from tests.conftest import EXAMPLES, Command, needs_mxnet, only_json
 
 pytestmark = needs_mxnet
@@ -38,7 +38,7 @@ def test_all_strategies_and_budgets_on_one_graph(memcli: Command, tmp_path: Path
     assert result.returncode == 0, result.stderr
     found = only_json(result)
     rows = found["rows"]
-    assert [r["strategy"] for r in rows if r["budget_bytes"] is None] == list(STRATEGIES)
+    assert [r["strategy"] for r in rows if r["budget_bytes"] is None] == list(GENERAL)
     assert [r["budget"] for r in rows if r["budget_bytes"] is not None] == ["50%", "20MiB"]
     assert [r["on_frontier"] for r in rows] == frontier(rows)
     half, impossible = rows[-2:]

@@ -1,0 +1,36 @@
+"""``caffe-dense`` and ``caffe-dense-ultra``: what Caffe's DenseBlock layer makes again.
+
+Source: Tongcheng/caffe, ``src/caffe/layers/DenseBlock_layer.cu``. A block owns one buffer of the
+pieces, and for all of its layers together one each of what BatchNorm and ReLU make
+(``postBN_data``, ``postBN_4G``, ...), so that those run again, layer by layer, in the backward
+pass. The first convolution of each layer keeps its result (``postConv_4GVec``) unless
+``BC_ultra_space_efficient`` is set, which runs it again as well: the pieces alone are kept then.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from memcli.planners.base import Search
+from memcli.planners.dense import consider_dropped, dense_blocks, module
+
+NAME = "caffe-dense"
+ULTRA = "caffe-dense-ultra"
+
+
+def run(search: Search, name: str, ultra: bool) -> None:
+    """Consider the plans that keep the pieces, and the first convolutions' results or not."""
+    graph = search.graph
+    blocks = dense_blocks(search, name)
+    dropped: set[int] = set()
+    for layer in blocks.layers:
+        again = (v for v in layer.inside if ultra or not module(graph, v).multiplies)
+        dropped.update(set(again) - layer.last(graph))
+    consider_dropped(search, name, dropped, blocks.rebuilt)
+
+
+RUNS = {NAME: partial(run, name=NAME, ultra=False), ULTRA: partial(run, name=ULTRA, ultra=True)}
+DESCRIPTIONS = {
+    NAME: "Caffe's DenseBlock: all in dense layers but convolutions runs again, and Concats",
+    ULTRA: "and each layer's first convolution; its last one's result alone is kept",
+}
