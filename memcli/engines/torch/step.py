@@ -127,7 +127,8 @@ def trained(
         "all_peak_bytes": memory.all_peak,
         "kept_bytes": memory.kept,
         "reserved_bytes": memory.reserved_peak,
-        "gradient_bytes": memory.gradient_bytes,
+        "gradient_bytes": memory.gradient_bytes or sum(_held(p.grad) for _, p in parameters),
+        "gradient_digest": digest_of([digests[k] for k in digests if k.startswith("grad_")]),
         "exchange_bytes": exchanged or memory.exchange_bytes,
         "trace": {"forward": memory.forward, "backward": memory.backward},
         "step_seconds": sorted(times)[len(times) // 2] if times else seconds,
@@ -208,6 +209,15 @@ def plain_array(tensor: Tensor) -> np.ndarray[Any, Any]:
 def digest(array: np.ndarray[Any, Any]) -> str:
     """Of an array's bytes."""
     return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def digest_of(digests: list[str]) -> str:
+    """Of several digests, in their order."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _held(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.untyped_storage().nbytes()
 
 
 if __name__ == "__main__":
