@@ -108,8 +108,9 @@ def command(
     measured while they run. Without PLANNED: the newest plan made from this folder.
 
     With several workers (--gpu 0,1 or --workers 2) the batch is that of all together, and each has
-    an equal part: --batch 64 on two is 32 each. They train as in DistributedDataParallel: gradients
-    are the mean of all, BatchNorm's statistics are of each worker's part. Memory is shown for each.
+    an equal part: --batch 64 on two is 32 each; without --batch, the batch that the plan is for.
+    They train as in DistributedDataParallel: gradients are the mean of all, BatchNorm's statistics
+    are of each worker's part. Memory is shown for each.
     """
     if gpu is not None and cpu:
         raise BadInput("--gpu and --cpu exclude one another")
