@@ -7,7 +7,13 @@ from pathlib import Path
 
 import click
 
-from memcli.cli.options import json_option, parse_shapes, shape_options, training_option
+from memcli.cli.options import (
+    json_option,
+    one_gpu,
+    parse_shapes,
+    shape_options,
+    training_option,
+)
 from memcli.formats.atomic import write_atomically
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
@@ -76,12 +82,13 @@ def command(
         kind = plot_kind(plot)
         check_output(model, plot, force)
         require_matplotlib()
+    card = one_gpu(gpu)
     request = parse_shapes(shapes, batch, dtype)
     settings = Settings(time_limit=time_limit, environment=environment, seed=seed)
     with progress_bar("comparing") as report:
         compared = compare(
             model, request, settings, strategies=strategies, budgets=budgets,
-            gpu=gpu is not None, training=as_training, on_progress=report,
+            gpu=card is not None, training=as_training, on_progress=report,
         )  # fmt: skip
     if plot is not None:
         data = draw(compared, "png" if kind == "png" else "svg")

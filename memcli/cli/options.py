@@ -52,6 +52,46 @@ def training_option(command: F) -> F:
     )(command)  # fmt: skip
 
 
+def workers_option(command: F) -> F:
+    """``--workers``."""
+    return click.option(
+        "--workers", type=click.IntRange(1, 1024), default=1, metavar="N",
+        help="ONNX, on the CPU: N processes that train together by torch.distributed (gloo), each "
+        "with its part of the batch. --gpu 0,1 is the same with a card for each.",
+    )(command)  # fmt: skip
+
+
+def gpu_numbers(text: str | None, workers: int = 1) -> tuple[int, ...]:
+    """The cards of ``--gpu``; none where it is not given.
+
+    Raises:
+        BadInput: not the numbers of cards, one twice, or ``--workers`` beside it.
+    """
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
+        raise BadInput(f"--gpu {text}: not the number of a card", "write it like --gpu 0")
+    numbers = tuple(map(int, parts))
+    if len(set(numbers)) < len(numbers):
+        raise BadInput(f"--gpu {text}: a card is named twice", "each worker has a card of its own")
+    if workers > 1:
+        raise BadInput("--workers is for the CPU: --gpu 0,1 has a worker on each card")
+    return numbers
+
+
+def one_gpu(text: str | None) -> int | None:
+    """The card of ``--gpu`` where there can be one alone.
+
+    Raises:
+        BadInput: not the number of one card.
+    """
+    numbers = gpu_numbers(text)
+    if len(numbers) > 1:
+        raise BadInput(f"--gpu {text}: one card alone goes here", "write it like --gpu 0")
+    return numbers[0] if numbers else None
+
+
 def json_option(command: F) -> F:
     """``--json``."""
     return click.option(

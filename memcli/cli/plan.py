@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from memcli.cli.options import json_option, parse_shapes, shape_options, training_option
+from memcli.cli.options import (
+    gpu_numbers,
+    json_option,
+    parse_shapes,
+    shape_options,
+    training_option,
+    workers_option,
+)
 from memcli.errors import BadInput
 from memcli.planners.base import Settings
 from memcli.planners.registry import DESCRIPTIONS, STRATEGIES
@@ -58,9 +65,10 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
     help="Whether the plan may need an environment variable at run time to reach its memory.",
 )  # fmt: skip
 @click.option("--measure", is_flag=True, help="Verify right after planning.")
-@click.option("--gpu", metavar="N", help="With --measure or --cost measured: on this GPU. "
-    "ONNX: plan for CUDA.")
+@click.option("--gpu", metavar="N[,N...]", help="With --measure or --cost measured: on this GPU. "
+    "ONNX: plan for CUDA; 0,1: for two cards that train together, the batch split over them.")
 @click.option("--cpu", is_flag=True, help="With --measure or --cost measured: on the CPU.")
+@workers_option
 @json_option
 def command(model: str, out: str | None, force: bool, as_json: bool, **options: Any) -> int:
     """Search for what to keep and what to compute again, and write the planned graph.
@@ -68,6 +76,8 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
     MODEL is an MXNet symbol JSON or an ONNX file, gzipped or not. It is never changed. Shapes that
     are neither in the file nor given are guessed where a guess fits the graph, and shown. An ONNX
     file is planned for PyTorch, on the CPU or, with --gpu N, on CUDA; no card is needed for that.
+    For several workers (--gpu 0,1 or --workers 2) the batch is that of all together, and what is
+    planned, shown and held to --budget is each one's.
     """
     timed = options["cost"] == "measured"
     placed = options["gpu"] or options["cpu"]
@@ -81,6 +91,7 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
         raise BadInput("--max-recompute must not be negative")
     if any(t < 0 for t in options["thresholds"]):
         raise BadInput("--threshold must not be negative")
+    gpus = gpu_numbers(options["gpu"], options["workers"])
     request = parse_shapes(options["shapes"], options["batch"], options["dtype"])
     settings = Settings(
         thresholds=list(options["thresholds"]),
@@ -101,7 +112,7 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
             model, request, options["strategy"], settings,
             budget=options["budget"],
             training=options["as_training"],
-            device="cpu" if options["gpu"] is None else f"gpu:{options['gpu']}",
+            gpus=gpus, workers=options["workers"],
             out=out, force=force, on_progress=report,
         )  # fmt: skip
     notes = notes_console()
@@ -117,8 +128,8 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
 
         assert out is not None
         status, verified = run_verify(
-            out, original=model, gpu=options["gpu"], seed=options["seed"],
-            request=None, as_json=as_json,
+            out, original=model, gpu=options["gpu"], workers=options["workers"],
+            seed=options["seed"], request=None, as_json=as_json,
         )  # fmt: skip
         result["verify"] = verified
     if as_json:
@@ -128,5 +139,7 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
             last = "nothing was written; next: memcli plan ... -o planned.json"
         else:
             last = f"wrote {out}; next: memcli verify {shlex.quote(out)}"
+            if options["workers"] > 1 or len(gpus) > 1:
+                last += f" --gpu {options['gpu']}" if gpus else f" --workers {options['workers']}"
         console.print(last, markup=False, soft_wrap=True)
     return status

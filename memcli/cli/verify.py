@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-from memcli.cli.options import json_option, parse_shapes, shape_options
+from memcli.cli.options import (
+    gpu_numbers,
+    json_option,
+    parse_shapes,
+    shape_options,
+    workers_option,
+)
 from memcli.engines.analysis import ShapeRequest
 from memcli.errors import BadInput
 from memcli.formats.newest import newest_plan
@@ -34,24 +40,12 @@ def newest_or_error(command: str) -> str:
     return str(path)
 
 
-def gpu_number(text: str | None) -> int | None:
-    """The card of ``--gpu``.
-
-    Raises:
-        BadInput: not the number of one card.
-    """
-    if text is None:
-        return None
-    if not text.isdigit():
-        raise BadInput(f"--gpu {text}: not the number of a card", "write it like --gpu 0")
-    return int(text)
-
-
 def run_verify(
     path: str,
     *,
     original: str | None,
     gpu: str | None,
+    workers: int,
     seed: int,
     request: ShapeRequest | None,
     as_json: bool,
@@ -60,9 +54,8 @@ def run_verify(
     """Verify, print the report unless ``as_json``; exit status and the JSON object."""
     with progress_bar("verifying") as report:
         verified = verify(
-            path, original=original, engine=engine, gpu=gpu_number(gpu), seed=seed,
-            request=request,
-            on_progress=report,
+            path, original=original, engine=engine, gpus=gpu_numbers(gpu, workers),
+            workers=workers, seed=seed, request=request, on_progress=report,
         )  # fmt: skip
     notes = notes_console()
     for note in verified.notes:
@@ -84,8 +77,10 @@ def run_verify(
     "--original", metavar="MODEL",
     help="The graph without the plan. [default: found by name and SHA-256, or the plan taken off]",
 )  # fmt: skip
-@click.option("--gpu", metavar="N", help="Run on this GPU.")
+@click.option("--gpu", metavar="N[,N...]", help="Run on this GPU. ONNX: 0,1 trains on both "
+    "together (NCCL), each with its part of the batch.")
 @click.option("--cpu", is_flag=True, help="Run on the CPU. [default]")
+@workers_option
 @click.option(
     "--engine", type=click.Choice(["auto", "mxnet", "torch"]), default="auto", show_default=True,
     help="What trains an MXNet graph. auto: MXNet, but PyTorch on cards that MXNet's build has no "
@@ -99,6 +94,7 @@ def command(
     original: str | None,
     gpu: str | None,
     cpu: bool,
+    workers: int,
     engine: str,
     seed: int,
     shapes: tuple[str, ...],
@@ -110,17 +106,22 @@ def command(
 
     Both run in processes of their own with the same parameters, inputs and seed. Memory is
     measured while they run. Without PLANNED: the newest plan made from this folder.
+
+    With several workers (--gpu 0,1 or --workers 2) the batch is that of all together, and each has
+    an equal part: --batch 64 on two is 32 each; without --batch, the batch that the plan is for.
+    They train as in DistributedDataParallel: gradients are the mean of all, BatchNorm's statistics
+    are of each worker's part. Memory is shown for each.
     """
     if gpu is not None and cpu:
         raise BadInput("--gpu and --cpu exclude one another")
-    gpu_number(gpu)
+    gpu_numbers(gpu, workers)
     request = None
     if shapes or batch is not None or dtype is not None:
         request = parse_shapes(shapes, batch, dtype)
     path = planned or newest_or_error("verify")
     status, result = run_verify(
-        path, original=original, gpu=gpu, seed=seed, request=request, as_json=as_json,
-        engine=engine,
+        path, original=original, gpu=gpu, workers=workers, seed=seed, request=request,
+        as_json=as_json, engine=engine,
     )  # fmt: skip
     if as_json:
         print(json.dumps(result))

@@ -13,6 +13,7 @@ from memcli.errors import BadInput
 from memcli.formats.record_checks import (
     Check,
     common_fields,
+    is_count,
     is_sha256,
     is_text,
     list_of,
@@ -58,6 +59,7 @@ class OnnxPlan:
     memory: dict[str, int] = field(default_factory=dict)  # bytes
     recompute: dict[str, int | float] = field(default_factory=dict)  # FLOPs and fractions
     device: str = "cpu"  # whose memory was counted: cpu or cuda
+    workers: int = 1  # that train together; shapes and memory are of each
     memcli_version: str = __version__
     schema: int = SCHEMA
 
@@ -75,8 +77,8 @@ class OnnxPlan:
         Raises:
             BadInput: not such a text; the message begins with ``where`` and names the field.
         """
-        # the first plans did not say their device
-        checked = read_record(text, where, _FIELDS, SCHEMA, _MEND, optional=("device",))
+        # the first plans did not say their device, nor that there was one worker
+        checked = read_record(text, where, _FIELDS, SCHEMA, _MEND, optional=("device", "workers"))
         nodes = checked.pop("nodes")
         if len({n for n, _, _ in nodes}) != len(nodes) or len({o for _, o, _ in nodes}) != len(
             nodes
@@ -115,6 +117,7 @@ _FIELDS: dict[str, tuple[Check, str]] = {
     "base_sha256": (is_sha256, "a SHA-256 of 64 hexadecimal digits"),
     "graph_sha256": (is_sha256, "a SHA-256 of 64 hexadecimal digits"),
     "device": (lambda value: value in ("cpu", "cuda"), "cpu or cuda"),
+    "workers": (lambda value: is_count(value) and 0 < value < 1 << 20, "a number of workers"),
     "nodes": (list_of(_is_node), "a list of [node, first output, kept or again or each]"),
     "as_training": (list_of(is_text), "a list of strings"),
 }

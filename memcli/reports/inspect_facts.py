@@ -94,7 +94,10 @@ def _plan_facts(inspected: Inspected) -> list[tuple[str, str]]:
         ("its figures", _record_figures(record.memory, record.recompute)),
     ]
     if isinstance(record, OnnxPlan):
-        pairs.append(("for", f"PyTorch on {'CUDA' if record.device == 'cuda' else 'the CPU'}"))
+        engine = f"PyTorch on {'CUDA' if record.device == 'cuda' else 'the CPU'}"
+        if record.workers > 1:
+            engine += f", {record.workers} workers: shapes and figures are of each"
+        pairs.append(("for", engine))
         pairs += [("restored", text) for text in record.as_training]
     if plan.environment:
         text = " ".join(f"{k}={v}" for k, v in plan.environment.items())

@@ -148,7 +148,10 @@ def _plan_json(plan: PlanFacts | None) -> dict[str, Any] | None:
             "recompute": record.recompute,
         }
         if isinstance(record, OnnxPlan):
-            result |= {"device": record.device, "as_training": record.as_training}
+            result |= {
+                "device": record.device, "workers": record.workers,
+                "as_training": record.as_training,
+            }  # fmt: skip
     return result
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from memcli.memory.mxnet_model import Cost
 from memcli.memory.stages import Stage
 from memcli.reports.tables import add_folded, clip, facts, flops, mib, new_table, percent
+from memcli.reports.workers_report import split_json, split_text
 from memcli.units import format_size
 from memcli.workflow.onnx_planning import OnnxPlanned
 from memcli.workflow.planning import Planned
@@ -22,6 +23,8 @@ def plan_json(planned: Planned | OnnxPlanned) -> dict[str, Any]:
             "engine": "torch", "device": planned.device, "marks": planned.marked,
             "as_training": planned.restored,
         }  # fmt: skip
+        if planned.split is not None:
+            result["split"] = split_json(planned.split)
     return result
 
 
@@ -180,6 +183,11 @@ def print_plan(console: Console, planned: Planned | OnnxPlanned) -> None:
     if isinstance(planned, OnnxPlanned):
         counts = planned.marked
         pairs.insert(2, ("device", f"{planned.device} (PyTorch)"))
+        if planned.split is not None:
+            pairs.append(
+                ("workers", f"{split_text(planned.split)}; all figures are of each. "
+                            "DistributedDataParallel's buckets take as much as the gradients")
+            )  # fmt: skip
         pairs.insert(
             6, ("tensors", f"{counts['kept']} kept, {counts['again']} dropped and recomputed once, "
                            f"{counts['each']} at each need")

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from memcli.reports.tables import add_folded, clip, facts, mib, new_table
+from memcli.reports.workers_report import split_json, worker_json, workers_facts, workers_table
 from memcli.workflow.verifying import Compared, Run, StageMeasured, Verified
 
 
@@ -32,7 +33,7 @@ def _compared_json(part: Compared, *, relative: bool) -> dict[str, Any]:
 
 def verify_json(verified: Verified) -> dict[str, Any]:
     """The object of ``verify --json`` (see the command line's contract)."""
-    return {
+    result = {
         "schema": 1,
         "engine": verified.engine,
         "device": verified.device,
@@ -51,6 +52,13 @@ def verify_json(verified: Verified) -> dict[str, Any]:
         "notes": verified.notes,
         "ok": verified.ok,
     }
+    if verified.split is not None:
+        result["split"] = split_json(verified.split)
+        result["workers"] = [
+            worker_json(worker, lambda part: _compared_json(part, relative=True))
+            for worker in verified.workers
+        ]
+    return result
 
 
 def _stage_json(stage: StageMeasured) -> dict[str, Any]:
@@ -97,8 +105,9 @@ def print_verified(console: Console, verified: Verified) -> None:
     if rows:
         add_folded(table, rows)
         console.print(table)
+    most = ", the most of any worker" if verified.split is not None else ""
     totals = new_table(
-        "Whole step: feature maps and their gradients, MiB",
+        f"Whole step: feature maps and their gradients, MiB{most}",
         [
             ("graph", "left"), ("estimated", "right"), ("measured", "right"), ("off", "right"),
             ("workspace", "right"), ("step", "right"),
@@ -107,9 +116,14 @@ def print_verified(console: Console, verified: Verified) -> None:
     for name, run in (("original", verified.baseline), ("planned", verified.planned)):
         totals.add_row(name, *_total_row(run))
     console.print(totals)
+    shared = []
+    if verified.split is not None:
+        workers_table(console, verified.workers, _off)
+        shared = workers_facts(verified.split, verified.workers)
     facts(
         console,
         [
+            *shared,
             ("outputs", _equal(verified.outputs)),
             ("gradients", _equal(verified.gradients)),
             ("states", _equal(verified.states)),

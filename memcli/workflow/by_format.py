@@ -25,6 +25,7 @@ from memcli.workflow import (
 )
 from memcli.workflow.inspected import Inspected
 from memcli.workflow.memory_models import NO_MODELS, ModelRequest
+from memcli.workflow.onnx_workers import devices_for
 
 Progress = Callable[[str, float | None], None]
 
@@ -44,6 +45,16 @@ def refuse_training(training: bool) -> None:
         raise BadInput("--as-training is for ONNX files: an MXNet symbol is always in both modes")
 
 
+def refuse_workers(path: str, gpus: Sequence[int], workers: int) -> None:
+    """Raises BadInput where several workers are to train an MXNet symbol."""
+    if len(gpus) > 1 or workers > 1:
+        raise BadInput(
+            f"{path} is an MXNet symbol: several workers (--gpu 0,1 or --workers) are for ONNX "
+            "files, which PyTorch trains",
+            "take one device: --gpu 0, or the CPU",
+        )
+
+
 def make_plan(
     model: str,
     request: ShapeRequest,
@@ -51,19 +62,27 @@ def make_plan(
     settings: Settings,
     *,
     budget: str | None = None,
-    device: str = "cpu",
+    gpus: Sequence[int] = (),
+    workers: int = 1,
     training: bool = False,
     out: str | None = None,
     force: bool = False,
     on_progress: Progress | None = None,
 ) -> planning.Planned | onnx_planning.OnnxPlanned:
-    """``memcli plan``; see :func:`planning.make_plan` and :func:`onnx_planning.make_onnx_plan`."""
+    """``memcli plan``; see :func:`planning.make_plan` and :func:`onnx_planning.make_onnx_plan`.
+
+    ``gpus``: numbers of the cards to plan for, none for the CPU; ``workers``: how many train
+    together on the CPU.
+    """
+    device = devices_for(gpus[:1], 1)[0]
     if format_of(model) == "onnx":
         return onnx_planning.make_onnx_plan(
-            model, request, strategy, settings, budget=budget, device=device, training=training,
-            out=out, force=force, on_progress=on_progress,
+            model, request, strategy, settings, budget=budget, device=device,
+            workers=max(len(gpus), workers), training=training, out=out, force=force,
+            on_progress=on_progress,
         )  # fmt: skip
     refuse_training(training)
+    refuse_workers(model, gpus, workers)
     return planning.make_plan(
         model, request, strategy, settings, budget=budget, device=device, out=out, force=force,
         on_progress=on_progress,
@@ -93,29 +112,36 @@ def verify(
     *,
     original: str | None = None,
     engine: str = "auto",
-    gpu: int | None = None,
+    gpus: Sequence[int] = (),
+    workers: int = 1,
     seed: int = 0,
     request: ShapeRequest | None = None,
     on_progress: Progress | None = None,
 ) -> verifying.Verified:
     """``memcli verify``; see the ``verify`` functions of the modules beside this one.
 
-    ``engine``: for MXNet symbols, see :func:`engine_for`.
+    ``engine``: for MXNet symbols, see :func:`engine_for`. ``gpus``: numbers of the cards, none for
+    the CPU; ``workers``: how many train together there.
 
     Raises:
-        BadInput: as they do; MXNet asked for on an ONNX file.
+        BadInput: as they do; MXNet asked for on an ONNX file, several workers on a symbol.
     """
-    onnx = format_of(planned) == "onnx"
-    if onnx and engine == "mxnet":
-        raise BadInput(f"{planned} is an ONNX file: PyTorch runs it, MXNet does not")
-    chosen, why = ("torch", "") if onnx else engine_for(gpu, engine)
-    if chosen == "torch" and not onnx:
+    if format_of(planned) == "onnx":
+        if engine == "mxnet":
+            raise BadInput(f"{planned} is an ONNX file: PyTorch runs it, MXNet does not")
+        return onnx_verifying.verify_onnx(
+            planned, original=original, gpus=gpus, workers=workers, seed=seed, request=request,
+            on_progress=on_progress,
+        )  # fmt: skip
+    refuse_workers(planned, gpus, workers)
+    gpu = gpus[0] if gpus else None
+    chosen, why = engine_for(gpu, engine)
+    if chosen == "torch":
         return symbol_in_torch.verify_symbol_in_torch(
             planned, original=original, gpu=gpu, seed=seed, request=request, why=why,
             on_progress=on_progress,
         )  # fmt: skip
-    run = onnx_verifying.verify_onnx if onnx else verifying.verify
-    return run(
+    return verifying.verify(
         planned, original=original, gpu=gpu, seed=seed, request=request, on_progress=on_progress
     )
 

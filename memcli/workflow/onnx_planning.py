@@ -30,6 +30,7 @@ from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
 from memcli.planners.torch_search import TorchSearch
 from memcli.units import parse_size
+from memcli.workflow.onnx_workers import Split, split_request
 from memcli.workflow.planning import (
     assumed_notes,
     check_output,
@@ -64,6 +65,7 @@ class OnnxPlanned:
     notes: list[str]
     evaluated: int
     seconds: float
+    split: Split | None = None  # over several workers: figures are of each
     environment: dict[str, str] = field(default_factory=dict)
     rewrites: list[str] = field(default_factory=list)
     barriers: int = 0
@@ -176,6 +178,7 @@ def make_onnx_plan(
     *,
     budget: str | None = None,
     device: str = "cpu",
+    workers: int = 1,
     training: bool = False,
     out: str | None = None,
     force: bool = False,
@@ -184,6 +187,7 @@ def make_onnx_plan(
     """``memcli plan MODEL`` of an ONNX file.
 
     ``device``: ``cpu`` or ``gpu:N``, which saves other things; no card is needed to plan for one.
+    ``workers``: that the batch is split over; planned is what each of them runs.
     ``training``: put BatchNorm and Dropout back into training mode first, as far as can be.
 
     Raises:
@@ -198,7 +202,12 @@ def make_onnx_plan(
     file, original, restored = read_for_training(model, training, notes)
     started = time.monotonic()
     kind = "cuda" if device.startswith("gpu") else "cpu"
+    split = None
+    assumed: list[str] = []
+    if workers > 1:
+        request, split, assumed = split_request(file, request, workers)
     analysis = analyze_file(file, request, kind, on_progress)
+    analysis.assumed = analysis.assumed or assumed
     notes += shape_notes(analysis)
     if on_progress:
         on_progress("compiling the memory model (first run only)", None)
@@ -230,6 +239,7 @@ def make_onnx_plan(
         notes=notes,
         evaluated=search.evaluated,
         seconds=seconds,
+        split=split,
     )
     refuse_misses(planned.cost, planned.lower_bound, settings)
     if out is not None:
@@ -284,7 +294,11 @@ def write_onnx_plan(planned: OnnxPlanned, out: str, force: bool) -> None:
         original_name=planned.original[0],
         device=planned.device,
     )
-    plan = dataclasses.replace(plan, original_sha256=planned.original[1])
+    plan = dataclasses.replace(
+        plan,
+        original_sha256=planned.original[1],
+        workers=1 if planned.split is None else planned.split.workers,
+    )
     planned.notes += write_plan(planned.source, plan, out, overwrite=force)
     planned.output = out
     remember_plan(out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from memcli.engines.analysis import ShapeRequest
@@ -17,7 +17,9 @@ from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.onnx_shapes import bind_shapes
 from memcli.formats.onnx_training import as_training
 from memcli.workflow.onnx_planning import flags_of, shape_notes
-from memcli.workflow.torch_runs import compare_runs, named_marks, run_of, stages_of, train
+from memcli.workflow.onnx_workers import devices_for, split_request
+from memcli.workflow.torch_runs import named_marks, run_of, stages_of, together, train
+from memcli.workflow.torch_workers import added, compare_workers, worker_rows
 from memcli.workflow.verifying import (
     PLAN_TAKEN_OFF,
     Verified,
@@ -58,18 +60,21 @@ def verify_onnx(
     planned_path: str,
     *,
     original: str | None = None,
-    gpu: int | None = None,
+    gpus: Sequence[int] = (),
+    workers: int = 1,
     seed: int = 0,
     request: ShapeRequest | None = None,
     on_progress: Progress | None = None,
 ) -> Verified:
     """``memcli verify`` of a planned ONNX file.
 
-    ``request``: shapes in place of those of the plan. ``gpu``: number of the card, None the CPU.
+    ``request``: shapes in place of those of the plan. ``gpus``: numbers of the cards, none for the
+    CPU; on several there is a worker on each, and the batch is split over them. ``workers``: how
+    many there are on the CPU.
 
     Raises:
-        BadInput: no plan, shapes that cannot be.
-        EngineFailed: PyTorch or the device is missing, or a step crashed.
+        BadInput: no plan, shapes that cannot be, a batch that cannot be split.
+        EngineFailed: PyTorch or a device is missing, or a step crashed.
     """
     planned = read_onnx(planned_path)
     plan = planned.plan()
@@ -79,27 +84,47 @@ def verify_onnx(
             "make one with memcli plan",
         )
     source, where = original_of(planned, plan, original)
-    kind = "cpu" if gpu is None else "cuda"
+    kind = "cuda" if gpus else "cpu"
+    devices = devices_for(gpus, workers)
+    asked = shapes_to_verify(plan, request)
+    assumed: list[str] = []
+    split = None
+    if len(devices) > 1:
+        same = request is None or not (request.shapes or request.unnamed or request.batch)
+        asked, split, assumed = split_request(
+            planned, asked, len(devices), plan.workers if same else 1
+        )
 
     def analysis_of(asked: ShapeRequest) -> TorchAnalysis:
         # the file's types stay as they are
         bound = bind_shapes(planned, dataclasses.replace(asked, dtype=None))
         return analyze_onnx(
-            planned, bound.shapes, assumed=bound.assumed, dtype=plan.dtype, device=kind,
+            planned, bound.shapes, assumed=bound.assumed or assumed, dtype=plan.dtype, device=kind,
             on_progress=on_progress,
         )  # fmt: skip
 
-    analysis = analysis_of(shapes_to_verify(plan, request))
+    analysis = analysis_of(asked)
     scaled = None
-    if gpu is None:
+    if not gpus:
         leading = [shape[0] for shape in analysis.inputs.values() if shape]
         free = int(available_bytes() * _USABLE)
         analysis, scaled = fit_batch(
-            analysis, leading[0] if leading else 1, free, _needed, analysis_of
+            analysis,
+            split.each if split else leading[0] if leading else 1,
+            free,
+            lambda found: _needed(found, len(devices)),
+            analysis_of,
         )
+        if scaled and split:
+            split = dataclasses.replace(
+                split, batch=scaled["to_batch"] * split.workers, each=scaled["to_batch"]
+            )
     notes = shape_notes(analysis) + scaled_notes(scaled)
+    if scaled and split:
+        notes.append(f"these batches are each worker's, of {split.workers}")
+    if plan.workers > 1 and split is None:
+        notes.append(f"the plan is for {plan.workers} workers; one alone was trained here")
     flags = flags_of(planned, analysis, plan.marks)
-    device = "cpu" if gpu is None else f"gpu:{gpu}"
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         workdir = Path(folder)
         jobs = [
@@ -108,34 +133,44 @@ def verify_onnx(
         ]
         marks = named_marks(analysis.model, flags)
         first, second = (
-            train(name, job, given, workdir, device, seed, on_progress)
+            train(name, job, given, workdir, devices, seed, on_progress)
             for name, job, given in zip(("original", "planned"), jobs, ({}, marks), strict=True)
         )
-        compared = compare_runs(first, second, workdir, where, notes)
+        compared = compare_workers(first, second, workdir, where, notes)
     if scaled or request is not None:
         notes.append("estimates are for the shapes that were run, not for those of the plan")
     none = analysis.model.none()
+    rows = worker_rows(analysis.model, flags, devices, first, second, compared)
+    most = together(second)
+    total = {kind: added([found[kind] for found in compared]) for kind in compared[0]}
     return Verified(
         planned_path=planned_path,
         original=where,
-        device=second["device"],
+        device=most["device"],
         shapes=analysis.inputs,
-        baseline=run_of(analysis.model, none, first),
-        planned=run_of(analysis.model, flags, second),
-        outputs=compared["outputs"],
-        gradients=compared["gradients"],
-        states=compared["states"],
-        stages=stages_of(analysis.model, flags, second["trace"]),
-        method=second["method"],
+        baseline=run_of(analysis.model, none, together(first)),
+        planned=run_of(analysis.model, flags, most),
+        outputs=total["outputs"],
+        gradients=total["gradients"],
+        states=total["states"],
+        stages=stages_of(analysis.model, flags, most["trace"]),
+        method=most["method"],
         scaled=scaled,
         notes=notes,
         seed=seed,
         engine="torch",
+        split=split,
+        workers=rows if split else [],
     )
 
 
-def _needed(analysis: TorchAnalysis) -> int:
-    """Bytes that a verifying process takes at most: the step, parameters three times, PyTorch."""
+def _needed(analysis: TorchAnalysis, workers: int) -> int:
+    """Bytes that verifying processes take at most: step, parameters three times, PyTorch, in each.
+
+    Several workers have copies of their gradients besides.
+    """
     trace = analysis.trace
     peak = analysis.model.evaluate(analysis.model.none()).pool_bytes
-    return peak + 4 * trace.parameter_bytes + 2 * trace.input_bytes + (700 << 20)
+    parameters = 4 if workers == 1 else 5
+    each = peak + parameters * trace.parameter_bytes + 2 * trace.input_bytes + (700 << 20)
+    return workers * each

@@ -112,7 +112,7 @@ def verify_symbol_in_torch(
         flags = torch_marks(planned, steps)
         marks = named_marks(models[1], flags)
         for name, job, given in zip(("original", "planned"), jobs, ({}, marks), strict=True):
-            results.append(train(name, job, given, workdir, device, seed, on_progress))
+            results += train(name, job, given, workdir, [device], seed, on_progress)
         first, second = results
         compared = compare_runs(first, second, workdir, where, notes)
     return Verified(

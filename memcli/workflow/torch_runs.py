@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from memcli.engines.process import run_job
+from memcli.engines.process import run_jobs
 from memcli.errors import BadInput
 from memcli.graph.training import Flags
 from memcli.memory.torch_plan_model import TorchPlanModel
@@ -32,11 +33,13 @@ def train(
     job: dict[str, Any],
     marks: dict[str, int],
     workdir: Path,
-    device: str,
+    devices: Sequence[str],
     seed: int,
     on_progress: Progress | None,
-) -> dict[str, Any]:
-    """One graph's step under marks in a process of its own; results in ``NAME.npz``.
+) -> list[dict[str, Any]]:
+    """One graph's step under marks in a process for each device; results in ``NAME-K.npz``.
+
+    On several devices the processes train together, each as a worker with inputs of its own.
 
     Raises:
         BadInput: the graph cannot be converted.
@@ -47,24 +50,57 @@ def train(
         if on_progress:
             on_progress(f"{name}: {text}", fraction)
 
-    return run_job(
-        "memcli.engines.torch.step",
+    jobs = [
         {
             **job,
             "marks": marks,
             "device": device,
             "seed": seed,
-            "save": str(workdir / f"{name}.npz"),
+            "save": str(results_file(workdir, name, rank)),
             "repeat": 1 if device == "cpu" else 5,
-        },
+        }
+        for rank, device in enumerate(devices)
+    ]
+    several = len(devices) > 1
+    if several:
+        store = str(workdir / f"{name}.store")
+        for rank, each in enumerate(jobs):
+            each["parallel"] = {"rank": rank, "workers": len(devices), "store": store}
+    return run_jobs(
+        "memcli.engines.torch.step",
+        jobs,
+        labels=[label(rank, device) for rank, device in enumerate(devices)] if several else (),
         workdir=workdir,
+        env=_threads(len(devices)) if several and "cpu" in devices else None,
         on_progress=tell,
         doing=f"training one step of the {name} graph",
     )
 
 
+def results_file(workdir: Path, name: str, rank: int) -> Path:
+    """Where a worker leaves the arrays of a graph's step."""
+    return workdir / f"{name}-{rank}.npz"
+
+
+def label(rank: int, device: str) -> str:
+    """A worker in words."""
+    return f"worker {rank}" if device == "cpu" else f"worker {rank} ({device})"
+
+
+def _threads(workers: int) -> dict[str, str | None]:
+    """Each worker its part of the processors, where the user does not say otherwise."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+
+
 def compare_runs(
-    first: dict[str, Any], second: dict[str, Any], workdir: Path, where: str, notes: list[str]
+    first: dict[str, Any],
+    second: dict[str, Any],
+    workdir: Path,
+    where: str,
+    notes: list[str],
+    rank: int = 0,
 ) -> dict[str, Compared]:
     """All arrays of the original's and the planned graph's step, bit by bit; adds to ``notes``.
 
@@ -78,9 +114,29 @@ def compare_runs(
         rows = first["names"][kind]
         return str(rows[index]) if index < len(rows) else f"{kind} {index}"
 
-    compared = compare_files(workdir / "original.npz", workdir / "planned.npz", named)
+    original, planned = (results_file(workdir, name, rank) for name in ("original", "planned"))
+    compared = compare_files(original, planned, named)
     notes += result_notes(first, second, compared)
     return compared
+
+
+def together(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several workers' steps as one: the most memory and time that any of them took."""
+    first = results[0]
+    peaks: dict[str, dict[str, int]] = {"forward": {}, "backward": {}}
+    for part, found in peaks.items():
+        for result in results:
+            for name, size in result["trace"][part].items():
+                found[name] = max(found.get(name, 0), size)
+    return {
+        "device": ", ".join(dict.fromkeys(result["device"] for result in results)),
+        "trace": peaks,
+        "method": first["method"],
+        **{
+            key: max(result[key] for result in results)
+            for key in ("peak_bytes", "reserved_bytes", "step_seconds")
+        },
+    }
 
 
 def run_of(model: TorchPlanModel, flags: Flags, result: dict[str, Any]) -> Run:

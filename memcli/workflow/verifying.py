@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,10 @@ from memcli.rewrites.gradients import without_gradient
 from memcli.rewrites.prepare import prepare
 from memcli.units import format_size
 from memcli.workflow.planning import read_symbol, shape_notes
+
+if TYPE_CHECKING:
+    from memcli.workflow.onnx_workers import Split
+    from memcli.workflow.torch_workers import WorkerRun
 
 Progress = Callable[[str, float | None], None]
 
@@ -106,6 +110,10 @@ class Verified:
     notes: list[str]
     seed: int
     engine: str = "mxnet"
+    # Where several workers trained together: runs above are the most that any of them took,
+    # compared are all their arrays.
+    split: Split | None = None
+    workers: list[WorkerRun] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:

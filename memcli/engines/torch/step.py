@@ -17,6 +17,7 @@ from memcli.engines.process import Progress, worker_main
 from memcli.engines.torch.build import converted, loss_for, values_for
 from memcli.engines.torch.executor import PlannedModule
 from memcli.engines.torch.geometry import tensors_in
+from memcli.engines.torch.parallel import Parallel, joined
 from memcli.engines.torch.tracking import measure_step, measure_step_cuda, training_step
 from memcli.errors import EngineFailed
 
@@ -26,25 +27,38 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
 
     The job has what :func:`memcli.engines.torch.build.converted` needs, ``marks`` ({step: mark}),
     ``device`` (``cpu`` or ``gpu:N``), ``repeat`` (steps that are timed) and ``save`` (npz for
-    outputs, gradients and states: ``out_i``, ``grad_i``, ``aux_i``).
+    outputs, gradients and states: ``out_i``, ``grad_i``, ``aux_i``). One of several workers has
+    ``parallel`` (see :func:`memcli.engines.torch.parallel.joined`); inputs are then its own.
 
     Returns peaks in bytes, ``trace`` (peaks by step), ``step_seconds``, ``names`` of gradients and
-    states, ``nonfinite`` and ``repeatable``.
+    states, ``nonfinite`` and ``repeatable``; ``exchange_bytes``: what a worker holds for the others
+    all through.
 
     Raises:
         BadInput: as the converter does.
-        EngineFailed: no such card.
+        EngineFailed: no such card, or another worker is gone.
     """
     device = device_of(str(job.get("device", "cpu")))
     make_deterministic(device)
+    with joined(job.get("parallel"), device) as parallel:
+        return trained(job, device, parallel, progress)
+
+
+def trained(
+    job: dict[str, Any], device: torch.device, parallel: Parallel | None, progress: Progress
+) -> dict[str, Any]:
+    """What :func:`handle` returns, of this process alone or as one of several workers."""
     progress("converting for PyTorch", 0.05)
     found = converted(job, fake=False)
     module = PlannedModule(found.module, job.get("marks") or {}).to(device)
-    seed = int(job.get("seed", 0))
-    inputs = [value.to(device) for value in values_for(found, job)]
+    # Each worker has inputs and dropout masks of its own.
+    seed = int(job.get("seed", 0)) + (parallel.rank if parallel else 0)
+    inputs = [value.to(device) for value in values_for(found, {**job, "seed": seed})]
     loss = loss_for(found)
     buffers = dict(module.named_buffers())
     states = {name: buffers[name].clone() for name in found.states if name in buffers}
+    run: Callable[..., Any] = module
+    exchanged = 0
 
     def fresh() -> None:
         torch.manual_seed(seed)
@@ -52,10 +66,25 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
         with torch.no_grad():
             for name, value in states.items():
                 buffers[name].copy_(value)
+        if parallel:
+            parallel.wait()
 
+    if parallel:
+        progress("training (alone)", 0.1)
+        fresh()
+        timed_step(module, inputs, loss, device)
+        idle = [name for name, p in module.named_parameters() if p.grad is None]
+        fresh()
+        before = allocated(device)
+        run = parallel.wrapped(module, idle, states, device)
+        progress("training (with the others)", 0.1)
+        # After its first step DistributedDataParallel puts gradients into other places, once.
+        timed_step(run, inputs, loss, device)
+        fresh()
+        exchanged = allocated(device) - before
     progress("training (first step)", 0.1)
     fresh()
-    outputs, seconds = timed_step(module, inputs, loss, device)
+    outputs, seconds = timed_step(run, inputs, loss, device)
     parameters = [(name, p) for name, p in module.named_parameters() if p.grad is not None]
 
     def results(given: Any) -> dict[str, Tensor]:
@@ -78,7 +107,7 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
     for number in range(int(job.get("repeat", 0))):
         progress("training (timed)", 0.5 + 0.02 * number)
         fresh()
-        _, taken = timed_step(module, inputs, loss, device)
+        _, taken = timed_step(run, inputs, loss, device)
         times.append(taken)
 
     progress("training (measured step)", 0.7)
@@ -87,9 +116,9 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
         for _, parameter in parameters:
             # there before the step, so that they are no part of what the step takes
             parameter.grad = torch.zeros_like(parameter)
-        memory = measure_step_cuda(module, inputs, loss)
+        memory = measure_step_cuda(module, inputs, loss, run)
     else:
-        memory = measure_step(module, inputs, loss)
+        memory = measure_step(module, inputs, loss, run)
     again = {k: digest(plain_array(t)) for k, t in results(()).items()}
     return {
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
@@ -98,7 +127,9 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
         "all_peak_bytes": memory.all_peak,
         "kept_bytes": memory.kept,
         "reserved_bytes": memory.reserved_peak,
-        "gradient_bytes": memory.gradient_bytes,
+        "gradient_bytes": memory.gradient_bytes or sum(_held(p.grad) for _, p in parameters),
+        "gradient_digest": digest_of([digests[k] for k in digests if k.startswith("grad_")]),
+        "exchange_bytes": exchanged or memory.exchange_bytes,
         "trace": {"forward": memory.forward, "backward": memory.backward},
         "step_seconds": sorted(times)[len(times) // 2] if times else seconds,
         "names": {
@@ -147,7 +178,7 @@ def make_deterministic(device: torch.device) -> None:
 
 
 def timed_step(
-    module: PlannedModule,
+    module: Callable[..., Any],
     inputs: list[Any],
     loss: Callable[[Any], Tensor],
     device: torch.device,
@@ -162,6 +193,11 @@ def timed_step(
     return outputs, time.perf_counter() - began
 
 
+def allocated(device: torch.device) -> int:
+    """Bytes that tensors hold on a card; 0 for the CPU, where nobody counts them."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
 def plain_array(tensor: Tensor) -> np.ndarray[Any, Any]:
     """A tensor's values; types that numpy lacks as float32, which holds them all."""
     tensor = tensor.detach().cpu()
@@ -173,6 +209,15 @@ def plain_array(tensor: Tensor) -> np.ndarray[Any, Any]:
 def digest(array: np.ndarray[Any, Any]) -> str:
     """Of an array's bytes."""
     return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def digest_of(digests: list[str]) -> str:
+    """Of several digests, in their order."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _held(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.untyped_storage().nbytes()
 
 
 if __name__ == "__main__":

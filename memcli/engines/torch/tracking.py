@@ -4,7 +4,8 @@ The live peak is the most bytes that tensors hold at one time between the start 
 and the end of the backward pass: feature maps, what operators save, gradients on their way, and
 the outputs, which the caller holds until the step ends. Not counted: parameters, buffers
 and inputs, which are there before the step, and the parameters' gradients, which stay after it
-and are the same under every plan; the peak with them is given as well.
+and are the same under every plan; the peak with them is given as well. Where several workers train
+together, what they exchange (copies of gradients, states) is not counted either.
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ class StepMemory:
 
     The backward part of a node is the time from when the gradient of its output is complete to
     when that of the next node's is. ``reserved_peak``: what CUDA's caching allocator took from
-    the device, 0 on the CPU. ``all_peak``: with parameters' gradients.
+    the device, 0 on the CPU. ``all_peak``: with parameters' gradients. ``exchange_bytes``: of
+    what workers exchange, so much as stays (DistributedDataParallel's buckets); CPU alone.
     """
 
     peak: int = 0
     all_peak: int = 0
     kept: int = 0  # live when the forward pass ended
     gradient_bytes: int = 0  # of parameters
+    exchange_bytes: int = 0
     reserved_peak: int = 0
     forward: dict[str, int] = field(default_factory=dict)
     backward: dict[str, int] = field(default_factory=dict)
@@ -63,7 +66,7 @@ def total(outputs: Any) -> Tensor:
 
 
 def training_step(
-    module: PlannedModule,
+    module: Callable[..., Any],
     inputs: Sequence[Any],
     loss: Callable[[Any], Tensor] = total,
     between: Callable[[], None] | None = None,
@@ -113,11 +116,15 @@ def estimate_step(
 
 
 def measure_step(
-    module: PlannedModule, inputs: Sequence[Any], loss: Callable[[Any], Tensor] = total
+    module: PlannedModule,
+    inputs: Sequence[Any],
+    loss: Callable[[Any], Tensor] = total,
+    run: Callable[..., Any] | None = None,
 ) -> StepMemory:
     """The memory of a real step on the CPU, storage by storage. Leaves gradients in ``module``.
 
-    Gradients that the parameters have before are not counted.
+    Gradients that the parameters have before are not counted. ``run``: what is called in place of
+    ``module``, and calls it (DistributedDataParallel).
     """
     tape = Tape()
     parameters = list(module.parameters())
@@ -125,16 +132,26 @@ def measure_step(
     given = [t for t in tensors_in(list(inputs))]
     tape.known([*parameters, *module.buffers(), *given, *before])
     names = [step.name for step in module.program.steps]
+    exchanged: set[int] = set()
+
+    def look(func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        if func.namespace == "c10d":  # torch.distributed's
+            exchanged.update(map(tape.number_of, tensors_in(args)))
+
+    tape.on_operator = look
     module.watch = _watcher(tape.note)
     try:
         with tape:
-            outputs = training_step(module, inputs, loss, lambda: tape.note(BACKWARD, -1))
+            outputs = training_step(run or module, inputs, loss, lambda: tape.note(BACKWARD, -1))
     finally:
         module.watch = None
-    events = list(tape.events)
     gradients = {tape.number_of(p.grad) for p in parameters if p.grad is not None} - {-1}
+    gone = {number for kind, number, _ in tape.events if kind == FREED}
+    events = [e for e in tape.events if e[0] not in (ALLOCATED, FREED) or e[1] not in exchanged]
     del outputs
-    return _profile(events, tape.bytes, gradients, names)
+    result = _profile(events, tape.bytes, gradients, names)
+    result.exchange_bytes = sum(tape.bytes[n] for n in exchanged - gone - {-1})
+    return result
 
 
 def _watcher(note: Callable[[int, int], None]) -> Callable[[Step, Any], None]:
@@ -184,13 +201,17 @@ def _profile(
 
 
 def measure_step_cuda(
-    module: PlannedModule, inputs: Sequence[Any], loss: Callable[[Any], Tensor] = total
+    module: PlannedModule,
+    inputs: Sequence[Any],
+    loss: Callable[[Any], Tensor] = total,
+    run: Callable[..., Any] | None = None,
 ) -> StepMemory:
     """The memory of a real step on a CUDA device as its caching allocator counts it.
 
     Everything allocated before the step is taken off. Parameters' gradients cannot be told apart
     while the step runs: set them to zero before (``module.zero_grad(set_to_none=False)``), so
     that they are there before the step, and ``peak`` is without them; else ``peak`` has them.
+    ``run``: what is called in place of ``module``, and calls it; what it does before is not seen.
     """
     device = next(t.device for t in [*module.parameters(), *tensors_in(list(inputs))])
     names = [step.name for step in module.program.steps]
@@ -218,12 +239,16 @@ def measure_step_cuda(
 
     had = {id(p) for p in module.parameters() if p.grad is not None}
     module.watch = _watcher(note)
+    started = module.register_forward_pre_hook(
+        lambda *_: torch.cuda.reset_peak_memory_stats(device)
+    )
     try:
-        outputs = training_step(module, inputs, loss, lambda: note(BACKWARD, -1))
+        outputs = training_step(run or module, inputs, loss, lambda: note(BACKWARD, -1))
         torch.cuda.synchronize(device)
         note(BACKWARD, stage)
     finally:
         module.watch = None
+        started.remove()
     del outputs
     result.all_peak = result.peak
     result.gradient_bytes = sum(
