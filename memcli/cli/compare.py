@@ -67,7 +67,7 @@ def command(
 ) -> int:
     """Plan MODEL with every strategy and within several budgets, and show all side by side.
 
-    MODEL is an MXNet symbol JSON or an ONNX file. A row marked * is on the frontier: no other one
+    MODEL is an MXNet symbol JSON, an ONNX file or a Caffe prototxt. A row marked * is on the frontier: no other one
     is better in both memory and recomputation. The graph is analyzed once; nothing is written but
     the plot that is asked for.
     """

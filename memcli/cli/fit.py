@@ -75,7 +75,7 @@ def command(
 ) -> int:
     """Find the largest batch of MODEL that trains in SIZE, as it is and with a plan.
 
-    MODEL is an MXNet symbol JSON or an ONNX file. Counted are parameters, their gradients, the
+    MODEL is an MXNet symbol JSON, an ONNX file or a Caffe prototxt. Counted are parameters, their gradients, the
     optimizer's state, auxiliary states, the inputs (MXNet: and their gradients), and the feature
     maps. The batch is the inputs' leading dimension. An ONNX file is planned for PyTorch on CUDA,
     or with --cpu on the CPU; no card is needed for that.
