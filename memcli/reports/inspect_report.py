@@ -10,9 +10,9 @@ from memcli.formats.wording import shown_path
 from memcli.memory.breakdown import Split
 from memcli.reports.inspect_facts import model_facts, shape_text
 from memcli.reports.inspect_json import recomputed_part
+from memcli.reports.model_facts import ending
 from memcli.reports.plan_report import LIVE_STAGES, stage_table
 from memcli.reports.tables import add_folded, clip, facts, flops, mib, new_table, percent
-from memcli.reports.model_facts import ending
 from memcli.units import format_size
 from memcli.workflow.inspected import Figures, Inspected, LargeTensor, NodeRow, OperatorKind
 

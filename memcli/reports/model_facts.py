@@ -20,11 +20,16 @@ def model_json(
         operators = source.operator_count
     return {
         "path": source.path,
-        "format": source.format if isinstance(source, OnnxFile) else "mxnet-symbol",
+        "format": source_format(source),
         "sha256": sha256,
         "nodes": source.node_count,
         "operators": operators,
     }
+
+
+def source_format(source: SymbolFile | OnnxFile) -> str:
+    """What a model was written in, as reports name it."""
+    return source.format if isinstance(source, OnnxFile) else "mxnet-symbol"
 
 
 def ending(kind: str) -> str:

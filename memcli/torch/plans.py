@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from memcli.errors import BadInput
 from memcli.engines.analysis import ShapeRequest
+from memcli.errors import BadInput
 from memcli.formats.model_file import read_model
 from memcli.formats.onnx_file import OnnxFile
 from memcli.formats.onnx_plan_record import MARK_NUMBERS, OnnxPlan

@@ -89,10 +89,12 @@ class OnnxBatches(BatchSeries[TorchAnalysis]):
             value.name
             for value in self.file.inputs
             if value.name in self.file.assumed
-            or value.name in self.first.assumed
-            and any(
-                not isinstance(dim, int) and position not in self.positions.get(value.name, [])
-                for position, dim in enumerate(value.dims or ())
+            or (
+                value.name in self.first.assumed
+                and any(
+                    not isinstance(dim, int) and position not in self.positions.get(value.name, [])
+                    for position, dim in enumerate(value.dims or ())
+                )
             )
         ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
@@ -63,7 +64,7 @@ class Builder:
         inputs: Sequence[Tensor | None],
         name: str,
         outputs: Sequence[tuple[str, Shape, bool]],
-        **attributes: object,
+        **attributes: Any,
     ) -> list[Tensor]:
         """A node. ``outputs``: (wanted name, shape, whether whole numbers) of each."""
         made = [Tensor(self._tensor(wanted), shape, i) for wanted, shape, i in outputs]

@@ -115,7 +115,7 @@ class _Conversion:
         layer = self.net.layers[position]
         known = {blob.name: blob for blob in self.free}
         for top, name in enumerate(layer.tops):
-            if name in self.shapes and name in known and self.net.readers_of(position, top):
+            if name in self.shapes and name in known:
                 self.values[position, top] = self.builder.source(
                     name, tuple(self.shapes[name]), integer=is_label(self.net, position, top)
                 )
@@ -191,7 +191,7 @@ class _Conversion:
         dims = {blob.name: blob.dims for blob in self.free}
         inputs = []
         for value in self.values.values():
-            if value is None or value.name not in dims or value.name not in used:
+            if value is None or value.name not in dims:
                 continue
             kind = TensorProto.INT64 if value.integer else TensorProto.FLOAT
             shape: list[int | str] = list(value.shape)

@@ -118,9 +118,19 @@ def parse_caffe(
         asked = _as_planned(asked, record)
     free, declared = free_blobs(net, asked.shapes, asked.unnamed is not None)
     bound = _bound(net, free, declared, path, sha256, asked)
-    made = converted(net, free, bound.shapes, f"{Path(path).name.split('.')[0]}.weights")
-    file = from_model(made.model, path, sha256)
     assumed = {blob.name for blob in free if blob.assumed} | set(bound.assumed)
+    weights = f"{Path(path).name.split('.')[0]}.weights"
+    try:
+        made = converted(net, free, bound.shapes, weights)
+    except BadInput as error:
+        if not assumed:
+            raise
+        shapes = " ".join(
+            f"--shape {n}={','.join(map(str, bound.shapes[n]))}" for n in sorted(assumed)
+        )
+        hint = f"{error.hint}; shapes" if error.hint else "shapes"
+        raise BadInput(error.message, f"{hint} were assumed, as if by {shapes}") from error
+    file = from_model(made.model, path, sha256)
     known = {value.name: value for value in file.inputs}
     batch = next((bound.shapes[b.name][0] for b in free if b.dims and b.dims[0] == "batch"), None)
     layer_lines = parse_net(text, name).lines if record is not None else parsed.lines

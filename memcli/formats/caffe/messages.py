@@ -131,29 +131,32 @@ MESSAGES: dict[str, str] = {
     "LossParameter": (
         "ignore_label int32 1; normalization NormalizationMode 3 VALID; normalize bool 2"
     ),
-    "AccuracyParameter": "top_k uint32 1 1; axis int32 2 1; ignore_label int32 3",
+    "AccuracyParameter": (
+        "top_k uint32 1 1; axis int32 2 1; ignore_label int32 3; use_log bool 10000 false"
+    ),
     "ArgMaxParameter": "out_max_val bool 1 false; top_k uint32 2 1; axis int32 3",
     "BatchNormParameter": (
         "use_global_stats bool 1; moving_average_fraction float 2 .999; eps float 3 1e-5; "
         "scale_filler FillerParameter 10000; bias_filler FillerParameter 10001; "
-        "engine Engine 10002 DEFAULT; scale_bias bool 10003 false"
+        "engine Engine 10002 DEFAULT; scale_bias bool 10003 false; use_log bool 10004 false"
     ),
     "BiasParameter": "axis int32 1 1; num_axes int32 2 1; filler FillerParameter 3",
     "ClipParameter": "min float 1; max float 2",
-    "ConcatParameter": "axis int32 2 1; concat_dim uint32 1 1",
+    "ConcatParameter": "axis int32 2 1; concat_dim uint32 1 1; use_log bool 10000 false",
     "ContrastiveLossParameter": "margin float 1 1.0; legacy_version bool 2 false",
     "ConvolutionParameter": (
         "num_output uint32 1; bias_term bool 2 true; pad uint32* 3; kernel_size uint32* 4; "
         "stride uint32* 6; dilation uint32* 18; pad_h uint32 9 0; pad_w uint32 10 0; "
         "kernel_h uint32 11; kernel_w uint32 12; stride_h uint32 13; stride_w uint32 14; "
         "group uint32 5 1; engine Engine 15 DEFAULT; axis int32 16 1; "
-        "force_nd_im2col bool 17 false; " + _FILLER.format(7, 8)
+        "force_nd_im2col bool 17 false; use_log bool 10000 false; " + _FILLER.format(7, 8)
     ),
     "CropParameter": "axis int32 1 2; offset uint32* 2",
     "DataParameter": (
         "source string 1; batch_size uint32 4; rand_skip uint32 7 0; backend DB 8 LEVELDB; "
         "scale float 2 1; mean_file string 3; crop_size uint32 5 0; mirror bool 6 false; "
-        "force_encoded_color bool 9 false; prefetch uint32 10 4"
+        "force_encoded_color bool 9 false; prefetch uint32 10 4; random_order bool 10000 true; "
+        "init_seed uint32 10001 1234"
     ),
     "DenseBlockParameter": (
         "numTransition int32 1 40; initChannel int32 2 16; growthRate int32 3 12; pad_h int32 4 1; "
@@ -201,8 +204,12 @@ MESSAGES: dict[str, str] = {
         "local_size uint32 1 5; alpha float 2 1.; beta float 3 0.75; "
         "norm_region NormRegion 4 ACROSS_CHANNELS; k float 5 1.; engine Engine 6 DEFAULT"
     ),
-    "MemoryDataParameter": "batch_size uint32 1; channels uint32 2; height uint32 3; width uint32 4",
-    "MVNParameter": "normalize_variance bool 1 true; across_channels bool 2 false; eps float 3 1e-9",
+    "MemoryDataParameter": (
+        "batch_size uint32 1; channels uint32 2; height uint32 3; width uint32 4"
+    ),
+    "MVNParameter": (
+        "normalize_variance bool 1 true; across_channels bool 2 false; eps float 3 1e-9"
+    ),
     # SSD's
     "NormalizeParameter": (
         "across_spatial bool 1 true; scale_filler FillerParameter 2; channel_shared bool 3 true; "
@@ -226,11 +233,11 @@ MESSAGES: dict[str, str] = {
         + _FILLER.format(2, 3)
     ),
     "ReductionParameter": "operation ReductionOp 1 SUM; axis int32 2 0; coeff float 3 1.0",
-    "ReLUParameter": "negative_slope float 1 0; engine Engine 2 DEFAULT",
+    "ReLUParameter": "negative_slope float 1 0; engine Engine 2 DEFAULT; use_log bool 10000 false",
     "ReshapeParameter": "shape BlobShape 1; axis int32 2 0; num_axes int32 3 -1",
     "ScaleParameter": (
         "axis int32 1 1; num_axes int32 2 1; filler FillerParameter 3; bias_term bool 4 false; "
-        "bias_filler FillerParameter 5"
+        "bias_filler FillerParameter 5; use_log bool 10000 false"
     ),
     "ShuffleChannelParameter": "group uint32 1 1",
     "SliceParameter": "axis int32 3 1; slice_point uint32* 2; slice_dim uint32 1 1",

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from memcli.errors import BadInput
 from memcli.formats.caffe.building import Builder, Shape, Tensor
 from memcli.formats.caffe.net import Layer, Net
@@ -55,7 +53,8 @@ class Site:
         ):  # fmt: skip
             low, high = (wanted, wanted) if isinstance(wanted, int) else wanted
             if not low <= have <= high:
-                few = str(low) if low == high else f"{low} or more" if have < low else f"up to {high}"
+                few = f"{low} or more" if have < low else f"up to {high}"
+                few = str(low) if low == high else few
                 raise self.wrong(f"has {have} {what}s; the type takes {few}")
 
     def axis(self, axis: int, rank: int | None = None) -> int:
@@ -71,7 +70,7 @@ class Site:
 
     def step(
         self, suffix: str, op: str, inputs: Sequence[Tensor | None], shape: Shape,
-        *, integer: bool = False, **attributes: object,
+        *, integer: bool = False, **attributes: Any,
     ) -> Tensor:  # fmt: skip
         """A node on the way to the layer's result."""
         name = f"{self.layer.name}/{suffix}"
@@ -81,7 +80,7 @@ class Site:
 
     def result(
         self, op: str, inputs: Sequence[Tensor | None], shape: Shape,
-        *, top: int = 0, integer: bool = False, **attributes: object,
+        *, top: int = 0, integer: bool = False, **attributes: Any,
     ) -> Tensor:  # fmt: skip
         """The node that makes a top; the layer's name is its."""
         name = self.layer.name if top == 0 else f"{self.layer.name}/{top}"

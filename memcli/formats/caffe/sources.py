@@ -9,6 +9,7 @@ from typing import Any
 
 from memcli.errors import BadInput
 from memcli.formats.caffe.net import Layer, Net
+from memcli.formats.caffe.registry import LEFT_OUT
 
 Dims = tuple[int | str | None, ...]
 
@@ -40,7 +41,7 @@ def is_source(layer: Layer) -> bool:
 def free_blobs(
     net: Net, asked: Mapping[str, Sequence[int]], unnamed: bool
 ) -> tuple[list[FreeBlob], int | None]:
-    """Tops of the data layers that something reads, in order, and the batch that they are for.
+    """Tops of the data layers that training reads, in order, and the batch that they are for.
 
     Leading dimensions that are the batch are open: it may be another one.
 
@@ -56,7 +57,8 @@ def free_blobs(
             continue
         shapes = _shapes(layer, net.path)
         for top, (name, dims) in enumerate(zip(layer.tops, shapes, strict=True)):
-            if not net.readers_of(position, top):
+            readers = {net.layers[r].type for r, _ in net.readers_of(position, top)}
+            if readers <= LEFT_OUT:
                 continue
             integer = is_label(net, position, top)
             if dims is None and integer:
@@ -85,7 +87,10 @@ def _shapes(layer: Layer, path: str) -> list[Dims | None]:
         return _of_images(layer)[:tops] + [None] * (tops - 2)
     if kind == "MemoryData":
         of = p.memory_data_param
-        return [(of.batch_size, of.channels, of.height, of.width), (of.batch_size,)][:tops]
+        both: list[Dims | None] = [
+            (of.batch_size, of.channels, of.height, of.width), (of.batch_size,)
+        ]  # fmt: skip
+        return both[:tops] + [None] * (tops - 2)
     if kind == "HDF5Data":
         return [None] * tops  # its file says them
     if kind == "Input":

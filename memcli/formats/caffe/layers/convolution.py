@@ -125,7 +125,7 @@ def inner_product(site: Site) -> Result:
     inputs: list[Any] = [flat, site.weight(0, "weight", stored)]
     if p.bias_term:
         inputs.append(site.weight(1, "bias", (count,)))
-    attributes = {"transB": 0 if p.transpose else 1}
+    attributes: dict[str, Any] = {"transB": 0 if p.transpose else 1}
     if axis == 1:
         return site.result("Gemm", inputs, shape, **attributes)
     made = site.step("rows", "Gemm", inputs, (flat.shape[0], count), **attributes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def softmax_with_loss(site: Site) -> Result:
 def _cross_entropy(
     site: Site, rows: Tensor, targets: Tensor, mode: int, ignored: int | None
 ) -> Tensor:
-    more = {} if ignored is None else {"ignore_index": ignored}
+    more: dict[str, Any] = {} if ignored is None else {"ignore_index": ignored}
     op, inputs = "SoftmaxCrossEntropyLoss", [rows, targets]
     plain = ignored is None and (mode in (_FULL, _VALID) or math.prod(targets.shape[1:]) == 1)
     if mode != _NONE and plain:

@@ -81,7 +81,7 @@ def windows(
         count = (-(-span // s) if up else span // s) + 1
         if p and (count - 1) * s >= size + p:
             count -= 1
-        if count < 1 or span < 0 and not up:
+        if count < 1 or (span < 0 and not up):
             raise site.wrong(f"its window of {kernel} does not fit an image of {tuple(sizes)}")
         if (count - 1) * s >= size + p:
             raise Unsupported(f"its last window begins beyond the image of {tuple(sizes)}")

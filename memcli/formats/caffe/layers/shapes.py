@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +44,7 @@ def slices(site: Site) -> Result:
     size, points = x.shape[axis], [int(point) for point in p.slice_point]
     if points:
         bounds = [0, *points, size]
-        parts = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+        parts = [b - a for a, b in itertools.pairwise(bounds)]
         if len(parts) != tops or min(parts) < 1:
             raise site.wrong(f"slice_point {points} of {size} does not make {tops} tops")
     elif size % tops:
@@ -213,7 +215,7 @@ def upsample(site: Site) -> Result:
                     nearest_mode="floor")  # fmt: skip
 
 
-def _resized(site: Site, x: Tensor, sizes: Shape, **attributes: object) -> Tensor:
+def _resized(site: Site, x: Tensor, sizes: Shape, **attributes: Any) -> Tensor:
     if sizes == x.shape[2:]:
         return x
     wanted = site.builder.constant(sizes, np.int64)
