@@ -75,6 +75,9 @@ class Ran:
         results = self.module(*self.given)
         self.tensors = dict(zip(made.outputs, results, strict=True))
         self.outputs = {name: t.detach().numpy() for name, t in self.tensors.items()}
+        for value in self.file.outputs:
+            assert value.dims is not None
+            assert self.outputs[value.name].shape[1:] == value.dims[1:], value
         self.names = [v.name for v in made.inputs]
 
     def in_file_order(self) -> list[torch.Tensor]:

@@ -140,7 +140,8 @@ def test_a_scale_joins_its_batch_norm_only_where_nothing_else_reads_it() -> None
         ["BatchNormalization"], ["BatchNormalization", "Relu", "Mul", "Add"],
         ["BatchNormalization", "Mul"],
     ]  # fmt: skip
-    normed = (x - x.mean((0, 2, 3), keepdims=True)) / np.sqrt(x.var((0, 2, 3), keepdims=True) + 1e-5)
+    variance = x.var((0, 2, 3), keepdims=True)
+    normed = (x - x.mean((0, 2, 3), keepdims=True)) / np.sqrt(variance + 1e-5)
     for ran in (joined, apart):
         weight, bias = (
             ran.weights[f"scale.{k}"].reshape(3, 1, 1) for k in ("weight", "bias")
@@ -253,8 +254,9 @@ def test_losses_of_floats() -> None:
 def test_sigmoid_loss_leaves_ignored_targets_out() -> None:
     x, t = random(4, 6), np.random.default_rng(1).integers(-1, 2, (4, 6)).astype(np.float32)
     text = inputs(x=x.shape, t=t.shape) + layer(
-        "SigmoidCrossEntropyLoss", "x t", more="loss_param { ignore_label: -1 normalization: VALID }"
-    )
+        "SigmoidCrossEntropyLoss", "x t",
+        more="loss_param { ignore_label: -1 normalization: VALID }",
+    )  # fmt: skip
     each = (np.log1p(np.exp(x)) - x * t)[t != -1]
     assert Ran(text, {"x": x, "t": t}).outputs["y"] == pytest.approx(each.mean(), rel=1e-5)
 
@@ -275,8 +277,9 @@ def test_contrastive_loss(old: bool) -> None:
     a, b = random(4, 3), random(4, 3, seed=1)
     y = np.array([1, 0, 0, 1], np.float32)
     text = inputs(a=a.shape, b=b.shape, s=y.shape)
+    legacy = f"legacy_version: {str(old).lower()}"
     text += layer("ContrastiveLoss", "a b s",
-                  more=f"contrastive_loss_param {{ margin: 3 legacy_version: {str(old).lower()} }}")  # fmt: skip
+                  more=f"contrastive_loss_param {{ margin: 3 {legacy} }}")  # fmt: skip
     square = ((a - b) ** 2).sum(1)
     gap = np.maximum(3 - square, 0) if old else np.maximum(3 - np.sqrt(square), 0) ** 2
     found = Ran(text, {"a": a, "b": b, "s": y}).outputs["y"]
@@ -308,13 +311,13 @@ def test_contrastive_loss(old: bool) -> None:
         ("Reduction", "reduction_param { operation: MEAN axis: 2 }", lambda x: x.mean((2, 3))),
         ("Reduction", "reduction_param { operation: SUMSQ axis: 3 }", lambda x: (x**2).sum(3)),
         ("ArgMax", "argmax_param { axis: 1 }", lambda x: x.argmax(1, keepdims=True)),
-        ("ArgMax", "", lambda x: x.reshape(2, -1).argmax(1).reshape(2, 1, 1)),
-        ("Flatten", "flatten_param { axis: 2 }", lambda x: x.reshape(2, 4, -1)),
-        ("Flatten", "flatten_param { end_axis: 2 }", lambda x: x.reshape(2, -1, x.shape[3])),
+        ("ArgMax", "", lambda x: x.reshape(len(x), -1).argmax(1).reshape(-1, 1, 1)),
+        ("Flatten", "flatten_param { axis: 2 }", lambda x: x.reshape(*x.shape[:2], -1)),
+        ("Flatten", "flatten_param { end_axis: 2 }", lambda x: x.reshape(len(x), -1, x.shape[3])),
         ("Reshape", "reshape_param { shape { dim: 0 dim: -1 dim: 5 } }",
-         lambda x: x.reshape(2, -1, 5)),
+         lambda x: x.reshape(len(x), -1, 5)),
         ("Reshape", "reshape_param { shape { dim: 2 dim: -1 } axis: 1 num_axes: 1 }",
-         lambda x: x.reshape(2, 2, 2, 6, 5)),
+         lambda x: x.reshape(len(x), 2, 2, 6, 5)),
         ("Reshape", "reshape_param { shape { dim: -1 dim: 5 } }", lambda x: x.reshape(-1, 5)),
         ("Tile", "tile_param { axis: 2 tiles: 3 }", lambda x: np.tile(x, (1, 1, 3, 1))),
         ("Permute", "permute_param { order: 0 order: 2 }", lambda x: x.transpose(0, 2, 1, 3)),
@@ -326,11 +329,13 @@ def test_contrastive_loss(old: bool) -> None:
     ],
 )  # fmt: skip
 def test_layers_of_one_blob(kind: str, parameters: str, wanted) -> None:  # type: ignore[no-untyped-def]
-    x = random(2, 4, 6, 5)
-    found = Ran(inputs(x=x.shape) + layer(kind, "x", more=parameters), {"x": x}).outputs["y"]
-    expected = np.asarray(wanted(x), np.float32)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    for batch in (2, 3):  # the graph is for any batch, whatever the net says
+        x = random(batch, 4, 6, 5)
+        text = inputs(x=(2, 4, 6, 5)) + layer(kind, "x", more=parameters)
+        found = Ran(text, {"x": x}).outputs["y"]
+        expected = np.asarray(wanted(x), np.float32)
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_interp_puts_corners_on_corners() -> None:

@@ -13,8 +13,11 @@ from memcli.units import format_size
 _MARKS = {"kept": "kept", "again": "recomputed once", "each": "recomputed at each need"}
 _NOTE = "# memcli: "
 _RECORD = "# memcli.plan "
-_OURS = re.compile(r"^[ \t]*# memcli(?:: |\.plan )[^\n]*(?:\n|\Z)", re.MULTILINE)
-_CARRIED = re.compile(r"^[ \t]*# memcli\.plan ([^\n]*)", re.MULTILINE)
+# A mark of the byte order may stand before the first line.
+_START = r"(?:^|(?<=\ufeff))[ \t]*# memcli"
+_OURS = re.compile(_START + r"(?:: |\.plan )[^\n]*(?:\n|\Z)", re.MULTILINE)
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+_CARRIED = re.compile(_START + r"\.plan ([^\n]*)", re.MULTILINE)
 
 
 def carried_plan(text: str, where: str) -> OnnxPlan | None:
@@ -33,13 +36,17 @@ def without_plan(text: str) -> str:
 
 
 def with_plan(
-    text: str, plan: OnnxPlan, lines: Sequence[int], owners: Mapping[int, Sequence[str]]
+    text: str,
+    plan: OnnxPlan,
+    lines: Sequence[int],
+    owners: Mapping[int, Sequence[str]],
+    joined: Mapping[int, str],
 ) -> str:
     """The definition with the plan at its head, and a line before each layer on what it keeps.
 
     Everything else stays as it is, byte for byte. ``text`` carries no plan. ``lines``: of the
     layer blocks, from 1. ``owners``: {layer block: names and operators of its nodes}, as
-    ``name:operator``.
+    ``name:operator``. ``joined``: {layer block: the layer that its own became a part of}.
 
     Raises:
         BadInput: the text has a line that looks like one of memcli's.
@@ -47,19 +54,19 @@ def with_plan(
     if _OURS.search(text):
         raise BadInput("its comments look like a plan of memcli", "plan the original anew")
     end = "\r\n" if "\r\n" in text else "\n"
+    notes = {block: _summary(nodes, plan.marks) for block, nodes in owners.items()}
+    notes |= {block: f"part of {name}" for block, name in joined.items()}
     before: dict[int, list[str]] = {}
-    for block, nodes in owners.items():
+    for block, note in sorted(notes.items()):
         if 0 <= block < len(lines):
-            before.setdefault(lines[block], []).append(_summary(nodes, plan.marks))
-    made = [*_head(plan)]
-    for number, line in enumerate(text.split("\n"), start=1):
-        indent = line[: len(line) - len(line.lstrip(" \t"))] if line.strip() else ""
-        made += [f"{indent}{_NOTE}{note}{end[:-1]}" for note in before.get(number, [])]
-        made.append(line)
-    first = len(_head(plan))
-    head = [f"{line}{end[:-1]}" for line in made[:first]]
+            before.setdefault(lines[block], []).append(note)
     bom = "\ufeff" if text.startswith("\ufeff") else ""
-    return bom + "\n".join([*head, "\n".join(made[first:]).removeprefix(bom)])
+    made = [bom, *(line + end for line in _head(plan))]
+    for number, line in enumerate(_LINE.findall(text.removeprefix(bom)), start=1):
+        indent = line[: len(line) - len(line.lstrip(" \t"))]
+        made += [f"{indent}{_NOTE}{note}{end}" for note in before.get(number, [])]
+        made.append(line)
+    return "".join(made)
 
 
 def _head(plan: OnnxPlan) -> list[str]:
@@ -75,7 +82,12 @@ def _head(plan: OnnxPlan) -> list[str]:
             f"{_NOTE}{format_size(planned)} in place of {format_size(baseline)}, "
             f"{again:.0%} of a forward pass recomputed"
         )
-    lines.append(f"{_NOTE}these lines are comments to Caffe; memcli verify runs the plan")
+    shapes = "; ".join(f"{n} {','.join(map(str, s))}" for n, s in plan.shapes.items())
+    lines.append(f"{_NOTE}planned for {shapes}")
+    lines.append(
+        f"{_NOTE}comments to Caffe, which recomputes nothing; memcli verify and "
+        "memcli.torch.load run the plan"
+    )
     return lines + [f"{_RECORD}{line}" for line in _record_lines(plan)]
 
 

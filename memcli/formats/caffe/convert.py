@@ -12,6 +12,7 @@ from memcli import __version__
 from memcli.errors import BadInput
 from memcli.formats.caffe import layers as _layers
 from memcli.formats.caffe.building import OPSET, Builder, Shape, Tensor
+from memcli.formats.caffe.layers.normalization import folded_into_batch_norm
 from memcli.formats.caffe.net import Net, Source
 from memcli.formats.caffe.registry import (
     LAYERS,
@@ -33,6 +34,7 @@ class Converted:
 
     model: ModelProto
     blocks: list[int]  # for each node, the layer block of the file that it comes from
+    joined: dict[int, str]  # {layer block without nodes: the layer that took it in}
     notes: list[str]
 
 
@@ -64,7 +66,6 @@ class _Conversion:
         self.shared: dict[str, tuple[Tensor, Shape]] = {}
         self.problems: dict[str, list[str]] = {}
         self.losses: list[Tensor] = []
-        self.objectives: set[Source] = set()  # tops that the losses are of
         self.notes: list[str] = list(net.notes)
 
     def run(self) -> Converted:
@@ -156,7 +157,6 @@ class _Conversion:
         if weight != 1:
             value = site.times(value, weight, "weighted")
         self.losses.append(value)
-        self.objectives.add((site.position, top))
 
     def _outputs(self) -> list[Tensor]:
         """The losses, then other blobs that no layer reads."""
@@ -174,11 +174,7 @@ class _Conversion:
                 if not unread or value is None or value.name in found or value.name in _given(self):
                     continue
                 if self.losses and value.count == 1 and value.rank < 2:
-                    if (position, top) not in self.objectives:
-                        self.notes.append(
-                            f"{layer.where}: a number that is no loss, left out of the outputs"
-                        )
-                    continue
+                    continue  # it would be taken for a loss
                 found[value.name] = value
         return list(found.values())
 
@@ -214,7 +210,13 @@ class _Conversion:
             producer_version=__version__, ir_version=_IR_VERSION,
         )  # fmt: skip
         blocks = [self.net.layers[owner].block for owner in owners]
-        return Converted(model, blocks, self.notes)
+        layers = self.net.layers
+        joined = {
+            layer.block: layers[self.net.sources[position][0][0]].name
+            for position, layer in enumerate(layers)
+            if layer.type == "Scale" and folded_into_batch_norm(self.net, position)
+        }
+        return Converted(model, blocks, joined, self.notes)
 
     def _note_left_out(self, owners: set[int]) -> None:
         gone: dict[str, list[str]] = {}

@@ -37,6 +37,7 @@ class CaffeFile(OnnxFile):
     text: str = field(default="", repr=False)  # without its plan
     blocks: list[int] = field(default_factory=list)  # for each node, the layer block it is of
     lines: list[int] = field(default_factory=list)  # of the layer blocks
+    joined: dict[int, str] = field(default_factory=dict)  # layer blocks that are part of others
     definition: str = ""  # hash of what a plan depends on
     record: OnnxPlan | None = None
     notes: list[str] = field(default_factory=list)
@@ -62,7 +63,7 @@ class CaffeFile(OnnxFile):
         owners: dict[int, list[str]] = {}
         for block, name, node in zip(self.blocks, self.node_names, self.graph.node, strict=True):
             owners.setdefault(block, []).append(f"{name}:{node.op_type}")
-        return with_plan(self.text, plan, self.lines, owners).encode()
+        return with_plan(self.text, plan, self.lines, owners, self.joined).encode()
 
     def write_plan(self, plan: OnnxPlan, out: str | os.PathLike[str], *, overwrite: bool) -> None:
         """Writes the definition with a plan in comments, whole or not at all.
@@ -140,6 +141,7 @@ def parse_caffe(
         **fields,
         text=text,
         blocks=made.blocks,
+        joined=made.joined,
         lines=layer_lines["layer"] or layer_lines["layers"],
         definition=definition_sha256(net),
         record=record,
