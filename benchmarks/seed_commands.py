@@ -89,9 +89,8 @@ class Workbench:
         # plan notes its file as the newest plan; that is of no interest to the user
         environment = {**os.environ, "XDG_STATE_HOME": str(self.folder / "state")}
         done = subprocess.run(
-            command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )  # fmt: skip
+            command, cwd=self.folder, env=environment, text=True, capture_output=True
+        )
         if done.returncode not in ok:
             raise SystemExit(f"{' '.join(words)}: exit status {done.returncode}\n{done.stderr}")
         return done.stdout

@@ -20,6 +20,7 @@ from memcli.planners.registry import STRATEGIES
 from memcli.reports.compare_page import comparison_page
 from memcli.reports.compare_report import compare_json, print_comparison
 from memcli.reports.console import notes_console, output_console, progress_bar
+from memcli.reports.model_facts import ending, source_format
 from memcli.reports.plot import draw, plot_kind, require_matplotlib
 from memcli.workflow.by_format import compare
 from memcli.workflow.comparing import DEFAULT_BUDGETS
@@ -73,9 +74,9 @@ def command(
 ) -> int:
     """Plan MODEL with every strategy and within several budgets, and show all side by side.
 
-    MODEL is an MXNet symbol JSON or an ONNX file. A row marked * is on the frontier: no other one
-    is better in both memory and recomputation. The graph is analyzed once; nothing is written but
-    the plot that is asked for.
+    MODEL is an MXNet symbol JSON, an ONNX file or a Caffe prototxt. A row marked * is on the
+    frontier: no other one is better in both memory and recomputation. The graph is analyzed once;
+    nothing is written but the plot that is asked for.
     """
     kind = None
     if plot is not None:
@@ -103,7 +104,7 @@ def command(
         return 0
     console = output_console()
     print_comparison(console, compared)
-    ending = "onnx" if compared.device else "json"
-    last = f"wrote {plot}" if plot else f"next: memcli plan MODEL --budget SIZE -o planned.{ending}"
+    out = f"planned.{ending(source_format(compared.source))}"
+    last = f"wrote {plot}" if plot else f"next: memcli plan MODEL --budget SIZE -o {out}"
     console.print(last, markup=False, soft_wrap=True)
     return 0

@@ -14,6 +14,7 @@ from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.fit_report import fit_json, print_fitted
+from memcli.reports.model_facts import ending, source_format
 from memcli.units import format_size, parse_size
 from memcli.workflow.by_format import fit
 from memcli.workflow.fit_search import OPTIMIZERS
@@ -75,10 +76,10 @@ def command(
 ) -> int:
     """Find the largest batch of MODEL that trains in SIZE, as it is and with a plan.
 
-    MODEL is an MXNet symbol JSON or an ONNX file. Counted are parameters, their gradients, the
-    optimizer's state, auxiliary states, the inputs (MXNet: and their gradients), and the feature
-    maps. The batch is the inputs' leading dimension. An ONNX file is planned for PyTorch on CUDA,
-    or with --cpu on the CPU; no card is needed for that.
+    MODEL is an MXNet symbol JSON, an ONNX file or a Caffe prototxt. Counted are parameters, their
+    gradients, the optimizer's state, auxiliary states, the inputs (MXNet: and their gradients), and
+    the feature maps. The batch is the inputs' leading dimension. ONNX and Caffe are planned for
+    PyTorch on CUDA, or with --cpu on the CPU; no card is needed for that.
     """
     size = parse_size(memory)
     kept = 0 if re.fullmatch(r"\s*0+(\.0+)?\s*[a-zA-Z]*\s*", reserve) else parse_size(reserve)
@@ -107,8 +108,8 @@ def command(
     console = output_console()
     print_fitted(console, fitted)
     if out is None:
-        ending = "onnx" if fitted.device else "json"
-        last = f"nothing was written; next: memcli fit ... -o planned.{ending}"
+        name = f"planned.{ending(source_format(fitted.source))}"
+        last = f"nothing was written; next: memcli fit ... -o {name}"
     else:
         where = " --gpu 0" if fitted.device == "cuda" else ""
         last = (

@@ -20,8 +20,9 @@ from memcli.errors import BadInput
 from memcli.planners.base import Settings
 from memcli.planners.registry import DESCRIPTIONS, STRATEGIES
 from memcli.reports.console import notes_console, output_console, progress_bar
+from memcli.reports.model_facts import ending
 from memcli.reports.plan_report import plan_json, print_plan
-from memcli.workflow.by_format import format_of, make_plan
+from memcli.workflow.by_format import is_of_torch, make_plan
 from memcli.workflow.costs import COSTS
 
 _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
@@ -73,15 +74,17 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
 def command(model: str, out: str | None, force: bool, as_json: bool, **options: Any) -> int:
     """Search for what to keep and what to compute again, and write the planned graph.
 
-    MODEL is an MXNet symbol JSON or an ONNX file, gzipped or not. It is never changed. Shapes that
-    are neither in the file nor given are guessed where a guess fits the graph, and shown. An ONNX
-    file is planned for PyTorch, on the CPU or, with --gpu N, on CUDA; no card is needed for that.
+    MODEL is an MXNet symbol JSON, an ONNX file or a Caffe prototxt, gzipped or not. It is never
+    changed. Shapes that are neither in the file nor given are guessed where a guess fits the graph,
+    and shown. ONNX and Caffe are planned for PyTorch, on the CPU or, with --gpu N, on CUDA; no card
+    is needed for that. A planned Caffe net is written as OUT says: .prototxt, the net with the plan
+    in comments, or .onnx, the training graph.
     For several workers (--gpu 0,1 or --workers 2) the batch is that of all together, and what is
     planned, shown and held to --budget is each one's.
     """
     timed = options["cost"] == "measured"
     placed = options["gpu"] or options["cpu"]
-    if placed and not (options["measure"] or timed) and format_of(model) != "onnx":
+    if placed and not (options["measure"] or timed) and not is_of_torch(model):
         raise BadInput("--gpu and --cpu go with --measure or --cost measured")
     if options["gpu"] and options["cpu"]:
         raise BadInput("--gpu and --cpu exclude one another")
@@ -136,7 +139,7 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
         print(json.dumps(result))
     elif not options["measure"]:
         if out is None:
-            last = "nothing was written; next: memcli plan ... -o planned.json"
+            last = f"nothing was written; next: memcli plan ... -o planned.{ending(planned.format)}"
         else:
             last = f"wrote {out}; next: memcli verify {shlex.quote(out)}"
             if options["workers"] > 1 or len(gpus) > 1:

@@ -20,7 +20,7 @@ from memcli.errors import BadInput
 from memcli.formats.newest import newest_plan
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.verify_report import print_verified, verify_json
-from memcli.workflow.by_format import verify
+from memcli.workflow.by_format import format_of, verify
 
 
 def newest_or_error(command: str) -> str:
@@ -64,7 +64,10 @@ def run_verify(
         console = output_console()
         print_verified(console, verified)
         if verified.ok:
-            last = f"verified: same results to the bit; next: train {shlex.quote(path)}"
+            train = f"train {shlex.quote(path)}"
+            if format_of(path) == "caffe-prototxt":  # Caffe itself knows of no plan
+                train = f"memcli.torch.load({path!r})"
+            last = f"verified: same results to the bit; next: {train}"
         else:
             last = "NOT verified: results differ; do not train with this plan"
         console.print(last, markup=False, soft_wrap=True)

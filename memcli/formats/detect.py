@@ -11,10 +11,11 @@ import zlib
 from typing import Literal
 
 from memcli.errors import BadInput
+from memcli.formats.caffe.detect import looks_like_caffe
 from memcli.formats.protobuf import looks_like_onnx
 from memcli.formats.wording import shown, shown_path
 
-ModelFormat = Literal["mxnet-symbol", "onnx"]
+ModelFormat = Literal["mxnet-symbol", "onnx", "caffe-prototxt"]
 
 # ONNX files cannot exceed protobuf's 2 GiB.
 LARGEST_FILE = 2 << 30
@@ -24,7 +25,7 @@ _FREE_UNPACKED = 64 << 20
 _LARGEST_RATIO = 200
 
 _GZIP = b"\x1f\x8b"
-_WANTED = "memcli reads MXNet symbol JSON and ONNX"
+_WANTED = "memcli reads MXNet symbol JSON, ONNX and Caffe prototxt"
 
 
 def read_model_bytes(path: str | os.PathLike[str]) -> tuple[bytes, str]:
@@ -43,11 +44,19 @@ def detect_format(data: bytes, name: str = "the input") -> ModelFormat:
     """Which kind of model ``data`` (already unpacked) is; ``name`` begins the error message.
 
     Raises:
-        BadInput: neither; the message says what it looks like instead.
+        BadInput: none of them; the message says what it looks like instead.
     """
     start = data[:512].lstrip(b" \t\r\n\v\f")
     if start.startswith((b"{", b"\xef\xbb\xbf{")):
         return "mxnet-symbol"
+    kind = looks_like_caffe(data)
+    if kind == "net":
+        return "caffe-prototxt"
+    if kind == "solver":
+        raise BadInput(
+            f"{name}: is a Caffe solver, which names the net that it trains",
+            "give that net (the file that its 'net' or 'train_net' names)",
+        )
     known = _known_other(data, start)
     if known is None and looks_like_onnx(data):
         return "onnx"

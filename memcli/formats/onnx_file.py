@@ -45,6 +45,12 @@ class OnnxFile:
     # that shapes depend on loaded. The same object as ``model`` where there are none of either.
     working: ModelProto = field(repr=False)
     node_names: list[str] = field(repr=False)  # of working.graph.node, unique
+    # The batch that it is for where its inputs leave it open, and inputs whose other dimensions
+    # were guessed: what a graph made from another format knows.
+    batch: int | None = None
+    assumed: tuple[str, ...] = ()
+
+    format = "onnx"
 
     @property
     def name(self) -> str:

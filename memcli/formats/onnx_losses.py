@@ -40,7 +40,12 @@ class Loss:
 
 
 def losses(file: OnnxFile) -> list[Loss]:
-    """What the file has lost, as far as it can be told; empty for a true training export."""
+    """What the file has lost, as far as it can be told; empty for a true training export.
+
+    Nothing is lost where the graph was made from a net that says itself how it is trained.
+    """
+    if file.format != "onnx":
+        return []
     found = []
     named = list(zip(file.graph.node, file.node_names, strict=True))
     folded = [file.node_names[position] for position in folded_batchnorms(file)]

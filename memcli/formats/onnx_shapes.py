@@ -84,7 +84,8 @@ class _Binding:
         dims = {name: self._known(value) for name, value in self.inputs.items()}
         self._bind_batch(dims)
         shapes = {name: self._completed(name, row) for name, row in dims.items()}
-        ordered = [name for name in self.inputs if name in self.assumed]
+        assumed = self.assumed.union(self.file.assumed)
+        ordered = [name for name in self.inputs if name in assumed]
         return BoundShapes(shapes, self._dtypes(), ordered, dict(self.symbols))
 
     def _targets(self, name: str) -> list[str]:
@@ -167,6 +168,9 @@ class _Binding:
             raise BadInput(f"--batch {batch} is not possible: it must be positive")
         if batch is None:
             batch = self._batch_of_others(symbol)
+            if batch is None and symbol is not None and self.file.batch is not None:
+                batch = self.file.batch
+                self._bind(symbol, batch, "the file")
         elif symbol is not None:
             self._bind(symbol, batch, f"--batch {batch}")
         if batch is None:

@@ -11,7 +11,7 @@ from onnx import GraphProto, NodeProto, StringStringEntryProto
 
 SignatureKind = Literal["parameter", "buffer", "constant"]
 
-_KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
+KIND_KEY = "pkg.torch.export.graph_signature.InputSpec.kind"
 _SIGNATURE = "pkg.torch.export.ExportedProgram.graph_signature"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _CLASSES = "pkg.torch.onnx.class_hierarchy"
@@ -33,7 +33,7 @@ def signature_kinds(graph: GraphProto) -> dict[str, SignatureKind]:
     for kind, target in _LINE.findall(inputs):
         found[target] = _KINDS[kind]
     for value in graph.value_info:
-        noted = metadata(value.metadata_props, _KIND)
+        noted = metadata(value.metadata_props, KIND_KEY)
         if noted in _KINDS:
             found[value.name] = _KINDS[noted]
     return found

@@ -49,9 +49,11 @@ def _onnx_file(inspected: Inspected, onnx: OnnxFacts) -> list[tuple[str, str]]:
     more = f" (and {', '.join(sets)})" if sets else ""
     source = f", by {onnx.producer}" if onnx.producer else ""
     run = f", of which {inspected.operators} run" if known else ""
+    what = f"ONNX, operator set {onnx.opsets['']}{more}{source}, {inspected.nodes} nodes"
+    if inspected.format == "caffe-prototxt":
+        what = f"Caffe net, phase TRAIN, {inspected.nodes} operators as ONNX has them"
     pairs = [
-        ("model", f"{inspected.path}: ONNX, operator set {onnx.opsets['']}{more}{source}, "
-                  f"{inspected.nodes} nodes{run}"),
+        ("model", f"{inspected.path}: {what}{run}"),
         ("SHA-256", inspected.sha256),
         ("dtype", inspected.dtype),
         ("parameters", f"{_held(onnx.parameters)}, their gradients as much again; not in the "

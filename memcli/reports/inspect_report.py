@@ -10,6 +10,7 @@ from memcli.formats.wording import shown_path
 from memcli.memory.breakdown import Split
 from memcli.reports.inspect_facts import model_facts, shape_text
 from memcli.reports.inspect_json import recomputed_part
+from memcli.reports.model_facts import ending
 from memcli.reports.models_report import models_table
 from memcli.reports.plan_report import LIVE_STAGES, stage_table
 from memcli.reports.tables import add_folded, clip, facts, flops, mib, new_table, percent
@@ -30,7 +31,8 @@ def next_step(inspected: Inspected) -> str:
         if onnx is None:
             return f"next: memcli plan {path} -o planned.json"
         restore = any("--as-training" in loss.text for loss in onnx.losses)
-        return f"next: memcli plan {path}{' --as-training' if restore else ''} -o planned.onnx"
+        out = f"planned.{ending(inspected.format)}"
+        return f"next: memcli plan {path}{' --as-training' if restore else ''} -o {out}"
     if inspected.plan.record is None:
         return f"next: memcli verify {path}, or a better plan: memcli plan {path} -o planned.json"
     return f"next: memcli verify {path}"

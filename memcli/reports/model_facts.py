@@ -20,11 +20,21 @@ def model_json(
         operators = source.operator_count
     return {
         "path": source.path,
-        "format": "onnx" if isinstance(source, OnnxFile) else "mxnet-symbol",
+        "format": source_format(source),
         "sha256": sha256,
         "nodes": source.node_count,
         "operators": operators,
     }
+
+
+def source_format(source: SymbolFile | OnnxFile) -> str:
+    """What a model was written in, as reports name it."""
+    return source.format if isinstance(source, OnnxFile) else "mxnet-symbol"
+
+
+def ending(kind: str) -> str:
+    """What the name of a planned file ends in, by its format."""
+    return {"onnx": "onnx", "caffe-prototxt": "prototxt"}.get(kind, "json")
 
 
 def engine_json(device: str, restored: list[str]) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from memcli.engines.analysis import ShapeRequest
 from memcli.errors import BadInput
-from memcli.formats.onnx_file import OnnxFile, read_onnx
+from memcli.formats.model_file import read_model
+from memcli.formats.onnx_file import OnnxFile
 from memcli.formats.onnx_plan_record import MARK_NUMBERS, OnnxPlan
 from memcli.formats.onnx_training import as_training
 from memcli.formats.wording import shown_path
@@ -55,7 +57,7 @@ def read_planned(path: str | os.PathLike[str], *, required: bool = True) -> Plan
         BadInput: the file cannot be read, its plan is for another graph, or (where ``required``)
             it carries none.
     """
-    file = read_onnx(path)
+    file = read_model(path, ShapeRequest(), as_planned=True)
     plan = file.carried_plan()
     if plan is None:
         if required:

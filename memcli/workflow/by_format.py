@@ -34,9 +34,18 @@ def format_of(path: str) -> ModelFormat:
     """What kind of model a file is.
 
     Raises:
-        BadInput: unreadable, or neither.
+        BadInput: unreadable, or none that memcli knows.
     """
     return detect_format(read_model_bytes(path)[0], path)
+
+
+def is_of_torch(path: str) -> bool:
+    """Whether PyTorch plans and trains a file: all but MXNet's symbols.
+
+    Raises:
+        BadInput: as :func:`format_of`.
+    """
+    return format_of(path) != "mxnet-symbol"
 
 
 def refuse_training(training: bool) -> None:
@@ -75,7 +84,7 @@ def make_plan(
     together on the CPU.
     """
     device = devices_for(gpus[:1], 1)[0]
-    if format_of(model) == "onnx":
+    if is_of_torch(model):
         return onnx_planning.make_onnx_plan(
             model, request, strategy, settings, budget=budget, device=device,
             workers=max(len(gpus), workers), training=training, out=out, force=force,
@@ -126,9 +135,12 @@ def verify(
     Raises:
         BadInput: as they do; MXNet asked for on an ONNX file, several workers on a symbol.
     """
-    if format_of(planned) == "onnx":
-        if engine == "mxnet":
-            raise BadInput(f"{planned} is an ONNX file: PyTorch runs it, MXNet does not")
+    kind = format_of(planned)
+    onnx = kind != "mxnet-symbol"
+    if onnx and engine == "mxnet":
+        what = "an ONNX file" if kind == "onnx" else "a Caffe net"
+        raise BadInput(f"{planned} is {what}: PyTorch runs it, MXNet does not")
+    if onnx:
         return onnx_verifying.verify_onnx(
             planned, original=original, gpus=gpus, workers=workers, seed=seed, request=request,
             on_progress=on_progress,
@@ -161,7 +173,7 @@ def compare(
 
     ``gpu``: compare plans for CUDA.
     """
-    if format_of(model) == "onnx":
+    if is_of_torch(model):
         return onnx_comparing.compare_onnx(
             model, request, settings, strategies=strategies, budgets=budgets,
             device="cuda" if gpu else "cpu", training=training, on_progress=on_progress,
@@ -193,7 +205,7 @@ def fit(
 
     ``cpu``: the memory is the CPU's, and not a card's.
     """
-    if format_of(model) == "onnx":
+    if is_of_torch(model):
         return onnx_fitting.fit_onnx(
             model, request, memory, settings, strategy=strategy, optimizer=optimizer,
             reserve=reserve, device="cpu" if cpu else "cuda", training=training, out=out,
@@ -218,5 +230,5 @@ def inspect(
     on_progress: Progress | None = None,
 ) -> Inspected:
     """``memcli inspect``; see :func:`onnx_inspecting.inspect_onnx`, and :mod:`inspecting`."""
-    look = onnx_inspecting.inspect_onnx if format_of(path) == "onnx" else inspecting.inspect
+    look = onnx_inspecting.inspect_onnx if is_of_torch(path) else inspecting.inspect
     return look(path, request, dtype=dtype, top=top, models=models, on_progress=on_progress)

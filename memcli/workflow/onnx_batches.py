@@ -88,10 +88,13 @@ class OnnxBatches(BatchSeries[TorchAnalysis]):
         return [
             value.name
             for value in self.file.inputs
-            if value.name in self.first.assumed
-            and any(
-                not isinstance(dim, int) and position not in self.positions.get(value.name, [])
-                for position, dim in enumerate(value.dims or ())
+            if value.name in self.file.assumed
+            or (
+                value.name in self.first.assumed
+                and any(
+                    not isinstance(dim, int) and position not in self.positions.get(value.name, [])
+                    for position, dim in enumerate(value.dims or ())
+                )
             )
         ]
 

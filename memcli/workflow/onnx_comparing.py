@@ -38,7 +38,7 @@ def compare_onnx(
     """
     check_budgets(budgets)
     notes: list[str] = []
-    file, original, restored = read_for_training(model, training, notes)
+    file, original, restored = read_for_training(model, training, request, notes)
     analysis = analyze_file(file, request, device, on_progress)
     notes += shape_notes(analysis)
     if on_progress:

@@ -22,12 +22,12 @@ from memcli.workflow.fitting import Fitted
 from memcli.workflow.onnx_batches import OnnxBatches, transferred
 from memcli.workflow.onnx_planning import (
     OnnxPlanned,
+    check_torch_output,
     limited,
     read_for_training,
     shape_notes,
     write_onnx_plan,
 )
-from memcli.workflow.planning import check_output
 
 Progress = Callable[[str, float | None], None]
 
@@ -123,10 +123,10 @@ def fit_onnx(
         AnswerIsNo: not even batch 1 fits.
         EngineFailed: PyTorch is missing or crashed.
     """
-    check_output(model, out, force)
+    check_torch_output(model, out, force)
     started = time.monotonic()
     notes: list[str] = []
-    file, original, restored = read_for_training(model, training, notes)
+    file, original, restored = read_for_training(model, training, request, notes)
     batches = OnnxBatches(file, request, device, on_progress)
     settings = dataclasses.replace(settings, on_progress=on_progress)
     search = _Fit(batches, settings, memory - reserve, strategy=strategy, optimizer=optimizer)

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from memcli.engines.analysis import ShapeRequest
 from memcli.engines.torch_analysis import TorchAnalysis
 from memcli.errors import BadInput, MemcliError
-from memcli.formats.onnx_file import OnnxFile, TensorValue, read_onnx
+from memcli.formats.caffe.file import CaffeFile
+from memcli.formats.model_file import read_model
+from memcli.formats.onnx_file import OnnxFile, TensorValue
 from memcli.formats.onnx_losses import losses
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.onnx_roles import Leaf, Role, tensor_roles
@@ -71,8 +73,8 @@ def inspect_onnx(
     Raises:
         BadInput: no such file, an unsound graph, or shapes that the user gave and cannot be.
     """
-    file = read_onnx(path)
-    notes: list[str] = []
+    file = read_model(path, request or ShapeRequest(), as_planned=True)
+    notes: list[str] = list(file.notes) if isinstance(file, CaffeFile) else []
     try:
         record = file.plan()
     except BadInput as error:
@@ -144,7 +146,7 @@ def _file_facts(file: OnnxFile, record: OnnxPlan | None, device: str) -> Inspect
         stage_marks={},
         listed=[NodeRow(i, name, n.op_type, None, None, "") for i, (n, name) in enumerate(rows)],
         notes=[],
-        format="onnx",
+        format=file.format,
         engine="torch",
         onnx=OnnxFacts(file.opsets, producer, device, parameters, states, losses(file)),
     )

@@ -12,10 +12,13 @@ import numpy as np
 from memcli.engines.analysis import ShapeRequest
 from memcli.engines.torch_analysis import TorchAnalysis, analyze_onnx
 from memcli.errors import BadInput
+from memcli.formats.caffe.file import CaffeFile, check_caffe_output
+from memcli.formats.detect import detect_format, read_model_bytes
+from memcli.formats.model_file import read_model, unplanned_file, write_planned, written_as
 from memcli.formats.newest import remember_plan
-from memcli.formats.onnx_file import OnnxFile, parse_onnx, read_onnx
+from memcli.formats.onnx_file import OnnxFile
 from memcli.formats.onnx_losses import losses
-from memcli.formats.onnx_plan import new_plan, strip_plan, write_plan
+from memcli.formats.onnx_plan import new_plan
 from memcli.formats.onnx_plan_record import MARK_NUMBERS, MARK_TEXTS
 from memcli.formats.onnx_shapes import bind_shapes
 from memcli.formats.onnx_training import as_training
@@ -70,7 +73,11 @@ class OnnxPlanned:
     rewrites: list[str] = field(default_factory=list)
     barriers: int = 0
     output: str | None = None
-    format = "onnx"
+
+    @property
+    def format(self) -> str:
+        """What the model was written in."""
+        return self.source.format
 
     @property
     def gap(self) -> float:
@@ -101,32 +108,42 @@ class OnnxPlanned:
         return {MARK_TEXTS[k]: int(counts[k]) for k in range(EACH + 1)}
 
 
-def read_unplanned(path: str, notes: list[str]) -> tuple[OnnxFile, tuple[str, str]]:
-    """An ONNX file without an earlier plan, and the name and SHA-256 of the original.
+def read_unplanned(
+    path: str, request: ShapeRequest, notes: list[str]
+) -> tuple[OnnxFile, tuple[str, str]]:
+    """A model without an earlier plan, and the name and SHA-256 of the original.
+
+    ``request``: a Caffe net's graph depends on its shapes.
 
     Raises:
         BadInput: unreadable, unsound, or with operators that are not ONNX's own.
     """
-    file = read_onnx(path)
+    file = read_model(path, request)
     original = file.name, file.sha256
     carried = file.carried_plan()
     if carried is not None:
         notes.append("the file carries a plan already; the graph is planned anew without it")
         original = carried.original_name, carried.original_sha256
-        file = parse_onnx(strip_plan(file).data, path)
+        file = unplanned_file(file)
     file.check_operators()
     return file, original
 
 
 def read_for_training(
-    path: str, training: bool, notes: list[str]
+    path: str, training: bool, request: ShapeRequest, notes: list[str]
 ) -> tuple[OnnxFile, tuple[str, str], list[str]]:
     """:func:`read_unplanned`, and what was put back into training mode where that is asked for.
 
     Raises:
         BadInput: unreadable, unsound, or with operators that are not ONNX's own.
     """
-    file, original = read_unplanned(path, notes)
+    file, original = read_unplanned(path, request, notes)
+    if isinstance(file, CaffeFile):
+        notes += file.notes
+        if training:
+            raise BadInput(
+                "--as-training is for ONNX files: a Caffe net is read in its phase TRAIN"
+            )
     restored: list[str] = []
     if training:
         file, restored = as_training(file)
@@ -197,9 +214,9 @@ def make_onnx_plan(
     """
     if settings.cost == "measured":
         raise BadInput("--cost measured is for MXNet graphs: use roofline or flops here")
-    check_output(model, out, force)
+    check_torch_output(model, out, force)
     notes: list[str] = []
-    file, original, restored = read_for_training(model, training, notes)
+    file, original, restored = read_for_training(model, training, request, notes)
     started = time.monotonic()
     kind = "cuda" if device.startswith("gpu") else "cpu"
     split = None
@@ -247,6 +264,17 @@ def make_onnx_plan(
     return planned
 
 
+def check_torch_output(model: str, out: str | None, force: bool) -> None:
+    """:func:`check_output`, and whether the name says how a Caffe net is to be written.
+
+    Raises:
+        BadInput: as there; a name that does not say it.
+    """
+    check_output(model, out, force)
+    if out is not None and detect_format(read_model_bytes(model)[0], model) == "caffe-prototxt":
+        check_caffe_output(out)
+
+
 def limited(settings: Settings) -> Settings:
     """The settings, with a limit on recomputation where the user sets no limit at all."""
     if settings.budget is None and settings.max_recompute is None:
@@ -282,8 +310,9 @@ def flags_of(file: OnnxFile, analysis: TorchAnalysis, marks: dict[str, str]) -> 
 def write_onnx_plan(planned: OnnxPlanned, out: str, force: bool) -> None:
     """Write the planned file, whole or not at all, and remember it as the newest."""
     analysis = planned.analysis
+    file = written_as(planned.source, out)
     plan = new_plan(
-        planned.source,
+        file,
         marks_by_node(planned.source, analysis, planned.plan.recompute),
         strategy=planned.strategy,
         shapes=analysis.inputs,
@@ -299,6 +328,6 @@ def write_onnx_plan(planned: OnnxPlanned, out: str, force: bool) -> None:
         original_sha256=planned.original[1],
         workers=1 if planned.split is None else planned.split.workers,
     )
-    planned.notes += write_plan(planned.source, plan, out, overwrite=force)
+    planned.notes += write_planned(file, plan, out, overwrite=force)
     planned.output = out
     remember_plan(out)

@@ -11,8 +11,8 @@ from memcli.engines.analysis import ShapeRequest
 from memcli.engines.live_memory import available_bytes
 from memcli.engines.torch_analysis import TorchAnalysis, analyze_onnx, onnx_job
 from memcli.errors import BadInput
-from memcli.formats.onnx_file import OnnxFile, parse_onnx, read_onnx
-from memcli.formats.onnx_plan import strip_plan
+from memcli.formats.model_file import read_model, unplanned_file
+from memcli.formats.onnx_file import OnnxFile
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.onnx_shapes import bind_shapes
 from memcli.formats.onnx_training import as_training
@@ -35,21 +35,27 @@ Progress = Callable[[str, float | None], None]
 _USABLE = 0.7
 
 
-def original_of(planned: OnnxFile, plan: OnnxPlan, given: str | None) -> tuple[OnnxFile, str]:
+def original_of(
+    planned: OnnxFile, plan: OnnxPlan, given: str | None, request: ShapeRequest
+) -> tuple[OnnxFile, str]:
     """The model without the plan, in the mode in which it was planned, and where it comes from.
 
     Raises:
-        BadInput: ``given`` is no ONNX file that can be read.
+        BadInput: ``given`` cannot be read.
     """
+
+    def read(path: str) -> OnnxFile:
+        return read_model(path, request)
+
     if given is not None:
-        file = read_onnx(given)
+        file = read(given)
         if file.carried_plan() is not None:
-            file = parse_onnx(strip_plan(file).data, given)
+            file = unplanned_file(file)
         return _as_planned(file, plan), given
-    beside = original_beside(planned.path, plan.original_name, plan.original_sha256, read_onnx)
+    beside = original_beside(planned.path, plan.original_name, plan.original_sha256, read)
     if beside is not None:
         return _as_planned(beside[0], plan), beside[1]
-    return parse_onnx(strip_plan(planned).data, planned.path), PLAN_TAKEN_OFF
+    return unplanned_file(planned), PLAN_TAKEN_OFF
 
 
 def _as_planned(file: OnnxFile, plan: OnnxPlan) -> OnnxFile:
@@ -76,17 +82,17 @@ def verify_onnx(
         BadInput: no plan, shapes that cannot be, a batch that cannot be split.
         EngineFailed: PyTorch or a device is missing, or a step crashed.
     """
-    planned = read_onnx(planned_path)
+    planned = read_model(planned_path, request or ShapeRequest(), as_planned=True)
     plan = planned.plan()
     if plan is None:
         raise BadInput(
             f"{planned_path} carries no plan, so there is nothing to compare it with",
             "make one with memcli plan",
         )
-    source, where = original_of(planned, plan, original)
     kind = "cuda" if gpus else "cpu"
     devices = devices_for(gpus, workers)
-    asked = shapes_to_verify(plan, request)
+    asked = dataclasses.replace(shapes_to_verify(plan, request), dtype=None)
+    source, where = original_of(planned, plan, original, asked)
     assumed: list[str] = []
     split = None
     if len(devices) > 1:

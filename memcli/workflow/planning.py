@@ -90,9 +90,11 @@ def read_symbol(path: str) -> SymbolFile:
         BadInput: unreadable, or not a symbol (an ONNX file is named as such).
     """
     data, sha256 = read_model_bytes(path)
-    if detect_format(data, path) == "onnx":
+    kind = detect_format(data, path)
+    if kind != "mxnet-symbol":
+        what = "an ONNX file" if kind == "onnx" else "a Caffe net"
         raise BadInput(
-            f"{path} is an ONNX file, and this version of memcli plans MXNet symbols only",
+            f"{path} is {what}, and this version of memcli plans MXNet symbols only",
             "export the network as an MXNet symbol JSON",
         )
     return SymbolFile.from_bytes(data, path, sha256)

@@ -1,0 +1,1 @@
+"""Caffe's net definitions (``train_test.prototxt``), read as ONNX training graphs."""

@@ -1,0 +1,59 @@
+"""Files that PyTorch trains, whatever they are written in: read, taken off their plan, written."""
+
+from __future__ import annotations
+
+import os
+
+from memcli.formats.caffe.file import CaffeFile, is_onnx_name, parse_caffe
+from memcli.formats.detect import detect_format, read_model_bytes
+from memcli.formats.onnx_file import OnnxFile, parse_onnx, read_onnx
+from memcli.formats.onnx_plan import strip_plan, write_plan
+from memcli.formats.onnx_plan_record import OnnxPlan
+from memcli.formats.onnx_shapes import ShapesAsked
+from memcli.formats.wording import shown_path
+
+
+def read_model(
+    path: str | os.PathLike[str], asked: ShapesAsked, *, as_planned: bool = False
+) -> OnnxFile:
+    """An ONNX file, or a Caffe net as the graph that it becomes at the shapes asked for.
+
+    ``as_planned``: a net's plan gives the shapes that are not asked for.
+
+    Raises:
+        BadInput: it cannot be read, or is neither.
+    """
+    data, sha256 = read_model_bytes(path)
+    if detect_format(data, shown_path(os.fspath(path))) != "caffe-prototxt":
+        return read_onnx(path)
+    return parse_caffe(data, os.fspath(path), sha256, asked, as_planned=as_planned)
+
+
+def unplanned_file(file: OnnxFile) -> OnnxFile:
+    """The file without the plan that it carries.
+
+    Raises:
+        BadInput: it carries none, or one that cannot be understood.
+    """
+    if isinstance(file, CaffeFile):
+        return file.unplanned()
+    return parse_onnx(strip_plan(file).data, file.path)
+
+
+def written_as(file: OnnxFile, out: str) -> OnnxFile:
+    """The file in the format that the name of the output asks for."""
+    return file.as_onnx() if isinstance(file, CaffeFile) and is_onnx_name(out) else file
+
+
+def write_planned(
+    file: OnnxFile, plan: OnnxPlan, out: str, *, overwrite: bool
+) -> list[str]:
+    """Writes the file with its plan, whole or not at all; what the user should know is returned.
+
+    Raises:
+        BadInput: ``out`` cannot be written, or exists and ``overwrite`` is false.
+    """
+    if isinstance(file, CaffeFile):
+        file.write_plan(plan, out, overwrite=overwrite)
+        return []
+    return write_plan(file, plan, out, overwrite=overwrite)

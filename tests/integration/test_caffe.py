@@ -1,0 +1,114 @@
+"""Caffe nets planned and verified by the real commands in real processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import memcli.torch  # noqa: E402
+from tests.caffe_nets import densenet, inputs, layer, write  # noqa: E402
+from tests.conftest import Command, only_json  # noqa: E402
+
+
+@pytest.mark.parametrize("dense_block", [False, True])
+def test_a_planned_net_takes_less_memory_and_changes_no_bit(
+    memcli: Command, tmp_path: Path, dense_block: bool
+) -> None:
+    text = densenet(dense_block=dense_block, dropout=0.2)
+    write(tmp_path / "train_test.prototxt", text)
+    done = memcli("plan", "train_test.prototxt", "--strategy", "sqrt", "-o", "planned.prototxt",
+                  "--json", "--measure")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "left out: Accuracy" in done.stderr
+    plan = only_json(done)
+    memory, verified = plan["memory"], plan["verify"]
+    assert plan["model"]["format"] == "caffe-prototxt"
+    assert plan["shapes"] == {"data": [4, 3, 32, 32], "label": [4]} and not plan["assumed_shapes"]
+    assert memory["planned_bytes"] < 0.6 * memory["baseline_bytes"]
+    for run in ("baseline", "planned"):
+        assert verified[run]["measured_bytes"] == memory[f"{run}_bytes"]
+    for part in ("outputs", "gradients", "states"):
+        assert 0 < verified[part]["compared"] == verified[part]["bit_equal"]
+    written = (tmp_path / "planned.prototxt").read_text()
+    kept = [line for line in written.splitlines() if not line.lstrip().startswith("# memcli")]
+    assert kept == text.splitlines()
+
+    looked = only_json(memcli("inspect", "planned.prototxt", "--json"))
+    assert looked["model"]["format"] == "caffe-prototxt"
+    assert looked["memory"]["planned_bytes"] == memory["planned_bytes"]
+    module = memcli_torch_load(tmp_path / "planned.prototxt")
+    loss = module(torch.randn(2, 3, 32, 32), torch.tensor([1, 7]))
+    loss.backward()
+    assert loss.dim() == 0
+    assert all(p.grad is not None and p.grad.any() for p in module.parameters())
+
+
+def memcli_torch_load(path: Path) -> torch.nn.Module:
+    """The planned net as a module."""
+    return memcli.torch.load(path, weights="random")
+
+
+def test_a_plan_is_written_as_onnx_and_found_equal_to_the_net(
+    memcli: Command, tmp_path: Path
+) -> None:
+    write(tmp_path / "net.prototxt", densenet(bottleneck=True, batch=16))
+    done = memcli("plan", "net.prototxt", "--strategy", "cheap", "--batch", "2", "-o", "p.onnx")
+    assert done.returncode == 0, done.stderr
+    verified = only_json(memcli("verify", "p.onnx", "--json"))
+    assert verified["ok"] and "net.prototxt (its SHA-256 matches)" in verified["original"]
+    assert verified["gradients"]["bit_equal"] == verified["gradients"]["compared"] > 10
+    module = memcli_torch_load(tmp_path / "p.onnx")
+    assert module(torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 2])).item() > 0
+
+
+def test_batches_and_strategies_are_compared(memcli: Command, tmp_path: Path) -> None:
+    text = layer("Data", "", "data label", "data_param { batch_size: 8 }", "data")
+    of = "convolution_param { num_output: 8 kernel_size: 3 pad: 1 }"
+    bottom = "data"
+    for k in range(4):
+        text += layer("Convolution", bottom, f"c{k}", of, f"c{k}")
+        text += layer("ReLU", f"c{k}", f"r{k}", name=f"r{k}")
+        bottom = f"r{k}"
+    text += layer("InnerProduct", bottom, "f", "inner_product_param { num_output: 3 }", "f")
+    text += layer("SoftmaxWithLoss", "f label", "loss", name="loss")
+    write(tmp_path / "net.prototxt", text)
+    shape = ("--shape", "data=8,1,16,16")
+    done = memcli("compare", "net.prototxt", *shape, "--strategy", "cheap", "--budget", "80%",
+                  "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(only_json(done)["rows"]) == 2
+    done = memcli("fit", "net.prototxt", *shape, "--memory", "4MiB", "--cpu", "--strategy",
+                  "cheap", "-o", "fit.prototxt", "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = only_json(done)
+    assert found["planned"]["batch"] > found["unplanned"]["batch"] > 8
+    assert f"# memcli: planned for data {found['planned']['batch']},1,16,16; label" in (
+        tmp_path / "fit.prototxt"
+    ).read_text()
+
+
+def test_what_cannot_be_done_is_said_and_nothing_is_written(
+    memcli: Command, tmp_path: Path
+) -> None:
+    write(tmp_path / "good.prototxt", densenet())
+    write(tmp_path / "bad.prototxt", inputs(x=(2, 3)) + layer("LSTM", "x", name="recurrent"))
+    write(tmp_path / "broken.prototxt", densenet()[:-30])
+    for arguments, words in (
+        (("good.prototxt", "-o", "p.json"), "is written as .prototxt or as .onnx"),
+        (("good.prototxt", "-o", "good.prototxt", "--force"), "never overwritten"),
+        (("good.prototxt", "--as-training", "-o", "p.prototxt"), "read in its phase TRAIN"),
+        (("bad.prototxt", "-o", "p.prototxt"), "'recurrent' (line 2)"),
+        (("broken.prototxt", "-o", "p.prototxt"), "broken.prototxt: line "),
+    ):
+        done = memcli("plan", *arguments)
+        assert done.returncode == 2, done.stderr
+        assert words in done.stderr and "Traceback" not in done.stderr
+        assert 1 <= len(done.stderr.strip().splitlines()) <= 2
+    done = memcli("verify", "good.prototxt")
+    assert done.returncode == 2 and "carries no plan" in done.stderr
+    assert {p.name for p in tmp_path.iterdir() if p.is_file()} == {
+        "good.prototxt", "bad.prototxt", "broken.prototxt"
+    }  # fmt: skip
