@@ -23,9 +23,10 @@ class DenseLayer:
 
     state: int  # entry that it reads: what a Concat makes, or the block's first piece
     concat: int  # the Concat that makes the state; -1: the first piece, which none makes
+    end: int  # the Concat that extends the state
     heads: tuple[int, ...]  # forward nodes that read the state, in order
     inside: tuple[int, ...]  # forward nodes on a way from the state to what is added, in order
-    added: tuple[int, ...]  # entries that the next Concat adds
+    added: tuple[int, ...]  # entries that it adds
 
     def last(self, graph: TrainingGraph) -> frozenset[int]:
         """The nodes that make what is added."""
@@ -68,6 +69,11 @@ class DenseBlocks:
             if (state := int(graph.first[concat])) not in given_out
             and all(v in own or self.parent.get(v) == state for v in self.readers.get(state, ()))
         )
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The Concats that layers add to."""
+        return frozenset(layer.end for layer in self.layers)
 
     def pieces(self, concat: int) -> list[int]:
         """What a Concat puts together where all that can be rebuilt is: entries, in order."""
@@ -119,7 +125,7 @@ class DenseBlocks:
         if not heads:
             return None
         made_here = maker if maker in self.parent else -1
-        return DenseLayer(state, made_here, tuple(heads), tuple(sorted(reached)), added)
+        return DenseLayer(state, made_here, concat, tuple(heads), tuple(sorted(reached)), added)
 
 
 def readers_of(graph: TrainingGraph) -> dict[int, list[int]]:

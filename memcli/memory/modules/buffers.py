@@ -102,6 +102,8 @@ class _Buffers:
         self.n = graph.n_forward
         self.blocks = DenseBlocks(graph)
         self.rebuilt = self.blocks.rebuilt if joined else frozenset()
+        # Concats elsewhere are nn.Concat at every level
+        self.joins = {v for v in self.blocks.ends if joined and v not in self.rebuilt}
         self.behaviours = {
             v: behaviour_of(graph.op(v), graph.kinds[graph.kind[v]].attrs)
             for v in range(self.n)
@@ -154,21 +156,20 @@ class _Buffers:
         return [e for e in entries if not self.graph.variable[self.maker[e]]]
 
     def _overwrites(self, v: int, how: Behaviour) -> bool:
-        """Whether a module works on its first input's storage."""
-        if not how.in_place or not self.reads[v]:
+        """Whether a module works on an input's storage; which of its inputs does not matter."""
+        if not how.in_place:
             return False
-        entry = self.reads[v][0]
-        maker = self.maker[entry]
+        alone = [e for e in self.reads[v] if self.raw_readers[e] == [v]]
+        makers = {e: self.behaviours[self.maker[e]] for e in alone}
         # a sum hands one gradient to all: none of them may be a ReLU that overwrites it
-        ours = [self.behaviours[self.maker[e]] for e in self.reads[v]]
-        if how.adds and any(b.view or (b.in_place and not b.adds) for b in ours):
+        if how.adds and any(b.view or (b.in_place and not b.adds) for b in makers.values()):
             return False
-        return (
-            self.raw_readers[entry] == [v]
-            and entry not in self.given_out
-            and not self.behaviours[maker].reads_output
-            and not self.behaviours[maker].view
+        return any(
+            entry not in self.given_out
+            and not maker.reads_output
+            and not maker.view
             and self.sizes[entry] == self.sizes[self.first[v]]
+            for entry, maker in makers.items()
         )
 
     def _own(self, node: int, part: str, size: int, key: str | None, *lives: int) -> Buffer:
@@ -228,19 +229,19 @@ class _Buffers:
                 copy = self._own(v, COPIES, self._made(v), None, now)
                 place = _Place(copy)
         wanted = [e for e in dict.fromkeys(self.reads[v]) if self.passes[self.maker[e]]]
-        passes_on = how.view or v in self.overwrites
+        in_place, made = v in self.overwrites, self._made(v)
         table = len(wanted) > 1
         for entry in wanted:
-            if how.concatenates and self.joined:
+            if v in self.joins:
                 given = _Place(self._own(v, GRADIENTS, self.sizes[entry], None, now))
             elif how.concatenates and place is not None:
                 given = _Place(place.buffer, part=True)
-            elif passes_on and place is not None:
+            elif place is not None and (how.view or (in_place and self.sizes[entry] == made)):
                 given = place
             else:
                 key = None if table else self._key(how, entry)
                 given = _Place(self._own(v, GRADIENTS, self.sizes[entry], key, now))
-            self._give(v, entry, given, kept=how.concatenates and self.joined)
+            self._give(v, entry, given, kept=v in self.joins)
 
     def _key(self, how: Behaviour, entry: int) -> str:
         """By the module's type; a BatchNorm at the head of a branch is of another."""
