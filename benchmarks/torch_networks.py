@@ -1,151 +1,27 @@
 """Networks for the PyTorch benchmarks, made of blocks that a runner calls one by one.
 
-ResNet-50 (arXiv 1512.03385), DenseNet-121 (arXiv 1608.06993), a GPT as GPT-2 small is made
-(without dropout), and ViT-B/16 (arXiv 2010.11929). Each takes a batch and its labels and gives the
+ResNet-50 and DenseNet-121 as the examples have them, a GPT as GPT-2 small is made (without
+dropout), and ViT-B/16 (arXiv 2010.11929). Each takes a batch and its labels and gives the
 cross entropy, so that a training step is the call and ``backward()``.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Runner = Callable[..., Tensor]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+from networks import modules, sizes  # the examples are no package of memcli's
+from networks.modules.base import Network, Runner, plainly
 
-
-def plainly(block: nn.Module, *inputs: Tensor) -> Tensor:
-    """The runner that does nothing beside calling the block."""
-    return block(*inputs)
-
-
-class Network(nn.Module):
-    """``run`` calls the repeated blocks: the place to checkpoint them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.run: Runner = plainly
-
-
-class _Bottleneck(nn.Module):
-    def __init__(self, channels: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(4 * width)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels != 4 * width:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        return F.relu(self.bn3(self.conv3(y)) + self.shortcut(x))
-
-
-class _Stem(nn.Sequential):
-    def __init__(self, channels: int) -> None:
-        super().__init__(
-            nn.Conv2d(3, channels, 7, 2, 3, bias=False), nn.BatchNorm2d(channels), nn.ReLU(),
-            nn.MaxPool2d(3, 2, 1),
-        )  # fmt: skip
-
-
-class ResNet(Network):
-    """``depths``: blocks of each stage; ``width``: channels of the first stage's bottlenecks."""
-
-    def __init__(
-        self, depths: tuple[int, ...] = (3, 4, 6, 3), width: int = 64, classes: int = 1000
-    ) -> None:
-        super().__init__()
-        self.stem = _Stem(width)
-        channels = width
-        blocks = []
-        for stage, depth in enumerate(depths):
-            for number in range(depth):
-                stride = 2 if stage and not number else 1
-                blocks.append(_Bottleneck(channels, width << stage, stride))
-                channels = 4 * (width << stage)
-        self.blocks = nn.ModuleList(blocks)
-        self.head = nn.Linear(channels, classes)
-
-    def forward(self, image: Tensor, label: Tensor) -> Tensor:
-        """``image``: N x 3 x H x W."""
-        x = self.stem(image)
-        for block in self.blocks:
-            x = self.run(block, x)
-        return F.cross_entropy(self.head(x.mean((2, 3))), label)
-
-
-class _DenseLayer(nn.Module):
-    """Reads all that the layers before it made; the concatenation is its own."""
-
-    def __init__(self, channels: int, growth: int) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv1 = nn.Conv2d(channels, 4 * growth, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(4 * growth)
-        self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
-
-    def forward(self, *features: Tensor) -> Tensor:
-        x = torch.cat(features, 1) if len(features) > 1 else features[0]
-        x = self.conv1(F.relu(self.bn1(x)))
-        return self.conv2(F.relu(self.bn2(x)))
-
-
-class _Transition(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.bn = nn.BatchNorm2d(channels)
-        self.conv = nn.Conv2d(channels, channels // 2, 1, bias=False)
-
-    def forward(self, *features: Tensor) -> Tensor:
-        return F.avg_pool2d(self.conv(F.relu(self.bn(torch.cat(features, 1)))), 2)
-
-
-class DenseNet(Network):
-    """``depths``: layers of each dense block; each layer is a block for the runner."""
-
-    def __init__(
-        self, depths: tuple[int, ...] = (6, 12, 24, 16), growth: int = 32, classes: int = 1000
-    ) -> None:
-        super().__init__()
-        channels = 2 * growth
-        self.stem = _Stem(channels)
-        self.dense = nn.ModuleList()
-        self.transitions = nn.ModuleList()
-        for number, depth in enumerate(depths):
-            layers = [_DenseLayer(channels + k * growth, growth) for k in range(depth)]
-            self.dense.append(nn.ModuleList(layers))
-            channels += depth * growth
-            if number + 1 < len(depths):
-                self.transitions.append(_Transition(channels))
-                channels //= 2
-        self.norm = nn.BatchNorm2d(channels)
-        self.head = nn.Linear(channels, classes)
-
-    def forward(self, image: Tensor, label: Tensor) -> Tensor:
-        """``image``: N x 3 x H x W."""
-        x = self.stem(image)
-        for number, layers in enumerate(self.dense):
-            features = [x]
-            for layer in layers:  # type: ignore[attr-defined]  # a ModuleList itself
-                features.append(self.run(layer, *features))
-            if number < len(self.transitions):
-                x = self.run(self.transitions[number], *features)
-            else:
-                x = torch.cat(features, 1)
-        x = F.relu(self.norm(x))
-        return F.cross_entropy(self.head(x.mean((2, 3))), label)
+__all__ = ["SIZES", "SMALL", "Network", "Runner", "Size", "make_network", "plainly"]
 
 
 class _TransformerBlock(nn.Module):
@@ -238,19 +114,24 @@ class Size:
     model: dict[str, Any]
 
 
-KINDS: dict[str, type[Network]] = {
-    "resnet-50": ResNet, "densenet-121": DenseNet, "gpt": GPT, "vit-b-16": ViT,
-}  # fmt: skip
+KINDS: dict[str, Callable[..., Network]] = {
+    "resnet-50": lambda **model: modules.ResNet(sizes.ResNet(**model)),
+    "densenet-121": lambda **model: modules.DenseNet(sizes.DenseNet(**model)),
+    "gpt": GPT,
+    "vit-b-16": ViT,
+}
 SIZES = {
     "resnet-50": Size(64, (3, 224, 224), 1000, {}),
-    "densenet-121": Size(64, (3, 224, 224), 1000, {}),
+    "densenet-121": Size(64, (3, 224, 224), 1000, asdict(sizes.large_densenet(121))),
     "gpt": Size(8, (1024,), 50257, {}),
     "vit-b-16": Size(64, (3, 224, 224), 1000, {}),
 }
 # The same kinds with few and narrow blocks, which run anywhere in no time.
 SMALL = {
-    "resnet-50": Size(4, (3, 64, 64), 10, {"depths": (2, 2, 2), "width": 8, "classes": 10}),
-    "densenet-121": Size(4, (3, 64, 64), 10, {"depths": (3, 4), "growth": 8, "classes": 10}),
+    "resnet-50": Size(4, (3, 64, 64), 10, {"units": (2, 2, 2), "width": 8, "classes": 10}),
+    "densenet-121": Size(
+        4, (3, 64, 64), 10, {"layers": (3, 4), "growth": 8, "first": 16, "classes": 10}
+    ),
     "gpt": Size(
         4, (64,), 200,
         {"layers": 3, "width": 32, "heads": 2, "context": 64, "vocabulary": 200},

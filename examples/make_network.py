@@ -17,10 +17,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from memcli.errors import MemcliError
-from memcli.formats.atomic import check_target, write_atomically
 from networks import sizes
 from networks.options import NETWORKS
+
+from memcli.errors import MemcliError
+from memcli.formats.atomic import check_target, write_atomically
 
 _ENDINGS = {"mxnet": "-symbol.json", "torch": ".onnx"}
 

@@ -16,6 +16,7 @@ from typing import Any
 import onnx_ir
 import onnxscript.optimizer
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import opset18
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -47,7 +48,7 @@ def write_onnx(size: sizes.Size, path: Path, *, weights: bool = False, seed: int
     if weights and total > _LARGEST_FILE:
         raise ValueError(f"the weights take {total:,} bytes, too many for an ONNX file")
     model = _exported(network, given)
-    _fold_constants(model)
+    _tidy(model)
     if not weights:
         _describe_weights(model, f"{path.stem}.weights", path.parent)
     proto = onnx_ir.to_proto(model)
@@ -91,19 +92,24 @@ def _batch_norm(  # type: ignore[no-untyped-def]  # onnxscript reads the signatu
     return y, mean, variance, mean, variance
 
 
-def _fold_constants(model: onnx_ir.Model) -> None:
+def _tidy(model: onnx_ir.Model) -> None:
     """Works out what depends on nothing but numbers, parameters excepted: they are to train."""
     parameters = {}
     for name, value in model.graph.initializers.items():
         if value.const_value is not None and value.const_value.dtype.is_floating_point():
             parameters[name], value.const_value = value.const_value, None
     onnxscript.optimizer.fold_constants(model)
-    for name, tensor in parameters.items():
-        if name in model.graph.initializers:
-            model.graph.initializers[name].const_value = tensor
     for node in model.graph:
         for key in _TRACES:
             node.metadata_props.pop(key, None)
+        # The exporter gives a convolution without bias one of zeros, which is no parameter.
+        bias = node.inputs[2] if node.op_type == "Conv" and len(node.inputs) == 3 else None
+        if bias is not None and bias.const_value is not None:
+            assert not bias.const_value.numpy().any()
+            node.resize_inputs(2)
+    for name, tensor in parameters.items():
+        model.graph.initializers[name].const_value = tensor
+    RemoveUnusedNodesPass()(model)
 
 
 def _describe_weights(model: onnx_ir.Model, name: str, folder: Path) -> None:

@@ -62,7 +62,7 @@ def resnet_of(args: argparse.Namespace) -> sizes.ResNet:
 def add_densenet_options(parser: argparse.ArgumentParser) -> None:
     """Depth, growth and blocks of a DenseNet for small images."""
     parser.add_argument("--depth", type=int, default=40, help="3n + 4")
-    parser.add_argument("--growth", type=int, default=12, help="channels that a layer adds")
+    parser.add_argument("--growth", type=_positive, default=12, help="channels that a layer adds")
     _add_size_options(parser)
     _add_dropout(parser)
 
@@ -84,7 +84,9 @@ def add_densenet_bc_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--depth", type=int, help="cifar: 6n + 4 (100); imagenet: 121, 169, 201 or 264 (121)"
     )
-    parser.add_argument("--growth", type=int, help="channels that a layer adds (12; imagenet: 32)")
+    parser.add_argument(
+        "--growth", type=_positive, help="channels that a layer adds (12; imagenet: 32)"
+    )
     parser.add_argument(
         "--classic", action="store_true",
         help="the form in which the classic memory planner was shown with it; imagenet alone",

@@ -12,7 +12,7 @@ from networks.modules.lstm import LSTM
 from networks.modules.mobilenet_v2 import MobileNetV2
 from networks.modules.resnet import ResNet
 
-__all__ = ["DenseNet", "LSTM", "MobileNetV2", "Network", "ResNet", "inputs", "module", "plainly"]
+__all__ = ["LSTM", "DenseNet", "MobileNetV2", "Network", "ResNet", "inputs", "module", "plainly"]
 
 _MODULES = {
     sizes.ResNet: ResNet,
