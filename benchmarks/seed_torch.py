@@ -12,6 +12,10 @@ from memcli.units import MIB
 _BATCH = 64
 # Two step times this close are the same.
 _SAME_TIME = 1.03
+# CUDA's context and the work space of convolutions, which Torch7's published figures have in them:
+# by how much those of other networks (growth 36, 48 and 60: 4008, 5245 and 6508 MB) are above the
+# model, on average.
+_CONTEXT = "417MiB"
 
 
 def _densenet_bc(bench: Workbench) -> str:
@@ -78,11 +82,15 @@ def luatorch(bench: Workbench, verify: bool) -> Outcome:
     shown = bench.memcli(
         "inspect", model, "--batch", str(_BATCH), "--memory-model", "all", "--overhead", _CONTEXT
     )
-    figures = {entry["name"]: entry["bytes"] for entry in shown["memory_models"]}
+    figures = {entry["name"]: entry for entry in shown["memory_models"]}
     published = (5453, 3746, 2969, 2188, 1655)
     lines = []
+    beside = 0
     for level, figure in enumerate(published):
-        line = Line(f"Torch7's buffers, level {level}", figures[f"torch7-{level}"])
+        found = figures[f"torch7-{level}"]
+        buffers = sum(found[f"{part}_bytes"] for part in ("output", "gradient", "copy"))
+        beside = found["bytes"] - buffers
+        line = Line(f"Torch7's buffers, level {level}", buffers)
         line.published = figure / published[0]
         lines.append(line)
     planned = bench.torch_lines(
@@ -95,6 +103,7 @@ def luatorch(bench: Workbench, verify: bool) -> Outcome:
         f"DenseNet-BC, 100 layers, growth 12, batch {_BATCH}",
         "5453, 3746, 2969, 2188, 1655 MB at 0.153, 0.153, 0.152, 0.155, 0.175 s",
         [*lines, *planned],
+        fixed=beside,
     )
     for line in lines[1:]:
         assert line.published is not None
@@ -114,8 +123,10 @@ def luatorch(bench: Workbench, verify: bool) -> Outcome:
 def tensorflow(bench: Workbench, verify: bool) -> Outcome:
     """The largest batch in 12 GB: as saved, with layers that run again whole, under ``auto``."""
     model = "densenet-121-cifar.onnx"
-    bench.script("make_network.py", "densenet-bc", "--layers", "6", "12", "24", "16",
-                 "--growth", "12", "-o", model)  # fmt: skip
+    bench.script(
+        "make_network.py", "densenet-bc", "--depth", "121", "--side", "32", "--classes", "10",
+        "-o", model,
+    )  # fmt: skip
     lines = []
     batches = {}
     for technique, strategy in (("theirs (recompute-grad)", "recompute-grad"), ("auto", "auto")):
@@ -132,7 +143,7 @@ def tensorflow(bench: Workbench, verify: bool) -> Outcome:
     lines[1].published = 3750 / 6000
     outcome = Outcome(
         "TensorFlow recompute_grad DenseNet",
-        "DenseNet-121 for 32 x 32 images, growth 12, largest batch in 12 GB (MiB: an image)",
+        "DenseNet-121 for 32 x 32 images, largest batch in 12 GB (MiB: an image)",
         "batch 3750 to 6000 (1.6 times)",
         lines,
     )
@@ -165,7 +176,9 @@ def caffe(bench: Workbench, verify: bool) -> Outcome:
                  f"(as saved {exponent(groups['as saved']):.2f})", slope <= 1.1)
         )  # fmt: skip
         least = groups[technique][0].memory
-        outcome.goals.append(Goal(f"{technique}: {least / MIB:,.0f} MiB, under 2048", least < 2048 * MIB))
+        outcome.goals.append(
+            Goal(f"{technique}: {least / MIB:,.0f} MiB, under 2048", least < 2048 * MIB)
+        )
     return outcome
 
 
