@@ -32,5 +32,5 @@ def run(search: Search, name: str, ultra: bool) -> None:
 RUNS = {NAME: partial(run, name=NAME, ultra=False), ULTRA: partial(run, name=ULTRA, ultra=True)}
 DESCRIPTIONS = {
     NAME: "Caffe's DenseBlock: all in dense layers but convolutions runs again, and Concats",
-    ULTRA: "and each layer's first convolution; its last one's result alone is kept",
+    ULTRA: "Caffe's DenseBlock: and each layer's first convolution; its last result is kept",
 }

@@ -44,9 +44,9 @@ RUNS = {
 }
 DESCRIPTIONS = {
     NAMES[0]: "LuaTorch's DenseNet: recompute nothing",
-    NAMES[1]: "the same (it shares gradients, as the engine does anyway)",
-    NAMES[2]: "the same",
-    NAMES[3]: "Concats of dense blocks are made again",
-    NAMES[4]: "and the BatchNorm and ReLU behind them",
+    NAMES[1]: "as optmemory-0 (optnet shares gradients, which the engine does anyway)",
+    NAMES[2]: "as optmemory-0 (so does shareGradInput)",
+    NAMES[3]: "LuaTorch's DenseNet: Concats of dense blocks are made again",
+    NAMES[4]: "LuaTorch's DenseNet: and the BatchNorm and ReLU behind them",
     PYTORCH: "PyTorch's efficient DenseNet, the same as optmemory-4",
 }
