@@ -7,7 +7,14 @@ from pathlib import Path
 
 import click
 
-from memcli.cli.options import json_option, parse_shapes, shape_options, training_option
+from memcli.cli.options import (
+    cost_option,
+    gpu_number,
+    json_option,
+    parse_shapes,
+    shape_options,
+    training_option,
+)
 from memcli.formats.atomic import write_atomically
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
@@ -41,7 +48,11 @@ from memcli.workflow.planning import check_output
     "--environment", type=click.Choice(["best", "default"]), default="best", show_default=True,
     help="Whether plans may need an environment variable at run time to reach their memory.",
 )  # fmt: skip
-@click.option("--gpu", metavar="N", help="ONNX: compare plans for CUDA; no card is needed.")
+@cost_option
+@click.option(
+    "--gpu", metavar="N", help="ONNX: compare plans for CUDA; no card is needed. "
+    "With --cost measured: time operators on this one.",
+)  # fmt: skip
 @training_option
 @click.option(
     "--plot", metavar="FILE",
@@ -59,6 +70,7 @@ def command(
     time_limit: float | None,
     seed: int,
     environment: str,
+    cost: str,
     gpu: str | None,
     as_training: bool,
     plot: str | None,
@@ -77,11 +89,13 @@ def command(
         check_output(model, plot, force)
         require_matplotlib()
     request = parse_shapes(shapes, batch, dtype)
-    settings = Settings(time_limit=time_limit, environment=environment, seed=seed)
+    settings = Settings(
+        time_limit=time_limit, environment=environment, cost=cost, seed=seed
+    )
     with progress_bar("comparing") as report:
         compared = compare(
             model, request, settings, strategies=strategies, budgets=budgets,
-            gpu=gpu is not None, training=as_training, on_progress=report,
+            gpu=gpu_number(gpu), training=as_training, on_progress=report,
         )  # fmt: skip
     if plot is not None:
         data = draw(compared, "png" if kind == "png" else "svg")

@@ -9,6 +9,7 @@ import click
 
 from memcli.engines.analysis import ShapeRequest
 from memcli.errors import BadInput
+from memcli.workflow.costs import COSTS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,11 +53,33 @@ def training_option(command: F) -> F:
     )(command)  # fmt: skip
 
 
+def cost_option(command: F) -> F:
+    """``--cost``."""
+    return click.option(
+        "--cost", type=click.Choice(COSTS), default="roofline", show_default=True,
+        help="What running an operator again costs: a roofline of its FLOPs and bytes, FLOPs "
+        "alone, or its time measured on the device.",
+    )(command)  # fmt: skip
+
+
 def json_option(command: F) -> F:
     """``--json``."""
     return click.option(
         "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
     )(command)
+
+
+def gpu_number(text: str | None) -> int | None:
+    """The card of ``--gpu``.
+
+    Raises:
+        BadInput: not the number of one card.
+    """
+    if text is None:
+        return None
+    if not text.isdigit():
+        raise BadInput(f"--gpu {text}: not the number of a card", "write it like --gpu 0")
+    return int(text)
 
 
 def parse_shapes(

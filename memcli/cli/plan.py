@@ -8,14 +8,20 @@ from typing import Any
 
 import click
 
-from memcli.cli.options import json_option, parse_shapes, shape_options, training_option
+from memcli.cli.options import (
+    cost_option,
+    gpu_number,
+    json_option,
+    parse_shapes,
+    shape_options,
+    training_option,
+)
 from memcli.errors import BadInput
 from memcli.planners.base import Settings
 from memcli.planners.registry import DESCRIPTIONS, STRATEGIES
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.plan_report import plan_json, print_plan
 from memcli.workflow.by_format import format_of, make_plan
-from memcli.workflow.costs import COSTS
 
 _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
 
@@ -45,11 +51,7 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
 @click.option("--keep", multiple=True, metavar="GLOB", help="Never recompute these nodes.")
 @click.option("--recompute", multiple=True, metavar="GLOB", help="Always recompute these nodes.")
 @click.option("--no-rewrite", is_flag=True, help="Set attributes only; the nodes stay the same.")
-@click.option(
-    "--cost", type=click.Choice(COSTS), default="roofline", show_default=True,
-    help="What running an operator again costs: a roofline of its FLOPs and bytes, FLOPs alone, "
-    "or its time measured on the device (--gpu N, else the CPU).",
-)  # fmt: skip
+@cost_option
 @training_option
 @click.option("--time-limit", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop then.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of searches and of verify.")
@@ -81,6 +83,7 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
         raise BadInput("--max-recompute must not be negative")
     if any(t < 0 for t in options["thresholds"]):
         raise BadInput("--threshold must not be negative")
+    gpu = gpu_number(options["gpu"])
     request = parse_shapes(options["shapes"], options["batch"], options["dtype"])
     settings = Settings(
         thresholds=list(options["thresholds"]),
@@ -101,7 +104,7 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
             model, request, options["strategy"], settings,
             budget=options["budget"],
             training=options["as_training"],
-            device="cpu" if options["gpu"] is None else f"gpu:{options['gpu']}",
+            device="cpu" if gpu is None else f"gpu:{gpu}",
             out=out, force=force, on_progress=report,
         )  # fmt: skip
     notes = notes_console()

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from memcli.cli.options import json_option, parse_shapes, shape_options
+from memcli.cli.options import gpu_number, json_option, parse_shapes, shape_options
 from memcli.engines.analysis import ShapeRequest
 from memcli.errors import BadInput
 from memcli.formats.newest import newest_plan
@@ -32,19 +32,6 @@ def newest_or_error(command: str) -> str:
         )
     notes_console().print(f"note: newest plan: {path}", markup=False, soft_wrap=True)
     return str(path)
-
-
-def gpu_number(text: str | None) -> int | None:
-    """The card of ``--gpu``.
-
-    Raises:
-        BadInput: not the number of one card.
-    """
-    if text is None:
-        return None
-    if not text.isdigit():
-        raise BadInput(f"--gpu {text}: not the number of a card", "write it like --gpu 0")
-    return int(text)
 
 
 def run_verify(

@@ -115,8 +115,8 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
 _KINDS = {"out": "outputs", "grad": "gradients", "aux": "states"}
 
 
-def device_of(text: str) -> torch.device:
-    """The device of a job.
+def device_of(text: str, instead: str = "--cpu verifies on the CPU") -> torch.device:
+    """The device of a job. ``instead``: what to do where there is no card.
 
     Raises:
         EngineFailed: PyTorch sees no such card.
@@ -128,7 +128,7 @@ def device_of(text: str) -> torch.device:
     if not torch.cuda.is_available():
         raise EngineFailed(
             "PyTorch sees no CUDA device here",
-            "memcli doctor says why; --cpu verifies on the CPU",
+            f"memcli doctor says why; {instead}",
         )
     if number >= torch.cuda.device_count():
         raise EngineFailed(f"there is no GPU {number}: PyTorch sees {torch.cuda.device_count()}")
