@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from memcli.cli.options import (
+    cost_option,
     json_option,
     one_gpu,
     parse_shapes,
@@ -48,7 +49,11 @@ from memcli.workflow.planning import check_output
     "--environment", type=click.Choice(["best", "default"]), default="best", show_default=True,
     help="Whether plans may need an environment variable at run time to reach their memory.",
 )  # fmt: skip
-@click.option("--gpu", metavar="N", help="ONNX: compare plans for CUDA; no card is needed.")
+@cost_option
+@click.option(
+    "--gpu", metavar="N", help="ONNX: compare plans for CUDA; no card is needed. "
+    "With --cost measured: time operators on this one.",
+)  # fmt: skip
 @training_option
 @click.option(
     "--plot", metavar="FILE",
@@ -66,6 +71,7 @@ def command(
     time_limit: float | None,
     seed: int,
     environment: str,
+    cost: str,
     gpu: str | None,
     as_training: bool,
     plot: str | None,
@@ -85,11 +91,13 @@ def command(
         require_matplotlib()
     card = one_gpu(gpu)
     request = parse_shapes(shapes, batch, dtype)
-    settings = Settings(time_limit=time_limit, environment=environment, seed=seed)
+    settings = Settings(
+        time_limit=time_limit, environment=environment, cost=cost, seed=seed
+    )
     with progress_bar("comparing") as report:
         compared = compare(
             model, request, settings, strategies=strategies, budgets=budgets,
-            gpu=card is not None, training=as_training, on_progress=report,
+            gpu=card, training=as_training, on_progress=report,
         )  # fmt: skip
     if plot is not None:
         data = draw(compared, "png" if kind == "png" else "svg")

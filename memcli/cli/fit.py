@@ -8,7 +8,14 @@ import shlex
 
 import click
 
-from memcli.cli.options import json_option, parse_shapes, sample_options, training_option
+from memcli.cli.options import (
+    cost_option,
+    json_option,
+    one_gpu,
+    parse_shapes,
+    sample_options,
+    training_option,
+)
 from memcli.errors import BadInput
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
@@ -53,7 +60,12 @@ from memcli.workflow.fit_search import OPTIMIZERS
     "--environment", type=click.Choice(["best", "default"]), default="best", show_default=True,
     help="Whether the plan may need an environment variable at run time to reach its memory.",
 )  # fmt: skip
+@cost_option
 @click.option("--cpu", is_flag=True, help="ONNX: train on the CPU. [default: on CUDA]")
+@click.option(
+    "--gpu", metavar="N",
+    help="With --cost measured: time operators on this card. [ONNX without --cpu: 0; else the CPU]",
+)  # fmt: skip
 @training_option
 @json_option
 def command(
@@ -70,7 +82,9 @@ def command(
     time_limit: float | None,
     seed: int,
     environment: str,
+    cost: str,
     cpu: bool,
+    gpu: str | None,
     as_training: bool,
     as_json: bool,
 ) -> int:
@@ -87,7 +101,10 @@ def command(
         raise BadInput(f"--reserve {reserve} leaves nothing of --memory {memory}")
     if max_recompute is not None and max_recompute < 0:
         raise BadInput("--max-recompute must not be negative")
+    if gpu is not None and (cost != "measured" or cpu):
+        raise BadInput("--gpu goes with --cost measured, and without --cpu")
     settings = Settings(
+        cost=cost,
         max_recompute=None if max_recompute is None else max_recompute / 100,
         time_limit=time_limit,
         environment=environment,
@@ -96,8 +113,8 @@ def command(
     with progress_bar("fitting") as report:
         fitted = fit(
             model, parse_shapes(shapes, None, dtype), size, settings, strategy=strategy,
-            optimizer=optimizer, reserve=kept, cpu=cpu, training=as_training, out=out,
-            force=force, on_progress=report,
+            optimizer=optimizer, reserve=kept, cpu=cpu, gpu=one_gpu(gpu),
+            training=as_training, out=out, force=force, on_progress=report,
         )  # fmt: skip
     notes = notes_console()
     for note in fitted.notes:

@@ -9,6 +9,7 @@ import click
 
 from memcli.engines.analysis import ShapeRequest
 from memcli.errors import BadInput
+from memcli.workflow.costs import COSTS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -90,6 +91,15 @@ def one_gpu(text: str | None) -> int | None:
     if len(numbers) > 1:
         raise BadInput(f"--gpu {text}: one card alone goes here", "write it like --gpu 0")
     return numbers[0] if numbers else None
+
+
+def cost_option(command: F) -> F:
+    """``--cost``."""
+    return click.option(
+        "--cost", type=click.Choice(COSTS), default="roofline", show_default=True,
+        help="What running an operator again costs: a roofline of its FLOPs and bytes, FLOPs "
+        "alone, or its time measured on the device.",
+    )(command)  # fmt: skip
 
 
 def json_option(command: F) -> F:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from memcli.cli.options import (
+    cost_option,
     gpu_numbers,
     json_option,
     parse_shapes,
@@ -23,7 +24,6 @@ from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.model_facts import ending
 from memcli.reports.plan_report import plan_json, print_plan
 from memcli.workflow.by_format import is_of_torch, make_plan
-from memcli.workflow.costs import COSTS
 
 _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
 
@@ -53,11 +53,7 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
 @click.option("--keep", multiple=True, metavar="GLOB", help="Never recompute these nodes.")
 @click.option("--recompute", multiple=True, metavar="GLOB", help="Always recompute these nodes.")
 @click.option("--no-rewrite", is_flag=True, help="Set attributes only; the nodes stay the same.")
-@click.option(
-    "--cost", type=click.Choice(COSTS), default="roofline", show_default=True,
-    help="What running an operator again costs: a roofline of its FLOPs and bytes, FLOPs alone, "
-    "or its time measured on the device (--gpu N, else the CPU).",
-)  # fmt: skip
+@cost_option
 @training_option
 @click.option("--time-limit", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop then.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of searches and of verify.")

@@ -92,6 +92,26 @@ def visible_gpus() -> list[Gpu]:
     return visible
 
 
+def visible_gpu(number: int, instead: str) -> Gpu:
+    """The card that CUDA will number so.
+
+    Raises EngineFailed, with ``instead`` as what to do, where there is none.
+    """
+    gpus = visible_gpus()
+    if not gpus:
+        hidden = list_gpus() if "CUDA_VISIBLE_DEVICES" in os.environ else []
+        why = (
+            f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r} hides all cards"
+            if hidden
+            else "nvidia-smi shows none"
+        )
+        raise EngineFailed(f"No GPU here: {why}.", instead)
+    if not 0 <= number < len(gpus):
+        known = ", ".join(f"{i}: {gpu.name}" for i, gpu in enumerate(gpus))
+        raise EngineFailed(f"There is no GPU {number} here.", f"Choose one of these: {known}.")
+    return gpus[number]
+
+
 def check_gpu(number: int) -> Gpu:
     """The card that ``--gpu number`` means, if MXNet as installed here can train on it.
 
@@ -101,19 +121,7 @@ def check_gpu(number: int) -> Gpu:
     """
     from memcli.engines.mxnet_shim import INSTALL_HINT, is_cuda_build, library_path
 
-    gpus = visible_gpus()
-    if not gpus:
-        hidden = list_gpus() if "CUDA_VISIBLE_DEVICES" in os.environ else []
-        why = (
-            f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r} hides all cards"
-            if hidden
-            else "nvidia-smi shows none"
-        )
-        raise EngineFailed(f"No GPU here: {why}.", "Use `memcli verify --cpu`.")
-    if not 0 <= number < len(gpus):
-        known = ", ".join(f"{i}: {gpu.name}" for i, gpu in enumerate(gpus))
-        raise EngineFailed(f"There is no GPU {number} here.", f"Choose one of these: {known}.")
-    gpu = gpus[number]
+    gpu = visible_gpu(number, "Use `memcli verify --cpu`.")
     if not gpu.runs_mxnet:
         raise EngineFailed(
             f"GPU {number} ({gpu.name}) has compute capability {gpu.capability_text}, and "

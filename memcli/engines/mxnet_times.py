@@ -24,7 +24,6 @@ import gc
 import json
 import math
 import os
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,24 +32,19 @@ from typing import Any
 import numpy as np
 
 from memcli.engines.gpus import check_gpu
+from memcli.engines.kind_timer import KindTimer, timed_runs
 from memcli.engines.live_memory import available_bytes
 from memcli.engines.mxnet_analyze import lazy_array
 from memcli.engines.mxnet_shim import import_mxnet
 from memcli.engines.mxnet_step import Step, set_environment
 from memcli.engines.mxnet_values import argument_values, read_symbol, state_values
-from memcli.engines.process import Progress, engine_text, worker_main
+from memcli.engines.process import Progress, worker_main
 from memcli.errors import EngineFailed
 
 _COPIES = 8  # of a short operator side by side; within one of MXNet's segments of 15
 _SHORT_SECONDS = 400e-6
 _COPIES_BYTES = 64 << 20  # at most, for the outputs of all copies
-_ENOUGH_SECONDS = 0.05  # repeats of one operator end here, once there were a few
-_USABLE = 0.6  # of the free memory; oneDNN's buffers and work spaces come on top
 _VALUES = 1 << 20  # elements that are drawn; larger arrays repeat them
-
-
-class SkippedKind(Exception):
-    """A kind of operator that is not run, and why."""
 
 
 def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, Any]:
@@ -121,8 +115,8 @@ def _time_whole(mx: Any, context: Any, job: Mapping[str, Any], progress: Progres
     return {"seconds": clock, "processor_seconds": work}
 
 
-class _Timer:
-    """Times kinds of operators one after the other, as long as the time lasts."""
+class _Timer(KindTimer):
+    """Times kinds of MXNet's operators as symbols of their own."""
 
     def __init__(
         self,
@@ -132,45 +126,12 @@ class _Timer:
         job: Mapping[str, Any],
         say: Callable[..., None],
     ) -> None:
-        self.mx, self.context, self.gpu, self.say = mx, context, gpu, say
-        self.kinds: list[dict[str, Any]] = job["kinds"]
+        super().__init__(job["kinds"], job, say)
+        self.mx, self.context, self.gpu = mx, context, gpu
+        self.refusals = (mx.base.MXNetError, ValueError, TypeError, RuntimeError, KeyError)
         self.seed = int(job.get("seed", 0))
-        self.repeats = max(1, int(job.get("repeats", 5)))
         self.onednn = bool(job.get("onednn")) and gpu is None
-        self.limit = float(job["limit"])
-        # measured over expected, of all kinds and by operator
-        self._ratios: dict[str, list[float]] = {}
         self._call, self.launch = self._overheads()
-
-    def run(self, progress: Progress) -> None:
-        """Times every kind, or says why not."""
-        started = time.monotonic()
-        self.say(launch=self.launch)
-        for done, kind in enumerate(self.kinds):
-            progress(f"timing operators ({done} of {len(self.kinds)})", done / len(self.kinds))
-            left = self.limit - (time.monotonic() - started)
-            # a warm-up and two runs are the least
-            if left <= 0 or 3 * self._expected(kind) > left:
-                self.say(number=kind["number"], skipped="time")
-                continue
-            self.say(start=kind["number"])
-            try:
-                seconds, work = self._time_kind(kind, left)
-            except SkippedKind as why:
-                self.say(number=kind["number"], skipped=str(why))
-            except (self.mx.base.MXNetError, ValueError, TypeError, RuntimeError, KeyError) as e:
-                self.say(number=kind["number"], skipped=engine_text(str(e)) or type(e).__name__)
-            except MemoryError:
-                self.say(number=kind["number"], skipped="memory")
-            else:
-                self.say(number=kind["number"], seconds=seconds, processor_seconds=work)
-                self._ratios.setdefault(kind["op"], []).append(seconds / kind["roofline"])
-            gc.collect()  # executors hang in cycles
-
-    def _expected(self, kind: Mapping[str, Any]) -> float:
-        """Seconds of one run, going by what was measured so far."""
-        known = self._ratios.get(kind["op"]) or [r for rs in self._ratios.values() for r in rs]
-        return float(kind["roofline"]) * (statistics.median(known) if known else 1.0)
 
     def _overheads(self) -> tuple[float, float]:
         """Seconds of calling an executor, and of starting one operator more in it."""
@@ -188,16 +149,12 @@ class _Timer:
         launch = max((times[1] - times[0]) / (_COPIES - 1), 1e-7)
         return max(times[0] - launch, 0.0), launch
 
-    def _time_kind(self, kind: Mapping[str, Any], left: float) -> tuple[float, float]:
-        """Seconds of one run within a graph, by the clock and of the processor.
-
-        ``left``: seconds that all of this may take.
-        """
+    def time_kind(self, kind: Mapping[str, Any], left: float) -> tuple[float, float]:
+        """Seconds of one run within a graph, the least of several."""
         arrays_bytes = sum(
             math.prod(i["shape"]) * np.dtype(i["dtype"]).itemsize for i in kind["inputs"]
         )
-        if arrays_bytes + kind["output_bytes"] > _USABLE * self._free_bytes():
-            raise SkippedKind("memory")
+        self.check_memory(arrays_bytes + kind["output_bytes"])
         symbol = self._symbol(kind["op"], kind["attrs"], kind["slots"], kind["heads"], 1)
         arrays = self._arrays(symbol, kind)
         executor = self._bind(symbol, arrays)
@@ -214,7 +171,8 @@ class _Timer:
         )
         return clock, work
 
-    def _free_bytes(self) -> int:
+    def free_bytes(self) -> int:
+        """Of the machine, or of the card."""
         if self.gpu is None:
             return available_bytes()
         free, _ = self.mx.context.gpu_memory_info(self.gpu)
@@ -225,22 +183,10 @@ class _Timer:
 
         The least is the operator's own: what else runs on the machine can only make it slower.
         """
-        wait = self.mx.nd.waitall
-        started = time.perf_counter()
-        executor.forward(is_train=True)
-        wait()
-        clock = work = math.inf
-        for count in range(max(repeats, 50)):
-            before, work_before = time.perf_counter(), time.process_time()
-            executor.forward(is_train=True)
-            wait()
-            now, work_now = time.perf_counter(), time.process_time()
-            clock, work = min(clock, now - before), min(work, work_now - work_before)
-            spent = now - started
-            # Very short ones may take more turns than were asked for: they are the noisy ones.
-            if (count + 1 >= repeats and spent > _ENOUGH_SECONDS) or spent > 0.5 * left:
-                break
-        return clock, work
+        clock, work = timed_runs(
+            lambda: executor.forward(is_train=True), self.mx.nd.waitall, repeats, left
+        )
+        return min(clock), min(work)
 
     def _symbol(
         self, op: str, attrs: Mapping[str, str], slots: list[int], heads: list[int], copies: int

@@ -199,16 +199,20 @@ def _uses_stored_statistics(graph: TrainingGraph, node: int) -> bool:
     return attrs.get("use_global_stats", "False") in ("True", "1")
 
 
+def work_seconds(flops: Floats, moved: Floats, machine: Machine = DEFAULT_MACHINE) -> Floats:
+    """Seconds of operators by their FLOPs and the bytes that they move; no launch."""
+    return np.maximum(flops / machine.flops_per_second, moved / machine.bytes_per_second)
+
+
 def roofline_seconds(graph: TrainingGraph, machine: Machine = DEFAULT_MACHINE) -> Floats:
     """Seconds that each forward node takes on ``machine``; 0 for variables.
 
     max(FLOPs / peak rate, bytes / bandwidth) and the launch. An operator that only names data
     costs its launch alone.
     """
-    flops = graph.flops[: graph.n_forward]
     # What only names data computes nothing either, whatever its FLOPs are booked at.
-    work = np.where(only_names_data(graph), 0.0, flops / machine.flops_per_second)
-    seconds = np.maximum(work, moved_bytes(graph) / machine.bytes_per_second)
+    flops = np.where(only_names_data(graph), 0.0, graph.flops[: graph.n_forward])
+    seconds = work_seconds(flops, moved_bytes(graph), machine)
     operators = graph.kind[: graph.n_forward] >= 0
     return np.where(operators, seconds + machine.launch_seconds, 0.0)
 

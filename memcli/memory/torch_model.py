@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from memcli.graph.roofline import DEFAULT_MACHINE, Machine
+from memcli.graph.roofline import DEFAULT_MACHINE, Machine, work_seconds
 from memcli.marks import AUXILIARY, RESULTS
 from memcli.memory import torch_kernels as kernels
 from memcli.memory import torch_trace as events
@@ -88,11 +88,14 @@ class TorchModel:
         ).astype(np.int64)
         self.has_auxiliaries = self._any(trace.auxiliary)
         if seconds is None:
-            seconds = machine.launch_seconds + np.maximum(
-                trace.flops / machine.flops_per_second,
-                trace.moved_bytes / machine.bytes_per_second,
-            )
+            seconds = step_seconds(trace, machine)
         self.seconds = seconds
+
+    @property
+    def working_bytes(self) -> NDArray[np.int64]:
+        """Over steps: what running each again takes at its peak, without what it reads."""
+        again = self.program.steps[:-1, kernels._PEAK_AGAIN : kernels._PEAK_AGAIN + 2]
+        return np.asarray(again.max(axis=1), np.int64)
 
     def _any(self, storages: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """The steps that make any of some storages."""
@@ -274,6 +277,11 @@ def _compile(trace: Trace, block: int) -> tuple[kernels.Program, list[int]]:
         handle_storage=trace.handle_storage,
     )
     return program, ends
+
+
+def step_seconds(trace: Trace, machine: Machine = DEFAULT_MACHINE) -> Seconds:
+    """Over steps: seconds of running each again, by the roofline."""
+    return machine.launch_seconds + work_seconds(trace.flops, trace.moved_bytes, machine)
 
 
 def storage_steps(trace: Trace) -> NDArray[np.int64]:

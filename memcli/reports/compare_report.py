@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from memcli.reports.model_facts import engine_json, model_json, shown_inputs
+from memcli.reports.model_facts import COST_WORDS, engine_json, model_json, shown_inputs
 from memcli.reports.tables import add_folded, clip, facts, mib, new_table, percent
 from memcli.units import format_size
 from memcli.workflow.comparing import Comparison, Row
@@ -37,6 +37,7 @@ def compare_json(compared: Comparison, plot: str | None = None) -> dict[str, Any
         "lower_bound_bytes": compared.lower_bound,
         "forward_flops": compared.baseline.forward_flops,
         "rows": [_row_json(row) for row in compared.rows],
+        "cost": {"kind": compared.cost_of},
         "plot": plot,
         "notes": compared.notes,
         **engine_json(compared.device, compared.restored),
@@ -52,7 +53,11 @@ def _row_json(row: Row) -> dict[str, Any]:
         "found_by": row.found_by,
         "planned_bytes": row.planned_bytes,
         "live_peak_bytes": row.live_peak_bytes,
-        "recompute": {"flops": row.recompute_flops, "fraction": row.recompute_fraction}
+        "recompute": {
+            "flops": row.recompute_flops,
+            "fraction": row.recompute_fraction,
+            "time_fraction": row.time_fraction,
+        }
         if ran
         else None,
         "seconds": row.seconds,
@@ -107,6 +112,8 @@ def comparison_facts(compared: Comparison) -> list[tuple[str, str]]:
         ("unplanned", f"{format_size(base.pool_bytes)}{'' if compared.device else live}"),
         ("lower bound", f"{format_size(compared.lower_bound)} (of every plan of this kind)"),
     ]
+    if compared.cost_of != "roofline":
+        pairs.append(("cost", f"{COST_WORDS[compared.cost_of]}, of running operators again"))
     if compared.device:
         pairs.insert(1, ("device", f"{compared.device} (PyTorch)"))
     return pairs

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from memcli.reports.model_facts import engine_json, model_json, shown_inputs
+from memcli.reports.model_facts import engine_json, model_json, shown_inputs, time_share
 from memcli.reports.tables import add_folded, facts, mib, new_table, percent
 from memcli.units import format_size
 from memcli.workflow.fit_search import Breakdown, Side
@@ -38,6 +38,7 @@ def fit_json(fitted: Fitted) -> dict[str, Any]:
                 "forward_flops": cost.forward_flops,
                 "fraction": cost.recompute_fraction,
             },
+            "cost": {"kind": fitted.cost_of, "fraction": cost.time_fraction},
             "environment": fitted.environment,
         },
         "ratio": fitted.ratio,
@@ -129,7 +130,8 @@ def print_fitted(console: Console, fitted: Fitted) -> None:
         ("batch", batch),
         ("one more", "; ".join(f"{k}, {_one_more(v, engine)}" for k, v in sides.items())),
         ("inputs", shown_inputs(fitted.analysis)),
-        ("recomputed", f"{percent(cost.recompute_fraction)} of one forward pass"),
+        ("recomputed", f"{percent(cost.recompute_fraction)} of one forward pass"
+                       f"{time_share(cost, fitted.cost_of)}"),
         ("strategy", f"{strategy} ({fitted.searches} searches and {fitted.batches} batches in "
                      f"{fitted.seconds:.1f} s)"),
         ("not counted", _NOT_COUNTED.get(fitted.device, _NOT_COUNTED[""])),

@@ -8,6 +8,8 @@ from memcli.engines.analysis import Analysis
 from memcli.engines.torch_analysis import TorchAnalysis
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.onnx_file import OnnxFile
+from memcli.memory.mxnet_model import Cost
+from memcli.reports.tables import percent
 
 
 def model_json(
@@ -35,6 +37,17 @@ def source_format(source: SymbolFile | OnnxFile) -> str:
 def ending(kind: str) -> str:
     """What the name of a planned file ends in, by its format."""
     return {"onnx": "onnx", "caffe-prototxt": "prototxt"}.get(kind, "json")
+# What stands for the cost of running an operator again (see Settings.cost).
+COST_WORDS = {
+    "roofline": "time by the roofline", "flops": "FLOPs", "measured": "time as measured",
+}  # fmt: skip
+
+
+def time_share(cost: Cost, cost_of: str) -> str:
+    """What runs again in time, where that was what the search minimized."""
+    if cost_of == "flops":
+        return ""
+    return f" ({percent(cost.time_fraction)} of its {COST_WORDS[cost_of]})"
 
 
 def engine_json(device: str, restored: list[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from memcli.memory.mxnet_model import Cost
 from memcli.memory.stages import Stage
+from memcli.reports.model_facts import time_share
 from memcli.reports.tables import add_folded, clip, facts, flops, mib, new_table, percent
 from memcli.reports.workers_report import split_json, split_text
 from memcli.units import format_size
@@ -124,14 +125,6 @@ def stage_table(console: Console, stages: list[Stage], title: str = _POOL_STAGES
         console.print(table)
 
 
-def _time(planned: Planned | OnnxPlanned) -> str:
-    """What runs again in time, where that was what the search minimized."""
-    if planned.cost_of == "flops":
-        return ""
-    how = "by the roofline" if planned.cost_of == "roofline" else "as measured"
-    return f" ({percent(planned.cost.time_fraction)} of its time {how})"
-
-
 def _live(cost: Cost) -> str:
     """The live peak beside a pool; nothing where memory is counted by live bytes."""
     if cost.live_peak_bytes == cost.pool_bytes:
@@ -160,7 +153,8 @@ def print_plan(console: Console, planned: Planned | OnnxPlanned) -> None:
         ("as saved", f"{format_size(base.pool_bytes)}{_live(base)}"),
         ("planned", f"{format_size(cost.pool_bytes)} = {percent(part)} of it{_live(cost)}"),
         ("recomputed", f"{flops(cost.recompute_flops)}FLOP = "
-                       f"{percent(cost.recompute_fraction)} of one forward pass{_time(planned)}"),
+                       f"{percent(cost.recompute_fraction)} of one forward pass"
+                       f"{time_share(cost, planned.cost_of)}"),
         ("lower bound", f"{format_size(planned.lower_bound)} (of every plan of this kind)"),
         ("parameters", f"{format_size(analysis.parameter_bytes)}, as much again for their "
                        f"gradients, states {format_size(analysis.state_bytes)}: not in the above"),

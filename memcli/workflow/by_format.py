@@ -165,25 +165,27 @@ def compare(
     *,
     strategies: Sequence[str] = (),
     budgets: Sequence[str] = (),
-    gpu: bool = False,
+    gpu: int | None = None,
     training: bool = False,
     on_progress: Progress | None = None,
 ) -> comparing.Comparison:
     """``memcli compare``; see :func:`comparing.compare` and :func:`onnx_comparing.compare_onnx`.
 
-    ``gpu``: compare plans for CUDA.
+    ``gpu``: compare plans for CUDA; operators are timed on this card if ``settings.cost`` says so.
     """
+    device = "cpu" if gpu is None else f"gpu:{gpu}"
     if is_of_torch(model):
         return onnx_comparing.compare_onnx(
             model, request, settings, strategies=strategies, budgets=budgets,
-            device="cuda" if gpu else "cpu", training=training, on_progress=on_progress,
+            device=device, training=training, on_progress=on_progress,
         )  # fmt: skip
     refuse_training(training)
-    if gpu:
+    if gpu is not None and settings.cost != "measured":
         raise BadInput("--gpu is for ONNX files: MXNet plans the same memory on all devices")
     return comparing.compare(
-        model, request, settings, strategies=strategies, budgets=budgets, on_progress=on_progress
-    )
+        model, request, settings, strategies=strategies, budgets=budgets, device=device,
+        on_progress=on_progress,
+    )  # fmt: skip
 
 
 def fit(
@@ -196,6 +198,7 @@ def fit(
     optimizer: str = "sgd",
     reserve: int = 0,
     cpu: bool = False,
+    gpu: int | None = None,
     training: bool = False,
     out: str | None = None,
     force: bool = False,
@@ -203,20 +206,22 @@ def fit(
 ) -> fitting.Fitted:
     """``memcli fit``; see :func:`fitting.fit` and :func:`onnx_fitting.fit_onnx`.
 
-    ``cpu``: the memory is the CPU's, and not a card's.
+    ``cpu``: the memory is the CPU's, and not a card's. ``gpu``: the card to time operators on if
+    ``settings.cost`` says so; by default the first for CUDA's memory, else the CPU.
     """
     if is_of_torch(model):
         return onnx_fitting.fit_onnx(
             model, request, memory, settings, strategy=strategy, optimizer=optimizer,
-            reserve=reserve, device="cpu" if cpu else "cuda", training=training, out=out,
-            force=force, on_progress=on_progress,
+            reserve=reserve, device="cpu" if cpu else f"gpu:{gpu or 0}", training=training,
+            out=out, force=force, on_progress=on_progress,
         )  # fmt: skip
     refuse_training(training)
     if cpu:
         raise BadInput("--cpu is for ONNX files: MXNet plans the same memory on all devices")
     return fitting.fit(
         model, request, memory, settings, strategy=strategy, optimizer=optimizer, reserve=reserve,
-        out=out, force=force, on_progress=on_progress,
+        device="cpu" if gpu is None else f"gpu:{gpu}", out=out, force=force,
+        on_progress=on_progress,
     )  # fmt: skip
 
 

@@ -44,6 +44,7 @@ class Row:
     live_peak_bytes: int | None
     recompute_flops: float | None
     recompute_fraction: float | None  # of one forward pass
+    time_fraction: float | None  # the same in time, by the cost that searches minimize
     seconds: float
     environment: dict[str, str]
     feasible: bool
@@ -69,6 +70,7 @@ class Comparison:
     notes: list[str]
     device: str = ""  # that PyTorch's figures are of: cpu or cuda
     restored: list[str] = field(default_factory=list)  # what --as-training did
+    cost_of: str = "roofline"  # what stands for the cost of an operator: see Settings.cost
 
 
 def compare(
@@ -78,6 +80,7 @@ def compare(
     *,
     strategies: Sequence[str] = (),
     budgets: Sequence[str] = (),
+    device: str = "cpu",
     on_progress: Progress | None = None,
 ) -> Comparison:
     """Search with every strategy, and within every budget, on one analysis of ``model``.
@@ -85,7 +88,8 @@ def compare(
     ``strategies``: names, by default all that are for any graph. ``budgets``: texts such as
     ``6GiB`` or ``50%`` (of the unplanned graph), by default a ladder of percentages; they are
     searched for by ``auto``, or by the first of ``strategies`` where ``auto`` is not among them.
-    The time limit of ``settings`` is of each row.
+    The time limit of ``settings`` is of each row. ``device``: ``cpu`` or ``gpu:N``, where operators
+    are timed if ``settings.cost`` says so.
 
     Raises:
         BadInput: bad file, shapes or budgets.
@@ -105,7 +109,7 @@ def compare(
     notes += shape_notes(analysis)
     if on_progress:
         on_progress("compiling the memory model (first run only)", None)
-    notes += set_costs(graphs, settings.cost, "cpu", on_progress)
+    notes += set_costs(graphs, settings.cost, device, on_progress)
     baseline = analysis.model.evaluate(analysis.model.none())
 
     def search(strategy: str, budget: str | None, mine: Settings) -> Row:
@@ -120,6 +124,7 @@ def compare(
         lower_bound=min(plan_bound(v.analysis.graph, v.analysis.model, baseline) for v in graphs),
         rows=rows,
         notes=notes,
+        cost_of=settings.cost,
     )
 
 
@@ -160,7 +165,7 @@ def search_rows(
             rows.append(search(name, wanted, mine))
         except MemcliError as error:
             problems.append(error)
-            row = Row(name, wanted, size, None, None, None, None, None, 0.0, {}, False)
+            row = Row(name, wanted, size, None, None, None, None, None, None, 0.0, {}, False)
             row.problem = error.message
             rows.append(row)
         rows[-1].seconds = time.monotonic() - started
@@ -197,6 +202,7 @@ def row_of(
         live_peak_bytes=cost.live_peak_bytes,
         recompute_flops=cost.recompute_flops,
         recompute_fraction=cost.recompute_fraction,
+        time_fraction=cost.time_fraction,
         seconds=0.0,
         environment=environment,
         feasible=settings.budget is None or cost.pool_bytes <= settings.budget,

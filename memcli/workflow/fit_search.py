@@ -14,6 +14,7 @@ from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost
 from memcli.planners.base import Settings
 from memcli.units import format_size
 from memcli.workflow.batch_series import A, BatchSeries
+from memcli.workflow.costs import Costs
 from memcli.workflow.largest_batch import largest
 
 # Copies of the parameters that an optimizer keeps beside parameters and gradients.
@@ -92,6 +93,7 @@ class FitSearch(ABC, Generic[A]):
 
     ``batches``: the model as saved. ``rewritten``: the graph that plans are made for, where that
     is another one. ``available``: bytes that a step may take.
+    ``costs``: of running operators again, given to every batch that plans are looked at.
     """
 
     # How often a plan is searched for again at the first batch that did not fit.
@@ -105,7 +107,9 @@ class FitSearch(ABC, Generic[A]):
         rewritten: BatchSeries[A],
         settings: Settings,
         available: int,
+        costs: Costs,
     ) -> None:
+        self.costs = costs
         self.batches = batches
         self.rewritten = rewritten
         self.settings = settings
@@ -152,6 +156,8 @@ class FitSearch(ABC, Generic[A]):
         analysis = self.rewritten.at(batch)
         if analysis is None:
             return []
+        if self.candidates:
+            self.costs.give(analysis)
         nothing = Plan("none", analysis.model.none())
         found = [self._evaluated(analysis, nothing, (DEFAULT_MATCH_RANGE,))]
         limit = self.settings.max_recompute
@@ -186,6 +192,7 @@ class FitSearch(ABC, Generic[A]):
         """Search for a plan at a batch; ``budget`` in bytes of its pool."""
         analysis = self.rewritten.at(batch)
         assert analysis is not None
+        self.costs.give(analysis)
         settings = dataclasses.replace(self.settings, budget=budget)
         report = self.settings.on_progress
         if report:

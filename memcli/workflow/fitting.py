@@ -17,6 +17,7 @@ from memcli.memory.stages import stages
 from memcli.planners.base import MATCH_RANGES, Settings
 from memcli.planners.registry import search_plan
 from memcli.workflow.batches import Batches, transferred
+from memcli.workflow.costs import Costs
 from memcli.workflow.fit_search import OPTIMIZERS, Breakdown, Candidate, FitSearch, Side
 from memcli.workflow.planning import (
     Planned,
@@ -55,6 +56,7 @@ class Fitted:
     output: str | None = None
     device: str = ""  # that PyTorch's figures are of: cpu or cuda
     restored: list[str] = field(default_factory=list)  # what --as-training did
+    cost_of: str = "roofline"  # what stands for the cost of an operator: see Settings.cost
 
     @property
     def available(self) -> int:
@@ -105,8 +107,9 @@ class _Fit(FitSearch[Analysis]):
         strategy: str,
         optimizer: str,
         portable: bool,
+        costs: Costs,
     ) -> None:
-        super().__init__(batches, rewritten, settings, available)
+        super().__init__(batches, rewritten, settings, available, costs)
         self.strategy = strategy
         self.optimizer = optimizer
         self.portable = portable
@@ -139,6 +142,7 @@ def fit(
     strategy: str = "auto",
     optimizer: str = "sgd",
     reserve: int = 0,
+    device: str = "cpu",
     out: str | None = None,
     force: bool = False,
     on_progress: Progress | None = None,
@@ -148,7 +152,9 @@ def fit(
     Counted are parameters, their gradients, the optimizer's copies, auxiliary states, inputs and
     their gradients, and the pool; not what the engine and its libraries take for themselves
     (context, workspaces, rounding of blocks), for which ``reserve`` bytes are left free. The time
-    limit of ``settings`` is of each search for a plan.
+    limit of ``settings`` is of each search for a plan. ``device``: ``cpu`` or ``gpu:N``, where
+    operators are timed if ``settings.cost`` says so: at the first batch that a plan is searched for
+    at (:class:`memcli.workflow.costs.Costs`).
 
     Each batch that is looked at is bound by MXNet itself. The unplanned answer was seen to fit and
     the next batch seen not to. The planned answer was seen to fit under the plan that is returned,
@@ -181,11 +187,13 @@ def fit(
         other = Batches(changed, request, on_progress)
         if exact_parts(edits, source, batches.first, other.first) == edits:
             rewritten = other
+    costs = Costs(settings.cost, device, on_progress)
     search = _Fit(
         batches, rewritten, settings, available, strategy=strategy, optimizer=optimizer,
-        portable=rewritten is not batches and bool(edits.concats),
+        portable=rewritten is not batches and bool(edits.concats), costs=costs,
     )  # fmt: skip
     found = search.answer()
+    notes += costs.notes
     fitted = Fitted(
         source=source,
         sha256=original[1],
@@ -203,6 +211,7 @@ def fit(
         searches=search.searches,
         batches=len(batches.analyses) + len(batches.refused),
         seconds=time.monotonic() - started,
+        cost_of=settings.cost,
     )
     if out is not None:
         write_plan(_as_planned(fitted, source, found.analysis, original), out, force)
@@ -226,7 +235,7 @@ def _as_planned(
         analysis=analysis,
         variant=fitted.variant,
         strategy=fitted.strategy,
-        cost_of="flops",
+        cost_of=fitted.cost_of,
         plan=fitted.plan,
         baseline=baseline,
         cost=fitted.planned.cost,

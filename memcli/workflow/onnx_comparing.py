@@ -10,6 +10,7 @@ from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
 from memcli.planners.torch_search import TorchSearch
 from memcli.workflow.comparing import Comparison, Row, check_budgets, row_of, search_rows
+from memcli.workflow.costs import Costs
 from memcli.workflow.onnx_planning import analyze_file, limited, read_for_training, shape_notes
 
 Progress = Callable[[str, float | None], None]
@@ -28,22 +29,27 @@ def compare_onnx(
 ) -> Comparison:
     """``memcli compare MODEL`` of an ONNX file; see :func:`memcli.workflow.comparing.compare`.
 
-    ``device``: ``cpu`` or ``cuda``, which saves other things; no card is needed for it.
-    ``training``: put BatchNorm and Dropout back into training mode first.
+    ``device``: ``cpu`` or ``gpu:N``, which saves other things; no card is needed for it, unless
+    operators are to be timed on it. ``training``: put BatchNorm and Dropout back into training mode
+    first.
 
     Raises:
         BadInput: bad file, shapes or budgets.
-        EngineFailed: PyTorch is missing or crashed.
+        EngineFailed: PyTorch or the card is missing, or it crashed.
         MemcliError: none of the strategies could be run; the first one's reason.
     """
     check_budgets(budgets)
     notes: list[str] = []
     file, original, restored = read_for_training(model, training, request, notes)
-    analysis = analyze_file(file, request, device, on_progress)
+    kind = "cuda" if device.startswith("gpu") else "cpu"
+    costs = Costs(settings.cost, device, on_progress)
+    analysis = analyze_file(file, request, kind, on_progress)
     notes += shape_notes(analysis)
     if on_progress:
         on_progress("compiling the memory model (first run only)", None)
     planner = analysis.model
+    costs.give(analysis)
+    notes += costs.notes
     baseline = planner.evaluate(planner.none())
 
     def search(strategy: str, budget: str | None, mine: Settings) -> Row:
@@ -60,6 +66,7 @@ def compare_onnx(
         lower_bound=torch_bound(analysis.trace, planner.exact.block),
         rows=rows,
         notes=notes,
-        device=device,
+        device=kind,
+        cost_of=settings.cost,
         restored=restored,
     )

@@ -17,6 +17,7 @@ from memcli.memory.torch_stages import torch_stages
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
 from memcli.planners.torch_search import TorchSearch
+from memcli.workflow.costs import Costs
 from memcli.workflow.fit_search import OPTIMIZERS, Breakdown, Candidate, FitSearch
 from memcli.workflow.fitting import Fitted
 from memcli.workflow.onnx_batches import OnnxBatches, transferred
@@ -70,8 +71,9 @@ class _Fit(FitSearch[TorchAnalysis]):
         *,
         strategy: str,
         optimizer: str,
+        costs: Costs,
     ) -> None:
-        super().__init__(batches, batches, settings, available)
+        super().__init__(batches, batches, settings, available, costs)
         self.strategy = strategy
         self.optimizer = optimizer
 
@@ -102,7 +104,7 @@ def fit_onnx(
     strategy: str = "auto",
     optimizer: str = "sgd",
     reserve: int = 0,
-    device: str = "cuda",
+    device: str = "gpu:0",
     training: bool = False,
     out: str | None = None,
     force: bool = False,
@@ -110,9 +112,11 @@ def fit_onnx(
 ) -> Fitted:
     """The largest batch that trains in ``memory`` bytes; see :func:`memcli.workflow.fitting.fit`.
 
-    ``device``: ``cuda``, in blocks of PyTorch's allocator, or ``cpu``; no card is needed.
-    ``training``: put BatchNorm and Dropout back into training mode first. Not counted are CUDA's
-    context, libraries' workspaces and what the allocator cannot use between its blocks.
+    ``device``: ``gpu:N``, in blocks of PyTorch's allocator, or ``cpu``; no card is needed, unless
+    operators are to be timed on it, which is done at the first batch that a plan is searched for
+    at (:class:`memcli.workflow.costs.Costs`). ``training``: put BatchNorm and Dropout back into
+    training mode first. Not counted are CUDA's context, libraries' workspaces and what the
+    allocator cannot use between its blocks.
 
     A step is recorded at each batch that is looked at. Both answers were seen to fit, and the next
     batch seen not to, under no plan and under every plan that was found; that no plan at all fits a
@@ -121,16 +125,21 @@ def fit_onnx(
     Raises:
         BadInput: bad file, shapes or output, or a graph whose batch cannot be changed.
         AnswerIsNo: not even batch 1 fits.
-        EngineFailed: PyTorch is missing or crashed.
+        EngineFailed: PyTorch or the card is missing, or it crashed.
     """
     check_torch_output(model, out, force)
     started = time.monotonic()
     notes: list[str] = []
     file, original, restored = read_for_training(model, training, request, notes)
-    batches = OnnxBatches(file, request, device, on_progress)
+    kind = "cuda" if device.startswith("gpu") else "cpu"
+    costs = Costs(settings.cost, device, on_progress)
+    batches = OnnxBatches(file, request, kind, on_progress)
     settings = dataclasses.replace(settings, on_progress=on_progress)
-    search = _Fit(batches, settings, memory - reserve, strategy=strategy, optimizer=optimizer)
+    search = _Fit(
+        batches, settings, memory - reserve, strategy=strategy, optimizer=optimizer, costs=costs
+    )
     found = search.answer()
+    notes += costs.notes
     notes += shape_notes(dataclasses.replace(found.analysis, assumed=batches.assumed()))
     fitted = Fitted(
         source=file,
@@ -149,11 +158,12 @@ def fit_onnx(
         searches=search.searches,
         batches=len(batches.analyses) + len(batches.refused),
         seconds=time.monotonic() - started,
-        device=device,
+        device=kind,
         restored=restored,
+        cost_of=settings.cost,
     )
     if out is not None:
-        planned = _as_planned(fitted, found.analysis, original, settings.cost)
+        planned = _as_planned(fitted, found.analysis, original)
         write_onnx_plan(planned, out, force)
         fitted.output = out
     fitted.seconds = time.monotonic() - started
@@ -161,7 +171,7 @@ def fit_onnx(
 
 
 def _as_planned(
-    fitted: Fitted, analysis: TorchAnalysis, original: tuple[str, str], cost_of: str
+    fitted: Fitted, analysis: TorchAnalysis, original: tuple[str, str]
 ) -> OnnxPlanned:
     """The plan at the batch that was found, as ``plan`` would have made it."""
     model, plan = analysis.model, fitted.plan
@@ -171,7 +181,7 @@ def _as_planned(
         analysis=analysis,
         device=fitted.device,
         strategy=fitted.strategy,
-        cost_of=cost_of,
+        cost_of=fitted.cost_of,
         plan=plan,
         baseline=model.evaluate(model.none()),
         cost=fitted.planned.cost,

@@ -33,6 +33,7 @@ from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
 from memcli.planners.torch_search import TorchSearch
 from memcli.units import parse_size
+from memcli.workflow.costs import Costs
 from memcli.workflow.onnx_workers import Split, split_request
 from memcli.workflow.planning import (
     assumed_notes,
@@ -203,17 +204,16 @@ def make_onnx_plan(
 ) -> OnnxPlanned:
     """``memcli plan MODEL`` of an ONNX file.
 
-    ``device``: ``cpu`` or ``gpu:N``, which saves other things; no card is needed to plan for one.
-    ``workers``: that the batch is split over; planned is what each of them runs.
-    ``training``: put BatchNorm and Dropout back into training mode first, as far as can be.
+    ``device``: ``cpu`` or ``gpu:N``, which saves other things; no card is needed to plan for one,
+    unless operators are to be timed on it (``settings.cost``). ``workers``: that the batch is split
+    over; planned is what each of them runs. ``training``: put BatchNorm and Dropout back into
+    training mode first, as far as can be.
 
     Raises:
         BadInput: bad file, shapes, options or output.
         AnswerIsNo: no plan fits the budget, or the limit on recomputation.
-        EngineFailed: PyTorch is missing or crashed.
+        EngineFailed: PyTorch or the card is missing, or it crashed.
     """
-    if settings.cost == "measured":
-        raise BadInput("--cost measured is for MXNet graphs: use roofline or flops here")
     check_torch_output(model, out, force)
     notes: list[str] = []
     file, original, restored = read_for_training(model, training, request, notes)
@@ -223,14 +223,15 @@ def make_onnx_plan(
     assumed: list[str] = []
     if workers > 1:
         request, split, assumed = split_request(file, request, workers)
+    costs = Costs(settings.cost, device, on_progress)
     analysis = analyze_file(file, request, kind, on_progress)
     analysis.assumed = analysis.assumed or assumed
     notes += shape_notes(analysis)
     if on_progress:
         on_progress("compiling the memory model (first run only)", None)
     planner = analysis.model
-    if settings.cost == "flops":
-        planner.set_seconds(analysis.trace.flops.astype(float))
+    costs.give(analysis)
+    notes += costs.notes
     baseline = planner.evaluate(planner.none())
     if budget is not None:
         settings.budget = parse_size(budget, whole=baseline.pool_bytes)

@@ -146,8 +146,8 @@ def trained(
 _KINDS = {"out": "outputs", "grad": "gradients", "aux": "states"}
 
 
-def device_of(text: str) -> torch.device:
-    """The device of a job.
+def device_of(text: str, instead: str = "--cpu verifies on the CPU") -> torch.device:
+    """The device of a job. ``instead``: what to do where there is no card.
 
     Raises:
         EngineFailed: PyTorch sees no such card.
@@ -159,7 +159,7 @@ def device_of(text: str) -> torch.device:
     if not torch.cuda.is_available():
         raise EngineFailed(
             "PyTorch sees no CUDA device here",
-            "memcli doctor says why; --cpu verifies on the CPU",
+            f"memcli doctor says why; {instead}",
         )
     if number >= torch.cuda.device_count():
         raise EngineFailed(f"there is no GPU {number}: PyTorch sees {torch.cuda.device_count()}")
