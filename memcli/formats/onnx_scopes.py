@@ -1,4 +1,4 @@
-"""Where in the user's model each ONNX node stands: the path of modules or layers that exporters note.
+"""Where in the user's model each ONNX node stands: the path of modules or layers.
 
 PyTorch's exporters note modules, in metadata (``dynamo=True``) or in names
 (``/layer1/layer1.0/conv1/Conv``); tf2onnx keeps TensorFlow's name scopes
@@ -36,24 +36,27 @@ _MADE_UP = re.compile(r"__\d+$")
 class Scopes:
     """``paths``: of each node of the file, in order; empty where nothing is known of it.
 
-    ``sequences``: paths of modules that call their children one after the other, as far as the
-    file says so.
+    ``called``: paths of modules that are called themselves (a list of modules is not).
+    ``sequences``: those that call their children one after the other, as far as the file says so.
     """
 
     origin: Origin
     paths: list[Path]
+    called: frozenset[Path]
     sequences: frozenset[Path]
 
 
 def scopes_of(file: OnnxFile) -> Scopes:
     """The scopes of a file's nodes; a tensor's producer lends its own to a node without one."""
     nodes = list(file.graph.node)
+    called: set[Path] = set()
     sequences: set[Path] = set()
     origin: Origin = "other"
     if any(scope_names(node) for node in nodes):
         origin = "torch"
         paths = [_dotted(scope_names(node)[-2:-1]) for node in nodes]
         for node in nodes:
+            called.update(_dotted([name]) for name in scope_names(node)[:-1])
             for name, kind in zip(scope_names(node), class_names(node), strict=False):
                 if kind.endswith(".container.Sequential"):
                     sequences.add(_dotted([name]))
@@ -65,9 +68,16 @@ def scopes_of(file: OnnxFile) -> Scopes:
         if 2 * legacy > len(nodes):
             origin = "torch"
             paths = [_legacy(name) for name in file.node_names]
+            called = {
+                _legacy(name[: match.end()] + "/") for name in file.node_names
+                for match in re.finditer(r"(?<=.)(?=/)", name)
+            }  # fmt: skip
         else:
             paths = [tuple(name.split("/")[:-1]) for name in file.node_names]
-    return Scopes(origin, _lent(nodes, paths), frozenset(sequences))
+    paths = _lent(nodes, paths)
+    if not called:
+        called = {path[:k] for path in paths for k in range(1, len(path) + 1)}
+    return Scopes(origin, paths, frozenset(called - {()}), frozenset(sequences))
 
 
 def _dotted(names: list[str]) -> Path:

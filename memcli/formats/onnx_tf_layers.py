@@ -204,10 +204,8 @@ class _Reader:
         data, factor = product.input
         if data in self.constants:
             data, factor = factor, data
-        value = self.constants.get(factor)
-        if value is None or int(np.prod(value.dims, dtype=np.int64)) != 1:
-            return None
-        scale = float(tensor_array(value).ravel()[0])
+        value = self._value(factor)
+        scale = float(value[0]) if value.size == 1 else 0.0
         if not scale > 1:
             return None
         turned = [
@@ -237,8 +235,14 @@ class _Reader:
     def _axes(self, node: NodeProto) -> list[int]:
         found = next((list(a.ints) for a in node.attribute if a.name == "axes"), [])
         if not found and len(node.input) > 1 and node.input[1] in self.constants:
-            found = tensor_array(self.constants[node.input[1]]).ravel().tolist()
+            found = self._value(node.input[1]).tolist()
         return found
+
+    def _value(self, name: str) -> np.ndarray:
+        """A constant's numbers in a row; none where it is not in the file."""
+        tensor = self.constants.get(name)
+        array = None if tensor is None else tensor_array(tensor)
+        return np.zeros(0) if array is None else array.ravel()
 
     def _channels(self, scope: str, data: str) -> int:
         """Of a normalization whose scale may be gone: from any constant of the scope, or the layer
@@ -317,7 +321,7 @@ class _Writer:
         self.instead[layer.makes] = nodes
 
     def close(self) -> None:
-        nodes = []
+        nodes: list[NodeProto] = []
         for node in self.graph.node:
             instead = next((self.instead[o] for o in node.output if o in self.instead), None)
             nodes += [node] if instead is None else instead
@@ -337,7 +341,7 @@ class _Writer:
         order = [0, layer.axis, *(a for a in range(1, layer.rank) if a != layer.axis)]
         back = tuple(np.argsort(order).tolist())
         source, result = layer.reads, made
-        nodes = []
+        nodes: list[NodeProto] = []
         if turn:
             source, result = self.fresh(f"{made}_channels_first"), self.fresh(f"{made}_normalized")
             nodes.append(self._transpose(layer.reads, source, tuple(order), layer.scope))

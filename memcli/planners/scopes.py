@@ -199,26 +199,42 @@ class ScopeSearch:
         called: a list of modules is not.
         """
         candidates = self._candidates(paths, frozenset(sequences), callable_)
-        found = self.grouping(self._dropped_by_plan(candidates))
+        starts = [self.grouping(self._dropped_by_plan(candidates))]
+        for depth in sorted({len(group.scopes[0]) for group in candidates}):
+            level = [g for g in candidates if len(g.scopes) == 1 and len(g.scopes[0]) == depth]
+            starts.append(self.grouping(_apart(level)))
+        starts.sort(key=lambda start: self._worth(start.cost))
+        found = [self._exchanged(start, candidates) for start in starts[:_STARTS]]
+        return self._pruned(min(found, key=lambda grouping: self._worth(grouping.cost)))
+
+    def _exchanged(self, found: Grouping, candidates: Sequence[Group]) -> Grouping:
+        """The groups with others put in, taken out or opened, while that is better."""
+        limit = self.evaluated + _MOST_EVALUATIONS
         for _ in range(_PASSES):
             before = found
             for group in candidates:
-                for other in self._with(found, group):
-                    if self.evaluated > _MOST_EVALUATIONS:
+                for other in self._with(found, group, candidates):
+                    if self.evaluated > limit:
                         break
                     trial = self.grouping(other)
                     if self._worth(trial.cost) < self._worth(found.cost):
                         found = trial
             if found is before:
                 break
-        return self._pruned(found)
+        return found
 
-    def _with(self, found: Grouping, group: Group) -> list[list[Group]]:
-        """The groups without one, or with it in the place of those that it shares steps with."""
+    def _with(
+        self, found: Grouping, group: Group, candidates: Sequence[Group]
+    ) -> list[list[Group]]:
+        """The groups without one, or with what is inside of it, or with it in the place of those
+        that it shares steps with."""
         same = [g for g in found.groups if g.steps == group.steps]
         rest = [g for g in found.groups if not (g.steps & group.steps)]
         trials = [[*rest, group], [*rest, self._saving(group)]]
-        return [rest, *trials] if same else trials
+        if not same:
+            return trials
+        inside = [g for g in candidates if g.steps < group.steps and len(g.scopes) == 1]
+        return [rest, [*rest, *_apart(inside)], *trials]
 
     def _saving(self, group: Group) -> Group:
         saves = frozenset(s for s in group.steps if self.heavy[s] and self._kept[s])
@@ -248,17 +264,16 @@ class ScopeSearch:
         return found
 
     def _dropped_by_plan(self, candidates: Sequence[Group]) -> list[Group]:
-        taken: list[Group] = []
+        taken = []
         for group in candidates:
             inner = self._inner(group.steps)
             size = sum(int(self.flow.size[s]) for s in inner)
             dropped = sum(
                 int(self.flow.size[s]) for s in inner if not self._kept[self.flow.makers[s]]
             )
-            free = all(not (group.steps & other.steps) for other in taken)
-            if free and size and dropped >= _DROPPED * size:
+            if size and dropped >= _DROPPED * size:
                 taken.append(group)
-        return taken
+        return _apart(taken)
 
     def _repeated(self, units: Sequence[Unit]) -> list[list[Unit]]:
         """Copies that more than one unit reads: in a group of their own they would stay as its
@@ -274,7 +289,8 @@ class ScopeSearch:
                 every.append(unit)
                 if not any(self._kept[self.flow.makers[s]] for s in made):
                     dropped.append(unit)
-        return [[], *([dropped] if dropped else []), *([every] if len(every) > len(dropped) else [])]
+        choices = [[], dropped, every]
+        return [c for k, c in enumerate(choices) if all(len(c) > len(d) for d in choices[:k])]
 
     def _keeps(self, unit: Unit) -> bool:
         """Whether the plan keeps a result of the unit that others read."""
@@ -359,3 +375,14 @@ class ScopeSearch:
             return float("inf"), 0.0
         over = max(0.0, cost.recompute_seconds - _SLACK * self.plan_cost.recompute_seconds)
         return cost.live_peak_bytes * (1 + over / self._forward), cost.recompute_seconds
+
+
+def _apart(groups: Iterable[Group]) -> list[Group]:
+    """Those groups that share no step with one before them."""
+    taken: set[int] = set()
+    apart = []
+    for group in groups:
+        if taken.isdisjoint(group.steps):
+            taken |= group.steps
+            apart.append(group)
+    return apart
