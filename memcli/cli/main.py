@@ -18,6 +18,7 @@ COMMANDS = {
     "verify": "memcli.cli.verify",
     "compare": "memcli.cli.compare",
     "fit": "memcli.cli.fit",
+    "export": "memcli.cli.export",
     "solve": "memcli.cli.solve",
     "doctor": "memcli.cli.doctor",
 }
@@ -49,6 +50,7 @@ def main() -> None:
     memcli verify planned.json                          train a step of both graphs for real
     memcli compare resnet-50-symbol.json                all strategies and several budgets
     memcli fit resnet-50-symbol.json --memory 16GiB     the largest batch that trains
+    memcli export planned.onnx --to torch               a plan as code that needs no memcli
     memcli solve costs.json --budget 80%                a schedule for any graph of costs
     memcli doctor                                       which engines and devices work here
 

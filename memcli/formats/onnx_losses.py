@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from onnx import NodeProto, TensorProto
@@ -15,11 +15,13 @@ from memcli.formats.onnx_external import is_external, tensor_array
 from memcli.formats.onnx_file import OnnxFile
 from memcli.formats.onnx_roles import constant_tensor
 from memcli.formats.onnx_signature import metadata, module_class, module_of, signature_kinds
+from memcli.formats.onnx_tf_layers import is_tf2onnx, tf_layers, took_tf_batchnorm
 from memcli.formats.wording import shown
 
 LossKind = Literal[
-    "batchnorm-folded", "batchnorm-inference", "dropout-inference", "parameters-folded", "mxnet"
-]
+    "batchnorm-folded", "batchnorm-inference", "dropout-inference", "parameters-folded", "mxnet",
+    "tensorflow-inference", "tensorflow-pieces", "tensorflow-dropout",
+]  # fmt: skip
 RULE_KEY = "pkg.onnxscript.rewriter.rule_name"
 FOLDING_RULE = "FuseBatchNormInto"
 # Operator sets in which BatchNormalization and Dropout got a training mode as an argument.
@@ -28,6 +30,24 @@ DROPOUT_MODE_SINCE = 12
 # PyTorch's exporter names a tensor after the fx node that makes it. 'getitem' takes one of several
 # results, of which a convolution has one: a Conv that makes it stands where a BatchNorm was.
 _TUPLE_ITEM = re.compile(r"(?:^|[./])getitem(?:_\d+)?$")
+
+
+class _InPieces(NamedTuple):
+    kinds: tuple[str, ...]  # of TfLayer
+    what: str
+    text: str
+
+
+_IN_PIECES: dict[LossKind, _InPieces] = {
+    "tensorflow-inference": _InPieces(
+        ("scaled",), "BatchNormalization", "of TensorFlow became a product with fixed statistics"
+    ),
+    "tensorflow-pieces": _InPieces(
+        ("spelled out", "computed"), "BatchNormalization",
+        "of TensorFlow spelled out operator by operator, each of which counts",
+    ),
+    "tensorflow-dropout": _InPieces(("dropout",), "Dropout", "of TensorFlow in pieces"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,14 @@ def losses(file: OnnxFile) -> list[Loss]:
                 "the statistics are fixed; --as-training sets training mode",
             )
         )
+    pieces = tf_layers(file.working)
+    for kind, words in _IN_PIECES.items():
+        scopes = [layer.scope for layer in pieces if layer.kind in words.kinds]
+        if scopes:
+            found.append(
+                Loss(kind, scopes, f"{_count(scopes, words.what)} {words.text} ({_some(scopes)}); "
+                     "--as-training puts the operator back")
+            )  # fmt: skip
     off = [name for node, name in named if is_inference_dropout(node, file)]
     if off:
         mend = (
@@ -129,6 +157,8 @@ def _took_batchnorm(node: NodeProto, file: OnnxFile) -> bool:
         return False
     if FOLDING_RULE in metadata(node.metadata_props, RULE_KEY):
         return True
+    if is_tf2onnx(file.model):
+        return took_tf_batchnorm(node)
     if ".batchnorm." in module_class(node):
         return True
     return (

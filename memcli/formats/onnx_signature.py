@@ -39,15 +39,25 @@ def signature_kinds(graph: GraphProto) -> dict[str, SignatureKind]:
     return found
 
 
+def scope_names(node: NodeProto) -> list[str]:
+    """Names of the modules that a node stands in, outermost (``""``) first, and its own."""
+    return _strings(metadata(node.metadata_props, _SCOPES))
+
+
+def class_names(node: NodeProto) -> list[str]:
+    """The classes of these, with their packages."""
+    return _strings(metadata(node.metadata_props, _CLASSES))
+
+
 def module_of(node: NodeProto) -> str:
     """The name of the module that a node came from (``layer1.0.bn1``); empty where unknown."""
-    scopes = _strings(metadata(node.metadata_props, _SCOPES))
+    scopes = scope_names(node)
     return scopes[-2] if len(scopes) >= 2 else ""
 
 
 def module_class(node: NodeProto) -> str:
     """The class of that module, with its package; empty where unknown."""
-    classes = _strings(metadata(node.metadata_props, _CLASSES))
+    classes = class_names(node)
     return classes[-2] if len(classes) >= 2 else ""
 
 

@@ -17,6 +17,7 @@ from memcli.formats.onnx_losses import (
     is_inference_dropout,
 )
 from memcli.formats.onnx_signature import module_of
+from memcli.formats.onnx_tf_layers import with_tf_layers
 from memcli.formats.onnx_types import FLOATS
 
 # PyTorch's defaults; ONNX counts momentum the other way round.
@@ -35,8 +36,13 @@ def as_training(file: OnnxFile) -> tuple[OnnxFile, list[str]]:
     """
     model = ModelProto()
     model.CopyFrom(file.working)
+    done = with_tf_layers(model, _Edit(file, model).fresh)
+    if done:
+        file = from_model(model, file.path, file.sha256)
+        model = ModelProto()
+        model.CopyFrom(file.working)
     edit = _Edit(file, model)
-    done = [*edit.batchnorms(), *edit.dropouts(), *edit.folded()]
+    done += [*edit.batchnorms(), *edit.dropouts(), *edit.folded()]
     if not edit.changed:
         return file, done
     # The plan of the old graph, if there is one, is none of the new.
@@ -86,7 +92,7 @@ class _Edit:
                 f"{_are(len(nodes), 'Dropout')} left as it is: operator set {self.file.opset} has "
                 "no training mode for it (onnx.version_converter.convert_version(model, 13))"
             ]
-        mode = self._fresh("memcli_training_mode")
+        mode = self.fresh("memcli_training_mode")
         self._add(mode, np.array(True))
         for node in nodes:
             while len(node.input) < 3:
@@ -138,16 +144,16 @@ class _Edit:
         dtype = helper.tensor_dtype_to_np_dtype(kind)
         names = []
         for word, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
-            name = self._fresh(f"{module}.{word}")
+            name = self.fresh(f"{module}.{word}")
             self._add(name, np.full(channels, value, dtype))
             names.append(name)
         output = conv.output[0]
-        conv.output[0] = self._fresh(f"{output}_before_batchnorm")
+        conv.output[0] = self.fresh(f"{output}_before_batchnorm")
         node = helper.make_node(
             "BatchNormalization",
             [conv.output[0], *names],
             [output],
-            name=self._fresh(f"{self.file.node_names[position]}_batchnorm"),
+            name=self.fresh(f"{self.file.node_names[position]}_batchnorm"),
             epsilon=_EPSILON,
             momentum=_MOMENTUM,
         )
@@ -163,7 +169,7 @@ class _Edit:
             node.attribute.extend([*kept, helper.make_attribute("training_mode", 1)])
         else:
             words += ["saved_mean", "saved_var"]
-        node.output.extend(self._fresh(f"{name}_{word}") for word in words)
+        node.output.extend(self.fresh(f"{name}_{word}") for word in words)
 
     def _add(self, name: str, value: np.ndarray) -> None:
         self.graph.initializer.append(numpy_helper.from_array(value, name))
@@ -171,7 +177,8 @@ class _Edit:
             kind = helper.np_dtype_to_tensor_dtype(value.dtype)
             self.graph.input.append(helper.make_tensor_value_info(name, kind, value.shape))
 
-    def _fresh(self, name: str) -> str:
+    def fresh(self, name: str) -> str:
+        """A name that nothing in the graph has."""
         unique, count = name, 0
         while unique in self.taken:
             count += 1

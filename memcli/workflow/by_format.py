@@ -12,6 +12,7 @@ from memcli.formats.detect import ModelFormat, detect_format, read_model_bytes
 from memcli.planners.base import Settings
 from memcli.workflow import (
     comparing,
+    exporting,
     fitting,
     inspecting,
     onnx_comparing,
@@ -237,3 +238,19 @@ def inspect(
     """``memcli inspect``; see :func:`onnx_inspecting.inspect_onnx`, and :mod:`inspecting`."""
     look = onnx_inspecting.inspect_onnx if is_of_torch(path) else inspecting.inspect
     return look(path, request, dtype=dtype, top=top, models=models, on_progress=on_progress)
+
+
+def export(
+    planned: str, target: str, *, on_progress: Progress | None = None
+) -> exporting.Exported:
+    """``memcli export``; see :func:`exporting.export_plan`.
+
+    Raises:
+        BadInput: as it does, and for files that are not ONNX.
+    """
+    if format_of(planned) != "onnx":
+        raise BadInput(
+            f"{planned}: is no ONNX file, and its plan is not for PyTorch, TensorFlow or JAX",
+            "it takes ONNX files that memcli plan wrote; MXNet trains planned symbols as they are",
+        )
+    return exporting.export_plan(planned, target, on_progress)

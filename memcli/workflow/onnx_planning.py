@@ -21,7 +21,9 @@ from memcli.formats.onnx_losses import losses
 from memcli.formats.onnx_plan import new_plan
 from memcli.formats.onnx_plan_record import MARK_NUMBERS, MARK_TEXTS
 from memcli.formats.onnx_shapes import bind_shapes
+from memcli.formats.onnx_tf_layers import draws_undefined
 from memcli.formats.onnx_training import as_training
+from memcli.formats.wording import shown, shown_path
 from memcli.graph.training import Flags, Plan
 from memcli.marks import EACH, RESULTS
 from memcli.memory.bounds import gap
@@ -149,6 +151,14 @@ def read_for_training(
     if training:
         file, restored = as_training(file)
         notes += restored or ["--as-training: nothing to restore"]
+    undefined = draws_undefined(file.working)
+    if undefined:
+        raise BadInput(
+            f"{shown_path(path)}: draws random numbers with an operator of TensorFlow's, which "
+            f"ONNX does not define ({len(undefined)} nodes: {shown(undefined[0])}, ...)",
+            "--as-training puts Dropout in its place" if not training
+            else "export the model with training=False, and plan it with --as-training",
+        )  # fmt: skip
     notes += [loss.text for loss in losses(file)]
     return file, original, restored
 

@@ -1,0 +1,197 @@
+"""From a planned ONNX file to groups of layers that a framework's own checkpoints can wrap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memcli.engines.torch_analysis import TorchAnalysis
+from memcli.errors import AnswerIsNo, BadInput
+from memcli.formats.onnx_file import OnnxFile, read_onnx
+from memcli.formats.onnx_plan_record import OnnxPlan
+from memcli.formats.onnx_scopes import Scopes, scopes_of
+from memcli.formats.wording import shown_path
+from memcli.graph.units import Path, prefix_of, units_of
+from memcli.memory.torch_model import TorchCost
+from memcli.planners.scopes import Group, Grouping, ScopeSearch
+from memcli.workflow.onnx_planning import analyze_file, flags_of
+from memcli.workflow.onnx_tensors import places
+from memcli.workflow.verifying import shapes_to_verify
+
+Progress = Callable[[str, float | None], None]
+
+TARGETS = ("torch", "tensorflow", "jax")
+# What a policy of PyTorch's selective checkpointing can count, by the operators of the file.
+_KINDS = {"Conv": "convolution", "ConvTranspose": "convolution", "Gemm": "product",
+          "MatMul": "product"}  # fmt: skip
+# PyTorch may run a product within one of these, or make several of it.
+_HIDE_PRODUCTS = {"Softmax", "Einsum", "LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention"}
+
+
+@dataclass(frozen=True)
+class WrappedGroup:
+    """Scopes that are wrapped together. ``saved``: {kind: calls whose result stays}. Bytes.
+
+    ``dropped_bytes``: of tensors that are made inside, and stay without the wrapping.
+    """
+
+    scopes: list[str]
+    operators: int
+    dropped_bytes: int
+    saved: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass
+class Exported:
+    """What is wrapped, and what it costs beside the plan and no plan at all."""
+
+    source: OnnxFile
+    plan: OnnxPlan
+    target: str
+    origin: str
+    analysis: TorchAnalysis
+    groups: list[WrappedGroup]
+    repeated: list[str]
+    baseline: TorchCost
+    planned: TorchCost
+    cost: TorchCost
+    evaluated: int
+    notes: list[str]
+    output: str | None = None
+
+    def fraction(self, cost: TorchCost) -> float:
+        """FLOPs that run again, of one forward pass."""
+        return cost.recompute_flops / max(self.analysis.model.forward_flops, 1.0)
+
+    def time_fraction(self, cost: TorchCost) -> float:
+        """The same in time, by the roofline."""
+        return cost.recompute_seconds / max(self.analysis.model.forward_seconds, 1e-12)
+
+
+def export_plan(path: str, target: str, on_progress: Progress | None = None) -> Exported:
+    """``memcli export PLANNED --to TARGET``: groups for one of :data:`TARGETS`.
+
+    Raises:
+        BadInput: the file cannot be read, or carries no plan.
+        AnswerIsNo: nothing that the framework can wrap takes less memory than no plan.
+        EngineFailed: PyTorch, whose memory is counted, is missing or crashed.
+    """
+    file = read_onnx(path)
+    plan = file.plan()
+    if plan is None:
+        raise BadInput(
+            f"{shown_path(path)}: carries no plan to export",
+            f"make one first: memcli plan {shown_path(path)} -o planned.onnx",
+        )
+    analysis = analyze_file(file, shapes_to_verify(plan, None), plan.device, on_progress)
+    if on_progress:
+        on_progress("grouping layers", None)
+    flags = flags_of(file, analysis, plan.marks)
+    scopes = scopes_of(file)
+    names = [step["name"] for step in analysis.steps]
+    at = places(analysis)
+    search = ScopeSearch(analysis.model, flags, _heavy(analysis) if target == "torch" else None)
+    notes: list[str] = []
+    if target == "torch":
+        scopes = _dotted(scopes, file)
+        paths = [scopes.paths[p] if p >= 0 else () for p in at]
+        found = search.modules(paths, scopes.sequences, scopes.called.__contains__)
+        root: Path = ()
+    else:
+        paths = [scopes.paths[p] if p >= 0 else () for p in at]
+        made = _made(analysis)
+        found = search.runs(units_of(paths, names, made, search.flow))
+        root = prefix_of(p for p, size in zip(paths, made.tolist(), strict=True) if size)
+    if not any(scopes.paths):
+        notes.append("the file names no modules or layers: what is wrapped are its nodes, by name")
+    baseline = search.model.exact.evaluate(search.model.none())
+    if not found.groups or found.cost.live_peak_bytes >= baseline.live_peak_bytes:
+        raise AnswerIsNo(
+            f"{shown_path(path)}: no {'modules' if target == 'torch' else 'layers'} can be wrapped "
+            "so that less memory is taken",
+            "memcli.torch.apply follows the plan operator by operator" if target == "torch"
+            else "",
+        )  # fmt: skip
+    separator = "." if target == "torch" else "/"
+    return Exported(
+        source=file,
+        plan=plan,
+        target=target,
+        origin=scopes.origin,
+        analysis=analysis,
+        groups=[
+            _wrapped(group, search, found, analysis, root, separator)
+            for group in sorted(found.groups, key=lambda g: min(g.steps))
+        ],
+        repeated=[_name(unit.path, root, separator) for unit in found.repeated],
+        baseline=baseline,
+        planned=search.plan_cost,
+        cost=found.cost,
+        evaluated=search.evaluated,
+        notes=notes,
+    )
+
+
+def _wrapped(
+    group: Group, search: ScopeSearch, found: Grouping, analysis: TorchAnalysis, root: Path,
+    separator: str,
+) -> WrappedGroup:  # fmt: skip
+    flow = search.flow
+    dropped = [
+        int(flow.size[s]) for s in range(flow.n_storages)
+        if int(flow.makers[s]) in group.steps and flow.saved[s]
+        and (found.marks[flow.makers[s]] & 3 if flow.results[s] else found.marks[flow.makers[s]])
+    ]  # fmt: skip
+    return WrappedGroup(
+        [_name(path, root, separator) for path in group.scopes],
+        len({analysis.steps[s]["name"] for s in group.steps}),
+        sum(dropped),
+        _saved(group, analysis),
+    )
+
+
+def _saved(group: Group, analysis: TorchAnalysis) -> dict[str, list[int]]:
+    """The saved steps as numbers among the group's calls of their kind."""
+    counts: dict[str, int] = {}
+    saved: dict[str, list[int]] = {}
+    for step in sorted(group.steps):
+        kind = _KINDS.get(analysis.steps[step]["op"])
+        if kind is not None:
+            number = counts[kind] = counts.get(kind, -1) + 1
+            if step in group.saves:
+                saved.setdefault(kind, []).append(number)
+    return saved
+
+
+def _heavy(analysis: TorchAnalysis) -> NDArray[np.bool_]:
+    operators = [step["op"] for step in analysis.steps]
+    counted = set(_KINDS)
+    if _HIDE_PRODUCTS.intersection(operators):
+        counted -= {"Gemm", "MatMul"}
+    return np.array([operator in counted for operator in operators], bool)
+
+
+def _made(analysis: TorchAnalysis) -> NDArray[np.int64]:
+    trace = analysis.trace
+    total = np.concatenate([[0], np.cumsum(trace.storage_bytes)])
+    return (total[trace.first[1:]] - total[trace.first[:-1]]).astype(np.int64)
+
+
+def _dotted(scopes: Scopes, file: OnnxFile) -> Scopes:
+    """Modules for PyTorch: names with dots that stand in no scope are paths of modules."""
+    if scopes.origin == "torch":
+        return scopes
+    root = prefix_of(scopes.paths)
+    paths = [
+        path[len(root) :] or tuple(name.rpartition("/")[2].split("."))
+        for path, name in zip(scopes.paths, file.node_names, strict=True)
+    ]
+    called = {path[:k] for path in paths for k in range(1, len(path) + 1)}
+    return Scopes(scopes.origin, paths, frozenset(called), frozenset())
+
+
+def _name(path: Path, root: Path, separator: str) -> str:
+    return separator.join(path[len(root) :] if path[: len(root)] == root else path)
