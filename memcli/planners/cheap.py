@@ -1,8 +1,8 @@
 """``cheap``: run again only what costs next to nothing.
 
 Source: Pleiss et al., "Memory-Efficient Implementation of DenseNets", arXiv 1707.06990: Concat
-and BatchNorm outputs are recomputed, convolutions never are. Here for any graph, within what
-MXNet allows:
+and BatchNorm outputs are recomputed, convolutions never are. Here for any graph. In PyTorch, which
+keeps any set of tensors, that is all there is to it. MXNet allows less:
 
 - The gradient of a kept operator reads the operator's original inputs. A convolution that is not
   to run again is kept, so *all inputs of convolutions stay in memory*, and marking their makers
@@ -12,8 +12,9 @@ MXNet allows:
   stands, residual sums, outputs of BatchNorm, large inputs of pooling.
 - A cheap node whose output a costly gradient reads is kept as well; where its own gradient reads
   other tensors, a save barrier lets those go, and the cheap node runs again for itself.
-- A chain of cheap nodes that restart from one another (residual sums) is alive all at once when
-  its last one runs again, so some of them are kept, by bytes.
+
+In both, a chain of cheap nodes that restart from one another (residual sums) is alive all at once
+when its last one runs again, so some of them are kept, by bytes.
 
 Costly is what is so by its name, or by its density: the least FLOPs per byte at which all
 that is cheaper sums up to at most 5% of the forward pass.
@@ -33,12 +34,16 @@ from memcli.planners.marks import keep_marks
 NAME = "cheap"
 COSTLY = frozenset(
     {
+        # MXNet
         "Convolution", "Convolution_v1", "Deconvolution", "FullyConnected", "RNN", "dot",
         "batch_dot", "linalg_gemm", "linalg_gemm2", "_linalg_gemm", "_linalg_gemm2", "Correlation",
         "_contrib_DeformableConvolution", "_contrib_ModulatedDeformableConvolution", "_npi_matmul",
         "_contrib_interleaved_matmul_selfatt_qk", "_contrib_interleaved_matmul_selfatt_valatt",
         "_contrib_interleaved_matmul_encdec_qk", "_contrib_interleaved_matmul_encdec_valatt",
         "_np_dot", "_npi_tensordot", "khatri_rao", "_linalg_syrk", "_linalg_trmm", "_linalg_trsm",
+        # ONNX, and what its exporters call attention
+        "Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "Einsum", "LSTM", "GRU",
+        "Attention", "MultiHeadAttention", "GroupQueryAttention", "FusedMatMul",
     }
 )  # fmt: skip
 _CHEAP_PART = 0.05  # of the forward pass: what all that counts as cheap by density may cost
@@ -80,7 +85,9 @@ def plans(search: Search, costly: Bools, barriers: bool) -> list[tuple[Flags, li
     """Marks that run no costly node again, with the cuts that they keep."""
     graph = search.graph
     cheap = ~costly & (graph.can_recompute == 1)
-    pinned = read_by_gradients(graph, ~cheap)
+    pinned = np.zeros(graph.n_forward, bool)
+    if graph.keeps_inputs:
+        pinned = read_by_gradients(graph, ~cheap)
     keep = keep_marks(search, barriers)
     again: Ints = np.where(cheap & ~pinned, AGAIN, KEPT).astype(np.uint8)
     held = cheap & pinned
