@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from memcli.torch import load  # noqa: E402
 from tests.caffe_nets import densenet, inputs, layer, write  # noqa: E402
 from tests.conftest import Command, only_json  # noqa: E402
 
@@ -37,7 +38,7 @@ def test_a_planned_net_takes_less_memory_and_changes_no_bit(
     looked = only_json(memcli("inspect", "planned.prototxt", "--json"))
     assert looked["model"]["format"] == "caffe-prototxt"
     assert looked["memory"]["planned_bytes"] == memory["planned_bytes"]
-    module = memcli.torch.load(tmp_path / "planned.prototxt", weights="random")
+    module = load(tmp_path / "planned.prototxt", weights="random")
     loss = module(torch.randn(2, 3, 32, 32), torch.tensor([1, 7]))
     loss.backward()
     assert loss.dim() == 0
@@ -51,7 +52,7 @@ def test_a_plan_is_written_as_onnx_that_trains(memcli: Command, tmp_path: Path) 
     images, labels = torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 2])
     found = []
     for plan in (True, False):
-        module = memcli.torch.load(tmp_path / "p.onnx", weights="random", plan=plan)
+        module = load(tmp_path / "p.onnx", weights="random", plan=plan)
         module(images, labels).backward()
         found.append([p.grad for p in module.parameters()])
     assert len(found[0]) > 10
