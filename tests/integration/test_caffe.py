@@ -8,16 +8,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import memcli.torch  # noqa: E402
+from memcli.torch import load  # noqa: E402
 from tests.caffe_nets import densenet, inputs, layer, write  # noqa: E402
 from tests.conftest import Command, only_json  # noqa: E402
 
 
-@pytest.mark.parametrize("dense_block", [False, True])
 def test_a_planned_net_takes_less_memory_and_changes_no_bit(
-    memcli: Command, tmp_path: Path, dense_block: bool
+    memcli: Command, tmp_path: Path
 ) -> None:
-    text = densenet(dense_block=dense_block, dropout=0.2)
+    text = densenet(dense_block=True, dropout=0.2)
     write(tmp_path / "train_test.prototxt", text)
     done = memcli("plan", "train_test.prototxt", "--strategy", "sqrt", "-o", "planned.prototxt",
                   "--json", "--measure")  # fmt: skip
@@ -39,32 +38,28 @@ def test_a_planned_net_takes_less_memory_and_changes_no_bit(
     looked = only_json(memcli("inspect", "planned.prototxt", "--json"))
     assert looked["model"]["format"] == "caffe-prototxt"
     assert looked["memory"]["planned_bytes"] == memory["planned_bytes"]
-    module = memcli_torch_load(tmp_path / "planned.prototxt")
+    module = load(tmp_path / "planned.prototxt", weights="random")
     loss = module(torch.randn(2, 3, 32, 32), torch.tensor([1, 7]))
     loss.backward()
     assert loss.dim() == 0
     assert all(p.grad is not None and p.grad.any() for p in module.parameters())
 
 
-def memcli_torch_load(path: Path) -> torch.nn.Module:
-    """The planned net as a module."""
-    return memcli.torch.load(path, weights="random")
-
-
-def test_a_plan_is_written_as_onnx_and_found_equal_to_the_net(
-    memcli: Command, tmp_path: Path
-) -> None:
+def test_a_plan_is_written_as_onnx_that_trains(memcli: Command, tmp_path: Path) -> None:
     write(tmp_path / "net.prototxt", densenet(bottleneck=True, batch=16))
     done = memcli("plan", "net.prototxt", "--strategy", "cheap", "--batch", "2", "-o", "p.onnx")
     assert done.returncode == 0, done.stderr
-    verified = only_json(memcli("verify", "p.onnx", "--json"))
-    assert verified["ok"] and "net.prototxt (its SHA-256 matches)" in verified["original"]
-    assert verified["gradients"]["bit_equal"] == verified["gradients"]["compared"] > 10
-    module = memcli_torch_load(tmp_path / "p.onnx")
-    assert module(torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 2])).item() > 0
+    images, labels = torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 2])
+    found = []
+    for plan in (True, False):
+        module = load(tmp_path / "p.onnx", weights="random", plan=plan)
+        module(images, labels).backward()
+        found.append([p.grad for p in module.parameters()])
+    assert len(found[0]) > 10
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_batches_and_strategies_are_compared(memcli: Command, tmp_path: Path) -> None:
+def test_the_largest_batch_is_written_with_its_plan(memcli: Command, tmp_path: Path) -> None:
     text = layer("Data", "", "data label", "data_param { batch_size: 8 }", "data")
     of = "convolution_param { num_output: 8 kernel_size: 3 pad: 1 }"
     bottom = "data"
@@ -76,10 +71,6 @@ def test_batches_and_strategies_are_compared(memcli: Command, tmp_path: Path) ->
     text += layer("SoftmaxWithLoss", "f label", "loss", name="loss")
     write(tmp_path / "net.prototxt", text)
     shape = ("--shape", "data=8,1,16,16")
-    done = memcli("compare", "net.prototxt", *shape, "--strategy", "cheap", "--budget", "80%",
-                  "--json")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert len(only_json(done)["rows"]) == 2
     done = memcli("fit", "net.prototxt", *shape, "--memory", "4MiB", "--cpu", "--strategy",
                   "cheap", "-o", "fit.prototxt", "--json")  # fmt: skip
     assert done.returncode == 0, done.stderr

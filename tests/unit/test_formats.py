@@ -510,7 +510,7 @@ LOOKS: list[tuple[bytes, str]] = [
     (b"\xff\xfe{\0", "UTF-16"),
     (b"[1, 2]", "JSON list"),
     (b"ir_version: 8\n", "text form"),
-    (b"name: 'caffe'\nlayer {", "is text"),
+    (b"name: 'a recipe'\nsteps {", "is text"),
     (bytes(range(128, 256)) * 3, "binary data"),
     (b"\x08\x01\x12\x02ab", "binary data"),
 ]
