@@ -5,7 +5,8 @@
 
 BatchNorm is in training mode; the batch is open (``batch``). The files hold no weights: each is
 described as a part of a file NAME.weights beside it, which planning does not need and ``memcli
-verify`` makes up. Needs nothing but the package onnx.
+verify`` makes up. Needs nothing but the package onnx; ``make_network.py`` has PyTorch export these
+networks and others.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from networks import sizes
 from onnx import TensorProto, helper, save
 
 OPSET = 17
@@ -91,12 +93,12 @@ class Network:
         save(model, str(path))
 
 
-def resnet_50(network: Network) -> int:
-    """He et al., arXiv 1512.03385, with the stride in the 3x3 convolution; the image's side."""
+def resnet_50(network: Network, size: sizes.ResNet) -> None:
+    """He et al., arXiv 1512.03385, with the stride in the 3x3 convolution."""
     x = network.normalised(network.convolution("image", "conv1", 3, 64, 7, 2), "bn1", 64)
     x = network.node("MaxPool", [x], "pool1", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
     channels = 64
-    for stage, blocks in enumerate((3, 4, 6, 3)):
+    for stage, blocks in enumerate(size.units):
         width = 64 << stage
         for block in range(blocks):
             name = f"layer{stage + 1}.{block}"
@@ -113,16 +115,14 @@ def resnet_50(network: Network) -> int:
             x = network.node("Add", [x, y], f"{name}.sum")
             x = network.node("Relu", [x], f"{name}.relu")
             channels = 4 * width
-    network.classified(x, channels, 1000)
-    return 224
+    network.classified(x, channels, size.classes)
 
 
-def densenet_bc(network: Network, depth: int, growth: int) -> int:
+def densenet_bc(network: Network, size: sizes.DenseNet) -> None:
     """Huang et al., arXiv 1608.06993: bottlenecks, compression by half, 32 x 32 images."""
-    layers = (depth - 4) // 6
-    channels = 2 * growth
+    growth, channels = size.growth, size.first
     x = network.convolution("image", "conv0", 3, channels, 3)
-    for block in range(3):
+    for block, layers in enumerate(size.layers):
         parts = [x]
         for layer in range(layers):
             name = f"block{block + 1}.{layer}"
@@ -137,12 +137,12 @@ def densenet_bc(network: Network, depth: int, growth: int) -> int:
         x = network.node("Concat", list(parts), f"block{block + 1}.concat", axis=1)
         x = network.normalised(x, f"norm{block + 1}", channels)
         if block < 2:
-            x = network.convolution(x, f"reduce{block + 1}", channels, channels // 2, 1)
-            channels //= 2
+            fewer = size.compressed(channels)
+            x = network.convolution(x, f"reduce{block + 1}", channels, fewer, 1)
+            channels = fewer
             x = network.node("AveragePool", [x], f"pool{block + 1}", kernel_shape=[2, 2],
                              strides=[2, 2])  # fmt: skip
-    network.classified(x, channels, 10)
-    return 32
+    network.classified(x, channels, size.classes)
 
 
 def main() -> None:
@@ -156,9 +156,16 @@ def main() -> None:
     path = options.output or Path(f"{options.network}.onnx")
     network = Network(f"{path.stem}.weights")
     if options.network == "resnet-50":
-        side = resnet_50(network)
+        resnet = sizes.resnet(50)
+        resnet_50(network, resnet)
+        side = resnet.side
     else:
-        side = densenet_bc(network, options.depth, options.growth)
+        try:
+            dense = sizes.densenet(options.depth, options.growth)
+        except ValueError as error:
+            parser.error(str(error))
+        densenet_bc(network, dense)
+        side = dense.side
     network.write(path, options.network, side)
 
 
