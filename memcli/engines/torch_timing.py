@@ -53,7 +53,7 @@ def measure_step_seconds(
         gpu = card_to_time(device)
         machine, shown = machine_named(gpu.name), f"{device} ({gpu.name})"
     trace, exact = analysis.trace, analysis.model.exact
-    expected, working = step_seconds(trace, machine), exact.working_bytes
+    expected, working = step_seconds(trace, machine), np.maximum(*exact.again_peaks)
     makes = np.flatnonzero(exact.makes).tolist()
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         job = {

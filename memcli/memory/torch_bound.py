@@ -2,77 +2,63 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator
+
 import numpy as np
 
-from memcli.memory import torch_trace as events
-from memcli.memory.torch_trace import Trace
+from memcli.marks import AGAIN, AUXILIARY, EACH, KEPT
+from memcli.memory.bounds import Bound
+from memcli.memory.torch_backwards import backwards_bound
+from memcli.memory.torch_model import Marks, TorchModel
+from memcli.memory.torch_moments import moments_of
+
+# Evaluations for which all plans of a tiny step are tried.
+_MOST_PLANS = 20_000
 
 
-def torch_bound(trace: Trace, block: int = 1) -> int:
-    """Bytes that are alive at once whatever is recomputed.
+def torch_bound(model: TorchModel, ceiling: int, limit: float = math.inf) -> Bound:
+    """Bytes that no plan's live peak is under.
 
-    In the forward pass: what is still to be read by it. In the backward pass: what autograd has
-    asked for and not let go of. In both: temporaries and gradients, which no plan changes, and the
-    graph's outputs. A tensor that has another size when it is recomputed counts with the smaller.
-    ``block``: every storage is rounded up to a multiple of it.
+    ``ceiling``: the live peak of the best plan known, or of any. ``limit``: FLOPs; plans that
+    recompute more are left out. What is alive at one moment whatever the plan
+    (:mod:`memcli.memory.torch_moments`), or more where the best of all orders of recomputations
+    (:mod:`memcli.memory.torch_backwards`), or of all plans of a tiny step, needs more.
     """
+    moments = moments_of(model.trace, model.block)
+    low = int(moments.most.max(initial=0))
+    if low >= ceiling:
+        return Bound(low, "steps")
+    least = least_of_all(model, limit)
+    if least is not None:
+        return Bound(least, "all plans")
+    found = backwards_bound(model, moments, low, ceiling, limit)
+    return Bound(found, "steps" if found == low else "all orders")
 
-    def rounded(sizes: np.ndarray) -> list[int]:  # type: ignore[type-arg]
-        return [int(x) for x in -(-sizes // block) * block]
 
-    sizes = rounded(np.minimum(trace.storage_bytes, trace.again_bytes))
-    first_sizes = rounded(trace.storage_bytes)
-    change = rounded(trace.event_bytes)
-    handle_storage = trace.handle_storage.tolist()
-    auxiliary = trace.auxiliary.tolist()
-    needed: dict[int, int] = {}  # reasons for which a storage has to be there
-    live = peak = 0
-    again = False
-
-    def need(storage: int) -> None:
-        nonlocal live
-        needed[storage] = needed.get(storage, 0) + 1
-        if needed[storage] == 1:
-            live += sizes[storage]
-
-    def release(storage: int) -> None:
-        nonlocal live
-        if storage in needed:
-            needed[storage] -= 1
-            if not needed[storage]:
-                del needed[storage]
-                live -= sizes[storage]
-
-    asked: set[int] = set()
-    for kind, number, size in zip(
-        trace.kinds.tolist(), trace.numbers.tolist(), change, strict=True
+def all_plans(model: TorchModel) -> Iterator[Marks] | None:
+    """Every plan that does something else than the others; None where they are too many to try."""
+    choices = []
+    for droppable, has_auxiliaries, whole in zip(
+        model.droppable, model.has_auxiliaries, model.trace.with_gradients, strict=True
     ):
-        if kind in (events.AGAIN, events.AGAIN_END):
-            again = kind == events.AGAIN
-        elif again:
-            continue  # what a second run would take: no plan has to
-        elif kind == events.ALLOCATED:
-            live += size
-        elif kind == events.FREED:
-            live -= size
-        elif kind == events.END:
-            made = range(int(trace.first[number]), int(trace.first[number + 1]))
-            # tensors of the call that turn out to be its results were counted by it
-            live -= sum(first_sizes[s] for s in made)
-            for storage in made:
-                if not auxiliary[storage]:
-                    need(storage)
-        elif kind == events.OUTPUT:
-            need(number)
-        elif kind == events.UNUSED:
-            if not auxiliary[number]:
-                release(number)
-        elif kind == events.UNPACKED:
-            if number not in asked:
-                asked.add(number)
-                need(handle_storage[number])
-        elif kind in (events.DONE, events.GONE) and number in asked:
-            asked.discard(number)
-            release(handle_storage[number])
-        peak = max(peak, live)
-    return peak
+        marks = [KEPT, AGAIN, EACH] if droppable or has_auxiliaries else [KEPT]
+        # what runs as it ran first drops all that it makes, or nothing
+        inside = has_auxiliaries and not whole
+        choices.append(marks + ([m | AUXILIARY for m in marks] if inside else []))
+    if sum(math.log(len(marks)) for marks in choices) > math.log(_MOST_PLANS):
+        return None
+    return (np.array(plan, np.uint8) for plan in itertools.product(*choices))
+
+
+def least_of_all(model: TorchModel, limit: float = math.inf) -> int | None:
+    """The least live peak of all plans that recompute at most ``limit`` FLOPs, bytes.
+
+    None where they are too many to try.
+    """
+    plans = all_plans(model)
+    if plans is None:
+        return None
+    costs = (model.evaluate(plan) for plan in plans)
+    return min(c.live_peak_bytes for c in costs if c.feasible and c.recompute_flops <= limit)

@@ -92,10 +92,13 @@ class TorchModel:
         self.seconds = seconds
 
     @property
-    def working_bytes(self) -> NDArray[np.int64]:
-        """Over steps: what running each again takes at its peak, without what it reads."""
-        again = self.program.steps[:-1, kernels._PEAK_AGAIN : kernels._PEAK_AGAIN + 2]
-        return np.asarray(again.max(axis=1), np.int64)
+    def again_peaks(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Over steps: what running each again takes at its peak, without what it reads.
+
+        As it runs for its results, and for what it saves inside itself, too (0 where nothing).
+        """
+        again = self.program.steps[:-1]
+        return again[:, kernels._PEAK_AGAIN], again[:, kernels._PEAK_AGAIN + 1]
 
     def _any(self, storages: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """The steps that make any of some storages."""

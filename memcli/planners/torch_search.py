@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -9,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memcli.graph.training import Flags
-from memcli.marks import AGAIN, EACH, KEPT, RESULTS
+from memcli.marks import AGAIN, KEPT, RESULTS
 from memcli.memory import torch_kernels
-from memcli.memory.torch_bound import torch_bound
+from memcli.memory.torch_bound import all_plans, torch_bound
 from memcli.memory.torch_plan_model import TorchPlanModel
 from memcli.planners import anneal_torch
 from memcli.planners.base import Search, Settings
 
-# Evaluations for which all plans of a tiny graph are tried.
-_MOST_PLANS = 20_000
+# Slack of a limit on recomputation, in forward passes.
+_ROUNDED = 1e-9
 
 
 class TorchSearch(Search):
@@ -75,20 +76,28 @@ class TorchSearch(Search):
         )
 
     def of_all_plans(self) -> Flags | None:
-        """The best of all plans, where they are few: each step kept, again, or at each need."""
-        makes = np.flatnonzero(self.graph.operator_bytes() > 0)
-        if not len(makes) or len(makes) * np.log(3) > np.log(_MOST_PLANS):
+        """The best of all plans, where they are few."""
+        plans = all_plans(self.model.exact)
+        if plans is None:
             return None
-        best, least = None, None
-        flags = self.model.none()
-        for number in range(3 ** len(makes)):
-            for v in makes:
-                number, flags[v] = divmod(number, EACH + 1)
-            key = self.key(self.model.evaluate(flags))
-            if least is None or key < least:
-                least, best = key, flags.copy()
-        return best
+        return min(plans, key=lambda flags: self.key(self.model.evaluate(flags)))
 
     def prove(self, seconds: float) -> tuple[int, Flags | None]:
-        """The bound by what is alive under every plan; no solver has a plan to give here."""
-        return torch_bound(self.model.trace, self.model.exact.block), None
+        """The bound of :meth:`lower_bound`; no solver has a plan to give here."""
+        return self.lower_bound(min(found.cost.live_peak_bytes for found in self.tried)), None
+
+    @property
+    def bound_within(self) -> float | None:
+        """Recomputation, as a part of a forward pass, that plans may have to be bounded at all.
+
+        The limit of the settings, but for a search within a budget: what needs more memory than
+        that is told as what nothing can get under.
+        """
+        return None if self.settings.budget is not None else self.settings.max_recompute
+
+    def lower_bound(self, ceiling: int) -> int:
+        """Bytes that no plan's live peak is under; ``ceiling``: the live peak of the best known."""
+        limit = math.inf
+        if self.bound_within is not None:
+            limit = (self.bound_within + _ROUNDED) * self.model.forward_flops
+        return torch_bound(self.model.exact, ceiling, limit).bytes

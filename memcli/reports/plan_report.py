@@ -75,7 +75,9 @@ def _plan_json(planned: Planned | OnnxPlanned) -> dict[str, Any]:
             "seconds": planned.seconds,
             "threshold_mb": notes.get("threshold_mb"),
         },
-        "optimality": {"proven": planned.gap == 0.0, "gap": planned.gap},
+        "optimality": {
+            "proven": planned.gap == 0.0, "gap": planned.gap, "within": planned.bound_within,
+        },
         "notes": planned.notes,
     }
 
@@ -125,6 +127,13 @@ def stage_table(console: Console, stages: list[Stage], title: str = _POOL_STAGES
         console.print(table)
 
 
+def _bounded(planned: Planned | OnnxPlanned) -> str:
+    """What plans the bound is of."""
+    if planned.bound_within is None:
+        return "of this kind"
+    return f"that recomputes at most {percent(planned.bound_within)}"
+
+
 def _live(cost: Cost) -> str:
     """The live peak beside a pool; nothing where memory is counted by live bytes."""
     if cost.live_peak_bytes == cost.pool_bytes:
@@ -155,7 +164,7 @@ def print_plan(console: Console, planned: Planned | OnnxPlanned) -> None:
         ("recomputed", f"{flops(cost.recompute_flops)}FLOP = "
                        f"{percent(cost.recompute_fraction)} of one forward pass"
                        f"{time_share(cost, planned.cost_of)}"),
-        ("lower bound", f"{format_size(planned.lower_bound)} (of every plan of this kind)"),
+        ("lower bound", f"{format_size(planned.lower_bound)} (of every plan {_bounded(planned)})"),
         ("parameters", f"{format_size(analysis.parameter_bytes)}, as much again for their "
                        f"gradients, states {format_size(analysis.state_bytes)}: not in the above"),
     ]  # fmt: skip

@@ -58,12 +58,13 @@ def compare_onnx(
         return row_of(searched.answer(), strategy, budget, mine, {})
 
     rows = search_rows(search, strategies, budgets, baseline.pool_bytes, settings, on_progress)
+    sizes = [row.planned_bytes for row in rows if row.planned_bytes is not None]
     return Comparison(
         source=file,
         sha256=original[1],
         analysis=analysis,
         baseline=baseline,
-        lower_bound=torch_bound(analysis.trace, planner.exact.block),
+        lower_bound=torch_bound(planner.exact, min(sizes, default=baseline.pool_bytes)).bytes,
         rows=rows,
         notes=notes,
         device=kind,

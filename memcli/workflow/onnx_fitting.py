@@ -185,7 +185,7 @@ def _as_planned(
         plan=plan,
         baseline=model.evaluate(model.none()),
         cost=fitted.planned.cost,
-        lower_bound=torch_bound(analysis.trace, model.exact.block),
+        lower_bound=torch_bound(model.exact, fitted.planned.cost.live_peak_bytes).bytes,
         stages=torch_stages(model, plan.recompute, plan.cuts)[0],
         restored=fitted.restored,
         notes=fitted.notes,

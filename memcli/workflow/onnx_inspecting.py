@@ -208,7 +208,8 @@ def _add_figures(
     kept = kept_storages(model, none)
     inspected.kinds = operator_kinds(analysis, inspected.kinds, kept, planned, runs)
     inspected.forward_flops = model.forward_flops
-    inspected.lower_bound = torch_bound(trace, model.exact.block)
+    least = min(model.evaluate(of).live_peak_bytes for of in (none, marks))
+    inspected.lower_bound = torch_bound(model.exact, least).bytes
     inspected.parameter_bytes = trace.parameter_bytes
     inspected.state_bytes = trace.state_bytes
     inspected.stages = listed

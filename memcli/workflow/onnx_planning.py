@@ -29,7 +29,6 @@ from memcli.marks import EACH, RESULTS
 from memcli.memory.bounds import gap
 from memcli.memory.mxnet_model import Cost
 from memcli.memory.stages import Stage
-from memcli.memory.torch_bound import torch_bound
 from memcli.memory.torch_stages import torch_stages
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
@@ -72,6 +71,8 @@ class OnnxPlanned:
     evaluated: int
     seconds: float
     split: Split | None = None  # over several workers: figures are of each
+    # The bound is of plans that recompute at most this part of a forward pass; None: of all.
+    bound_within: float | None = None
     environment: dict[str, str] = field(default_factory=dict)
     rewrites: list[str] = field(default_factory=list)
     barriers: int = 0
@@ -261,7 +262,8 @@ def make_onnx_plan(
         plan=found.plan,
         baseline=baseline,
         cost=found.cost,
-        lower_bound=torch_bound(analysis.trace, planner.exact.block),
+        lower_bound=search.lower_bound(found.cost.live_peak_bytes),
+        bound_within=search.bound_within,
         stages=listed,
         restored=restored,
         notes=notes,

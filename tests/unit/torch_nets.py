@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -211,6 +212,40 @@ def views() -> GraphModule:
     w = b(operator.mul, b(torch.conj, w), b(torch.sin, w))
     return b.done(y, b(torch.view_as_real, w),
                   b(operator.getitem, top, 0), b(operator.getitem, top, 1), u)  # fmt: skip
+
+
+def random_net(seed: int, size: int) -> GraphModule:
+    """Operators of all kinds in any order on matrices of 6 rows: chains, branches, several ends."""
+    pick = random.Random(seed)
+    b = Builder(seed)
+    width = pick.choice((4, 8, 16))
+    x = b(torch.matmul, b.input("x"), b.parameter(4, width))
+    values = [(x, width)]
+    unread = {0}
+    for _ in range(size - 1):
+        recent = len(values) - 1 - min(int(pick.expovariate(0.8)), len(values) - 1)
+        (a, wide), other = values[recent], pick.randrange(len(values))
+        kind = pick.choice(("unary", "unary", "linear", "linear", "binary", "dropout"))
+        read = {recent}
+        if kind == "unary":
+            function = pick.choice((torch.relu, torch.tanh, torch.sin, torch.exp, torch.neg))
+            made = b(function, a), wide
+        elif kind == "linear":
+            to = pick.choice((2, 8, 24))
+            made = b(torch.matmul, a, b.parameter(wide, to)), to
+        elif kind == "dropout":
+            made = b(dropout, a, 0.5), wide
+        else:
+            c, other_wide = values[other]
+            read.add(other)
+            if other_wide == wide and pick.random() < 0.6:
+                made = b(pick.choice((operator.add, operator.mul)), a, c), wide
+            else:
+                made = b(torch.cat, [a, c], 1), wide + other_wide
+        unread = (unread - read) | {len(values)}
+        values.append(made)
+    ends = [values[k][0] for k in sorted(unread)]
+    return b.done(*ends)
 
 
 class _Block(nn.Module):
