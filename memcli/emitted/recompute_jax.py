@@ -81,7 +81,7 @@ class _Parts:
         self.repeated = {
             k for k in _assigned(scopes, [(name, 0) for name in repeated]) if k not in self.of
         }
-        self._adopt()
+        self._take_in()
 
     def run(self, consts: Sequence[Any], given: Sequence[Any]) -> list[Any]:
         values = dict(zip(self.jaxpr.constvars, consts, strict=True))
@@ -107,23 +107,32 @@ class _Parts:
             known.update(zip(eqn.outvars, made, strict=True))
         return [known[v] for v in makes]
 
-    def _adopt(self) -> None:
-        """An equation in no group that one group alone reads, and whose inputs are there, joins."""
-        readers: dict[int, set[Any]] = {}
-        given_out = {v for v in self.jaxpr.outvars if not _literal(v)}
-        for k in reversed(range(len(self.jaxpr.eqns))):
-            eqn = self.jaxpr.eqns[k]
-            if k not in self.of and k not in self.repeated:
-                found = readers.get(k, set())
-                alone = len(found) == 1 and not given_out.intersection(eqn.outvars)
-                made_here = {self.of.get(self.maker[v]) for v in eqn.invars if self._made(v)}
-                if alone and made_here <= found:
-                    (self.of[k],) = found
-            part = self.of.get(k, ("alone", k))
-            for v in eqn.invars:
-                if self._made(v):
-                    readers.setdefault(self.maker[v], set()).add(part)
-        self.of = {k: part for k, part in self.of.items() if not isinstance(part, tuple)}
+    def _take_in(self) -> None:
+        """Equations that no group names go into one that they stand within: between two of its own,
+        or where nothing is read before and nothing but it reads them."""
+        equations = self.jaxpr.eqns
+        reads = [[self.maker[v] for v in eqn.invars if self._made(v)] for eqn in equations]
+        count = len(equations)
+        before, after, only = [0] * count, [0] * count, [-1] * count
+        for k, makers in enumerate(reads):
+            for maker in makers:
+                before[k] |= before[maker] | (1 << self.of[maker] if maker in self.of else 0)
+        for v in self.jaxpr.outvars:
+            if self._made(v):
+                only[self.maker[v]] = -2  # given out
+        for k in reversed(range(count)):
+            free = k not in self.of and k not in self.repeated
+            if free and only[k] >= 0 and not reads[k]:
+                self.of[k] = only[k]
+            group = self.of.get(k, -2)
+            own = after[k] | (1 << group if group >= 0 else 0)
+            for maker in reads[k]:
+                after[maker] |= own
+                only[maker] = group if only[maker] in (-1, group) else -2
+        for k in range(count):
+            both = before[k] & after[k]
+            if both and k not in self.of and k not in self.repeated:
+                self.of[k] = both.bit_length() - 1
 
     def _made(self, v: Any) -> bool:
         return not _literal(v) and v in self.maker

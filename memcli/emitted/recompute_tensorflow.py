@@ -124,6 +124,7 @@ class _Plan:
         wanted = {self.same(t) for t in keras.tree.flatten(model.output)}
         of = self._groups(groups)
         self.repeated = {self._number(name) for name in repeated} - set(of)
+        self._take_in(of)
         self.parts = self._ordered(of, wanted)
 
     def same(self, tensor: Any) -> int:
@@ -210,6 +211,24 @@ class _Plan:
 
     def _groups(self, groups: Sequence[Sequence[str]]) -> dict[int, int]:
         return {self._number(name): g for g, group in enumerate(groups) for name in group}
+
+    def _take_in(self, of: dict[int, int]) -> None:
+        """Layers that no group names and that stand between two of one go into it: an export may
+        have lost them, as it loses Dropout."""
+        reads = [[self.maker[t] for t in map(self.same, node.input_tensors) if t in self.maker]
+                 for node in self.nodes]  # fmt: skip
+        before, after = ([0] * len(self.nodes) for _ in range(2))
+        for k, makers in enumerate(reads):
+            for maker in makers:
+                before[k] |= before[maker] | (1 << of[maker] if maker in of else 0)
+        for k in reversed(range(len(self.nodes))):
+            own = after[k] | (1 << of[k] if k in of else 0)
+            for maker in reads[k]:
+                after[maker] |= own
+        for k in range(len(self.nodes)):
+            both = before[k] & after[k]
+            if both and k not in of and k not in self.repeated:
+                of[k] = both.bit_length() - 1
 
     def _reads(self, k: int) -> list[int]:
         """The tensors that a node needs from outside, through what is repeated."""

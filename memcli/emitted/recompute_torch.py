@@ -111,7 +111,8 @@ def _contexts(modules: Sequence[nn.Module], keep: Mapping[str, Sequence[int]]) -
     if not keep:
         return contextlib.nullcontext(), _statistics_as_they_are(modules)
     first, second = create_selective_checkpoint_contexts(_Policy(keep))
-    return first, _both(second, _statistics_as_they_are(modules))
+    # the statistics' own operations are none of the group's
+    return first, _both(_statistics_as_they_are(modules), second)
 
 
 class _Policy:

@@ -91,15 +91,16 @@ def with_tf_layers(model: ModelProto, fresh: Callable[[str], str]) -> list[str]:
     for layer in found:
         writer.put(layer)
     writer.close()
+    dropouts = sum(layer.kind == "dropout" for layer in found)
     told = []
-    for kinds, words in (
-        (("scaled", "spelled out", "computed"), "BatchNormalization of TensorFlow put back as one "
-         "operator in training mode"),
-        (("dropout",), "Dropout of TensorFlow put back as one operator"),
-    ):  # fmt: skip
-        count = sum(layer.kind in kinds for layer in found)
-        if count:
-            told.append(f"{count} {words}")
+    if len(found) > dropouts:
+        count = len(found) - dropouts
+        told.append(
+            f"{count} BatchNormalization{'s' if count > 1 else ''} of TensorFlow put back as one "
+            "operator in training mode: their parameters are new ones"
+        )
+    if dropouts:
+        told.append(f"{dropouts} Dropout of TensorFlow put back as one operator in training mode")
     return told
 
 

@@ -9,7 +9,7 @@ and then moved about, step by step, while the exact memory model says that it ge
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,10 +103,23 @@ class ScopeSearch:
         self._kept = (plan & RESULTS) == KEPT
 
     def grouping(self, groups: Iterable[Group], repeated: Sequence[Unit] = ()) -> Grouping:
-        """What groups cost: the figure for what is wrapped, not for the plan."""
+        """What groups cost: the figure for what is wrapped, not for the plan.
+
+        A group runs again as a whole, up to what is asked for, saved results or not: while it does,
+        it takes as much as if none were saved.
+        """
         listed = tuple(groups)
         marks = self.marks(listed, repeated)
-        return Grouping(listed, tuple(repeated), marks, self._cost(marks))
+        cost = self._cost(marks)
+        if any(group.saves for group in listed):
+            whole = [replace(group, saves=frozenset()) for group in listed]
+            other = self._cost(self.marks(whole, repeated))
+            cost = replace(
+                cost,
+                live_peak_bytes=max(cost.live_peak_bytes, other.live_peak_bytes),
+                all_peak_bytes=max(cost.all_peak_bytes, other.all_peak_bytes),
+            )
+        return Grouping(listed, tuple(repeated), marks, cost)
 
     def marks(self, groups: Sequence[Group], repeated: Sequence[Unit] = ()) -> Flags:
         """The same as marks: dropped is what is read within its own group alone."""

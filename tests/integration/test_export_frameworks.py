@@ -1,0 +1,131 @@
+"""Keras models through tf2onnx, and scripts of ``memcli export`` run by TensorFlow and JAX."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from memcli.cli.main import status
+from tests.conftest import ROOT
+
+pytest.importorskip("torch")
+
+
+def _there(*names: str) -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in names)
+
+
+needs_tensorflow = pytest.mark.skipif(
+    not _there("tensorflow", "keras", "tf2onnx"),
+    reason="TensorFlow, Keras and tf2onnx are not installed: pip install 'memcli[tensorflow]'",
+)
+needs_jax = pytest.mark.skipif(
+    not _there("jax", "keras"), reason="JAX and Keras are not installed: memcli[jax,tensorflow]"
+)
+
+
+def run(script: str, *arguments: str) -> str:
+    environment = {
+        **os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": "",
+    }  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "integration" / script), *arguments],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def planned(folder: Path, name: str, target: str, *options: str) -> dict[str, Any]:
+    """The script ``NAME_script.py`` from ``NAME.onnx``; what export says of it."""
+    plan, script = folder / f"{name}-planned.onnx", folder / f"{name}_script.py"
+    assert status(["plan", str(folder / f"{name}.onnx"), "-o", str(plan), *options]) == 0
+    assert status(["export", str(plan), "--to", target, "-o", str(script)]) == 0
+    return {"script": script.read_text()}
+
+
+@needs_tensorflow
+def test_keras_models_are_planned_and_trained_with_recompute_grad(tmp_path: Path) -> None:
+    run("tensorflow_step.py", "write", str(tmp_path))
+    options = ["--as-training", "--batch", "8", "--strategy", "sqrt"]
+    for name in ("densenet", "residual", "transformer"):
+        planned(tmp_path, name, "tensorflow", *options)
+    # An LSTM is one operator that runs as a whole: it is planned, and there is nothing to wrap.
+    out = str(tmp_path / "p.onnx")
+    assert status(["plan", str(tmp_path / "lstm.onnx"), "-o", out, *options]) == 0
+    found = json.loads(run("tensorflow_step.py", "train", str(tmp_path)).splitlines()[-1])
+    for name in ("densenet", "residual", "transformer"):
+        assert found[name]["groups"] > 1
+        for how in ("eager", "graph"):
+            ran = found[name][how]
+            assert ran["difference"] < 1e-4, (name, how)
+            # BatchNorm's statistics move once, seeds of Dropout go on as they would have
+            assert ran["equal_states"] == ran["states"] > 0, (name, how)
+            assert ran["moved_states"] == ran["states"], (name, how)
+    plain, wrapped = found["held"]
+    assert wrapped < 0.4 * plain
+
+
+def chain(path: Path, blocks: int, conv: bool) -> None:
+    """Layers named as in the JAX programs."""
+    rng = np.random.default_rng(0)
+    nodes, held, last = [], [], "x"
+
+    def weight(name: str, *shape: int) -> str:
+        values = (0.1 * rng.standard_normal(shape)).astype(np.float32)
+        held.append(numpy_helper.from_array(values, name))
+        return name
+
+    def node(op: str, scope: str, inputs: list[str], outputs: int = 1, **attributes: Any) -> str:
+        made = [f"{scope}/{op}{len(nodes)}_{k}" for k in range(outputs)]
+        name = f"net/{scope}/{op}"
+        nodes.append(helper.make_node(op, inputs, made, name=name, **attributes))
+        return made[0]
+
+    for k in range(blocks):
+        if conv:
+            w = weight(f"conv{k}.weight", 16, 16 if k else 3, 3, 3)
+            last = node("Conv", f"conv{k}", [last, w], pads=[1] * 4)
+            parts = [weight(f"norm{k}.{p}", 16) for p in ("gamma", "beta", "mean", "variance")]
+            last = node(
+                "BatchNormalization", f"norm{k}", [last, *parts], 3, training_mode=1
+            )
+            last = node("Gelu", f"gelu{k}", [last])
+            continue
+        up, down = weight(f"up{k}", 64, 256), weight(f"down{k}", 256, 64)
+        h = node("Gelu", f"block{k}", [node("MatMul", f"block{k}", [last, up])])
+        h = node("MatMul", f"block{k}", [node("Sin", f"block{k}", [h]), down])
+        last = node("Add", f"block{k}", [last, h])
+    dims: list[int | str] = ["n", 3, 16, 16] if conv else ["n", 64]
+    graph = helper.make_graph(
+        nodes, "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, dims)],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, None)], held,
+    )  # fmt: skip
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.save(made, path)
+
+
+@needs_jax
+def test_scopes_of_jax_run_again(tmp_path: Path) -> None:
+    chain(tmp_path / "blocks.onnx", 8, False)
+    chain(tmp_path / "chain.onnx", 8, True)
+    planned(tmp_path, "blocks", "jax", "--batch", "256", "--strategy", "sqrt")
+    planned(tmp_path, "chain", "jax", "--batch", "8", "--strategy", "sqrt")
+    found = json.loads(run("jax_step.py", str(tmp_path)).splitlines()[-1])
+    assert found["groups"] > 1
+    for name, part in (("blocks", 0.75), ("keras", 0.9)):
+        assert found[name]["difference"] < 1e-5 and found[name]["arrays"] > 10
+        plain, wrapped = found[name]["bytes"]
+        assert wrapped < part * plain, name
+    assert "no operation is in the scope elsewhere" in found["refused"]
