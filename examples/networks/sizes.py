@@ -25,6 +25,17 @@ _DENSENETS = {
     264: (6, 12, 64, 48),
 }
 
+# arXiv 1801.04381, table 2.
+_BOTTLENECKS = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
 
 @dataclass(frozen=True)
 class ResNet:
@@ -88,23 +99,17 @@ class DenseNet:
 
 @dataclass(frozen=True)
 class MobileNetV2:
-    """Inverted bottlenecks, arXiv 1801.04381; ``width`` multiplies all channels."""
+    """Inverted bottlenecks, arXiv 1801.04381; ``width`` multiplies all channels.
+
+    ``stages``: how much wider a bottleneck is inside, channels out, how many of them, stride of
+    the first.
+    """
 
     width: float = 1.0
     side: int = IMAGENET_SIDE
     classes: int = 1000
     dropout: float = 0.0
-
-    # (how much wider inside, channels out, number of bottlenecks, stride of the first)
-    STAGES = (
-        (1, 16, 1, 1),
-        (6, 24, 2, 2),
-        (6, 32, 3, 2),
-        (6, 64, 4, 2),
-        (6, 96, 3, 1),
-        (6, 160, 3, 2),
-        (6, 320, 1, 1),
-    )
+    stages: tuple[tuple[int, int, int, int], ...] = _BOTTLENECKS
 
     @property
     def first(self) -> int:
@@ -121,7 +126,7 @@ class MobileNetV2:
         """(how much wider inside, channels out, stride) of each."""
         return [
             (widen, self._scaled(channels), first_stride if index == 0 else 1)
-            for widen, channels, count, first_stride in self.STAGES
+            for widen, channels, count, first_stride in self.stages
             for index in range(count)
         ]
 
