@@ -183,8 +183,8 @@ def test_densenet_has_the_published_parameters(
     assert round(found / 1e6, 1) == pytest.approx(millions, abs=0.05)
 
 
-def test_the_papers_thousand_layers() -> None:
-    """arXiv 1604.06174 counts each convolution with its BatchNorm and activation."""
+def test_depth_1000_has_a_thousand_convolutions() -> None:
+    """Those on shortcuts counted, which a depth does not count otherwise."""
     from networks.modules import ResNet
 
     with torch.device("meta"):
