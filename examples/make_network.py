@@ -1,6 +1,6 @@
 """Writes a network, ready for training, as an MXNet symbol or as PyTorch exports it to ONNX.
 
-    python make_network.py resnet --depth 1000 -o resnet-1000-symbol.json
+    python make_network.py resnet --depth 1000 --classic -o resnet-1000-symbol.json
     python make_network.py densenet-bc --depth 100 --growth 12 -o densenet-bc-100.onnx
     python make_network.py densenet --depth 40 --framework torch
     python make_network.py mobilenet-v2 --width 0.5

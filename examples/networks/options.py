@@ -13,8 +13,8 @@ def add_resnet_options(parser: argparse.ArgumentParser) -> None:
     """Depth and form of a ResNet."""
     parser.add_argument(
         "--depth", type=int, default=50,
-        help="imagenet: 18, 34, or 3n + 2 up to 1000 and beyond (1000 is the network of "
-        "arXiv 1604.06174); cifar: 6n + 2 or 9n + 2",
+        help="imagenet: 18, 34, or any 3n + 2 from 35 on, or 1000, which stands for the "
+        "1000-layer network of arXiv 1604.06174; cifar: 6n + 2 or 9n + 2",
     )  # fmt: skip
     parser.add_argument(
         "--units", type=int, nargs="+", metavar="N", help="units of each stage, in place of --depth"

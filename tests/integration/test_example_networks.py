@@ -183,8 +183,8 @@ def test_densenet_has_the_published_parameters(
     assert round(found / 1e6, 1) == pytest.approx(millions, abs=0.05)
 
 
-def test_the_papers_thousand_layers() -> None:
-    """arXiv 1604.06174 counts each convolution with its BatchNorm and activation."""
+def test_depth_1000_has_a_thousand_convolutions() -> None:
+    """Those on shortcuts counted, which a depth does not count otherwise."""
     from networks.modules import ResNet
 
     with torch.device("meta"):
@@ -201,8 +201,10 @@ EXPORTS: dict[str, tuple[sizes.Size, dict[str, int]]] = {
         {"BatchNormalization": 6, "Dropout": 5},
     ),
     "mobilenet": (
-        sizes.MobileNetV2(0.25, side=32, classes=7, dropout=0.2),
-        {"BatchNormalization": 53, "Dropout": 1},
+        sizes.MobileNetV2(
+            0.25, side=32, classes=7, dropout=0.2, stages=((1, 16, 1, 1), (6, 24, 2, 2))
+        ),
+        {"BatchNormalization": 11, "Dropout": 1},
     ),
     "lstm": (sizes.LSTM(hidden=8, steps=3, classes=9), {"Sigmoid": 18}),
     "fused-lstm": (sizes.LSTM(hidden=8, steps=3, classes=9, fused=True), {"LSTM": 2}),
@@ -265,7 +267,7 @@ def test_both_files_are_planned_and_hold_the_same_work(
     """By the real commands: as many bytes of parameters, and FLOPs, in either file."""
     pytest.importorskip("onnxscript")
     monkeypatch.chdir(tmp_path)
-    options = ("densenet-bc", "--depth", "16", "--growth", "4", "-o")
+    options = ("densenet-bc", "--depth", "10", "--growth", "4", "-o")
     for name in ("net-symbol.json", "net.onnx"):
         assert script("make_network.py", *options, name, monkeypatch=monkeypatch) == 0
     search = ("--batch", "2", "--strategy", "cheap", "--json")
@@ -279,7 +281,7 @@ def test_both_files_are_planned_and_hold_the_same_work(
     less, more = (plan["recompute"]["forward_flops"] for plan in (export, symbol))
     assert less < more < 1.15 * less
     assert export["verify"]["ok"]
-    assert export["verify"]["gradients"]["compared"] == 47
+    assert export["verify"]["gradients"]["compared"] == 29
 
 
 @needs_mxnet
