@@ -2,11 +2,11 @@
 
     python benchmarks/operator_costs.py [GRAPH ...] [--batch N] [--gpu N] [--plain] [--limit 60]
 
-Without GRAPH: the examples. Each kind of operator is timed alone on the engine; the sum over all
-nodes is set against one whole forward pass (a ratio of 1: operators cost in a graph what they
-cost alone). Two ratios: of the clock, and of processor time, which other work on the machine
-hardly touches. Then a row for each operator type: its share of the forward pass by FLOPs, by
-roofline, and measured.
+GRAPH: MXNet symbols or ONNX files, timed in MXNet and in PyTorch; none: the examples. Each kind
+of operator is timed alone on the engine; of symbols the sum over all nodes is set against one whole
+forward pass (a ratio of 1: operators cost in a graph what they cost alone). Two ratios: of the
+clock, and of processor time, which other work on the machine hardly touches. Then a row for each
+operator type: its share of the forward pass by FLOPs, by roofline, and measured.
 """
 
 from __future__ import annotations
@@ -21,15 +21,20 @@ from rich.console import Console
 
 from memcli.engines.analysis import ShapeRequest, analyze
 from memcli.engines.gpus import check_gpu
+from memcli.engines.operator_times import OperatorTimes
 from memcli.engines.timing import (
     argument_dtypes,
     measure_forward_seconds,
     measure_operator_seconds,
 )
+from memcli.engines.torch_timing import measure_step_seconds
 from memcli.errors import MemcliError
 from memcli.graph.roofline import roofline_seconds
 from memcli.graph.training import TrainingGraph
+from memcli.memory.torch_model import step_seconds
 from memcli.reports.tables import new_table
+from memcli.workflow.by_format import format_of
+from memcli.workflow.onnx_planning import analyze_file, read_for_training
 from memcli.workflow.planning import read_symbol
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -60,6 +65,15 @@ def correlation(a: Floats, b: Floats, operators: NDArray[np.bool_]) -> float:
 def report(path: Path, batch: int | None, device: str, onednn: bool, limit: float) -> None:
     """Print the tables of one graph."""
     console = Console(width=100, highlight=False)
+    if format_of(str(path)) == "onnx":
+        file, _, _ = read_for_training(str(path), False, [])
+        kind = "cpu" if device == "cpu" else "cuda"
+        step = analyze_file(file, ShapeRequest(batch=batch), kind, None)
+        times = measure_step_seconds(step, device, limit_seconds=limit)
+        tell(console, times)
+        roofline = step_seconds(step.trace, times.machine)
+        table_of(console, path, batch, step.graph, times, roofline)
+        return
     source = read_symbol(str(path))
     analysis = analyze(source.raw, ShapeRequest(batch=batch))
     graph = analysis.graph
@@ -67,10 +81,7 @@ def report(path: Path, batch: int | None, device: str, onednn: bool, limit: floa
         graph, device, dtypes=argument_dtypes(analysis), onednn=onednn, limit_seconds=limit
     )
     clock, processor = measure_forward_seconds(source.raw, analysis, device, onednn=onednn)
-    for note in times.notes:
-        console.print(f"  {note}")
-    for op, why in times.failed.items():
-        console.print(f"  {op}: {why}")
+    tell(console, times)
     alone, alone_processor = times.seconds.sum(), times.processor_seconds.sum()
     console.print(
         f"  operators one by one {alone:.4f} s, whole forward pass {clock:.4f} s: "
@@ -81,8 +92,27 @@ def report(path: Path, batch: int | None, device: str, onednn: bool, limit: floa
             f"  in processor time {alone_processor:.4f} s and {processor:.4f} s: "
             f"ratio {alone_processor / processor:.2f}"
         )
+    table_of(console, path, batch, graph, times, roofline_seconds(graph, times.machine))
+
+
+def tell(console: Console, times: OperatorTimes) -> None:
+    """How the times were had, and what could not be timed."""
+    for note in times.notes:
+        console.print(f"  {note}")
+    for op, why in times.failed.items():
+        console.print(f"  {op}: {why}")
+
+
+def table_of(
+    console: Console,
+    path: Path,
+    batch: int | None,
+    graph: TrainingGraph,
+    times: OperatorTimes,
+    roofline: Floats,
+) -> None:
+    """A row for each operator type, and how far costs agree with times."""
     flops = graph.flops[: graph.n_forward]
-    roofline = roofline_seconds(graph, times.machine)
     measured = by_operator(graph, times.seconds)
     shares = [by_operator(graph, values) for values in (flops, roofline, times.processor_seconds)]
     table = new_table(
@@ -97,7 +127,7 @@ def report(path: Path, batch: int | None, device: str, onednn: bool, limit: floa
         by_flops, by_roofline, by_processor = (s[op] for s in shares)
         table.add_row(
             op, str(nodes), f"{by_flops:.1%}", f"{by_roofline:.1%}", f"{share:.1%}",
-            f"{by_processor:.1%}", f"{share * alone * 1e3:,.2f}",
+            f"{by_processor:.1%}", f"{share * times.seconds.sum() * 1e3:,.2f}",
         )  # fmt: skip
     console.print(table)
     operators = graph.kind[: graph.n_forward] >= 0
@@ -110,7 +140,7 @@ def report(path: Path, batch: int | None, device: str, onednn: bool, limit: floa
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("graph", nargs="*", type=Path, help="symbol files; none: the examples")
+    parser.add_argument("graph", nargs="*", type=Path, help="of either format; none: the examples")
     parser.add_argument("--batch", type=int, help="leading dimension, in place of the file's")
     parser.add_argument("--gpu", type=int, metavar="N", help="on this card, not the CPU")
     parser.add_argument("--plain", action="store_true", help="without oneDNN")
@@ -122,7 +152,8 @@ def main() -> int:
         for name, batch in BATCHES.items()
     ]
     try:
-        if options.gpu is not None:
+        onnx = {path for path, _ in jobs if format_of(str(path)) == "onnx"}
+        if options.gpu is not None and len(onnx) < len(jobs):
             check_gpu(options.gpu)
         for path, batch in jobs:
             print(path.name, flush=True)

@@ -5,6 +5,9 @@ mixed-integer program of :mod:`memcli.memory.program` is solved by HiGHS; its pl
 candidate and its dual bound a proof for all plans. Larger graphs get the relaxed program's bound,
 and its marks rounded as a candidate. The exact pool judges, and plans of ``dp`` and ``sqrt`` are
 candidates as well: the program minimizes the live peak, the pool can be larger.
+
+For PyTorch all plans of tiny graphs are tried as well; the proof of larger ones is the search of
+:mod:`memcli.memory.torch_backwards`, which has no plan to give.
 """
 
 from __future__ import annotations

@@ -95,6 +95,28 @@ def test_every_strategy_plans_and_auto_is_best(memcli: Command, model: Path) -> 
     assert sizes["auto"] == min(sizes.values()) < sizes["memonger"] < sizes["none"]
 
 
+def test_the_best_plan_of_a_small_graph_is_proven_best(memcli: Command, tmp_path: Path) -> None:
+    m = Model()
+    x = m.convolution("image", "conv", 8, 3)
+    for k in range(3):
+        x = m.node("Tanh", [m.node("Sigmoid", [x], f"sigmoid{k}")], f"tanh{k}")
+    x = m.node("GlobalAveragePool", [x], "mean")
+    path = m.write(tmp_path / "small.onnx", {"image": (4, 3, 16, 16)}, {x: (4, 8, 1, 1)})
+    for options, within in (
+        ([], 1.0),
+        (["--max-recompute", "50"], 0.5),
+        (["--budget", "90%"], None),
+    ):
+        done = memcli("plan", str(path), "--strategy", "milp", *options, "--json")
+        assert done.returncode == 0, done.stderr
+        plan = only_json(done)
+        memory, optimality = plan["memory"], plan["optimality"]
+        assert memory["lower_bound_bytes"] <= memory["planned_bytes"] < memory["baseline_bytes"]
+        assert optimality["within"] == within
+        if within is not None:  # without a budget the least memory is asked for
+            assert optimality == {"proven": True, "gap": 0.0, "within": within}
+
+
 def test_hints_are_followed(memcli: Command, model: Path, tmp_path: Path) -> None:
     done = memcli("plan", str(model), "--keep", "node_sum*", "--recompute", "node_a*_norm_relu",
                   "-o", "p.onnx", "--json")  # fmt: skip

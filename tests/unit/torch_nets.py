@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from memcli.engines.torch.rules import draws_random, recomputed_by
+from memcli.engines.torch.rules import draws_random, recomputed_by, recomputed_with_gradients
 
 
 def _batch_norm_again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
@@ -35,6 +35,22 @@ def dropout_with_mask(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
     """Two outputs, as ONNX's Dropout has them."""
     mask = torch.rand_like(x) > p
     return x * mask / (1 - p), mask
+
+
+def gated(x: Tensor) -> Tensor:
+    """Saves two tensors inside itself."""
+    return torch.sigmoid(x) * torch.tanh(x)
+
+
+@recomputed_with_gradients
+def gated_with_gradients(x: Tensor) -> Tensor:
+    """The same, run again as it ran first."""
+    return torch.sigmoid(x) * torch.tanh(x)
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two outputs, each in its own storage."""
+    return x.sin(), x.exp()
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -225,7 +241,9 @@ def random_net(seed: int, size: int) -> GraphModule:
     for _ in range(size - 1):
         recent = len(values) - 1 - min(int(pick.expovariate(0.8)), len(values) - 1)
         (a, wide), other = values[recent], pick.randrange(len(values))
-        kind = pick.choice(("unary", "unary", "linear", "linear", "binary", "dropout"))
+        kind = pick.choice(
+            ("unary", "unary", "linear", "linear", "binary", "binary", "inside", "pair", "view")
+        )
         read = {recent}
         if kind == "unary":
             function = pick.choice((torch.relu, torch.tanh, torch.sin, torch.exp, torch.neg))
@@ -233,8 +251,18 @@ def random_net(seed: int, size: int) -> GraphModule:
         elif kind == "linear":
             to = pick.choice((2, 8, 24))
             made = b(torch.matmul, a, b.parameter(wide, to)), to
-        elif kind == "dropout":
-            made = b(dropout, a, 0.5), wide
+        elif kind == "inside":
+            function = pick.choice((gated, gated_with_gradients))
+            made = (b(dropout, a, 0.5) if pick.random() < 0.4 else b(function, a)), wide
+        elif kind == "pair":
+            pair = b(halves, a)
+            second = b(operator.getitem, pair, 1)
+            made = b(operator.getitem, pair, 0), wide
+            if pick.random() < 0.5:
+                unread.add(len(values))
+                values.append((second, wide))
+        elif kind == "view":
+            made = b(operator.getitem, a, (slice(None), slice(0, wide // 2))), wide // 2
         else:
             c, other_wide = values[other]
             read.add(other)
