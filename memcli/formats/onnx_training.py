@@ -17,7 +17,7 @@ from memcli.formats.onnx_losses import (
     is_inference_dropout,
 )
 from memcli.formats.onnx_signature import module_of
-from memcli.formats.onnx_tf_layers import with_tf_layers
+from memcli.formats.onnx_tf_restore import with_tf_layers
 from memcli.formats.onnx_types import FLOATS
 
 # PyTorch's defaults; ONNX counts momentum the other way round.

@@ -15,8 +15,11 @@ from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.onnx_scopes import Scopes, scopes_of
 from memcli.formats.wording import shown_path
 from memcli.graph.units import Path, prefix_of, units_of
+from memcli.marks import AUXILIARY, RESULTS
 from memcli.memory.torch_model import TorchCost
-from memcli.planners.scopes import Group, Grouping, ScopeSearch
+from memcli.planners.scope_modules import ModuleSearch
+from memcli.planners.scope_runs import RunSearch
+from memcli.planners.scopes import Group, Grouping, ScopeCosts
 from memcli.workflow.onnx_planning import analyze_file, flags_of
 from memcli.workflow.onnx_tensors import places
 from memcli.workflow.verifying import shapes_to_verify
@@ -93,21 +96,24 @@ def export_plan(path: str, target: str, on_progress: Progress | None = None) -> 
     scopes = scopes_of(file)
     names = [step["name"] for step in analysis.steps]
     at = places(analysis)
-    search = ScopeSearch(analysis.model, flags, _heavy(analysis) if target == "torch" else None)
+    costs = ScopeCosts(analysis.model, flags)
     notes: list[str] = []
     if target == "torch":
         scopes = _dotted(scopes, file)
         paths = [scopes.paths[p] if p >= 0 else () for p in at]
-        found = search.modules(paths, scopes.sequences, scopes.called.__contains__)
+        heavy = _heavy(analysis)
+        found = ModuleSearch(
+            costs, paths, scopes.sequences, scopes.called.__contains__, heavy
+        ).search()
         root: Path = ()
     else:
         paths = [scopes.paths[p] if p >= 0 else () for p in at]
         made = _made(analysis)
-        found = search.runs(units_of(paths, names, made, search.flow))
+        found = RunSearch(costs, units_of(paths, names, made, costs.flow)).search()
         root = prefix_of(p for p, size in zip(paths, made.tolist(), strict=True) if size)
     if not any(scopes.paths):
         notes.append("the file names no modules or layers: what is wrapped are its nodes, by name")
-    baseline = search.model.exact.evaluate(search.model.none())
+    baseline = costs.model.exact.evaluate(costs.model.none())
     if not found.groups or found.cost.live_peak_bytes >= baseline.live_peak_bytes:
         raise AnswerIsNo(
             f"{shown_path(path)}: no {'modules' if target == 'torch' else 'layers'} can be wrapped "
@@ -123,27 +129,27 @@ def export_plan(path: str, target: str, on_progress: Progress | None = None) -> 
         origin=scopes.origin,
         analysis=analysis,
         groups=[
-            _wrapped(group, search, found, analysis, root, separator)
+            _wrapped(group, costs, found, analysis, root, separator)
             for group in sorted(found.groups, key=lambda g: min(g.steps))
         ],
         repeated=[_name(unit.path, root, separator) for unit in found.repeated],
         baseline=baseline,
-        planned=search.plan_cost,
+        planned=costs.plan_cost,
         cost=found.cost,
-        evaluated=search.evaluated,
+        evaluated=costs.evaluated,
         notes=notes,
     )
 
 
 def _wrapped(
-    group: Group, search: ScopeSearch, found: Grouping, analysis: TorchAnalysis, root: Path,
+    group: Group, costs: ScopeCosts, found: Grouping, analysis: TorchAnalysis, root: Path,
     separator: str,
 ) -> WrappedGroup:  # fmt: skip
-    flow = search.flow
+    flow = costs.flow
     dropped = [
         int(flow.size[s]) for s in range(flow.n_storages)
         if int(flow.makers[s]) in group.steps and flow.saved[s]
-        and (found.marks[flow.makers[s]] & 3 if flow.results[s] else found.marks[flow.makers[s]])
+        and found.marks[flow.makers[s]] & (RESULTS if flow.results[s] else AUXILIARY)
     ]  # fmt: skip
     return WrappedGroup(
         [_name(path, root, separator) for path in group.scopes],
