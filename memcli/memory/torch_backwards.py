@@ -236,14 +236,10 @@ def _search(
     return ceiling, True
 
 
-def backwards_bound(
-    model: TorchModel, moments: Moments, low: int, ceiling: int, limit: float = np.inf
-) -> int:
+def backwards_bound(model: TorchModel, moments: Moments, low: int, ceiling: int) -> int:
     """Bytes that no plan's live peak is under.
 
     ``low``: a bound that is known; ``ceiling``: a plan's live peak, where the search ends.
-    ``limit``: plans that recompute more FLOPs are left out.
-
     Searched first with the largest tensors alone, as if the others were always there and took
     nothing, then with more and more of them, as long as a search comes to its end.
     """
@@ -256,11 +252,21 @@ def backwards_bound(
         low, ended = _of_some(model, moments, chosen, low, ceiling, np.inf)
         if low >= ceiling or not ended:
             break
-    # What is always there needs no FLOPs either, so with a limit all tensors count.
-    everything = np.arange(len(moments.sizes))
-    if low < ceiling and not np.isinf(limit) and len(everything) <= _MOST_STORAGES:
-        low, _ = _of_some(model, moments, everything, low, ceiling, limit)
     return low
+
+
+def limited_bound(
+    model: TorchModel, moments: Moments, low: int, ceiling: int, limit: float
+) -> int:
+    """Bytes that no plan's live peak is under that recomputes at most ``limit`` FLOPs.
+
+    ``low``: a bound of all plans; the rest as in :func:`backwards_bound`. All tensors count: what
+    was taken to be always there would need no FLOPs either.
+    """
+    everything = np.arange(len(moments.sizes))
+    if low >= ceiling or not len(moments.wanted) or len(everything) > _MOST_STORAGES:
+        return low
+    return _of_some(model, moments, everything, low, ceiling, limit)[0]
 
 
 def _of_some(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from memcli.marks import AGAIN, AUXILIARY, EACH, KEPT
-from memcli.memory.bounds import Bound
-from memcli.memory.torch_backwards import backwards_bound
+from memcli.memory.torch_backwards import backwards_bound, limited_bound
 from memcli.memory.torch_model import Marks, TorchModel
 from memcli.memory.torch_moments import moments_of
 
@@ -18,23 +18,36 @@ from memcli.memory.torch_moments import moments_of
 _MOST_PLANS = 20_000
 
 
-def torch_bound(model: TorchModel, ceiling: int, limit: float = math.inf) -> Bound:
-    """Bytes that no plan's live peak is under.
+@dataclass(frozen=True)
+class TorchBound:
+    """Proofs. ``bytes``: no plan's live peak is less. ``within``: nor that of any plan which
+    recomputes no more than a limit, which is no less."""
 
-    ``ceiling``: the live peak of the best plan known, or of any. ``limit``: FLOPs; plans that
-    recompute more are left out. What is alive at one moment whatever the plan
-    (:mod:`memcli.memory.torch_moments`), or more where the best of all orders of recomputations
-    (:mod:`memcli.memory.torch_backwards`), or of all plans of a tiny step, needs more.
+    bytes: int
+    within: int
+
+
+def torch_bound(model: TorchModel, ceiling: int, limit: float = math.inf) -> TorchBound:
+    """What no plan of a step can get under.
+
+    ``ceiling``: the live peak of the best plan known (within the limit), bytes, or of any.
+    ``limit``: FLOPs that plans may recompute for the second bound.
+
+    What is alive at one moment whatever the plan (:mod:`memcli.memory.torch_moments`), or more
+    where the best of all orders of recomputations (:mod:`memcli.memory.torch_backwards`), or of all
+    plans of a tiny step, needs more.
     """
     moments = moments_of(model.trace, model.block)
     low = int(moments.most.max(initial=0))
     if low >= ceiling:
-        return Bound(low, "steps")
-    least = least_of_all(model, limit)
+        return TorchBound(low, low)
+    least = least_of_all(model, (math.inf, limit))
     if least is not None:
-        return Bound(least, "all plans")
-    found = backwards_bound(model, moments, low, ceiling, limit)
-    return Bound(found, "steps" if found == low else "all orders")
+        return TorchBound(*least)
+    low = backwards_bound(model, moments, low, ceiling)
+    if math.isinf(limit):
+        return TorchBound(low, low)
+    return TorchBound(low, limited_bound(model, moments, low, ceiling, limit))
 
 
 def all_plans(model: TorchModel) -> Iterator[Marks] | None:
@@ -52,13 +65,16 @@ def all_plans(model: TorchModel) -> Iterator[Marks] | None:
     return (np.array(plan, np.uint8) for plan in itertools.product(*choices))
 
 
-def least_of_all(model: TorchModel, limit: float = math.inf) -> int | None:
-    """The least live peak of all plans that recompute at most ``limit`` FLOPs, bytes.
+def least_of_all(model: TorchModel, limits: Sequence[float] = (math.inf,)) -> list[int] | None:
+    """For each limit the least live peak of all plans that recompute no more FLOPs, bytes.
 
     None where they are too many to try.
     """
     plans = all_plans(model)
     if plans is None:
         return None
-    costs = (model.evaluate(plan) for plan in plans)
-    return min(c.live_peak_bytes for c in costs if c.feasible and c.recompute_flops <= limit)
+    costs = [cost for plan in plans if (cost := model.evaluate(plan)).feasible]
+    return [
+        min(cost.live_peak_bytes for cost in costs if cost.recompute_flops <= limit)
+        for limit in limits
+    ]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from memcli.graph.training import Flags
 from memcli.marks import AGAIN, KEPT, RESULTS
 from memcli.memory import torch_kernels
-from memcli.memory.torch_bound import all_plans, torch_bound
+from memcli.memory.torch_bound import TorchBound, all_plans, torch_bound
 from memcli.memory.torch_plan_model import TorchPlanModel
 from memcli.planners import anneal_torch
 from memcli.planners.base import Search, Settings
@@ -83,21 +83,23 @@ class TorchSearch(Search):
         return min(plans, key=lambda flags: self.key(self.model.evaluate(flags)))
 
     def prove(self, seconds: float) -> tuple[int, Flags | None]:
-        """The bound of :meth:`lower_bound`; no solver has a plan to give here."""
-        return self.lower_bound(min(found.cost.live_peak_bytes for found in self.tried)), None
+        """The bound of all plans; no solver has a plan to give here."""
+        return self.bound(min(found.cost.live_peak_bytes for found in self.tried)).bytes, None
 
     @property
     def bound_within(self) -> float | None:
-        """Recomputation, as a part of a forward pass, that plans may have to be bounded at all.
+        """Recomputation, as a part of a forward pass, up to which plans are compared with the best.
 
-        The limit of the settings, but for a search within a budget: what needs more memory than
-        that is told as what nothing can get under.
+        The limit of the settings where the least memory is asked for.
         """
         return None if self.settings.budget is not None else self.settings.max_recompute
 
-    def lower_bound(self, ceiling: int) -> int:
-        """Bytes that no plan's live peak is under; ``ceiling``: the live peak of the best known."""
+    def bound(self, ceiling: int) -> TorchBound:
+        """What no plan can get under, and none within :attr:`bound_within`.
+
+        ``ceiling``: the live peak of the best plan known, bytes.
+        """
         limit = math.inf
         if self.bound_within is not None:
             limit = (self.bound_within + _ROUNDED) * self.model.forward_flops
-        return torch_bound(self.model.exact, ceiling, limit).bytes
+        return torch_bound(self.model.exact, ceiling, limit)

@@ -26,6 +26,10 @@ def plan_json(planned: Planned | OnnxPlanned) -> dict[str, Any]:
         }  # fmt: skip
         if planned.split is not None:
             result["split"] = split_json(planned.split)
+        result["optimality"] |= {
+            "within": planned.bound_within,
+            "lower_bound_bytes": max(planned.lower_bound, planned.lower_bound_within),
+        }
     return result
 
 
@@ -75,9 +79,7 @@ def _plan_json(planned: Planned | OnnxPlanned) -> dict[str, Any]:
             "seconds": planned.seconds,
             "threshold_mb": notes.get("threshold_mb"),
         },
-        "optimality": {
-            "proven": planned.gap == 0.0, "gap": planned.gap, "within": planned.bound_within,
-        },
+        "optimality": {"proven": planned.gap == 0.0, "gap": planned.gap},
         "notes": planned.notes,
     }
 
@@ -127,18 +129,22 @@ def stage_table(console: Console, stages: list[Stage], title: str = _POOL_STAGES
         console.print(table)
 
 
-def _bounded(planned: Planned | OnnxPlanned) -> str:
-    """What plans the bound is of."""
-    if planned.bound_within is None:
-        return "of this kind"
-    return f"that recomputes at most {percent(planned.bound_within)}"
-
-
 def _live(cost: Cost) -> str:
     """The live peak beside a pool; nothing where memory is counted by live bytes."""
     if cost.live_peak_bytes == cost.pool_bytes:
         return ""
     return f" (live peak {format_size(cost.live_peak_bytes)})"
+
+
+def _bound(planned: Planned | OnnxPlanned) -> str:
+    """What no plan gets under, and where it is more none within the limit on recomputation."""
+    every = format_size(planned.lower_bound)
+    if not isinstance(planned, OnnxPlanned) or planned.lower_bound_within <= planned.lower_bound:
+        return f"{every} (of every plan of this kind)"
+    return (
+        f"{format_size(planned.lower_bound_within)} (of every plan that recomputes at most "
+        f"{percent(planned.bound_within or 0.0)}; {every} of every plan of this kind)"
+    )
 
 
 def print_plan(console: Console, planned: Planned | OnnxPlanned) -> None:
@@ -164,7 +170,7 @@ def print_plan(console: Console, planned: Planned | OnnxPlanned) -> None:
         ("recomputed", f"{flops(cost.recompute_flops)}FLOP = "
                        f"{percent(cost.recompute_fraction)} of one forward pass"
                        f"{time_share(cost, planned.cost_of)}"),
-        ("lower bound", f"{format_size(planned.lower_bound)} (of every plan {_bounded(planned)})"),
+        ("lower bound", _bound(planned)),
         ("parameters", f"{format_size(analysis.parameter_bytes)}, as much again for their "
                        f"gradients, states {format_size(analysis.state_bytes)}: not in the above"),
     ]  # fmt: skip

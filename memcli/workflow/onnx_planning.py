@@ -71,8 +71,9 @@ class OnnxPlanned:
     evaluated: int
     seconds: float
     split: Split | None = None  # over several workers: figures are of each
-    # The bound is of plans that recompute at most this part of a forward pass; None: of all.
+    # Of plans that recompute at most this part of a forward pass (None: of all) the least is
     bound_within: float | None = None
+    lower_bound_within: int = 0  # at least this
     environment: dict[str, str] = field(default_factory=dict)
     rewrites: list[str] = field(default_factory=list)
     barriers: int = 0
@@ -85,8 +86,8 @@ class OnnxPlanned:
 
     @property
     def gap(self) -> float:
-        """How far from the best possible the plan may be, 0 to 1."""
-        return gap(self.lower_bound, self.cost.pool_bytes)
+        """How far from the best possible within the limit the plan may be, 0 to 1."""
+        return gap(max(self.lower_bound, self.lower_bound_within), self.cost.pool_bytes)
 
     @property
     def operator_count(self) -> int:
@@ -251,6 +252,7 @@ def make_onnx_plan(
     STRATEGIES[strategy](search)
     found = search.answer()
     seconds = time.monotonic() - started
+    bound = search.bound(found.cost.live_peak_bytes)
     listed, _ = torch_stages(planner, found.plan.recompute, found.plan.cuts)
     planned = OnnxPlanned(
         source=file,
@@ -262,8 +264,9 @@ def make_onnx_plan(
         plan=found.plan,
         baseline=baseline,
         cost=found.cost,
-        lower_bound=search.lower_bound(found.cost.live_peak_bytes),
+        lower_bound=bound.bytes,
         bound_within=search.bound_within,
+        lower_bound_within=bound.within,
         stages=listed,
         restored=restored,
         notes=notes,

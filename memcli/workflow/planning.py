@@ -59,7 +59,6 @@ class Planned:
     evaluated: int
     seconds: float
     output: str | None = None
-    bound_within: float | None = None  # see OnnxPlanned; MXNet runs nothing more than twice
 
     format = "mxnet-symbol"
 

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from memcli.engines.torch.trace import trace  # noqa: E402
-from memcli.memory.torch_backwards import backwards_bound  # noqa: E402
+from memcli.memory.torch_backwards import backwards_bound, limited_bound  # noqa: E402
 from memcli.memory.torch_bound import least_of_all, torch_bound  # noqa: E402
 from memcli.memory.torch_model import TorchModel  # noqa: E402
 from memcli.memory.torch_moments import columns, moments_of  # noqa: E402
@@ -40,18 +40,27 @@ def models() -> list[TorchModel]:
     return small_models(range(220))
 
 
+def least_of(model: TorchModel, limit: float = math.inf) -> int:
+    """The least live peak of all plans within a limit."""
+    least = least_of_all(model, (limit,))
+    assert least is not None
+    return least[0]
+
+
 def searched(model: TorchModel, ceiling: int, limit: float = math.inf) -> tuple[int, int]:
     """The bound by moments alone, and that of the search."""
     moments = moments_of(model.trace, model.block)
     low = int(moments.most.max())
-    return low, backwards_bound(model, moments, low, ceiling, limit)
+    bound = backwards_bound(model, moments, low, ceiling)
+    if not math.isinf(limit):
+        bound = limited_bound(model, moments, bound, ceiling, limit)
+    return low, bound
 
 
 def test_no_plan_is_under_the_bound(models: list[TorchModel]) -> None:
     tight = by_moments = 0
     for number, model in enumerate(models):
-        least = least_of_all(model)
-        assert least is not None
+        least = least_of(model)
         low, bound = searched(model, model.evaluate(model.none()).live_peak_bytes)
         assert low <= bound <= least, number
         assert searched(model, least)[1] == bound, number  # whatever plan is known
@@ -66,12 +75,12 @@ def test_no_plan_within_a_limit_is_under_its_bound(models: list[TorchModel]) -> 
     tight = higher = 0
     for number, model in enumerate(models):
         limit = float(model.trace.flops.sum()) * (0.2, 0.5, 1.0)[number % 3]
-        least = least_of_all(model, limit)
-        assert least is not None
+        least = least_of(model, limit)
         top = model.evaluate(model.none()).live_peak_bytes
         bound = searched(model, top, limit)[1]
         assert bound <= least, number
-        assert torch_bound(model, top, limit).bytes == least
+        both = torch_bound(model, top, limit)
+        assert both.bytes <= both.within == least
         tight += bound == least
         higher += bound > searched(model, top)[1]
     assert tight > 0.9 * len(models)
@@ -85,8 +94,7 @@ def test_some_tensors_alone_are_a_bound_too(
     for part in (0.3, 0.1):
         monkeypatch.setattr("memcli.memory.torch_backwards._PARTS", (part,))
         for number, model in enumerate(models[:80]):
-            least = least_of_all(model)
-            assert least is not None
+            least = least_of(model)
             assert searched(model, 1 << 40)[1] <= least, number
 
 
@@ -98,8 +106,7 @@ def test_a_search_that_does_not_end_is_a_bound_too(
             monkeypatch.setattr(f"memcli.memory.torch_backwards.{room}", states)
         for number, model in enumerate(models[:80]):
             limit = float(model.trace.flops.sum()) * (0.5 if number % 2 else math.inf)
-            least = least_of_all(model, limit)
-            assert least is not None
+            least = least_of(model, limit)
             assert searched(model, 1 << 40, limit)[1] <= least, number
 
 
@@ -114,7 +121,8 @@ def test_no_strategy_is_under_the_bound(name: str) -> None:
         peaks = [
             f.cost.live_peak_bytes for f in search.tried if f.cost.recompute_fraction <= limit
         ]
-        assert search.lower_bound(1 << 40) <= min(peaks)
+        bound = search.bound(1 << 40)
+        assert bound.bytes <= bound.within <= min(peaks)
 
 
 def test_residual_sums_need_more_than_any_moment_shows() -> None:
