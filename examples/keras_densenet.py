@@ -8,8 +8,9 @@
 
 The last trains a step of the network on the CPU as it is and wrapped, and prints what each held
 between the forward and the backward pass. DenseNet is Huang et al., arXiv 1608.06993: three dense
-blocks on 32 x 32 images, with bottlenecks and half of the channels after each block. The export
-is one for inference, as tf2onnx makes by default: --as-training puts BatchNorm back.
+blocks on 32 x 32 images, with bottlenecks and half of the channels after each block; with
+--blocks 6,12,24,16 --growth 32 --subsample it is DenseNet-121. The export is one for inference, as
+tf2onnx makes by default: --as-training puts BatchNorm back.
 
 Needs the extra ``tensorflow`` (TensorFlow, Keras 3 and tf2onnx).
 """
@@ -21,6 +22,7 @@ import gc
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +39,20 @@ import tensorflow as tf
 
 
 def densenet(
-    depth: int = 100, growth: int = 12, classes: int = 10, size: int = 32, seed: int = 0
+    depth: int = 100, growth: int = 12, classes: int = 10, size: int = 32, seed: int = 0,
+    blocks: Sequence[int] = (), subsample: bool = False,
 ) -> keras.Model:
     """DenseNet-BC of ``depth`` layers (6 n + 4), ``growth`` channels for each.
+
+    ``blocks``: layers in each dense block, in place of three blocks of a depth. ``subsample``:
+    begin with a convolution and a pooling of stride 2, as for large images.
 
     Raises:
         ValueError: an impossible depth.
     """
-    if depth < 10 or (depth - 4) % 6:
+    if not blocks and (depth < 10 or (depth - 4) % 6):
         raise ValueError(f"depth {depth} is not 6 n + 4")
+    blocks = blocks or [(depth - 4) // 6] * 3
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
     layers = keras.layers
@@ -62,13 +69,20 @@ def densenet(
 
     image = keras.Input((size, size, 3), name="image")
     channels = 2 * growth
-    x = layers.Conv2D(channels, 3, padding="same", use_bias=False, name="conv0")(image)
-    for block in range(3):
-        for number in range((depth - 4) // 6):
+    first: dict[str, Any] = {"padding": "same", "use_bias": False, "name": "conv0"}
+    if subsample:
+        x = layers.Conv2D(channels, 7, strides=2, **first)(image)
+        x = layers.BatchNormalization(name="norm0")(x)
+        x = layers.Activation("relu", name="relu0")(x)
+        x = layers.MaxPooling2D(3, 2, padding="same", name="pool")(x)
+    else:
+        x = layers.Conv2D(channels, 3, **first)(image)
+    for block, count_of_layers in enumerate(blocks):
+        for number in range(count_of_layers):
             y = composite(composite(x, 4 * growth, 1), growth, 3)
             x = layers.Concatenate(name=f"join{block}_{number}")([x, y])
             channels += growth
-        if block < 2:
+        if block < len(blocks) - 1:
             channels //= 2
             x = layers.AveragePooling2D(2, name=f"pool{block}")(composite(x, channels, 1))
     x = layers.BatchNormalization(name="norm")(x)
@@ -144,11 +158,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depth", type=int, default=100)
     parser.add_argument("--growth", type=int, default=12)
+    parser.add_argument("--blocks", help="layers in each dense block, as 6,12,24,16")
+    parser.add_argument("--subsample", action="store_true", help="strides of 2 to begin with")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the ONNX file")
     parser.add_argument("--train", metavar="SCRIPT", help="compare a step with and without it")
     parser.add_argument("--batch", type=int, default=16, help="for --train")
     options = parser.parse_args()
-    model = densenet(options.depth, options.growth)
+    blocks = [int(n) for n in options.blocks.split(",")] if options.blocks else []
+    model = densenet(options.depth, options.growth, blocks=blocks, subsample=options.subsample)
     if options.output:
         export(model, options.output)
         print(f"wrote {options.output}: {model.count_params():,} parameters")

@@ -89,12 +89,17 @@ def losses(file: OnnxFile) -> list[Loss]:
             )
         )
     pieces = tf_layers(file.working)
+    mend = "--as-training puts the operator back"
+    if file.opset < BATCHNORM_MODE_SINCE:
+        mend = f"export it in operator set {BATCHNORM_MODE_SINCE} or later to have it put back"
     for kind, words in _IN_PIECES.items():
         scopes = [layer.scope for layer in pieces if layer.kind in words.kinds]
         if scopes:
             found.append(
-                Loss(kind, scopes, f"{_count(scopes, words.what)} {words.text} ({_some(scopes)}); "
-                     "--as-training puts the operator back")
+                Loss(
+                    kind, scopes,
+                    f"{_count(scopes, words.what)} {words.text} ({_some(scopes)}); {mend}",
+                )
             )  # fmt: skip
     off = [name for node, name in named if is_inference_dropout(node, file)]
     if off:
