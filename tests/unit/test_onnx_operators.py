@@ -55,11 +55,12 @@ LOW_PRECISION = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
 def backend_tests() -> list[Any]:
-    from onnx.backend.test.loader import load_model_tests
+    # onnx 1.22 loads them from files without their data, and collects them with it
+    from onnx.backend.test.case.node import collect_testcases
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = load_model_tests(kind="node")
+        found = collect_testcases(None)
     # Expanded ones repeat the operators by their function bodies; attention's are the richest.
     return [t for t in found if not t.name.endswith("_expanded") or "attention_4d_gqa" in t.name]
 
@@ -141,8 +142,10 @@ def test_backend_node_tests() -> None:
     assert not failed, "\n".join(failed)
     assert passed >= 850, f"{passed} passed, {refused} refused"
     register_all()
-    # No operator is there that neither these tests nor those below try.
-    assert set(OPERATORS) - covered - TRIED_BELOW == set()
+    # No operator is there, of those that this onnx knows, that neither these tests nor those below
+    # try.
+    known = {schema.name for schema in onnx.defs.get_all_schemas()}
+    assert (set(OPERATORS) & known) - covered - TRIED_BELOW == set()
 
 
 TRIED_BELOW = {
