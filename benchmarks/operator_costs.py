@@ -66,9 +66,10 @@ def report(path: Path, batch: int | None, device: str, onednn: bool, limit: floa
     """Print the tables of one graph."""
     console = Console(width=100, highlight=False)
     if format_of(str(path)) == "onnx":
-        file, _, _ = read_for_training(str(path), False, [])
+        request = ShapeRequest(batch=batch)
+        file, _, _ = read_for_training(str(path), False, request, [])
         kind = "cpu" if device == "cpu" else "cuda"
-        step = analyze_file(file, ShapeRequest(batch=batch), kind, None)
+        step = analyze_file(file, request, kind, None)
         times = measure_step_seconds(step, device, limit_seconds=limit)
         tell(console, times)
         roofline = step_seconds(step.trace, times.machine)

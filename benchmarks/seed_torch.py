@@ -124,8 +124,8 @@ def tensorflow(bench: Workbench, verify: bool) -> Outcome:
     """The largest batch in 12 GB: as saved, with layers that run again whole, under ``auto``."""
     model = "densenet-121-cifar.onnx"
     bench.script(
-        "make_network.py", "densenet-bc", "--depth", "121", "--side", "32", "--classes", "10",
-        "-o", model,
+        "make_network.py", "densenet-bc", "--images", "imagenet", "--depth", "121", "--side", "32",
+        "--classes", "10", "-o", model,
     )  # fmt: skip
     lines = []
     batches = {}

@@ -92,7 +92,9 @@ def test_gradients_are_the_mean_of_all_workers(tmp_path: Path) -> None:
     for key in gradients:
         mean = (alone[0][key] + alone[1][key]) / 2
         assert not np.array_equal(alone[0][key], alone[1][key])
-        assert all(np.array_equal(found[key], mean) for found in workers)
+        # a process alone has more threads than each worker, and may round otherwise for it
+        assert all(np.allclose(found[key], mean, rtol=1e-5, atol=1e-6) for found in workers)
+        assert np.array_equal(workers[0][key], workers[1][key])
     for key in alone[0].keys() - set(gradients):  # outputs and BatchNorm's statistics are its own
         assert all(np.array_equal(a[key], b[key]) for a, b in zip(workers, alone, strict=True))
 

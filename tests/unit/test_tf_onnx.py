@@ -143,6 +143,7 @@ def test_folded_normalizations_come_back_where_they_were(tmp_path: Path) -> None
 
 
 def test_dropout_of_tensorflow_comes_back_or_is_refused(tmp_path: Path) -> None:
+    from memcli.engines.analysis import ShapeRequest
     from memcli.workflow.onnx_planning import read_for_training
 
     net = Net()
@@ -154,9 +155,9 @@ def test_dropout_of_tensorflow_comes_back_or_is_refused(tmp_path: Path) -> None:
     assert np.isclose(numpy_helper.to_array(rate), 0.25)
     (tmp_path / "net.onnx").write_bytes(file.data)
     with pytest.raises(BadInput, match="which ONNX does not define") as refused:
-        read_for_training(str(tmp_path / "net.onnx"), False, [])
+        read_for_training(str(tmp_path / "net.onnx"), False, ShapeRequest(), [])
     assert "--as-training" in refused.value.hint
-    assert read_for_training(str(tmp_path / "net.onnx"), True, [])[2] == told
+    assert read_for_training(str(tmp_path / "net.onnx"), True, ShapeRequest(), [])[2] == told
 
 
 def named(names: list[str], path: Path, producer: str = "") -> list[str]:
