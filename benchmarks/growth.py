@@ -47,7 +47,7 @@ class Sweep:
 SWEEPS = {
     "densenet": Sweep(
         "DenseNet, growth 12, batch 64 (PyTorch)",
-        ("densenet", "--growth", "12"), ".onnx", 64, (40, 64, 88, 112, 136, 160, 190),
+        ("densenet", "--growth", "12"), ".onnx", 64, (40, 64, 88, 112, 136, 160),
         {
             "TensorFlow: recompute-grad": "recompute-grad",
             "LuaTorch: optmemory-3": "optmemory-3",
