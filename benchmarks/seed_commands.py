@@ -22,7 +22,7 @@ class Line:
     technique: str
     estimated: float
     measured: float | None = None
-    again: float = 0.0
+    again: float | None = None
     step_seconds: float | None = None
     bits_equal: bool | None = None
     published: float | None = None  # the original's own ratio for this technique

@@ -48,7 +48,7 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
             mib(line.estimated),
             mib(line.measured),
             f"{outcome.ratio(line):.3f}",
-            f"{line.again:.0%}",
+            "" if line.again is None else f"{line.again:.0%}",
             f"{line.step_seconds:.2f}" if line.step_seconds is not None else "",
             f"{line.step_seconds / base.step_seconds - 1:+.0%}" if timed else "",
             {True: "equal", False: "DIFFER", None: ""}[line.bits_equal],
