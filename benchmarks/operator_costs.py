@@ -34,7 +34,7 @@ from memcli.graph.training import TrainingGraph
 from memcli.memory.torch_model import step_seconds
 from memcli.reports.tables import new_table
 from memcli.workflow.by_format import format_of
-from memcli.workflow.onnx_planning import analyze_file, read_for_training
+from memcli.workflow.onnx_planning import analyze_file, kind_of, read_for_training
 from memcli.workflow.planning import read_symbol
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -68,8 +68,7 @@ def report(path: Path, batch: int | None, device: str, onednn: bool, limit: floa
     if format_of(str(path)) == "onnx":
         request = ShapeRequest(batch=batch)
         file, _, _ = read_for_training(str(path), False, request, [])
-        kind = "cpu" if device == "cpu" else "cuda"
-        step = analyze_file(file, request, kind, None)
+        step = analyze_file(file, request, kind_of(device), None)
         times = measure_step_seconds(step, device, limit_seconds=limit)
         tell(console, times)
         roofline = step_seconds(step.trace, times.machine)

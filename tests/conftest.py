@@ -39,6 +39,19 @@ def run_memcli(*arguments: str, cwd: Path, timeout: float = 300) -> Any:
     )
 
 
+def start_memcli(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """The real command, started in a process group of its own, for a test to interrupt."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "memcli", *arguments],
+        cwd=cwd,
+        env={**os.environ, "XDG_STATE_HOME": str(cwd), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 @pytest.fixture
 def memcli(tmp_path: Path) -> Command:
     """``memcli(...)`` run in an empty folder."""

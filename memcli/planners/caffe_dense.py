@@ -12,7 +12,8 @@ from __future__ import annotations
 from functools import partial
 
 from memcli.planners.base import Search
-from memcli.planners.dense import consider_dropped, dense_blocks, module
+from memcli.planners.cheap import COSTLY
+from memcli.planners.dense import consider_dropped, dense_blocks
 
 NAME = "caffe-dense"
 ULTRA = "caffe-dense-ultra"
@@ -24,7 +25,7 @@ def run(search: Search, name: str, ultra: bool) -> None:
     blocks = dense_blocks(search, name)
     dropped: set[int] = set()
     for layer in blocks.layers:
-        again = (v for v in layer.inside if ultra or not module(graph, v).multiplies)
+        again = (v for v in layer.inside if ultra or graph.op(v) not in COSTLY)
         dropped.update(set(again) - layer.last(graph))
     consider_dropped(search, name, dropped, blocks.rebuilt)
 

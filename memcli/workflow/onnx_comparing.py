@@ -11,7 +11,13 @@ from memcli.planners.registry import STRATEGIES
 from memcli.planners.torch_search import TorchSearch
 from memcli.workflow.comparing import Comparison, Row, check_budgets, row_of, search_rows
 from memcli.workflow.costs import Costs
-from memcli.workflow.onnx_planning import analyze_file, limited, read_for_training, shape_notes
+from memcli.workflow.onnx_planning import (
+    analyze_file,
+    kind_of,
+    limited,
+    read_for_training,
+    shape_notes,
+)
 
 Progress = Callable[[str, float | None], None]
 
@@ -41,7 +47,7 @@ def compare_onnx(
     check_budgets(budgets)
     notes: list[str] = []
     file, original, restored = read_for_training(model, training, request, notes)
-    kind = "cuda" if device.startswith("gpu") else "cpu"
+    kind = kind_of(device)
     costs = Costs(settings.cost, device, on_progress)
     analysis = analyze_file(file, request, kind, on_progress)
     notes += shape_notes(analysis)

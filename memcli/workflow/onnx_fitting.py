@@ -24,6 +24,7 @@ from memcli.workflow.onnx_batches import OnnxBatches, transferred
 from memcli.workflow.onnx_planning import (
     OnnxPlanned,
     check_torch_output,
+    kind_of,
     limited,
     read_for_training,
     shape_notes,
@@ -131,7 +132,7 @@ def fit_onnx(
     started = time.monotonic()
     notes: list[str] = []
     file, original, restored = read_for_training(model, training, request, notes)
-    kind = "cuda" if device.startswith("gpu") else "cpu"
+    kind = kind_of(device)
     costs = Costs(settings.cost, device, on_progress)
     batches = OnnxBatches(file, request, kind, on_progress)
     settings = dataclasses.replace(settings, on_progress=on_progress)

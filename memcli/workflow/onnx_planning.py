@@ -165,6 +165,11 @@ def read_for_training(
     return file, original, restored
 
 
+def kind_of(device: str) -> str:
+    """``cuda`` or ``cpu``: which memory a step is recorded for on ``cpu`` or ``gpu:N``."""
+    return "cuda" if device.startswith("gpu") else "cpu"
+
+
 def analyze_file(
     file: OnnxFile, request: ShapeRequest, device: str, on_progress: Progress | None
 ) -> TorchAnalysis:
@@ -230,7 +235,7 @@ def make_onnx_plan(
     notes: list[str] = []
     file, original, restored = read_for_training(model, training, request, notes)
     started = time.monotonic()
-    kind = "cuda" if device.startswith("gpu") else "cpu"
+    kind = kind_of(device)
     split = None
     assumed: list[str] = []
     if workers > 1:

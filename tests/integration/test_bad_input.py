@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memcli.cli.main import status
-from tests.conftest import CORPUS, EXAMPLES, ROOT, Command, needs_corpus, needs_mxnet
+from tests.conftest import (
+    CORPUS,
+    EXAMPLES,
+    Command,
+    needs_corpus,
+    needs_mxnet,
+    start_memcli,
+)
 
 LSTM = EXAMPLES / "lstm-symbol.json"
 RESNET = EXAMPLES / "resnet-50-symbol.json"
@@ -149,15 +155,7 @@ def test_an_onnx_file_without_nodes_is_refused(memcli: Command, tmp_path: Path) 
 
 @needs_mxnet
 def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "memcli", "plan", str(RESNET), "-o", "out.json"],
-        cwd=tmp_path,
-        env={**os.environ, "XDG_STATE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start_memcli("plan", str(RESNET), "-o", "out.json", cwd=tmp_path)
     assert process.stderr is not None
     started = process.stderr.readline()  # all is imported, MXNet is at work
     time.sleep(1.5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ from memcli.formats.onnx_file import read_onnx  # noqa: E402
 from memcli.formats.onnx_plan import new_plan, write_plan  # noqa: E402
 from memcli.formats.onnx_roles import tensor_roles  # noqa: E402
 from memcli.workflow.torch_runs import train  # noqa: E402
-from tests.conftest import ROOT, Command, only_json  # noqa: E402
+from tests.conftest import ROOT, Command, only_json, start_memcli  # noqa: E402
 from tests.small_onnx import Model, dense_network, residual_network  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
@@ -122,15 +121,7 @@ def test_no_worker_is_left_behind(tmp_path: Path, ending: str) -> None:
     marks = dict.fromkeys(file.node_names, "kept")
     plan = new_plan(file, marks, strategy="by hand", shapes=shapes, dtype="float32")
     write_plan(file, plan, tmp_path / "p.onnx", overwrite=False)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "memcli", "verify", "p.onnx", "--batch", "64", "--workers", "2"],
-        cwd=tmp_path,
-        env={**os.environ, "XDG_STATE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start_memcli("verify", "p.onnx", "--batch", "64", "--workers", "2", cwd=tmp_path)
     assert process.stderr is not None
     assert any("with the others" in line for line in process.stderr)  # they have found each other
     workers = workers_of(process.pid)

@@ -42,6 +42,17 @@ class Site:
         """An error that names the layer."""
         return BadInput(f"{self.net.path}: {self.layer.where}: {what}", hint)
 
+    def takes_images(self) -> None:
+        """Refuses a layer whose first bottom is not of four dimensions.
+
+        Raises:
+            BadInput: it has another number.
+        """
+        if self.x.rank != 4:
+            raise self.wrong(
+                f"takes images of four dimensions; its bottom has the shape {self.x.shape}"
+            )
+
     def take(self, bottoms: int | tuple[int, int], tops: int | tuple[int, int] = 1) -> None:
         """Refuses a layer with other numbers of bottoms and tops (each one, or from and to).
 

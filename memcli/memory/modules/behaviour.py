@@ -35,11 +35,6 @@ class Behaviour:
         return self.module == _BATCH_NORM
 
     @property
-    def multiplies(self) -> bool:
-        """Whether it is a convolution or a matrix product, which are dear."""
-        return self.module in (_CONVOLUTION, _BACKWARDS, _LINEAR)
-
-    @property
     def adds(self) -> bool:
         """Whether it adds its inputs up."""
         return self.module == _ADD

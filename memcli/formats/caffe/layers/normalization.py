@@ -115,8 +115,7 @@ def local_response(site: Site) -> Result:
     size = int(p.local_size)
     if size % 2 == 0:
         raise site.wrong(f"local_size {size} is not odd")
-    if x.rank != 4:
-        raise site.wrong(f"takes images of four dimensions; its bottom has the shape {x.shape}")
+    site.takes_images()
     if p.norm_region == _ACROSS:
         return site.result("LRN", [x], x.shape, size=size, alpha=p.alpha, beta=p.beta, bias=p.k)
     pad = ((size - 1) // 2,) * 2
@@ -133,8 +132,7 @@ def mean_variance(site: Site) -> Result:
     """``(x - mean) / (deviation + eps)`` of each image's channels, or of the whole image."""
     site.take(1)
     p, x = site.p.mvn_param, site.x
-    if x.rank != 4:
-        raise site.wrong(f"takes images of four dimensions; its bottom has the shape {x.shape}")
+    site.takes_images()
     axes = [1, 2, 3] if p.across_channels else [2, 3]
     shape = tuple(1 if d in axes else n for d, n in enumerate(x.shape))
     over = site.builder.ints(*axes)
@@ -153,8 +151,7 @@ def normalize(site: Site) -> Result:
     """SSD's: by the Euclidean norm over channels (or the whole image), times a parameter."""
     site.take(1)
     p, x = site.p.norm_param, site.x
-    if x.rank != 4:
-        raise site.wrong(f"takes images of four dimensions; its bottom has the shape {x.shape}")
+    site.takes_images()
     axes = [1, 2, 3] if p.across_spatial else [1]
     shape = tuple(1 if d in axes else n for d, n in enumerate(x.shape))
     squares = site.step("squares", "Mul", [x, x], x.shape)
