@@ -40,6 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memcli.graph.training import Flags, TrainingGraph
+from memcli.highs import silent_solver
 from memcli.memory.lifetimes import Lifetimes
 from memcli.memory.pool import AGAIN, BARRIER
 
@@ -538,12 +539,7 @@ def solve(program: Program, n_forward: int, *, time_limit: float, relaxed: bool)
     if not relaxed:
         kinds = (highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger)
         lp.integrality_ = [kinds[int(w)] for w in whole]
-    solver = highspy.Highs()
-    solver.setOptionValue("output_flag", False)
-    solver.setOptionValue("time_limit", float(time_limit))
-    solver.setOptionValue("threads", 1)
-    solver.setOptionValue("random_seed", 0)
-    solver.setOptionValue("mip_rel_gap", 1e-6)
+    solver = silent_solver(time_limit=float(time_limit), mip_rel_gap=1e-6)
     solver.passModel(lp)
     solver.run()
     status = solver.getModelStatus()

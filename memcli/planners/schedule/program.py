@@ -45,6 +45,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memcli.graph.cost_graph import CostGraph
+from memcli.highs import silent_solver
 
 
 @dataclass
@@ -187,14 +188,10 @@ class Program:
         """
         import highspy
 
-        solver = highspy.Highs()
         gap = 0.9 * self.grain / self.scale
-        options: list[tuple[str, Any]] = [
-            ("output_flag", False), ("threads", 1), ("time_limit", max(0.01, time_limit)),
-            ("mip_rel_gap", 0.0), ("mip_abs_gap", max(1e-9, gap)), ("random_seed", 0),
-        ]  # fmt: skip
-        for option, setting in options:
-            solver.setOptionValue(option, setting)
+        solver = silent_solver(
+            time_limit=max(0.01, time_limit), mip_rel_gap=0.0, mip_abs_gap=max(1e-9, gap)
+        )
         known = np.isfinite(self.most_extra)
         if known:
             # Only what is no worse than the schedule at hand is of interest.

@@ -1,12 +1,14 @@
 """The process that solves an integer program for :class:`memcli.planners.schedule.proof.Proof`.
 
 The request comes on standard input as one JSON object; standard output has a line of JSON for each
-better bound, and a last one with what was found. Imports little, so that it starts soon.
+better bound, and a last one with what was found; what a library prints goes to standard error.
+Imports little, so that it starts soon.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -16,6 +18,8 @@ from memcli.planners.schedule.program import Program
 
 def main() -> None:
     """The process: a request from standard input, bounds to standard output."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
     asked = json.load(sys.stdin)
     n = len(asked["seconds"])
     graph = CostGraph.build(list(range(n)), asked["seconds"], asked["sizes"], asked["reads"])
@@ -27,10 +31,10 @@ def main() -> None:
         nonlocal said
         if extra > said:
             said = extra
-            print(json.dumps({"extra": extra}), flush=True)
+            print(json.dumps({"extra": extra}), file=answers)
 
     bound = program.solve(asked["time_limit"], say)
     result: dict[str, Any] = {"extra": bound.extra, "infeasible": bound.infeasible}
     if bound.stages is not None and bound.finished:
         result["stages"] = bound.stages
-    print(json.dumps(result), flush=True)
+    print(json.dumps(result), file=answers)
