@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_HERE = Path(__file__).resolve().parent
+EXAMPLES = _HERE.parent / "examples"
 
 
 @dataclass
@@ -114,16 +114,19 @@ class Workbench:
             if verify:
                 run = self.memcli("verify", out, *given, ok=(0, 1))
                 line.measured = run["planned"]["measured_bytes"]
-                line.step_seconds = run["planned"]["step_seconds"]
                 line.bits_equal = run["ok"]
                 base.measured = run["baseline"]["measured_bytes"]
-                base.step_seconds = run["baseline"]["step_seconds"]
             if not lines:
                 lines.append(base)
-            elif base.step_seconds is not None and line.step_seconds is not None:
-                # each pair was timed side by side: a later pair's times are put on the first's
-                first = lines[0].step_seconds
-                assert first is not None
-                line.step_seconds *= first / base.step_seconds
             lines.append(line)
         return lines
+
+    def time_steps(self, model: str, lines: list[Line]) -> None:
+        """Step times of the file and of all that was planned from it, as ``lines`` have them.
+
+        In turns in one process: ``step_seconds`` is the plan's ratio times the median as saved.
+        """
+        command = [sys.executable, str(_HERE / "step_times.py"), model, *self.shown, "--json"]
+        rows = json.loads(self._run(command))["rows"]
+        for line, row in zip(lines, rows, strict=True):
+            line.step_seconds = rows[0]["seconds"] * row["ratio"]

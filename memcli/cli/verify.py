@@ -50,12 +50,13 @@ def run_verify(
     request: ShapeRequest | None,
     as_json: bool,
     engine: str = "auto",
+    steps: int | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Verify, print the report unless ``as_json``; exit status and the JSON object."""
     with progress_bar("verifying") as report:
         verified = verify(
             path, original=original, engine=engine, gpus=gpu_numbers(gpu, workers),
-            workers=workers, seed=seed, request=request, on_progress=report,
+            workers=workers, seed=seed, steps=steps, request=request, on_progress=report,
         )  # fmt: skip
     notes = notes_console()
     for note in verified.notes:
@@ -90,6 +91,11 @@ def run_verify(
     "code for. ONNX files are trained by PyTorch.",
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of parameters and inputs.")
+@click.option(
+    "--steps", type=click.IntRange(0, 10_000), metavar="N",
+    help="Steps that are timed after the first; the table has the median. 0: the time of the "
+    "first. [default: 5 on a GPU; on the CPU 1 for PyTorch, 0 for MXNet]",
+)  # fmt: skip
 @shape_options
 @json_option
 def command(
@@ -100,6 +106,7 @@ def command(
     workers: int,
     engine: str,
     seed: int,
+    steps: int | None,
     shapes: tuple[str, ...],
     batch: int | None,
     dtype: str | None,
@@ -124,7 +131,7 @@ def command(
     path = planned or newest_or_error("verify")
     status, result = run_verify(
         path, original=original, gpu=gpu, workers=workers, seed=seed, request=request,
-        as_json=as_json, engine=engine,
+        as_json=as_json, engine=engine, steps=steps,
     )  # fmt: skip
     if as_json:
         print(json.dumps(result))

@@ -125,13 +125,15 @@ def verify(
     gpus: Sequence[int] = (),
     workers: int = 1,
     seed: int = 0,
+    steps: int | None = None,
     request: ShapeRequest | None = None,
     on_progress: Progress | None = None,
 ) -> verifying.Verified:
     """``memcli verify``; see the ``verify`` functions of the modules beside this one.
 
     ``engine``: for MXNet symbols, see :func:`engine_for`. ``gpus``: numbers of the cards, none for
-    the CPU; ``workers``: how many train together there.
+    the CPU; ``workers``: how many train together there. ``steps``: how many are timed after the
+    first, of which the median counts; None: 5 on a card, 1 of PyTorch's on the CPU, else the first.
 
     Raises:
         BadInput: as they do; MXNet asked for on an ONNX file, several workers on a symbol.
@@ -143,20 +145,21 @@ def verify(
         raise BadInput(f"{planned} is {what}: PyTorch runs it, MXNet does not")
     if onnx:
         return onnx_verifying.verify_onnx(
-            planned, original=original, gpus=gpus, workers=workers, seed=seed, request=request,
-            on_progress=on_progress,
+            planned, original=original, gpus=gpus, workers=workers, seed=seed, steps=steps,
+            request=request, on_progress=on_progress,
         )  # fmt: skip
     refuse_workers(planned, gpus, workers)
     gpu = gpus[0] if gpus else None
     chosen, why = engine_for(gpu, engine)
     if chosen == "torch":
         return symbol_in_torch.verify_symbol_in_torch(
-            planned, original=original, gpu=gpu, seed=seed, request=request, why=why,
+            planned, original=original, gpu=gpu, seed=seed, steps=steps, request=request, why=why,
             on_progress=on_progress,
         )  # fmt: skip
     return verifying.verify(
-        planned, original=original, gpu=gpu, seed=seed, request=request, on_progress=on_progress
-    )
+        planned, original=original, gpu=gpu, seed=seed, steps=steps, request=request,
+        on_progress=on_progress,
+    )  # fmt: skip
 
 
 def compare(

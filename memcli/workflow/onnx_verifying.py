@@ -69,6 +69,7 @@ def verify_onnx(
     gpus: Sequence[int] = (),
     workers: int = 1,
     seed: int = 0,
+    steps: int | None = None,
     request: ShapeRequest | None = None,
     on_progress: Progress | None = None,
 ) -> Verified:
@@ -76,7 +77,7 @@ def verify_onnx(
 
     ``request``: shapes in place of those of the plan. ``gpus``: numbers of the cards, none for the
     CPU; on several there is a worker on each, and the batch is split over them. ``workers``: how
-    many there are on the CPU.
+    many there are on the CPU. ``steps``: as in ``torch_runs.train``.
 
     Raises:
         BadInput: no plan, shapes that cannot be, a batch that cannot be split.
@@ -139,7 +140,7 @@ def verify_onnx(
         ]
         marks = named_marks(analysis.model, flags)
         first, second = (
-            train(name, job, given, workdir, devices, seed, on_progress)
+            train(name, job, given, workdir, devices, seed, steps, on_progress)
             for name, job, given in zip(("original", "planned"), jobs, ({}, marks), strict=True)
         )
         compared = compare_workers(first, second, workdir, where, notes)

@@ -63,6 +63,7 @@ def verify_symbol_in_torch(
     original: str | None = None,
     gpu: int | None = None,
     seed: int = 0,
+    steps: int | None = None,
     request: ShapeRequest | None = None,
     why: str = "",
     on_progress: Progress | None = None,
@@ -71,6 +72,7 @@ def verify_symbol_in_torch(
 
     MXNet is asked for shapes, on the CPU. Estimates are PyTorch's for the tensors that the plan
     keeps there, not the pool of MXNet that the plan was made for. ``why``: why PyTorch runs it.
+    ``steps``: as in ``torch_runs.train``.
 
     Raises:
         BadInput: no plan, no original, shapes unknown, operators that are not converted.
@@ -104,15 +106,15 @@ def verify_symbol_in_torch(
         jobs, models, results = [], [], []
         for name, file, facts in (("original", source, base), ("planned", planned, analysis)):
             job = _job(file, facts, workdir / name)
-            model, steps, _ = record(
+            model, recorded, _ = record(
                 {**job, "device": "cpu" if gpu is None else "cuda"}, workdir, on_progress
             )
             jobs.append(job)
             models.append(model)
-        flags = torch_marks(planned, steps)
+        flags = torch_marks(planned, recorded)
         marks = named_marks(models[1], flags)
         for name, job, given in zip(("original", "planned"), jobs, ({}, marks), strict=True):
-            results += train(name, job, given, workdir, [device], seed, on_progress)
+            results += train(name, job, given, workdir, [device], seed, steps, on_progress)
         first, second = results
         compared = compare_runs(first, second, workdir, where, notes)
     return Verified(

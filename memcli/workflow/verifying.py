@@ -292,12 +292,14 @@ def verify(
     original: str | None = None,
     gpu: int | None = None,
     seed: int = 0,
+    steps: int | None = None,
     request: ShapeRequest | None = None,
     on_progress: Progress | None = None,
 ) -> Verified:
     """Train one step of both graphs, each in a process of its own, and compare.
 
     ``request``: shapes in place of those of the plan. ``gpu``: number of the card, None the CPU.
+    ``steps``: how many are timed after the first; None: 5 on a card, none on the CPU.
 
     Raises:
         BadInput: no plan, no original, shapes unknown.
@@ -372,7 +374,7 @@ def verify(
                     a["prepared"]: "null" if a["prepared"] in none else "write"
                     for a in facts.arguments
                 },
-                "repeat": 0 if gpu is None else 5,
+                "repeat": (0 if gpu is None else 5) if steps is None else steps,
                 "trace": True,
             }
 
