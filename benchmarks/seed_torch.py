@@ -37,7 +37,7 @@ def efficient_densenet(bench: Workbench, verify: bool) -> Outcome:
     theirs = lines[1]
     theirs.published = 1.605 / 2.863
     ladder = {}
-    for part in (0.85, 0.7, 0.55):
+    for part in (0.95, 0.85, 0.7, 0.55):
         budget = f"{part * theirs.estimated / MIB:.1f}MiB"
         # The step is timed on the CPU, so the costs are its own, too.
         ladder[f"auto within {part:.0%} of theirs"] = ["--budget", budget, "--cost", "measured"]
@@ -52,30 +52,43 @@ def efficient_densenet(bench: Workbench, verify: bool) -> Outcome:
         outcome.under(line, 0.561)
     if verify:
         bench.time_steps(model, outcome.lines)
-        assert theirs.step_seconds is not None
-        fast = [
-            line for line in within
-            if line.step_seconds is not None
-            and line.step_seconds <= _SAME_TIME * theirs.step_seconds
-        ]  # fmt: skip
-        least = min(fast, key=lambda line: line.estimated, default=None)
-        text = "auto in no more time than theirs: " + (
-            "none" if least is None else f"{outcome.ratio(least):.3f} of as saved"
-        )
-        met = least is not None and outcome.ratio(least) < outcome.ratio(theirs)
-        outcome.goals.append(Goal(text, met))
+        for line in lines[1:]:
+            assert line.step_seconds is not None
+            _in_no_more_time(outcome, within, line.technique, line, line.step_seconds)
+        assert lines[0].step_seconds is not None
+        _in_no_more_time(outcome, within, "theirs as published (+25%)", theirs,
+                         1.25 * lines[0].step_seconds)  # fmt: skip
     for workers in (2, 4):
         given = ["--batch", str(_BATCH), "--workers", str(workers)]
         for name, options in (
             ("theirs", ["--strategy", "efficient-densenet"]), ("auto", []),
         ):  # fmt: skip
-            plan = bench.memcli("plan", model, *given, *options)
-            outcome.lines.append(
-                Line(f"{name}, each of {workers} workers", plan["memory"]["planned_bytes"],
-                     again=plan["recompute"]["fraction"])
-            )  # fmt: skip
+            out = f"{name}-{workers}.onnx"
+            plan = bench.memcli("plan", model, *given, *options, "-o", out)
+            line = Line(f"{name}, each of {workers} workers", plan["memory"]["planned_bytes"],
+                        again=plan["recompute"]["fraction"])  # fmt: skip
+            if verify:
+                run = bench.memcli("verify", out, *given, ok=(0, 1))
+                line.measured = max(row["planned"]["measured_bytes"] for row in run["workers"])
+                line.bits_equal = run["ok"]
+            outcome.lines.append(line)
     outcome.lines[-4].published = 0.985 / 2.863
     return outcome
+
+
+def _in_no_more_time(
+    outcome: Outcome, plans: list[Line], name: str, technique: Line, seconds: float
+) -> None:
+    """Note the goal that a plan whose step takes no longer needs less memory."""
+    fast = [
+        line for line in plans
+        if line.step_seconds is not None and line.step_seconds <= _SAME_TIME * seconds
+    ]  # fmt: skip
+    least = min(fast, key=lambda line: line.estimated, default=None)
+    found = "none" if least is None else f"{outcome.ratio(least):.3f}"
+    text = f"auto in no more time than {name}: {found}, under {outcome.ratio(technique):.3f}"
+    met = least is not None and outcome.ratio(least) < outcome.ratio(technique)
+    outcome.goals.append(Goal(text, met))
 
 
 def luatorch(bench: Workbench, verify: bool) -> Outcome:
