@@ -12,8 +12,10 @@ Rules:
    more, the gradients of the pieces would be grouped differently.
 3. The order of what is concatenated stays.
 4. Names that are written down to undo the change are unique in the file.
-
 5. Where three or four operators read a piece afterwards, identities group them two by two.
+6. A long chain is flattened in groups: every k-th of its n Concats stays for those behind it, with
+   k the square root of n rounded up to a multiple of four (whole blocks of pieces are used again
+   by MXNet's pool more often than the pieces). It bounds how many gradients a piece adds up, too.
 
 Exact: Concat only moves data, its gradient only slices it, and the gradients of each piece are
 added in the same order as before, the last reader's first (:mod:`memcli.rewrites.exactness`
@@ -23,7 +25,8 @@ layouts round otherwise: there, and there alone, results differ in the last bits
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from memcli.formats.symbol_check import attribute_keys
@@ -73,8 +76,11 @@ def concat_convolutions(raw: dict[str, Any]) -> list[int]:
     return sorted(found)
 
 
-def flatten_concats(raw: dict[str, Any]) -> list[Rewiring]:
-    """The rewirings that flatten a symbol's nested Concats; empty where there are none."""
+def flatten_concats(raw: dict[str, Any], shortest: float = math.inf) -> list[Rewiring]:
+    """The rewirings that flatten a symbol's nested Concats; empty where there are none.
+
+    ``shortest``: chains of so many Concats, and longer ones, are flattened in groups.
+    """
     nodes: list[dict[str, Any]] = raw["nodes"]
     readers: dict[int, int] = {}
     for node in nodes:
@@ -85,26 +91,49 @@ def flatten_concats(raw: dict[str, Any]) -> list[Rewiring]:
     names: dict[str, int] = {}
     for node in nodes:
         names[node["name"]] = names.get(node["name"], 0) + 1
+    nested = {
+        position: {
+            i[0] for i in node["inputs"]
+            # Files may list a node before its inputs; such a Concat is left as it is.
+            if i[0] < position and nodes[i[0]]["op"] in _CONCATS and readers[i[0]] == 2
+            and _axis(nodes[i[0]]) == _axis(node)
+        }
+        for position, node in enumerate(nodes) if node["op"] in _CONCATS
+    }  # fmt: skip
+    stay = _ends_of_groups(nested, shortest)
     flat: dict[int, list[tuple[int, int]]] = {}
     changes = []
-    # Files may list a node before its inputs; such a Concat is left as it is.
-    for position, node in enumerate(nodes):
-        if node["op"] not in _CONCATS:
-            continue
+    for position, inner in nested.items():
+        node = nodes[position]
         own = [(i[0], i[1] if len(i) > 1 else 0) for i in node["inputs"]]
         new: list[tuple[int, int]] = []
         for source, output in own:
-            inner = flat.get(source)
-            if inner is not None and _axis(nodes[source]) == _axis(node) and readers[source] == 2:
-                new += inner
-            else:
-                new.append((source, output))
+            new += flat[source] if source in inner - stay else [(source, output)]
         flat[position] = new
         if new != own and all(names[nodes[source]["name"]] == 1 for source, _ in own):
             changes.append(Rewiring(position, new, {"num_args": str(len(new))}))
         elif new != own:
             flat[position] = own
     return changes
+
+
+def _ends_of_groups(nested: Mapping[int, set[int]], shortest: float) -> set[int]:
+    """Concats that stay whole, by chain. ``nested``: {Concat: those that it could take up}."""
+    place: dict[int, int] = {}
+    chain: dict[int, int] = {}
+    for position, inner in nested.items():
+        before = max(inner, key=place.__getitem__, default=None)
+        place[position] = 1 if before is None else place[before] + 1
+        chain[position] = position if before is None else chain[before]
+    lengths: dict[int, int] = {}
+    for position, first in chain.items():
+        lengths[first] = max(lengths.get(first, 0), place[position])
+    ends = set()
+    for position, first in chain.items():
+        group = 4 * math.ceil(math.sqrt(lengths[first]) / 4)
+        if lengths[first] >= shortest and place[position] % group == 0:
+            ends.add(position)
+    return ends
 
 
 def _axis(node: dict[str, Any]) -> str:

@@ -180,7 +180,7 @@ def fit(
     notes += shape_notes(batches.first)
     available = memory - reserve
     settings = dataclasses.replace(settings, on_progress=on_progress)
-    edits = edits_of(source, batches.first) if settings.rewrite else Edits()
+    edits = edits_of(source, batches.first, settings.environment) if settings.rewrite else Edits()
     rewritten = batches
     if edits:
         changed = source.with_content(edits.applied(source.raw))

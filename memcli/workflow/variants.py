@@ -30,6 +30,9 @@ Progress = Callable[[str, float | None], None]
 
 # Sums of as many gradients and more are added from the left, whatever the cap.
 _SAME_SUMS = 5
+# Chains of so many Concats and more are flattened in groups, by environment. In MXNet's default
+# one, pieces that more than four Concats read have all their gradients alive at one time.
+_GROUPED = {"default": 5, "best": 9}
 
 
 @dataclass
@@ -80,10 +83,10 @@ class Variant:
     rewrites: list[str] = field(default_factory=list)
 
 
-def edits_of(source: SymbolFile, analysis: Analysis) -> Edits:
+def edits_of(source: SymbolFile, analysis: Analysis, environment: str) -> Edits:
     """The rewrites that a symbol profits from; ``analysis`` is its own."""
     return Edits(
-        flatten_concats(source.raw),
+        flatten_concats(source.raw, _GROUPED[environment]),
         gradient_joins(source.raw, analysis.graph, analysis.model),
     )
 
@@ -120,21 +123,32 @@ def analyze_variants(
         BadInput: MXNet refuses the graph or its shapes.
         EngineFailed: MXNet is missing or crashed.
     """
-    found = _rewritten_variants(source, request, rewrite, on_progress)
-    if environment != "best" or not adds_late(found[-1].analysis):
+    found = _rewritten_variants(source, request, rewrite, environment, on_progress)
+    if environment != "best":
         return found
-    last = found[-1] if len(found) == 1 else found.pop()
-    now = ShapeRequest(shapes=dict(last.analysis.inputs), dtype=last.analysis.dtype)
+    saved, *rewritten = found
+    early = [_adding_early(variant, on_progress) for variant in rewritten or found]
+    if rewritten:
+        return [saved, *(e or variant for e, variant in zip(early, rewritten, strict=True))]
+    return [saved, *filter(None, early)]
+
+
+def _adding_early(variant: Variant, on_progress: Progress | None) -> Variant | None:
+    """The variant with sums of gradients added one by one; None where it changes nothing."""
+    before = variant.analysis
+    if not adds_late(before):
+        return None
+    now = ShapeRequest(shapes=dict(before.inputs), dtype=before.dtype)
     try:
         early = analyze(
-            last.source.raw, now, environment={SUM_CAP: str(_SAME_SUMS)}, on_progress=on_progress
+            variant.source.raw, now, environment={SUM_CAP: str(_SAME_SUMS)}, on_progress=on_progress
         )
     except BadInput:
-        return [*found, last] if last not in found else found
-    early.model.portable = last.analysis.model.portable
+        return None
+    early.model.portable = before.model.portable
     # what the user was told of the shapes holds for this analysis, too
-    early.assumed = list(last.analysis.assumed)
-    return [*found, Variant(last.source, early, last.rewrites)]
+    early.assumed = list(before.assumed)
+    return Variant(variant.source, early, variant.rewrites)
 
 
 def adds_late(analysis: Analysis) -> bool:
@@ -146,15 +160,21 @@ def adds_late(analysis: Analysis) -> bool:
 
 
 def _rewritten_variants(
-    source: SymbolFile, request: ShapeRequest, rewrite: bool, on_progress: Progress | None
+    source: SymbolFile,
+    request: ShapeRequest,
+    rewrite: bool,
+    environment: str,
+    on_progress: Progress | None,
 ) -> list[Variant]:
     """As saved, and rewritten; a large graph that may profit from joins is analyzed with them at
     the same time."""
     joins = possible_joins(source.raw) if rewrite and source.node_count >= LARGE else []
     if not joins:
         analysis = analyze(source.raw, request, on_progress=on_progress)
-        return variants(source, analysis, rewrite=rewrite, on_progress=on_progress)
-    edits = Edits(flatten_concats(source.raw), joins)
+        return variants(
+            source, analysis, rewrite=rewrite, environment=environment, on_progress=on_progress
+        )
+    edits = Edits(flatten_concats(source.raw, _GROUPED[environment]), joins)
     changed = source.with_content(edits.applied(source.raw))
     with ThreadPoolExecutor(1) as pool:
         beside = pool.submit(analyze, changed.raw, request)
@@ -164,12 +184,14 @@ def _rewritten_variants(
         except BadInput:
             after = None
     found = [Variant(source, analysis)]
-    wanted = edits_of(source, analysis)
+    wanted = edits_of(source, analysis, environment)
     if after is None or not wanted:
         return found
     if exact_parts(edits, source, analysis, after) == edits:
         return [*found, _rewritten(changed, after, edits)]
-    return variants(source, analysis, rewrite=rewrite, on_progress=on_progress)
+    return variants(
+        source, analysis, rewrite=rewrite, environment=environment, on_progress=on_progress
+    )
 
 
 def variants(
@@ -177,15 +199,31 @@ def variants(
     analysis: Analysis,
     *,
     rewrite: bool,
+    environment: str,
     on_progress: Progress | None = None,
 ) -> list[Variant]:
-    """The symbol as saved, and rewritten where that applies.
+    """The symbol as saved, and rewritten where that applies, with Concats flattened whole and in
+    groups: which of the two takes less memory, only the search shows.
 
     Raises:
         EngineFailed: MXNet is missing or crashed.
     """
     found = [Variant(source, analysis)]
-    edits = edits_of(source, analysis) if rewrite else Edits()
+    if not rewrite:
+        return found
+    grouped = edits_of(source, analysis, environment)
+    whole = Edits(flatten_concats(source.raw), grouped.joins)
+    for edits in (whole, grouped) if whole != grouped else (grouped,):
+        changed = _exactly(source, analysis, edits, on_progress)
+        if changed is not None and all(changed.source.raw != other.source.raw for other in found):
+            found.append(changed)
+    return found
+
+
+def _exactly(
+    source: SymbolFile, analysis: Analysis, edits: Edits, on_progress: Progress | None
+) -> Variant | None:
+    """The symbol with those of the edits that are exact; None where there are none."""
     for _ in range(2):
         if not edits:
             break
@@ -198,10 +236,9 @@ def variants(
             break
         exact = exact_parts(edits, source, analysis, after)
         if exact == edits:
-            found.append(_rewritten(changed, after, edits))
-            break
+            return _rewritten(changed, after, edits)
         edits = exact
-    return found
+    return None
 
 
 def with_barriers(variant: Variant, flags: Flags) -> tuple[SymbolFile, dict[int, int]]:

@@ -81,7 +81,7 @@ def test_gradients_are_the_mean_of_all_workers(tmp_path: Path) -> None:
     job = onnx_job(file, {"image": [2, 3, 12, 12]}, roles, tmp_path / "model.onnx")
 
     def arrays(name: str, devices: int, seed: int) -> list[Any]:
-        train(name, job, {}, tmp_path, ["cpu"] * devices, seed, None)
+        train(name, job, {}, tmp_path, ["cpu"] * devices, seed, 1, None)
         return [dict(np.load(tmp_path / f"{name}-{rank}.npz")) for rank in range(devices)]
 
     workers = arrays("both", 2, 0)

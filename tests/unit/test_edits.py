@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import random
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_barriers_hand_on_and_come_off(seed: int, size: int) -> None:
 @given(st.integers(0, 10**6), st.integers(4, 30))
 def test_flattened_concats_concatenate_the_same_and_come_off(seed: int, size: int) -> None:
     raw = symbol(seed, size)
-    changes = flatten_concats(raw)
+    changes = flatten_concats(raw, (2, 3, 5, math.inf)[seed % 4])
     flat = rewire(raw, changes)
     chained = insert_chains(flat, grouped_sums(flat, {c.position for c in changes}))
     assert values(flat) == values(raw)
@@ -157,6 +158,34 @@ def test_nested_concats_become_one() -> None:
     raw = {"nodes": nodes, "arg_nodes": [0, 1, 2, 3], "heads": [[8, 0], [5, 0], [7, 0]]}
     changes = flatten_concats(raw)
     assert [(c.position, list(c.inputs)) for c in changes] == [(6, [(0, 0), (1, 0), (2, 0)])]
+
+
+@pytest.mark.parametrize(
+    ("length", "stay"), [(3, []), (6, [4]), (12, [4, 8]), (16, [4, 8, 12]), (32, [8, 16, 24])]
+)
+def test_long_chains_are_flattened_in_groups(length: int, stay: list[int]) -> None:
+    """A Concat reads what was added since the last one that stays, and that one."""
+    nodes: list[dict[str, Any]] = [{"op": "null", "name": "x0", "inputs": []}]
+    places = [0]
+    for k in range(1, length + 1):
+        nodes.append({"op": "null", "name": f"x{k}", "inputs": []})
+        inputs = [[places[-1], 0], [len(nodes) - 1, 0]]
+        places.append(len(nodes))
+        attrs = {"num_args": "2"}
+        nodes.append({"op": "Concat", "name": f"c{k}", "attrs": attrs, "inputs": inputs})
+        nodes.append({"op": "relu", "name": f"r{k}", "inputs": [[places[-1], 0]]})
+    raw = {
+        "nodes": nodes,
+        "arg_nodes": [p for p, node in enumerate(nodes) if node["op"] == "null"],
+        "heads": [[p, 0] for p, node in enumerate(nodes) if node["op"] == "relu"],
+    }
+    flat = rewire(raw, flatten_concats(raw, 5))["nodes"]
+    names = [node["name"] for node in flat]
+    for k in range(1, length + 1):
+        last = max((s for s in stay if s < k), default=0)
+        first = [f"c{last}" if last else "x0"]
+        read = [names[i[0]] for i in flat[places[k]]["inputs"]]
+        assert read == first + [f"x{j}" for j in range(last + 1, k + 1)]
 
 
 def test_an_inner_concat_with_two_other_readers_stays() -> None:
