@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from memcli.rewrites.flatten_concats import concat_convolutions, flatten_concats
 from memcli.rewrites.gradient_joins import LARGE, gradient_joins, possible_joins
 
 Progress = Callable[[str, float | None], None]
+T = TypeVar("T")
 
 # Sums of as many gradients and more are added from the left, whatever the cap.
 _SAME_SUMS = 5
@@ -127,7 +129,7 @@ def analyze_variants(
     if environment != "best":
         return found
     saved, *rewritten = found
-    early = [_adding_early(variant, on_progress) for variant in rewritten or found]
+    early = _side_by_side(_adding_early, rewritten or found, on_progress)
     if rewritten:
         return [saved, *(e or variant for e, variant in zip(early, rewritten, strict=True))]
     return [saved, *filter(None, early)]
@@ -213,11 +215,24 @@ def variants(
         return found
     grouped = edits_of(source, analysis, environment)
     whole = Edits(flatten_concats(source.raw), grouped.joins)
-    for edits in (whole, grouped) if whole != grouped else (grouped,):
-        changed = _exactly(source, analysis, edits, on_progress)
+    wanted = [whole, grouped] if whole != grouped else [grouped]
+    for changed in _side_by_side(partial(_exactly, source, analysis), wanted, on_progress):
         if changed is not None and all(changed.source.raw != other.source.raw for other in found):
             found.append(changed)
     return found
+
+
+def _side_by_side(
+    job: Callable[[T, Progress | None], Variant | None],
+    given: Sequence[T],
+    on_progress: Progress | None,
+) -> list[Variant | None]:
+    """The job for each, at the same time: MXNet's processes take most of it. Progress is the
+    first one's."""
+    first, *others = given
+    with ThreadPoolExecutor(2) as pool:
+        beside = [pool.submit(job, one, None) for one in others]
+        return [job(first, on_progress), *(future.result() for future in beside)]
 
 
 def _exactly(
