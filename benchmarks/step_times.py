@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -21,6 +20,7 @@ from statistics import median
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch_measure import time_in_turns
 
 import memcli.torch
 from memcli.convert.onnx_graph import FreeInput
@@ -56,24 +56,8 @@ def step_of(path: str, plan: bool, shapes: Shapes, device: torch.device) -> Call
     def step() -> None:
         module.zero_grad(set_to_none=True)
         training_step(module, inputs, training_loss)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
 
     return step
-
-
-def timed(steps: list[Callable[[], None]], rounds: int) -> list[list[float]]:
-    """Seconds of each step in each round, after a round that warms up."""
-    found: list[list[float]] = [[] for _ in steps]
-    with progress_bar("timing") as report:
-        for number in range(rounds + 1):
-            report(f"round {number} of {rounds}", number / (rounds + 1))
-            for step, times in zip(steps, found, strict=True):
-                began = time.perf_counter()
-                step()
-                if number:
-                    times.append(time.perf_counter() - began)
-    return found
 
 
 def main() -> None:
@@ -89,7 +73,12 @@ def main() -> None:
     shapes = shapes_for(options.planned[0], options.batch)
     files = [options.model, *options.planned]
     steps = [step_of(path, number > 0, shapes, device) for number, path in enumerate(files)]
-    times = timed(steps, options.rounds)
+    rounds = options.rounds
+    with progress_bar("timing") as report:
+        times = time_in_turns(
+            steps, rounds, device,
+            lambda number: report(f"round {number} of {rounds}", number / (rounds + 1)),
+        )  # fmt: skip
     rows = [
         {"file": path, "seconds": median(each),
          "ratio": median(a / b for a, b in zip(each, times[0], strict=True)),
@@ -100,7 +89,7 @@ def main() -> None:
         print(json.dumps({"schema": 1, "device": str(device), "rows": rows}))
         return
     table = new_table(
-        f"A training step on {device}: median of {options.rounds} rounds",
+        f"A training step on {device}: median of {rounds} rounds",
         [("file", "left"), ("seconds", "right"), ("against as saved", "right")],
     )
     for row in rows:

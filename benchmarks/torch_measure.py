@@ -182,22 +182,38 @@ class Bench:
 
     def time(self, steps: Sequence[Step], repeats: int) -> list[list[float]]:
         """Seconds of each step, ``repeats`` times in turns, so that all see the same machine."""
-        found: list[list[float]] = [[] for _ in steps]
-        for number in range(repeats + 1):
-            for step, times in zip(steps, found, strict=True):
-                self.fresh()
-                self._wait()
-                began = time.perf_counter()
-                step().backward()
-                self._wait()
-                if number:  # the first round warms up
-                    times.append(time.perf_counter() - began)
+        trained = [lambda step=step: step().backward() for step in steps]
+        found = time_in_turns(trained, repeats, self.device, lambda _: self.fresh())
         self.fresh()
         return found
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+
+def time_in_turns(
+    steps: Sequence[Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    before: Callable[[int], None],
+) -> list[list[float]]:
+    """Seconds of each step in each round, after a round that warms up.
+
+    ``before`` is called ahead of every step, untimed, with the number of the round.
+    """
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    found: list[list[float]] = [[] for _ in steps]
+    for number in range(rounds + 1):
+        for step, times in zip(steps, found, strict=True):
+            before(number)
+            wait()
+            began = time.perf_counter()
+            step()
+            wait()
+            if number:
+                times.append(time.perf_counter() - began)
+    return found
 
 
 def typical(times: Sequence[float]) -> float:
