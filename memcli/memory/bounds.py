@@ -26,6 +26,9 @@ _STEPS_TIMES_NODES = 2400  # of a relaxed program, which then takes seconds
 
 
 _PROGRAM_SECONDS = 3.0
+# Recomputable nodes up to which recomputation within a budget gets a bound, and seconds for it.
+_MOST_BUDGETED = 2500
+_BUDGET_SECONDS = 20.0
 
 
 @dataclass
@@ -113,6 +116,32 @@ def plan_bound(graph: TrainingGraph, model: MXNetModel, cost: Cost) -> int:
     """
     seconds = _PROGRAM_SECONDS if int(graph.can_recompute.sum()) <= SMALL else 0.0
     return best_lower_bound(graph, model, seconds, cost.live_peak_bytes).bytes
+
+
+def recompute_bound(graph: TrainingGraph, model: MXNetModel, budget: int) -> float:
+    """FLOPs that every plan whose pool fits ``budget`` bytes runs again at least.
+
+    Of the program (:mod:`memcli.memory.program`), on graphs of more than some sixty operators
+    relaxed and at two moments: the end of the forward pass, when all that is kept is there, and
+    the moment soon after when most gradients are. 0 where nothing is proven: on graphs of
+    thousands of operators, and where all fits.
+    """
+    nodes = int(graph.can_recompute.sum())
+    facts = lifetimes(graph)
+    if not facts.sound or not 0 < nodes <= _MOST_BUDGETED:
+        return 0.0
+    if model.evaluate(model.none()).live_peak_bytes <= budget:
+        return 0.0
+    work = graph.flops[: graph.n_forward]
+    if nodes <= SMALL:
+        whole = program.build(graph, facts, budget)
+        return program.least_recomputation(
+            whole, work, time_limit=_PROGRAM_SECONDS, relaxed=False
+        )
+    soon = facts.n_first + max(1, (len(facts.order) - facts.n_first) // 10)
+    place = facts.n_first + int(np.argmax(facts.least[facts.n_first : soon]))
+    built = program.build(graph, facts, budget, places=[place])
+    return program.least_recomputation(built, work, time_limit=_BUDGET_SECONDS, relaxed=True)
 
 
 def working_set_bound(graph: TrainingGraph) -> int:

@@ -33,8 +33,10 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import gcd
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +90,7 @@ class Program:
     peak: int
     again: dict[int, int]  # forward node -> column
     barrier: dict[int, int]
+    ran: dict[int, int]  # forward node -> column: its copy has run by the last step
 
 
 def _add(terms: Terms, column: int | None, factor: float) -> None:
@@ -474,23 +477,35 @@ class Builder:
         grain = 0
         for size in np.unique(self.facts.bytes).tolist():
             grain = gcd(grain, int(size))
-        return Program(self.rows, self.unit, max(1, grain), self.peak, self.again, self.barrier)
+        last = len(self.steps) - 1
+        ran = {v: self.run[v, last] for v in self.nodes}
+        return Program(
+            self.rows, self.unit, max(1, grain), self.peak, self.again, self.barrier, ran
+        )
 
 
 def build(
-    graph: TrainingGraph, facts: Lifetimes, ceiling: int, *, most_steps: int | None = None
+    graph: TrainingGraph,
+    facts: Lifetimes,
+    ceiling: int,
+    *,
+    most_steps: int | None = None,
+    places: Sequence[int] | None = None,
 ) -> Program:
     """The program of a graph, ``peak`` at most ``ceiling`` bytes (some plan's live peak).
 
     ``most_steps``: at most about so many steps, those at which most is alive whatever the plan
-    and others between them; all steps where None.
+    and others between them; all steps where None. ``places``: these steps, and the end of the
+    forward pass.
     """
-    places = list(range(facts.n_first, len(facts.order)))
-    exact = most_steps is None or len(places) <= most_steps
+    if places is not None:
+        return Builder(graph, facts, sorted(places), ceiling, False).build()
+    every = list(range(facts.n_first, len(facts.order)))
+    exact = most_steps is None or len(every) <= most_steps
     if most_steps is not None and not exact:
-        parts = np.array_split(np.array(places), most_steps)
-        places = sorted(int(p[np.argmax(facts.least[p])]) for p in parts)
-    return Builder(graph, facts, places, ceiling, exact).build()
+        parts = np.array_split(np.array(every), most_steps)
+        every = sorted(int(p[np.argmax(facts.least[p])]) for p in parts)
+    return Builder(graph, facts, every, ceiling, exact).build()
 
 
 @dataclass
@@ -509,36 +524,86 @@ def rounded(program: Program, value: float) -> int:
     return int(np.ceil(size / program.grain)) * program.grain
 
 
-def solve(program: Program, n_forward: int, *, time_limit: float, relaxed: bool) -> Outcome:
-    """Solve by HiGHS within ``time_limit`` seconds; ``relaxed``: marks may be any real numbers.
+def _linear(rows: Rows, cost: Floats) -> Any:
+    """The rows as HiGHS takes them, with ``cost`` over columns to be minimized."""
+    import highspy
 
-    The bound of a relaxed solve is computed here from the solver's multipliers: for any
-    multipliers ``y >= 0`` of rows ``A x >= b``, ``y b + sum_j min(0, d_j u_j)`` with
+    lp = highspy.HighsLp()
+    lp.num_col_, lp.num_row_ = len(rows.upper), len(rows.low)
+    lp.col_cost_, lp.col_lower_ = cost, np.zeros(len(cost))
+    lp.col_upper_ = np.array(rows.upper)
+    lp.row_lower_ = np.array(rows.low)
+    lp.row_upper_ = np.full(len(rows.low), highspy.kHighsInf)
+    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+    lp.a_matrix_.start_ = np.array(rows.start, np.int32)
+    lp.a_matrix_.index_ = np.array(rows.index, np.int32)
+    lp.a_matrix_.value_ = np.array(rows.value)
+    return lp
+
+
+def _kinds(rows: Rows) -> list[Any]:
+    """Which columns are whole numbers, as HiGHS takes it."""
+    import highspy
+
+    kinds = (highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger)
+    return [kinds[int(w)] for w in rows.whole]
+
+
+def _proven(rows: Rows, cost: Floats, multipliers: Sequence[float]) -> float:
+    """A bound of the relaxed program from a solver's multipliers, 0 where it has none.
+
+    For any multipliers ``y >= 0`` of rows ``A x >= b``, ``y b + sum_j min(0, d_j u_j)`` with
     ``d = c - A^T y`` is a bound (all columns lie between 0 and ``u``), whatever the solver's
     tolerances, and wherever it stopped.
     """
+    if len(multipliers) != len(rows.low):
+        return 0.0
+    duals = np.maximum(np.array(multipliers), 0.0)
+    row = np.repeat(np.arange(len(rows.low)), np.diff(rows.start))
+    used = duals[row] * np.array(rows.value)
+    reduced = cost - np.bincount(np.array(rows.index, np.int64), used, len(cost))
+    return float(duals @ np.array(rows.low) + np.minimum(0.0, reduced * rows.upper).sum())
+
+
+def least_recomputation(
+    program: Program, work: Floats, *, time_limit: float, relaxed: bool
+) -> float:
+    """What every plan under the program's ceiling runs again at least, in units of ``work``.
+
+    ``work``: over forward nodes, what running one costs. Solved by HiGHS within ``time_limit``
+    seconds; ``relaxed``: marks may be any real numbers.
+    """
+    rows = program.rows
+    scale = max(1e-300, float(work.sum()))
+    cost = np.zeros(len(rows.upper))
+    for node, column in program.ran.items():
+        cost[column] = work[node] / scale
+    lp = _linear(rows, cost)
+    # the proof of the relaxed program needs no basis
+    options = {"solver": "ipm", "run_crossover": "off"} if relaxed else {"mip_rel_gap": 1e-6}
+    if not relaxed:
+        lp.integrality_ = _kinds(rows)
+    solver = silent_solver(time_limit=float(time_limit), **options)
+    solver.passModel(lp)
+    solver.run()
+    if relaxed:
+        best = _proven(rows, cost, solver.getSolution().row_dual)
+    else:
+        best = float(solver.getInfo().mip_dual_bound)
+    return max(0.0, best - _SAFE) * scale if np.isfinite(best) else 0.0
+
+
+def solve(program: Program, n_forward: int, *, time_limit: float, relaxed: bool) -> Outcome:
+    """Solve by HiGHS within ``time_limit`` seconds; ``relaxed``: marks may be any real numbers."""
     import highspy
 
     started = time.monotonic()
     rows = program.rows
-    n_columns, n_rows = len(rows.upper), len(rows.low)
-    upper = np.array(rows.upper)
-    low = np.array(rows.low)
-    start = np.array(rows.start[:-1], np.int32)
-    index, value = np.array(rows.index, np.int32), np.array(rows.value)
-    cost = np.zeros(n_columns)
+    cost = np.zeros(len(rows.upper))
     cost[program.peak] = 1.0
-    whole = np.array(rows.whole)
-    lp = highspy.HighsLp()
-    lp.num_col_, lp.num_row_ = n_columns, n_rows
-    lp.col_cost_, lp.col_lower_, lp.col_upper_ = cost, np.zeros(n_columns), upper
-    lp.row_lower_, lp.row_upper_ = low, np.full(n_rows, highspy.kHighsInf)
-    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-    lp.a_matrix_.start_ = np.append(start, len(index)).astype(np.int32)
-    lp.a_matrix_.index_, lp.a_matrix_.value_ = index, value
+    lp = _linear(rows, cost)
     if not relaxed:
-        kinds = (highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger)
-        lp.integrality_ = [kinds[int(w)] for w in whole]
+        lp.integrality_ = _kinds(rows)
     solver = silent_solver(time_limit=float(time_limit), mip_rel_gap=1e-6)
     solver.passModel(lp)
     solver.run()
@@ -556,15 +621,11 @@ def solve(program: Program, n_forward: int, *, time_limit: float, relaxed: bool)
                     flags[node] = mark
     bound = 0
     if relaxed:
-        if len(solution.row_dual) == n_rows:
-            duals = np.maximum(np.array(solution.row_dual), 0.0)
-            row = np.repeat(np.arange(n_rows), np.diff(np.append(start, len(index))))
-            reduced = cost - np.bincount(index, duals[row] * value, n_columns)
-            best = float(duals @ low + np.minimum(0.0, reduced * upper).sum())
-            bound = rounded(program, best - 1e-9 * abs(best))
+        best = _proven(rows, cost, solution.row_dual)
+        bound = rounded(program, best - 1e-9 * abs(best))
     elif status == highspy.HighsModelStatus.kInfeasible:
         # no plan is under the ceiling, which is a plan's
-        bound = rounded(program, float(upper[program.peak]) * (1 - _SAFE))
+        bound = rounded(program, rows.upper[program.peak] * (1 - _SAFE))
         finished = True
     elif np.isfinite(info.mip_dual_bound):
         bound = rounded(program, float(info.mip_dual_bound) * (1 - _SAFE))

@@ -26,7 +26,8 @@ from memcli.planners.roles import find_roles, spared_with
 MATCH_RANGES = (16, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1)
 # Graphs on which evaluating takes long enough to look at fewer candidates twice.
 _LARGE = 20_000
-# A plan that runs on MXNet's plain kernels, too, is preferred up to this much more memory.
+# A plan that runs on MXNet's plain kernels, too, is preferred up to this much more memory (with
+# a budget: recomputation).
 _PORTABLE = 1.005
 
 
@@ -251,6 +252,9 @@ class Search:
         limit = _PORTABLE * best.cost.pool_bytes
         near = [f for f in wider if f.cost.pool_bytes <= limit and self.is_portable(f)]
         near = [f for f in near if self.key(f.cost)[:2] <= self.key(best.cost)[:2]]
+        if self.settings.budget is not None:
+            again = _PORTABLE * best.cost.recompute_seconds
+            near = [f for f in near if f.cost.recompute_seconds <= again]
         return min(near or [best], key=lambda found: self.key(found.cost))
 
     def is_portable(self, found: Found) -> bool:

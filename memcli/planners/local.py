@@ -19,6 +19,7 @@ from memcli.planners import anneal
 from memcli.planners.base import Found, Search
 from memcli.planners.coarse import consider_roles
 from memcli.planners.cutpoints import last_forward_use
+from memcli.planners.spared import consider_spared
 from memcli.planners.starts import consider_starts
 
 NAME = "local"
@@ -37,8 +38,9 @@ _SHORT_ROUNDS = ((0.2, 4), (0.2, 2), (0.6, 1))
 # Ranges that annealed plans often end up best at, whatever was best before.
 _USUAL_RANGES = (2, 3, 4, 6)
 # First temperature of a chain of thousands of steps, as a part of its energy; short ones are
-# colder.
+# colder. Within a budget chains start from plans that are filled up to it.
 _HEAT = 0.012
+_HEAT_WITHIN = 0.006
 # Chains are cut into slices, so that a time limit is met.
 _SLICE_SECONDS = 0.5
 
@@ -80,6 +82,7 @@ class _Annealer:
         self.params = _parameters(search, self.scale, least_memory)
         within = search.settings.budget is not None and not least_memory
         self.spare_chance = 0.15 if within else 0.0
+        self.heat = _HEAT_WITHIN if within else _HEAT
         self.rate = 0.25e-6 * graph.n_nodes  # seconds a step, refined as chains run
 
     def energy(self, found: Found) -> float:
@@ -98,7 +101,7 @@ class _Annealer:
         rng = np.array([0x9E3779B97F4A7C15 ^ (chain.seed * 0x2545F491)], np.uint64)
         state, best = chain.flags.copy(), chain.flags.copy()
         reference = chain.lowest if np.isfinite(chain.lowest) else 1.0
-        first = _HEAT * reference * min(1.0, steps / 4000) * (1.0 if live else 0.15) + 1e-12
+        first = self.heat * reference * min(1.0, steps / 4000) * (1.0 if live else 0.15) + 1e-12
         done, lowest = 0, chain.lowest
         while done < steps and not search.out_of_time:
             part = min(steps - done, max(16, int(_SLICE_SECONDS / self.rate)))
@@ -186,6 +189,7 @@ def refine(search: Search, strategy: str = NAME) -> None:
         low = _Annealer(search, least_memory=True)
         if len(low.nodes):
             _rounds(search, low, work // 3, strategy, 0)
+    consider_spared(search, strategy)
     consider_roles(search, strategy)
     annealer = _Annealer(search)
     if not len(annealer.nodes):

@@ -19,6 +19,8 @@ from memcli.workflow.planning import Planned
 def plan_json(planned: Planned | OnnxPlanned) -> dict[str, Any]:
     """The object of ``plan --json`` (see the command line's contract)."""
     result = _plan_json(planned)
+    if isinstance(planned, Planned) and planned.recompute_bound:
+        result["recompute"]["lower_bound_flops"] = planned.recompute_bound
     if isinstance(planned, OnnxPlanned):
         result |= {
             "engine": "torch", "device": planned.device, "marks": planned.marked,
@@ -179,6 +181,10 @@ def print_plan(console: Console, planned: Planned | OnnxPlanned) -> None:
         rewrites.append(f"{planned.barriers} save barriers")
     if rewrites:
         pairs.insert(5, ("rewritten", ", ".join(rewrites)))
+    if isinstance(planned, Planned) and planned.recompute_bound:
+        least = planned.recompute_bound / cost.forward_flops
+        pairs.insert(5, ("at least", f"{percent(least)} of one forward pass, proven, under every "
+                                     "plan within the budget"))  # fmt: skip
     if planned.allocated < 0.99 * cost.pool_bytes:
         pairs.insert(
             4,

@@ -19,7 +19,7 @@ from memcli.formats.newest import remember_plan
 from memcli.formats.plan_record import PlanRecord
 from memcli.formats.symbol_edits import INSERTED_KEY
 from memcli.graph.training import Plan
-from memcli.memory.bounds import gap, plan_bound
+from memcli.memory.bounds import gap, plan_bound, recompute_bound
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost
 from memcli.memory.pool import BARRIER
 from memcli.memory.stages import Stage, stages
@@ -58,6 +58,7 @@ class Planned:
     notes: list[str]
     evaluated: int
     seconds: float
+    recompute_bound: float = 0.0  # FLOPs that every plan within the budget runs again
     output: str | None = None
 
     format = "mxnet-symbol"
@@ -227,6 +228,11 @@ def make_plan(
         seconds=seconds,
     )
     refuse_misses(planned.cost, planned.lower_bound, settings)
+    if settings.budget is not None and planned.cost.recompute_flops:
+        within = settings.budget
+        planned.recompute_bound = min(
+            recompute_bound(v.analysis.graph, v.analysis.model, within) for v in graphs
+        )
     if out is not None:
         write_plan(planned, out, force)
     return planned

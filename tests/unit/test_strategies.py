@@ -17,6 +17,8 @@ from memcli.planners import cheap, dp, milp, sqrt
 from memcli.planners.base import Search, Settings
 from memcli.planners.cutpoints import last_forward_use
 from memcli.planners.registry import DESCRIPTIONS, STRATEGIES, search_plan
+from memcli.planners.spared import consider_spared
+from memcli.planners.starts import consider_starts
 from memcli.workflow.planning import read_symbol
 from tests.conftest import EXAMPLES, needs_mxnet
 from tests.unit.chains import chain_graph, plain_chain
@@ -149,3 +151,40 @@ def network() -> Analysis:
     """MobileNetV2 for a small batch."""
     path = EXAMPLES / "mobilenet-v2-symbol.json"
     return analyze(read_symbol(str(path)).raw, ShapeRequest(batch=8))
+
+
+@needs_mxnet
+@pytest.mark.parametrize("limit", [{"budget": 350 << 20}, {"max_recompute": 0.3}])
+def test_what_is_dear_is_kept_as_far_as_there_is_room(limit: dict[str, float]) -> None:
+    analysis = network()
+    search = Search(analysis.graph, analysis.model, Settings(**limit))  # type: ignore[arg-type]
+    consider_starts(search, "cuts")
+    before = min(search.tried, key=lambda found: search.key(found.cost))
+    count = len(search.tried)
+    consider_spared(search, "spared")
+    spared = search.tried[count:]
+    assert spared
+    assert all(search.key(found.cost)[:2] == (0.0, 0.0) for found in spared)
+    best = min(spared, key=lambda found: search.key(found.cost))
+    assert search.key(best.cost) < search.key(before.cost)
+
+
+@needs_mxnet
+def test_plain_kernels_are_not_worth_recomputation_within_a_budget() -> None:
+    """A plan that only oneDNN and cuDNN run stays the answer where it recomputes less."""
+    analysis = network()
+    settings = Settings(budget=600 << 20, environment="default")
+    search = Search(analysis.graph, analysis.model, settings)
+    consider_starts(search, "cuts")
+    fitting = [f for f in search.tried if f.cost.pool_bytes <= 600 << 20]
+    one_sided = min(
+        (f for f in fitting if not search.is_portable(f)), key=lambda f: search.key(f.cost)
+    )
+    worse = [
+        f for f in fitting
+        if search.is_portable(f) and f.cost.pool_bytes <= one_sided.cost.pool_bytes
+        and f.cost.recompute_seconds > 1.01 * one_sided.cost.recompute_seconds
+    ]  # fmt: skip
+    assert worse
+    search.tried = [one_sided, *worse]
+    assert search.answer() is one_sided
