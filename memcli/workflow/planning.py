@@ -27,6 +27,7 @@ from memcli.planners.base import Settings
 from memcli.planners.registry import search_variants
 from memcli.units import format_size, parse_size
 from memcli.workflow.costs import set_costs
+from memcli.workflow.plain_kernels import on_plain_kernels
 from memcli.workflow.variants import (
     Variant,
     analyze_variants,
@@ -205,6 +206,8 @@ def make_plan(
         [(v.analysis.graph, v.analysis.model) for v in graphs], strategy, settings
     )
     variant = graphs[chosen]
+    if settings.rewrite:
+        variant, found = on_plain_kernels(variant, found, settings.budget)
     seconds = time.monotonic() - started
     listed, timeline, _ = stages(variant.analysis.model, found.plan)
     unplanned_run = analysis.model.timeline(analysis.model.none())
@@ -218,7 +221,9 @@ def make_plan(
         plan=found.plan,
         baseline=baseline,
         cost=found.cost,
-        lower_bound=min(plan_bound(v.analysis.graph, v.analysis.model, found.cost) for v in graphs),
+        lower_bound=min(
+            plan_bound(v.analysis.graph, v.analysis.model, found.cost) for v in (variant, *graphs)
+        ),
         baseline_allocated=int(unplanned_run.touched_bytes[-1]),
         allocated=int(timeline.touched_bytes[-1]),
         stages=listed,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from memcli.formats.mxnet_symbol import SymbolFile
 from tests.conftest import EXAMPLES, Command, needs_mxnet, only_json
 
 pytestmark = needs_mxnet
@@ -73,3 +74,18 @@ def test_smaller_batch_for_verifying_alone(memcli: Command) -> None:
     verified = only_json(memcli("verify", "p.json", "--batch", "4", "--json"))
     assert verified["ok"] is True
     assert verified["shapes"]["t0_data"] == [4, 50]
+
+
+def test_a_plan_that_plain_kernels_refuse_is_made_for_them(memcli: Command, tmp_path: Path) -> None:
+    """Convolutions whose copy nobody reads run on oneDNN alone: identities read them."""
+    source = EXAMPLES / "mobilenet-v2-symbol.json"
+    size = ("--shape", "data=4,3,128,128")
+    plan = only_json(memcli("plan", str(source), *size, "-o", "p.json", "--json"))
+    assert any("identities behind convolutions" in name for name in plan["rewrites"])
+    planned = SymbolFile.read(tmp_path / "p.json")
+    assert planned.stripped().raw == json.loads(source.read_bytes())
+    report = only_json(memcli("verify", "p.json", "--json"))
+    assert report["ok"]
+    assert not any("oneDNN" in note for note in report["notes"])
+    # with oneDNN on, its own buffers are several times as much
+    assert report["planned"]["measured_bytes"] < 1.05 * plan["memory"]["planned_bytes"]

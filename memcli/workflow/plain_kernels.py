@@ -1,0 +1,78 @@
+"""A plan that only oneDNN and cuDNN run, made so that MXNet's plain kernels run it, too.
+
+Marks may ask for a convolution's copy that nobody reads: MXNet runs it all the same, since the
+convolution's gradient waits for it, with the request to write nothing. oneDNN and cuDNN do nothing
+then; MXNet's own kernel refuses. An identity behind the convolution that is recomputed as well
+reads the copy, in its place and in its memory, and is what a save barrier stands behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from memcli.engines.analysis import ShapeRequest, analyze
+from memcli.errors import BadInput
+from memcli.formats.symbol_edits import insert_identities
+from memcli.memory.pool import AGAIN
+from memcli.planners.base import Found
+from memcli.workflow.variants import Variant
+
+# So much more memory is worth it.
+_WORTH = 1.005
+
+
+def on_plain_kernels(
+    variant: Variant, found: Found, budget: int | None = None
+) -> tuple[Variant, Found]:
+    """The plan with an identity behind each convolution whose copy nobody reads.
+
+    As given where there is none, or where the pool grows by more than half a percent, or beyond
+    ``budget`` bytes.
+
+    Raises:
+        EngineFailed: MXNet is missing or crashed.
+    """
+    before = variant.analysis
+    graph, flags = before.graph, found.plan.recompute
+    unread = [v for v in before.model.unread_copies(flags) if graph.op(v) == "Convolution"]
+    behind = {int(graph.position[v]): v for v in unread}
+    if not behind or any(not 0 <= p < len(graph.file_names) for p in behind):
+        return variant, found
+    behind |= {p: stays for p, stays in graph.alias.items() if stays in behind}
+    raw, moved = insert_identities(variant.source.raw, set(behind), suffix="_read")
+    request = ShapeRequest(shapes=dict(before.inputs), dtype=before.dtype)
+    try:
+        after = analyze(raw, request, environment=before.environment)
+    except BadInput:
+        return variant, found
+    after.assumed = list(before.assumed)
+    now = after.graph.node_of_position()
+    old = {int(p): v for p, v in graph.node_of_position().items() if p < len(graph.file_names)}
+    if any(moved[p] not in now or moved[p] + 1 not in now for p in behind):
+        return variant, found
+    marks = np.zeros(after.graph.n_forward, np.uint8)
+    seconds = np.zeros(after.graph.n_forward)
+    to = {v: now[moved[p]] for p, v in old.items() if moved[p] in now}
+    for v, w in to.items():
+        marks[w], seconds[w] = flags[v], before.model.seconds[v]
+    for p, v in behind.items():
+        # the identity stands right behind; what was kept is kept there
+        marks[now[moved[p] + 1]] = flags[v]
+        marks[now[moved[p]]] = AGAIN
+    after.model.set_seconds(seconds)
+    after.model.portable = True
+    cost = after.model.evaluate(marks, (found.plan.match_range,))
+    worse = (
+        cost.pool_bytes > _WORTH * found.cost.pool_bytes
+        or (budget is not None and found.cost.pool_bytes <= budget < cost.pool_bytes)
+        or cost.recompute_flops > found.cost.recompute_flops
+        or (after.model.without_unread(marks) != marks).any()
+    )
+    if worse:
+        return variant, found
+    cuts = [[to[v] for v in cut if v in to] for cut in found.plan.cuts]
+    plan = replace(found.plan, recompute=marks, cuts=[cut for cut in cuts if cut])
+    rewrites = [*variant.rewrites, f"{len(behind)} identities behind convolutions"]
+    return Variant(variant.source.with_content(raw), after, rewrites), Found(plan, cost)
