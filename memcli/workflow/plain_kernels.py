@@ -40,8 +40,11 @@ def on_plain_kernels(
     behind = {int(graph.position[v]): v for v in unread}
     if not behind or any(not 0 <= p < len(graph.file_names) for p in behind):
         return variant, found
-    behind |= {p: stays for p, stays in graph.alias.items() if stays in behind}
-    raw, moved = insert_identities(variant.source.raw, set(behind), suffix="_read")
+    # merged nodes alike, so that they merge again
+    merged = {p for p, stays in graph.alias.items() if stays in behind}
+    raw, moved = insert_identities(variant.source.raw, behind.keys() | merged, suffix="_read")
+    if any(raw["nodes"][moved[p] + 1]["inputs"][:1] != [[moved[p], 0, 0]] for p in behind):
+        return variant, found  # nobody reads it but the caller
     request = ShapeRequest(shapes=dict(before.inputs), dtype=before.dtype)
     try:
         after = analyze(raw, request, environment=before.environment)

@@ -208,6 +208,8 @@ def make_plan(
     variant = graphs[chosen]
     if settings.rewrite:
         variant, found = on_plain_kernels(variant, found, settings.budget)
+        if variant is not graphs[chosen]:
+            graphs.append(variant)
     seconds = time.monotonic() - started
     listed, timeline, _ = stages(variant.analysis.model, found.plan)
     unplanned_run = analysis.model.timeline(analysis.model.none())
@@ -221,9 +223,7 @@ def make_plan(
         plan=found.plan,
         baseline=baseline,
         cost=found.cost,
-        lower_bound=min(
-            plan_bound(v.analysis.graph, v.analysis.model, found.cost) for v in (variant, *graphs)
-        ),
+        lower_bound=min(plan_bound(v.analysis.graph, v.analysis.model, found.cost) for v in graphs),
         baseline_allocated=int(unplanned_run.touched_bytes[-1]),
         allocated=int(timeline.touched_bytes[-1]),
         stages=listed,
