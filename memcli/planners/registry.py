@@ -39,6 +39,8 @@ STRATEGIES: dict[str, Callable[[Search], None]] = {
     recompute_grad.NAME: recompute_grad.run,
     **caffe_dense.RUNS,
 }
+# Plans of these are as they were published: nothing is put into the graph for them afterwards.
+AS_PUBLISHED = STRATEGIES.keys() - GENERAL.keys() | {memonger.NAME}
 DESCRIPTIONS = {
     auto.NAME: "the best plan of all strategies",
     memonger.NAME: "the classic search over thresholds, on stage marks or on cuts found",

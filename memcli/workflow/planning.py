@@ -24,7 +24,7 @@ from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost
 from memcli.memory.pool import BARRIER
 from memcli.memory.stages import Stage, stages
 from memcli.planners.base import Settings
-from memcli.planners.registry import search_variants
+from memcli.planners.registry import AS_PUBLISHED, search_variants
 from memcli.units import format_size, parse_size
 from memcli.workflow.costs import set_costs
 from memcli.workflow.plain_kernels import on_plain_kernels
@@ -206,7 +206,7 @@ def make_plan(
         [(v.analysis.graph, v.analysis.model) for v in graphs], strategy, settings
     )
     variant = graphs[chosen]
-    if settings.rewrite:
+    if settings.rewrite and strategy not in AS_PUBLISHED:
         variant, found = on_plain_kernels(variant, found, settings.budget)
         if variant is not graphs[chosen]:
             graphs.append(variant)
