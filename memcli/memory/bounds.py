@@ -127,10 +127,12 @@ def recompute_bound(graph: TrainingGraph, model: MXNetModel, budget: int) -> flo
     thousands of operators, and where all fits.
     """
     nodes = int(graph.can_recompute.sum())
-    facts = lifetimes(graph)
-    if not facts.sound or not 0 < nodes <= _MOST_BUDGETED:
+    if not 0 < nodes <= _MOST_BUDGETED:
         return 0.0
     if model.evaluate(model.none()).live_peak_bytes <= budget:
+        return 0.0
+    facts = lifetimes(graph)
+    if not facts.sound:
         return 0.0
     work = graph.flops[: graph.n_forward]
     if nodes <= SMALL:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -123,6 +123,14 @@ class Search:
             gone = np.concatenate([[0], np.cumsum(again)])
             return starts - gone[starts], nodes[~again]
         return starts, nodes
+
+    def sparing(self, flags: Flags, nodes: Iterable[int]) -> Flags:
+        """The marks with all kept that it takes so that none of ``nodes`` need run again."""
+        starts, spared = self.spared
+        changed = flags.copy()
+        for v in nodes:
+            changed[spared[starts[v] : starts[v + 1]]] = KEPT
+        return changed
 
     @property
     def match_ranges(self) -> tuple[int, ...]:

@@ -81,9 +81,7 @@ def _descend(
             changed[nodes] = AGAIN
         chosen = nodes[chance.randrange(stride) :: stride]
         if mark == SPARED:
-            starts, spared = search.spared
-            for v in chosen:
-                changed[spared[starts[v] : starts[v + 1]]] = KEPT
+            changed = search.sparing(changed, chosen)
         else:
             changed[chosen] = mark
         changed = search.admissible(changed)

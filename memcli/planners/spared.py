@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from memcli.graph.training import Flags, Ints
-from memcli.memory.pool import AGAIN, KEPT
+from memcli.memory.mxnet_model import Cost
+from memcli.memory.pool import AGAIN
 from memcli.planners.base import Found, Search
 
 # In nodes of the joint graph evaluated, as for annealing.
@@ -27,31 +28,29 @@ def consider_spared(search: Search, strategy: str) -> None:
 
     Remembers one plan for each that it starts from; does nothing where neither is set.
     """
-    settings = search.settings
-    if settings.budget is None and settings.max_recompute is None:
+    budget = search.settings.budget
+    if budget is None and search.settings.max_recompute is None:
         return
     order = _densest(search)
+    if not len(order):
+        return
     # those that break the budget as they are, or that need not spare anything, are no start
     starts = [
         found
         for found in search.tried
-        if (
-            found.cost.pool_bytes <= settings.budget
-            if settings.budget is not None
-            else not _within(search, found)
-        )
+        if (not _within(search, found.cost) if budget is None else found.cost.pool_bytes <= budget)
     ]
     ranges = tuple(r for r in _RANGES if r in search.match_ranges)
     one = _HALVINGS * len(ranges) * max(1, search.graph.n_nodes)
     for found in _spread(starts, max(2, _WORK // one)):
-        if search.out_of_time or not len(order):
+        if search.out_of_time:
             return
         _spare(search, found, order, ranges, strategy)
 
 
-def _within(search: Search, found: Found) -> bool:
+def _within(search: Search, cost: Cost) -> bool:
     limit = search.settings.max_recompute
-    return limit is None or found.cost.recompute_fraction <= limit
+    return limit is None or cost.recompute_fraction <= limit
 
 
 def _densest(search: Search) -> Ints:
@@ -80,14 +79,6 @@ def _spare(
     """Of the plans that spare the first operators of ``order``, the last that fits the budget, or
     the first within the limit; remembers it."""
     budget = search.settings.budget
-    starts, spared = search.spared
-
-    def sparing(count: int) -> Flags:
-        flags = found.plan.recompute.copy()
-        for v in order[:count]:
-            flags[spared[starts[v] : starts[v + 1]]] = KEPT
-        return search.admissible(flags)
-
     order = order[found.plan.recompute[order] == AGAIN]
     low, high = 0, len(order) + 1  # too few, too many
     best: tuple[Flags, int] | None = None
@@ -95,16 +86,16 @@ def _spare(
         if high - low <= 1:
             break
         middle = (low + high) // 2
-        flags = sparing(middle)
+        flags = search.admissible(search.sparing(found.plan.recompute, order[:middle]))
         cost = search.model.evaluate(flags, ranges)
         search.evaluated += 1
-        enough = _within(search, Found(found.plan, cost))
-        if budget is not None:
-            fits = enough = cost.pool_bytes <= budget
-            low, high = (middle, high) if fits else (low, middle)
+        good = _within(search, cost) if budget is None else cost.pool_bytes <= budget
+        # within a budget more are looked for, within a limit fewer
+        if good == (budget is not None):
+            low = middle
         else:
-            low, high = (low, middle) if enough else (middle, high)
-        if enough:
+            high = middle
+        if good:
             best = flags, cost.match_range
     if best is not None:
         search.consider(strategy, best[0], search.kept_cuts(best[0]), best[1])
