@@ -80,7 +80,7 @@ def check(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             result, _ = ask_mxnet(
                 written.raw,
-                ShapeRequest(shapes=dict(analysis.inputs), dtype=analysis.dtype),
+                analysis.request(),
                 Path(folder),
                 marked=None,
                 environment=row["environment"],

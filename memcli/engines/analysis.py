@@ -54,6 +54,10 @@ class Analysis:
     # variables that the joint graph was made under
     environment: dict[str, str] = field(default_factory=dict)
 
+    def request(self) -> ShapeRequest:
+        """What analyzes another form of the network at the same shapes and type."""
+        return ShapeRequest(shapes=dict(self.inputs), dtype=self.dtype)
+
     def binding(self) -> dict[str, dict[str, Any]]:
         """Shapes, types and the file's names of what a job binds, by name in the prepared copy."""
         return {

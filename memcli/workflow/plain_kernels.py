@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from memcli.engines.analysis import ShapeRequest, analyze
+from memcli.engines.analysis import analyze
 from memcli.errors import BadInput
 from memcli.formats.symbol_edits import insert_identities
 from memcli.memory.pool import AGAIN
@@ -45,7 +45,7 @@ def on_plain_kernels(
     raw, moved = insert_identities(variant.source.raw, behind.keys() | merged, suffix="_read")
     if any(raw["nodes"][moved[p] + 1]["inputs"][:1] != [[moved[p], 0, 0]] for p in behind):
         return variant, found  # nobody reads it but the caller
-    request = ShapeRequest(shapes=dict(before.inputs), dtype=before.dtype)
+    request = before.request()
     try:
         after = analyze(raw, request, environment=before.environment)
     except BadInput:

@@ -98,7 +98,7 @@ def verify_symbol_in_torch(
             lambda shapes: analysis_of(planned, shapes),
         )  # fmt: skip
     notes += scaled_notes(scaled)
-    base = analysis_of(source, ShapeRequest(shapes=dict(analysis.inputs), dtype=analysis.dtype))
+    base = analysis_of(source, analysis.request())
     check_comparable(base, analysis, where)
     device = "cpu" if gpu is None else f"gpu:{gpu}"
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:

@@ -140,7 +140,7 @@ def _adding_early(variant: Variant, on_progress: Progress | None) -> Variant | N
     before = variant.analysis
     if not adds_late(before):
         return None
-    now = ShapeRequest(shapes=dict(before.inputs), dtype=before.dtype)
+    now = before.request()
     try:
         early = analyze(
             variant.source.raw, now, environment={SUM_CAP: str(_SAME_SUMS)}, on_progress=on_progress
@@ -243,7 +243,7 @@ def _exactly(
         if not edits:
             break
         changed = source.with_content(edits.applied(source.raw))
-        request = ShapeRequest(shapes=dict(analysis.inputs), dtype=analysis.dtype)
+        request = analysis.request()
         try:
             after = analyze(changed.raw, request, on_progress=on_progress)
         except BadInput:

@@ -336,7 +336,7 @@ def verify(
             lambda shapes: analysis_of(planned, shapes),
         )  # fmt: skip
     notes += scaled_notes(scaled)
-    now = ShapeRequest(shapes=dict(analysis.inputs), dtype=analysis.dtype)
+    now = analysis.request()
     same = _same_graph(planned, source) and not analysis.environment
     base_analysis = analysis if same else analysis_of(source, now)
     check_comparable(base_analysis, analysis, where)
