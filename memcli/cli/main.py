@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from memcli import __version__
+from memcli.cli import interrupts
 from memcli.errors import MemcliError
 
 COMMANDS = {
@@ -22,6 +23,9 @@ COMMANDS = {
     "solve": "memcli.cli.solve",
     "doctor": "memcli.cli.doctor",
 }
+
+
+_INTERRUPTED = "interrupted; nothing was written"
 
 
 class LazyGroup(click.Group):
@@ -60,7 +64,10 @@ def main() -> None:
 
 def run(arguments: list[str] | None = None) -> None:
     """Entry point: errors that the user can mend are one or two lines, never a traceback."""
-    sys.exit(status(arguments))
+    interrupts.raise_lost_ones_again()
+    code = status(arguments)
+    interrupts.take_no_more()
+    sys.exit(code)
 
 
 def status(arguments: list[str] | None = None) -> int:
@@ -74,7 +81,7 @@ def status(arguments: list[str] | None = None) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _fail(["interrupted; nothing was written"], 130)
+        return _fail([_INTERRUPTED], 130)
     except click.ClickException as error:
         lines = [error.format_message()]
         if isinstance(error, click.UsageError) and error.ctx is not None:
@@ -84,6 +91,11 @@ def status(arguments: list[str] | None = None) -> int:
         # The reader (head, less) has what it wanted.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception:
+        if interrupts.lost():
+            interrupts.take_no_more()
+            return _fail([_INTERRUPTED], 130)
+        raise
 
 
 def _fail(lines: list[str], code: int) -> int:

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from memcli.cli.main import status
 from tests.conftest import (
     CORPUS,
     EXAMPLES,
+    ROOT,
     Command,
     needs_corpus,
     needs_mxnet,
@@ -165,6 +167,39 @@ def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert list(tmp_path.glob("out.json")) == [] and list(tmp_path.glob(".memcli-*")) == []
+
+
+# As numba's compiler does: compiled code calls back, and then fails for want of what the call was
+# to give, or goes on for a while.
+INTERRUPTED_CALLBACK = """
+import ctypes, signal, sys, time, click
+from memcli.cli import main as cli
+
+@click.command()
+def command():
+    done = []
+    def inside():
+        signal.raise_signal(signal.SIGINT)
+        done.append(True)
+    ctypes.CFUNCTYPE(None)(inside)()
+    if sys.argv[1] == "fails" and not done:
+        raise RuntimeError("no compiled object yet")
+    time.sleep(30)
+
+cli.LazyGroup.get_command = lambda *_: command
+cli.run(["plan"])
+"""
+
+
+@pytest.mark.parametrize("what", ["fails", "goes on"])
+def test_an_interrupt_inside_compiled_code_is_an_interrupt(tmp_path: Path, what: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_CALLBACK, what],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=20,
+    )  # fmt: skip
+    assert ran.returncode == 130, ran.stderr
+    assert ran.stderr.strip() == "memcli: interrupted; nothing was written"
 
 
 def mutate(data: bytes, seed: int) -> bytes:
