@@ -118,16 +118,24 @@ def plan_bound(graph: TrainingGraph, model: MXNetModel, cost: Cost) -> int:
     return best_lower_bound(graph, model, seconds, cost.live_peak_bytes).bytes
 
 
-def recompute_bound(graph: TrainingGraph, model: MXNetModel, budget: int) -> float:
+def recompute_bound(
+    graph: TrainingGraph,
+    model: MXNetModel,
+    budget: int,
+    *,
+    most_nodes: int = _MOST_BUDGETED,
+    time_limit: float = _BUDGET_SECONDS,
+) -> float:
     """FLOPs that every plan whose pool fits ``budget`` bytes runs again at least.
 
     Of the program (:mod:`memcli.memory.program`), on graphs of more than some sixty operators
     relaxed and at two moments: the end of the forward pass, when all that is kept is there, and
-    the moment soon after when most gradients are. 0 where nothing is proven: on graphs of
-    thousands of operators, and where all fits.
+    the one in the backward pass that leaves the least room for it. ``time_limit`` in seconds, for
+    the solver. 0 where nothing is proven: on graphs of more than ``most_nodes`` operators that
+    may run again, and where all fits.
     """
     nodes = int(graph.can_recompute.sum())
-    if not 0 < nodes <= _MOST_BUDGETED:
+    if not 0 < nodes <= most_nodes:
         return 0.0
     if model.evaluate(model.none()).live_peak_bytes <= budget:
         return 0.0
@@ -140,10 +148,26 @@ def recompute_bound(graph: TrainingGraph, model: MXNetModel, budget: int) -> flo
         return program.least_recomputation(
             whole, work, time_limit=_PROGRAM_SECONDS, relaxed=False
         )
-    soon = facts.n_first + max(1, (len(facts.order) - facts.n_first) // 10)
-    place = facts.n_first + int(np.argmax(facts.least[facts.n_first : soon]))
-    built = program.build(graph, facts, budget, places=[place])
-    return program.least_recomputation(built, work, time_limit=_BUDGET_SECONDS, relaxed=True)
+    built = program.build(graph, facts, budget, places=[_narrowest(graph, facts, budget)])
+    return program.least_recomputation(built, work, time_limit=time_limit, relaxed=True)
+
+
+def _narrowest(graph: TrainingGraph, facts: Lifetimes, budget: int) -> int:
+    """The place in the backward pass at which the smallest part of what was saved can be there.
+
+    Gradients take more room as the pass goes on, and less of what was saved is still to be read.
+    """
+    reader = np.repeat(np.arange(graph.n_nodes), np.diff(graph.in_ptr))
+    at = facts.place[reader]
+    late = (at >= facts.n_first) & (graph.in_node < graph.n_forward) & (graph.in_ignored == 0)
+    last = np.full(graph.n_entries, -1)
+    np.maximum.at(last, graph.in_entry[late], at[late])
+    saved = (last >= 0) & (facts.bytes > 0)
+    released = np.bincount(last[saved] + 1, facts.bytes[saved], len(facts.order) + 1)
+    wanted = facts.bytes[saved].sum() - np.cumsum(released)[: len(facts.order)]
+    room = budget - facts.least
+    part = np.where(wanted > 0, room / np.maximum(wanted, 1), np.inf)
+    return facts.n_first + int(np.argmin(part[facts.n_first :]))
 
 
 def working_set_bound(graph: TrainingGraph) -> int:

@@ -22,6 +22,10 @@ Constraints, from ``mapped`` of :mod:`memcli.memory.pool`:
    else the original; a copy that has not run yet reads the copy of ``f`` if that is AGAIN, else
    the original. What is to be read is there.
 3. At each step, and at each forward node, what is there is at most ``peak``.
+4. What is read after a step, by a gradient or by a copy, is there as the original or as the copy,
+   or its node's copy runs between the two. Whole marks obey this by rules 1 and 2, which relaxed
+   ones can keep by halves: half of a tensor there, half of its node run again, nothing read of
+   what both were made from.
 
 Every plan gives a feasible point whose ``peak`` is at most the plan's live peak: tensors that may
 share a block count once (as :mod:`memcli.memory.lifetimes` argues), and of the moments between
@@ -307,6 +311,7 @@ class Builder:
             if facts.bytes[e]:
                 members[int(facts.block[e])].append(e)
         at_end: dict[int, list[int]] = {}
+        there_at: list[dict[int, list[int]]] = []
         for step, place in enumerate(self.steps):
             sure = {
                 int(facts.block[e])
@@ -345,10 +350,35 @@ class Builder:
                     ends[group].append(held)
             if step == 0:
                 at_end = ends
+            # of each tensor that is not there anyway: the columns one of which says that it is
+            there_at.append({e: ends[c] for e in forward if (c := int(facts.block[e])) not in sure})
             self.rows.at_least(terms, base / self.unit)
             if self.exact and step:
                 self._add_copies(step, sure, members, columns)
+        self._add_sources(there_at)
         self._add_forward(at_end, members)
+
+    def _add_sources(self, there_at: list[dict[int, list[int]]]) -> None:
+        """Rule 4."""
+        last = len(self.steps) - 1
+        for step, there in enumerate(there_at):
+            for e, columns in there.items():
+                f = int(self.graph.entry_node[e])
+                source: Terms = dict.fromkeys(columns, 1.0)
+                self.ran(source, f, step, -1.0)
+                if any(until >= self.steps[step] for until in self.reads.get(e, {}).values()):
+                    terms = dict(source)
+                    self.ran(terms, f, last, 1.0)
+                    self.rows.at_least(terms, 1.0)
+                for g in self.readers.get(e, ()):
+                    if g not in self.again:
+                        continue
+                    for until in {min(step + 1, last), last} - {step}:
+                        terms = dict(source)
+                        self.ran(terms, f, until, 1.0)
+                        self.ran(terms, g, until, -1.0)
+                        self.ran(terms, g, step, 1.0)
+                        self.rows.at_least(terms, 0.0)
 
     def _add_copies(
         self,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from memcli.graph.training import TrainingGraph
+from memcli.memory import bounds, program
 from memcli.memory import mxnet_operators as table
-from memcli.memory import program
 from memcli.memory.bounds import (
     best_lower_bound,
     program_bound,
@@ -143,8 +144,8 @@ def test_a_part_of_the_steps_is_a_bound_too() -> None:
             assert done.bound_bytes <= found.live_peak_bytes
 
 
-def test_no_plan_within_a_budget_runs_less_again_than_the_bound() -> None:
-    some = total = 0
+def bounds_and_leasts() -> Iterator[tuple[float, float]]:
+    """(bound, least) recomputation within three budgets of each of 200 graphs, by all plans."""
     for number, graph in enumerate(GRAPHS[:200]):
         chance = random.Random(number)
         nodes = np.flatnonzero(graph.can_recompute)
@@ -158,14 +159,22 @@ def test_no_plan_within_a_budget_runs_less_again_than_the_bound() -> None:
         for budget in sorted({plan.live_peak_bytes for plan in plans})[:3]:
             fitting = [plan for plan in plans if plan.live_peak_bytes <= budget]
             least = min(plan.recompute_flops for plan in fitting)
-            bound = recompute_bound(graph, model, budget)
-            assert bound <= least
-            if least:
-                some += bound > 0.99 * least
-                total += 1
+            yield recompute_bound(graph, model, budget), least
+
+
+@pytest.mark.parametrize(("relaxed", "part"), [(False, 0.9), (True, 0.45)])
+def test_no_plan_within_a_budget_runs_less_again_than_the_bound(
+    monkeypatch: pytest.MonkeyPatch, relaxed: bool, part: float
+) -> None:
+    if relaxed:
+        # as graphs of more operators are treated
+        monkeypatch.setattr(bounds, "SMALL", 0)
+    pairs = list(bounds_and_leasts())
+    assert all(bound <= least for bound, least in pairs)
+    reached = [bound / least for bound, least in pairs if least]
     # worth having: on most graphs this small it is the least itself
-    assert total > 100
-    assert some > 0.9 * total
+    assert len(reached) > 100
+    assert np.mean(reached) > part
 
 
 def test_a_proof_is_a_proof() -> None:
