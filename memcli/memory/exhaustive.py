@@ -32,7 +32,7 @@ def _enumerate(lay, s, nodes, choices, match_range, live_flags, pool_flags):
     least_pool = np.int64(-1)
     while True:
         steps = trace(lay, s, flags)[0]
-        _, pool, live = fill(lay, s, flags, steps, match_range)
+        _, pool, live, _ = fill(lay, s, flags, steps, match_range)
         if least_live < 0 or live < least_live:
             least_live = live
             live_flags[:] = flags

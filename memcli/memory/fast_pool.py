@@ -19,6 +19,8 @@ from memcli.graph.training import TrainingGraph
 from memcli.memory.pool import BAD, execution_order, lower_bound, mapped
 
 Array = NDArray[Any]
+# Sizes of tensors that are told apart in what any pool needs: smaller ones hardly count.
+_MOST_LEVELS = 24
 
 
 class Layout(NamedTuple):
@@ -51,6 +53,8 @@ class Layout(NamedTuple):
     work: Array  # over forward nodes: what running it again costs, in any unit
     ignores_all: Array
     widest: int  # most in-place pairs of a node
+    level: Array  # over entries: of how many levels of size it is, at least
+    level_step: Array  # over levels: bytes by which it is larger than the one below
 
 
 class Scratch(NamedTuple):
@@ -75,6 +79,9 @@ class Scratch(NamedTuple):
     class_tail: Array
     taken: Array
     epoch: Array
+    block_level: Array
+    level_now: Array
+    level_most: Array
 
 
 def layout(graph: TrainingGraph, work: Array | None = None) -> Layout:
@@ -144,6 +151,8 @@ def layout(graph: TrainingGraph, work: Array | None = None) -> Layout:
     def flat(values: list[Any]) -> Array:
         return np.array(values, np.int32)
 
+    made = np.array([e for x in outs for e in x], np.int64)
+    level, level_step = _levels(graph.entry_bytes, made)
     listed = [p for held in pairs for p in held]
     return Layout(
         n=n, m=m, n_forward=n_forward, prefix=flat(prefix),
@@ -161,8 +170,19 @@ def layout(graph: TrainingGraph, work: Array | None = None) -> Layout:
         flops=np.asarray(graph.flops[:n_forward], np.float64),
         work=np.asarray(graph.flops[:n_forward] if work is None else work, np.float64),
         ignores_all=graph.ignores_all,
-        widest=1 + int(np.diff(graph.in_ptr).max(initial=0)),
+        widest=1 + int(np.diff(graph.in_ptr).max(initial=0)), level=level, level_step=level_step,
     )  # fmt: skip
+
+
+def _levels(sizes: Array, made: Array) -> tuple[Array, Array]:
+    """Levels of size: of how many each entry is, and by how many bytes each is above the last.
+
+    ``sizes`` over entries, bytes; ``made``: the entries in question. The largest sizes are a level
+    each, and what is smaller is of none.
+    """
+    steps = np.unique(sizes[made])[-_MOST_LEVELS:]
+    level = np.searchsorted(steps, sizes, side="right").astype(np.int32)
+    return level, np.diff(steps, prepend=0).astype(np.int64)
 
 
 def scratch(lay: Layout) -> Scratch:
@@ -180,7 +200,9 @@ def scratch(lay: Layout) -> Scratch:
         before=np.zeros(2 * m + 1, int32), behind=np.zeros(2 * m + 1, int32),
         class_size=np.zeros(2 * m + 1, np.int64), class_head=np.zeros(2 * m + 1, int32),
         class_tail=np.zeros(2 * m + 1, int32), taken=np.zeros(lay.widest, np.uint8),
-        epoch=np.zeros(1, int32),
+        epoch=np.zeros(1, int32), block_level=np.zeros(2 * m + 1, int32),
+        level_now=np.zeros(len(lay.level_step), np.int64),
+        level_most=np.zeros(len(lay.level_step), np.int64),
     )  # fmt: skip
 
 
@@ -273,8 +295,10 @@ def trace(lay, s, mark):
 def fill(lay, s, mark, steps, match_range):
     """The pool over the traced order.
 
-    Returns ``(total, pool, live peak)`` in bytes: MXNet's own figure, which counts every element
-    as 4 bytes; the same blocks with true element sizes; the most that is alive at once.
+    Returns ``(total, pool, live peak, least)`` in bytes: MXNet's own figure, which counts every
+    element as 4 bytes; the same blocks with true element sizes; the most that is alive at once;
+    what any pool needs that gives each tensor a block of its own: as many blocks of each size and
+    more as tensors of that size and more are alive at once, small sizes left out.
     """
     # local names: reading a field of a tuple of arrays again and again is slow
     ignores_all = lay.ignores_all
@@ -300,6 +324,13 @@ def fill(lay, s, mark, steps, match_range):
     class_size = s.class_size
     class_tail = s.class_tail
     counts = s.counts
+    level = lay.level
+    level_step = lay.level_step
+    block_level = s.block_level
+    level_now = s.level_now
+    level_most = s.level_most
+    level_now[:] = 0
+    level_most[:] = 0
     order = s.order
     source = s.source
     source_ptr = s.source_ptr
@@ -383,6 +414,10 @@ def fill(lay, s, mark, steps, match_range):
             block_live[block] = true[entry]
             live += true[entry]
             storage[entry + shift] = block
+            block_level[block] = level[entry]
+            for t in range(level[entry]):
+                level_now[t] += 1
+                level_most[t] = max(level_most[t], level_now[t])
         if live > peak:
             peak = live
         n_sources = source_ptr[k + 1] - source_ptr[k]
@@ -401,6 +436,8 @@ def fill(lay, s, mark, steps, match_range):
                     continue
             live -= block_live[block]
             block_live[block] = 0
+            for t in range(block_level[block]):
+                level_now[t] -= 1
             size = block_size[block]
             at = lower_bound(class_size, size, n_classes)
             if at == n_classes or class_size[at] != size:
@@ -418,4 +455,7 @@ def fill(lay, s, mark, steps, match_range):
                 before[block] = last
             behind[block] = -1
             class_tail[at] = block
-    return total, pool, peak
+    least = 0
+    for t in range(level_step.shape[0]):
+        least += level_most[t] * level_step[t]
+    return total, pool, peak, least

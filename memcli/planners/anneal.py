@@ -15,7 +15,10 @@ from memcli.memory.fast_pool import fill, trace
 from memcli.memory.pool import AGAIN, BARRIER, KEPT, drop_unread, lower_bound
 
 # Places of the parameters of the energy.
-MEMORY, WORK, BUDGET, OVER, LIMIT, WASTED, LIVE = range(7)
+MEMORY, WORK, BUDGET, OVER, LIMIT, WASTED, LEAST = range(7)
+# How often one part of the network does as another, and the most nodes of it at a time.
+_COPIED = 0.04
+_MOST_COPIED = 24
 
 
 @numba.njit(cache=True)
@@ -69,6 +72,49 @@ def _set(state, v, mark, undo_node, undo_mark, count):
 
 
 @numba.njit(cache=True)
+def _copy_part(
+    rng, state, nodes, can_barrier, group_ptr, group_of, group_node, undo_node, undo_mark
+):  # fmt: skip
+    """A stretch of nodes takes the marks of a stretch like it, or the two exchange theirs.
+
+    The stretches lie around two alike nodes, which are neighbours half of the time; where what
+    stands at the same place of both is not alike, it is left as it is.
+    """
+    n = nodes.shape[0]
+    at = _below(rng, n)
+    begin, end = group_ptr[group_of[nodes[at]]], group_ptr[group_of[nodes[at]] + 1]
+    if end - begin < 2:
+        return 0
+    if _below(rng, 2):
+        number = begin + _below(rng, end - begin)
+    else:
+        own = begin + lower_bound(group_node[begin:end], nodes[at], end - begin)
+        far = 1 + _below(rng, 3)
+        number = min(end - 1, max(begin, own + (far if _below(rng, 2) else -far)))
+    other = lower_bound(nodes, group_node[number], n)
+    if other in (n, at) or nodes[other] != group_node[number]:
+        return 0
+    length = 1 + _below(rng, _MOST_COPIED)
+    exchange = _below(rng, 2)
+    if exchange:
+        length = min(length, abs(other - at))
+    before = _below(rng, length)
+    count = 0
+    for shift in range(-before, length - before):
+        if min(at, other) + shift < 0 or max(at, other) + shift >= n:
+            continue
+        v, w = nodes[at + shift], nodes[other + shift]
+        if group_of[v] != group_of[w]:
+            continue
+        old, new = state[v], state[w]
+        if new != BARRIER or can_barrier[v]:
+            count = _set(state, v, new, undo_node, undo_mark, count)
+        if exchange and (old != BARRIER or can_barrier[w]):
+            count = _set(state, w, old, undo_node, undo_mark, count)
+    return count
+
+
+@numba.njit(cache=True)
 def _propose(
     rng, state, nodes, weights, can_barrier, group_ptr, group_of, group_node, spare_ptr, spare_node,
     spare_chance, undo_node, undo_mark,
@@ -91,6 +137,10 @@ def _propose(
             i += stride
             most -= 1
         return count
+    if _unit(rng) < _COPIED:
+        return _copy_part(
+            rng, state, nodes, can_barrier, group_ptr, group_of, group_node, undo_node, undo_mark
+        )
     kind = _unit(rng)
     if kind < 0.45:
         v = nodes[_place(rng, weights)]
@@ -166,25 +216,25 @@ def anneal(
 
     ``state`` is the current plan and ``best`` the best one, both changed; ``lowest`` is the
     energy of the best, and the new one is returned. ``drop`` are the arguments of
-    :func:`memcli.memory.pool.drop_unread` after the flags. The live peak counts as well, less and
-    less: a plan with a low live peak has a pool that further changes can shrink.
+    :func:`memcli.memory.pool.drop_unread` after the flags. What any pool needs for the plan counts
+    as well, less and less: where that is little, further changes can shrink the pool.
     """
     undo_node = np.zeros(max(64, state.shape[0]), np.int64)
     undo_mark = np.zeros(max(64, state.shape[0]), np.uint8)
     flags = state.copy()
     drop_unread(flags, drop[0], drop[1], drop[2], drop[3], drop[4], drop[5], drop[6])
     length, flops, work = trace(lay, scratch, flags)
-    _, pool, live = fill(lay, scratch, flags, length, match_range)
+    _, pool, _, least = fill(lay, scratch, flags, length, match_range)
     energy = energy_of(params, float(pool), flops, work)
     if energy < lowest:
         lowest = energy
         best[:] = flags
-    peak = float(live)
+    reached = float(least)
     ratio = last_temperature / first_temperature
     for step in range(steps):
         part = (done + step) / total_steps
         temperature = first_temperature * ratio**part
-        weight = params[LIVE] * max(0.0, 1.0 - 1.5 * part)
+        weight = params[LEAST] * max(0.0, 1.0 - 1.5 * part)
         count = _propose(
             rng, state, nodes, weights, can_barrier, group_ptr, group_of, group_node, spare_ptr,
             spare_node, spare_chance, undo_node, undo_mark,
@@ -194,12 +244,12 @@ def anneal(
         flags[:] = state
         drop_unread(flags, drop[0], drop[1], drop[2], drop[3], drop[4], drop[5], drop[6])
         length, flops, work = trace(lay, scratch, flags)
-        _, pool, live = fill(lay, scratch, flags, length, match_range)
+        _, pool, _, least = fill(lay, scratch, flags, length, match_range)
         new = energy_of(params, float(pool), flops, work)
-        rise = new - energy + weight * (live - peak)
+        rise = new - energy + weight * (least - reached)
         if rise <= 0 or _unit(rng) < np.exp(-rise / temperature):
             energy = new
-            peak = float(live)
+            reached = float(least)
             if energy < lowest:
                 lowest = energy
                 best[:] = flags

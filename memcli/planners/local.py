@@ -97,7 +97,7 @@ class _Annealer:
         walk = search.annealing(portable=chain.portable)
         params = self.params.copy()
         if not live:
-            params[anneal.LIVE] = 0.0
+            params[anneal.LEAST] = 0.0
         rng = np.array([0x9E3779B97F4A7C15 ^ (chain.seed * 0x2545F491)], np.uint64)
         state, best = chain.flags.copy(), chain.flags.copy()
         reference = chain.lowest if np.isfinite(chain.lowest) else 1.0
@@ -126,7 +126,7 @@ def _parameters(search: Search, scale: float, least_memory: bool) -> np.ndarray:
     forward = max(1e-30, model.forward_seconds)
     p[anneal.BUDGET] = p[anneal.LIMIT] = np.inf
     if settings.budget is None or least_memory:
-        p[anneal.MEMORY], p[anneal.WORK], p[anneal.LIVE] = 1 / scale, 1e-4 / forward, 1 / scale
+        p[anneal.MEMORY], p[anneal.WORK], p[anneal.LEAST] = 1 / scale, 1e-4 / forward, 1 / scale
     else:
         p[anneal.MEMORY], p[anneal.WORK] = 1e-5 / scale, 1 / forward
         p[anneal.BUDGET], p[anneal.OVER] = settings.budget, 30 / scale

@@ -11,6 +11,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from memcli.graph.training import Kind, TrainingGraph
+from memcli.memory import fast_pool
 from memcli.memory.bounds import working_set_bound
 from memcli.memory.mxnet_model import MXNetModel
 
@@ -274,6 +275,21 @@ def test_pool_equals_its_restatement(seed: int, size: int, match_range: int) -> 
     assert (int(blocks.sum()), live) == (cost.total_bytes, cost.live_peak_bytes)
     again = order[order >= graph.n_nodes] - graph.n_nodes
     assert cost.recompute_flops == graph.flops[again].sum()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**6), st.integers(3, 20), st.sampled_from([1, 3, 16]))
+def test_every_pool_has_a_block_for_each_tensor(seed: int, size: int, match_range: int) -> None:
+    """What the search goes by lies between what is alive at once and what the pool takes."""
+    graph = random_graph(seed, size)
+    model = MXNetModel(graph)
+    chance = random.Random(seed + 1)
+    mark = np.array([chance.choice((0, 1, 1, 2)) for _ in range(size)], np.uint8)
+    mark *= graph.can_recompute
+    layout, scratch = model.layout, fast_pool.scratch(model.layout)
+    steps, _, _ = fast_pool.trace(layout, scratch, mark)
+    _, pool, live, least = fast_pool.fill(layout, scratch, mark, steps, match_range)
+    assert live <= least <= pool
 
 
 @settings(max_examples=60, deadline=None)
