@@ -16,9 +16,7 @@ from memcli.memory.pool import AGAIN, BARRIER, KEPT, drop_unread, lower_bound
 
 # Places of the parameters of the energy.
 MEMORY, WORK, BUDGET, OVER, LIMIT, WASTED, LEAST = range(7)
-# How often one part of the network does as another, and the most nodes of it at a time.
-_COPIED = 0.04
-_MOST_COPIED = 24
+_MOST_COPIED = 24  # nodes of a part of the network that does as another one
 
 
 @numba.njit(cache=True)
@@ -117,7 +115,7 @@ def _copy_part(
 @numba.njit(cache=True)
 def _propose(
     rng, state, nodes, weights, can_barrier, group_ptr, group_of, group_node, spare_ptr, spare_node,
-    spare_chance, undo_node, undo_mark,
+    spare_chance, copy_chance, undo_node, undo_mark,
 ):  # fmt: skip
     """Change ``state`` a little; the number of changes, which ``undo_*`` remember."""
     count = 0
@@ -137,7 +135,7 @@ def _propose(
             i += stride
             most -= 1
         return count
-    if _unit(rng) < _COPIED:
+    if _unit(rng) < copy_chance:
         return _copy_part(
             rng, state, nodes, can_barrier, group_ptr, group_of, group_node, undo_node, undo_mark
         )
@@ -209,8 +207,8 @@ def _propose(
 @numba.njit(cache=True, nogil=True)
 def anneal(
     lay, scratch, drop, state, best, nodes, weights, can_barrier, group_ptr, group_of, group_node,
-    spare_ptr, spare_node, spare_chance, params, match_range, rng, steps, first_temperature,
-    last_temperature, done, total_steps, lowest,
+    spare_ptr, spare_node, spare_chance, copy_chance, params, match_range, rng, steps,
+    first_temperature, last_temperature, done, total_steps, lowest,
 ):  # fmt: skip
     """Run ``steps`` of ``total_steps``, of which ``done`` are done.
 
@@ -237,7 +235,7 @@ def anneal(
         weight = params[LEAST] * max(0.0, 1.0 - 1.5 * part)
         count = _propose(
             rng, state, nodes, weights, can_barrier, group_ptr, group_of, group_node, spare_ptr,
-            spare_node, spare_chance, undo_node, undo_mark,
+            spare_node, spare_chance, copy_chance, undo_node, undo_mark,
         )  # fmt: skip
         if count == 0:
             continue

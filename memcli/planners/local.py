@@ -41,6 +41,10 @@ _USUAL_RANGES = (2, 3, 4, 6)
 # colder. Within a budget chains start from plans that are filled up to it.
 _HEAT = 0.012
 _HEAT_WITHIN = 0.006
+# How often a part of the network does as another one like it; within a budget, where parts differ
+# by what it leaves room for, less often.
+_COPIED = 0.1
+_COPIED_WITHIN = 0.04
 # Chains are cut into slices, so that a time limit is met.
 _SLICE_SECONDS = 0.5
 
@@ -82,6 +86,7 @@ class _Annealer:
         self.params = _parameters(search, self.scale, least_memory)
         within = search.settings.budget is not None and not least_memory
         self.spare_chance = 0.15 if within else 0.0
+        self.copy_chance = _COPIED_WITHIN if within else _COPIED
         self.heat = _HEAT_WITHIN if within else _HEAT
         self.rate = 0.25e-6 * graph.n_nodes  # seconds a step, refined as chains run
 
@@ -108,8 +113,8 @@ class _Annealer:
             began = time.monotonic()
             lowest = walk(
                 state, best, self.nodes, self.weights, search.third_mark, *self.groups,
-                *search.spared, self.spare_chance, params, chain.match_range, rng, part, first,
-                first / 100, done, steps, lowest,
+                *search.spared, self.spare_chance, self.copy_chance, params, chain.match_range, rng,
+                part, first, first / 100, done, steps, lowest,
             )  # fmt: skip
             self.rate = max(1e-7, (time.monotonic() - began) / part)
             done += part
