@@ -41,10 +41,11 @@ _USUAL_RANGES = (2, 3, 4, 6)
 # colder. Within a budget chains start from plans that are filled up to it.
 _HEAT = 0.012
 _HEAT_WITHIN = 0.006
-# How often a part of the network does as another one like it; within a budget, where parts differ
-# by what it leaves room for, less often.
+# How often a part of the network does as another one like it; less often within a budget, where
+# parts differ by what it leaves room for, and in networks of few parts.
 _COPIED = 0.1
-_COPIED_WITHIN = 0.04
+_COPIED_SELDOM = 0.04
+_FEW_PARTS = 100  # nodes to decide on
 # Chains are cut into slices, so that a time limit is met.
 _SLICE_SECONDS = 0.5
 
@@ -86,7 +87,8 @@ class _Annealer:
         self.params = _parameters(search, self.scale, least_memory)
         within = search.settings.budget is not None and not least_memory
         self.spare_chance = 0.15 if within else 0.0
-        self.copy_chance = _COPIED_WITHIN if within else _COPIED
+        seldom = within or len(self.nodes) < _FEW_PARTS
+        self.copy_chance = _COPIED_SELDOM if seldom else _COPIED
         self.heat = _HEAT_WITHIN if within else _HEAT
         self.rate = 0.25e-6 * graph.n_nodes  # seconds a step, refined as chains run
 
