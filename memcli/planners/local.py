@@ -87,7 +87,7 @@ class _Annealer:
         self.params = _parameters(search, self.scale, least_memory)
         within = search.settings.budget is not None and not least_memory
         self.spare_chance = 0.15 if within else 0.0
-        seldom = within or len(self.nodes) < _FEW_PARTS
+        seldom = search.settings.budget is not None or len(self.nodes) < _FEW_PARTS
         self.copy_chance = _COPIED_SELDOM if seldom else _COPIED
         self.heat = _HEAT_WITHIN if within else _HEAT
         self.rate = 0.25e-6 * graph.n_nodes  # seconds a step, refined as chains run
