@@ -25,9 +25,6 @@ COMMANDS = {
 }
 
 
-_INTERRUPTED = "interrupted; nothing was written"
-
-
 class LazyGroup(click.Group):
     """Imports a command's module when it is asked for, so that ``--help`` is immediate."""
 
@@ -81,7 +78,7 @@ def status(arguments: list[str] | None = None) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _fail([_INTERRUPTED], 130)
+        return _interrupted()
     except click.ClickException as error:
         lines = [error.format_message()]
         if isinstance(error, click.UsageError) and error.ctx is not None:
@@ -93,9 +90,15 @@ def status(arguments: list[str] | None = None) -> int:
         return 0
     except Exception:
         if interrupts.lost():
-            interrupts.take_no_more()
-            return _fail([_INTERRUPTED], 130)
+            return _interrupted()
         raise
+
+
+def _interrupted() -> int:
+    if interrupts.lost():
+        # the lost one is raised again soon
+        interrupts.take_no_more()
+    return _fail(["interrupted; nothing was written"], 130)
 
 
 def _fail(lines: list[str], code: int) -> int:

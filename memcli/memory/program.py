@@ -310,8 +310,8 @@ class Builder:
         for e in range(g.n_entries):
             if facts.bytes[e]:
                 members[int(facts.block[e])].append(e)
-        at_end: dict[int, list[int]] = {}
-        there_at: list[dict[int, list[int]]] = []
+        # for each step, of classes that are not there anyway: columns that say whether they are
+        ends_at: list[dict[int, list[int]]] = []
         for step, place in enumerate(self.steps):
             sure = {
                 int(facts.block[e])
@@ -348,21 +348,21 @@ class Builder:
                 if held is not None:
                     terms[held] = -float(facts.bytes[members[group][0]]) / self.unit
                     ends[group].append(held)
-            if step == 0:
-                at_end = ends
-            # of each tensor that is not there anyway: the columns one of which says that it is
-            there_at.append({e: ends[c] for e in forward if (c := int(facts.block[e])) not in sure})
+            ends_at.append(ends)
             self.rows.at_least(terms, base / self.unit)
             if self.exact and step:
                 self._add_copies(step, sure, members, columns)
-        self._add_sources(there_at)
-        self._add_forward(at_end, members)
+        self._add_sources(forward, ends_at)
+        self._add_forward(ends_at[0], members)
 
-    def _add_sources(self, there_at: list[dict[int, list[int]]]) -> None:
+    def _add_sources(self, forward: list[int], ends_at: list[dict[int, list[int]]]) -> None:
         """Rule 4."""
         last = len(self.steps) - 1
-        for step, there in enumerate(there_at):
-            for e, columns in there.items():
+        for step, ends in enumerate(ends_at):
+            for e in forward:
+                columns = ends.get(int(self.facts.block[e]))
+                if columns is None:
+                    continue
                 f = int(self.graph.entry_node[e])
                 source: Terms = dict.fromkeys(columns, 1.0)
                 self.ran(source, f, step, -1.0)

@@ -162,19 +162,22 @@ def bounds_and_leasts() -> Iterator[tuple[float, float]]:
             yield recompute_bound(graph, model, budget), least
 
 
-@pytest.mark.parametrize(("relaxed", "part"), [(False, 0.9), (True, 0.45)])
+@pytest.mark.parametrize("relaxed", [False, True])
 def test_no_plan_within_a_budget_runs_less_again_than_the_bound(
-    monkeypatch: pytest.MonkeyPatch, relaxed: bool, part: float
+    monkeypatch: pytest.MonkeyPatch, relaxed: bool
 ) -> None:
     if relaxed:
         # as graphs of more operators are treated
         monkeypatch.setattr(bounds, "SMALL", 0)
     pairs = list(bounds_and_leasts())
     assert all(bound <= least for bound, least in pairs)
-    reached = [bound / least for bound, least in pairs if least]
-    # worth having: on most graphs this small it is the least itself
+    reached = np.array([bound / least for bound, least in pairs if least])
     assert len(reached) > 100
-    assert np.mean(reached) > part
+    if relaxed:
+        assert reached.mean() > 0.45
+    else:
+        # worth having: on most graphs this small it is the least itself
+        assert (reached > 0.99).mean() > 0.9
 
 
 def test_a_proof_is_a_proof() -> None:
