@@ -119,7 +119,7 @@ def ask_mxnet(
         "environment": environment or {},
     }
     result = run_job(
-        "memcli.engines.mxnet_analyze", job, workdir=workdir, on_progress=on_progress
+        "memcli.engines.mxnet_analyze", job, workdir=workdir, on_progress=on_progress, warm=True
     )
     return result, heads
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 from memcli.errors import BadInput, EngineFailed, MemcliError
 
@@ -29,7 +29,7 @@ _GRACE_SECONDS = 5.0
 _BOOTSTRAP = (
     "import sys; sys.path.pop(0); root = sys.argv[1]; "
     "root in sys.path or sys.path.insert(0, root); "
-    "from memcli.engines.process import _boot; _boot()"
+    "from memcli.engines.worker import boot; boot()"
 )
 
 
@@ -51,6 +51,31 @@ class PeerLost(EngineFailed):
     """A process that this one works together with is gone."""
 
 
+class EngineProcess(Protocol):
+    """A process that runs one job, however it came to be. The part of Popen that is used."""
+
+    @property
+    def output(self) -> BinaryIO:
+        """The pipe that its standard output goes to."""
+
+    @property
+    def status(self) -> int:
+        """How it ended, as Popen's ``returncode``; once it has."""
+
+    def poll(self) -> int | None:
+        """Its status, or None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its status; subprocess.TimeoutExpired if it still runs after ``timeout`` seconds."""
+
+    def end(self) -> None:
+        """End it and all that it started, and wait for it, an interrupt in between or not."""
+
+
+# Runs the module on a job file, a result file and a log that is open for writing.
+Start = Callable[[str, Path, Path, BinaryIO], EngineProcess]
+
+
 class Child:
     """A process that runs a job, and what it told: its last progress text, then its answer."""
 
@@ -60,7 +85,7 @@ class Child:
         job: Mapping[str, Any],
         folder: Path,
         workdir: Path,
-        env: Mapping[str, str | None] | None,
+        start: Start,
         label: str,
     ) -> None:
         self.label = label
@@ -72,28 +97,9 @@ class Child:
         job_file, self.result_file = folder / "job.json", folder / "result.json"
         self.log_file = folder / "log"
         job_file.write_text(json.dumps({"workdir": str(workdir), "job": job}, default=plain_json))
-        root = str(Path(__file__).resolve().parents[2])
-        command = [sys.executable, "-c", _BOOTSTRAP, root, str(os.getpid()), module]
-        command += [str(job_file), str(self.result_file)]
         with self.log_file.open("ab") as log:  # appended to from both sides
-            try:
-                self.process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    env=_environment(env),
-                    # A group of its own: Ctrl-C in the terminal goes to memcli alone, and
-                    # everything that the engine may have started can be ended with it.
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise EngineFailed(
-                    f"Cannot start {sys.executable}: {error.strerror}.",
-                    "Is memory, or the number of processes, at its limit?",
-                ) from error
-        assert self.process.stdout is not None
-        self.pipe = self.process.stdout
+            self.process = start(module, job_file, self.result_file, log)
+        self.pipe = self.process.output
         os.set_blocking(self.pipe.fileno(), False)
 
     def read(self, on_progress: Progress | None) -> None:
@@ -148,7 +154,7 @@ class Child:
         """Why it failed."""
         tail = tail_of(self.log_file)
         if self.answer is None:
-            return _crash(self.process.returncode, self.where(doing), tail)
+            return _crash(self.process.status, self.where(doing), tail)
         error = _told_error(self.answer["error"], self.where(doing), tail)
         if self.label and type(error) is EngineFailed:
             return EngineFailed(f"{self.label}: {error.message}", error.hint)
@@ -208,26 +214,79 @@ def listen(
 def end_all(children: Sequence[Child]) -> None:
     """Ends all, an interrupt in between or not."""
     for child in children:
-        _end(child.process)
+        child.process.end()
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Ends the child and all of its process group, and waits for it."""
-    while True:
+class Spawned(subprocess.Popen[bytes]):
+    """A fresh process of ``python -m module arguments...``, its working folder not on its path.
+
+    ``environ``: all of its environment. ``log``: where its standard error goes; ``piped``: whether
+    its standard output can be read. ``keep``: descriptors that it inherits. ``orphan``: it sees
+    for itself when this process is gone, else it ends with the thread that started it.
+
+    Raises EngineFailed if it cannot be started.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        environ: Mapping[str, str],
+        log: BinaryIO,
+        piped: bool = True,
+        keep: Sequence[int] = (),
+        orphan: bool = False,
+    ) -> None:
+        root = str(Path(__file__).resolve().parents[2])
+        parent = "0" if orphan else str(os.getpid())
+        command = [sys.executable, "-c", _BOOTSTRAP, root, parent, module, *arguments]
         try:
-            # The group may outlive its first process, so it is sent to in any case.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-            if child.stdout is not None:
-                child.stdout.close()
-            return
-        except KeyboardInterrupt:
-            # A second Ctrl-C: the first one is on its way up already.
-            continue
+            super().__init__(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if piped else subprocess.DEVNULL,
+                stderr=log,
+                env=environ,
+                pass_fds=keep,
+                # A group of its own: Ctrl-C in the terminal goes to memcli alone, and everything
+                # that the engine may have started can be ended with it.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise EngineFailed(
+                f"Cannot start {sys.executable}: {error.strerror}.",
+                "Is memory, or the number of processes, at its limit?",
+            ) from error
+
+    @property
+    def output(self) -> BinaryIO:
+        """The pipe that its standard output goes to."""
+        assert self.stdout is not None
+        return self.stdout  # type: ignore[return-value]
+
+    @property
+    def status(self) -> int:
+        """How it ended."""
+        return int(self.returncode)
+
+    def end(self) -> None:
+        """End it and all of its process group, and wait for it."""
+        while True:
+            try:
+                # The group may outlive its first process, so it is sent to in any case.
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self.pid, signal.SIGKILL)
+                self.wait()
+                if self.stdout is not None:
+                    self.stdout.close()
+                return
+            except KeyboardInterrupt:
+                # A second Ctrl-C: the first one is on its way up already.
+                continue
 
 
-def _environment(env: Mapping[str, str | None] | None) -> dict[str, str]:
+def environment(env: Mapping[str, str | None] | None) -> dict[str, str]:
+    """This process's environment with ``env`` laid over it; None takes a variable away."""
     merged = dict(os.environ)
     for name, value in (env or {}).items():
         if value is None:

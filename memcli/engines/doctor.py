@@ -16,8 +16,9 @@ from memcli import __version__
 from memcli.engines.checks import Check, package_check
 from memcli.engines.gpus import Gpu, list_gpus, visible_gpus
 from memcli.engines.mxnet_shim import find_cuda_libs, is_cuda_build, library_path
-from memcli.engines.process import run_job, worker_main
+from memcli.engines.process import run_job
 from memcli.engines.torch_doctor import TorchFound, mend_for, torch_checks
+from memcli.engines.worker import worker_main
 from memcli.errors import MemcliError
 from memcli.units import format_size
 

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from memcli.engines.process import Progress, engine_text
+from memcli.engines.child import Progress
+from memcli.engines.worker import engine_text
 
 _ENOUGH_SECONDS = 0.05  # repeats of one operator end here, once there were a few
 _MOST_REPEATS = 50

@@ -28,7 +28,7 @@ from memcli.engines.mxnet_joint import (
     parse_storage_log,
 )
 from memcli.engines.mxnet_shapes import ResolvedShapes, resolve_shapes
-from memcli.engines.process import worker_main
+from memcli.engines.worker import worker_main
 from memcli.errors import BadInput
 
 UNSUPPORTED = {
@@ -290,6 +290,13 @@ def _rename(message: str, names: list[str]) -> str:
         return names[position] if position < len(names) else match[0]
 
     return re.sub(r"\bn(\d+)\b", original, message)
+
+
+def load() -> None:
+    """Import MXNet."""
+    from memcli.engines.mxnet_shim import import_mxnet
+
+    import_mxnet()
 
 
 if __name__ == "__main__":

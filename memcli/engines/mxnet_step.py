@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from memcli.engines import live_memory
+from memcli.engines.child import Progress
 from memcli.engines.gpus import check_gpu
 from memcli.engines.mxnet_shim import import_mxnet
 from memcli.engines.mxnet_values import (
@@ -44,7 +45,8 @@ from memcli.engines.mxnet_values import (
     state_values,
     undefined_gradients,
 )
-from memcli.engines.process import Progress, engine_text, run_job, worker_main
+from memcli.engines.process import run_job
+from memcli.engines.worker import engine_text, worker_main
 from memcli.errors import BadInput, EngineFailed
 
 # What the environment of the user's shell may not decide: it would change the plan, or the

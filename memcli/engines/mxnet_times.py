@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from memcli.engines.child import Progress
 from memcli.engines.gpus import check_gpu
 from memcli.engines.kind_timer import KindTimer, timed_runs
 from memcli.engines.live_memory import available_bytes
@@ -38,7 +39,7 @@ from memcli.engines.mxnet_analyze import lazy_array
 from memcli.engines.mxnet_shim import import_mxnet
 from memcli.engines.mxnet_step import Step, set_environment
 from memcli.engines.mxnet_values import argument_values, read_symbol, state_values
-from memcli.engines.process import Progress, worker_main
+from memcli.engines.worker import worker_main
 from memcli.errors import EngineFailed
 
 _COPIES = 8  # of a short operator side by side; within one of MXNet's segments of 15

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memcli.engines.process import Progress, WorkerFailed, run_job
+from memcli.engines.child import Progress, WorkerFailed
+from memcli.engines.process import run_job
 from memcli.graph.roofline import Machine
 
 _STARTS = 5  # of the engine, where operators crash it

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memcli.engines.analysis import Analysis
+from memcli.engines.child import Progress
 from memcli.engines.gpus import check_gpu
 from memcli.engines.kind_timer import timing_order
 from memcli.engines.operator_times import (
@@ -25,7 +26,7 @@ from memcli.engines.operator_times import (
     operator_times,
     run_timings,
 )
-from memcli.engines.process import Progress, run_job
+from memcli.engines.process import run_job
 from memcli.graph.roofline import MACHINES, machine_named, only_names_data, roofline_seconds
 from memcli.graph.training import TrainingGraph
 from memcli.memory.mxnet_operators import OPAQUE_OPERATORS

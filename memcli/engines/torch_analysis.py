@@ -80,6 +80,7 @@ def record(
         workdir=workdir,
         on_progress=on_progress,
         doing=f"recording a training step of {job['name']}",
+        warm=True,
     )
     trace = Trace.from_bytes((workdir / "trace.npz").read_bytes())
     graph = training_graph(trace)

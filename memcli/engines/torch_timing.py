@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from memcli.engines.child import Progress
 from memcli.engines.gpus import Gpu, visible_gpu
 from memcli.engines.operator_times import OperatorTimes, operator_times, run_timings
-from memcli.engines.process import Progress
 from memcli.engines.torch_analysis import TorchAnalysis, onnx_job
 from memcli.graph.roofline import MACHINES, machine_named
 from memcli.memory.torch_model import step_seconds

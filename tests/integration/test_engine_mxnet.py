@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 
 from memcli.engines import gpus, mxnet_shim
+from memcli.engines.child import WorkerFailed
 from memcli.engines.gpus import check_gpu
 from memcli.engines.mxnet_step import train_step
-from memcli.engines.process import WorkerFailed, engine_text, run_job
+from memcli.engines.process import run_job
+from memcli.engines.worker import engine_text
 from memcli.errors import BadInput, EngineFailed
 from tests.conftest import needs_mxnet
 
@@ -204,8 +206,15 @@ def test_a_graph_that_does_not_bind_is_bad_input(tmp_path: Path) -> None:
 
 WORKER = """
 import os, signal, sys, time
-from memcli.engines.process import worker_main
+from memcli.engines.worker import worker_main
 from memcli.errors import BadInput
+
+def load():
+    with open(os.environ["MEMCLI_LOADS"], "a") as loads:
+        loads.write("loaded\\n")
+    if "MEMCLI_CRASH" in os.environ:
+        print("about to crash", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGSEGV)
 
 def handle(job, workdir, progress):
     print("python says hello", flush=True)
@@ -227,22 +236,37 @@ if __name__ == "__main__":
 """
 
 
+WAYS = [pytest.param(False, id="fresh")]
+if sys.platform == "linux":
+    WAYS.append(pytest.param(True, id="forked"))
+
+
+@pytest.fixture(params=WAYS)
+def warm(request: pytest.FixtureRequest) -> bool:
+    """Whether jobs run in forks of a process that has the engine loaded."""
+    return bool(request.param)
+
+
 @pytest.fixture
-def worker(tmp_path: Path) -> Path:
-    """A folder with the module ``small_worker``."""
+def worker(tmp_path: Path, warm: bool) -> Path:
+    """A folder with the module ``small_worker``; the file ``warm`` says how it is to be run."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "small_worker.py").write_text(WORKER)
+    if warm:
+        (tmp_path / "warm").touch()
     return tmp_path
 
 
 def run_small(worker: Path, do: str, **more: Any) -> dict[str, Any]:
     """``small_worker`` doing one of the things it can."""
+    env = {"PYTHONPATH": str(worker / "modules"), "MEMCLI_TEST": "1"}
     return run_job(
         "small_worker",
         {"do": do, "signal": int(more.pop("signal", 0))},
         workdir=worker,
-        env={"PYTHONPATH": str(worker / "modules"), "MEMCLI_TEST": "1"},
+        env={**env, "MEMCLI_LOADS": str(worker / "loads"), **more.pop("env", {})},
         doing="training one step of net.json",
+        warm=(worker / "warm").exists(),
         **more,
     )
 
@@ -291,6 +315,28 @@ def test_a_worker_that_takes_too_long_is_ended(worker: Path) -> None:
     assert_gone(int((worker / "pid").read_text()))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="engines are loaded for each job")
+@pytest.mark.parametrize("warm", [True], indirect=True)
+def test_an_engine_is_loaded_once(worker: Path) -> None:
+    with pytest.raises(WorkerFailed):
+        run_small(worker, "signal", signal=signal.SIGSEGV)
+    first = (worker / "pid").read_text()
+    assert run_small(worker, "work")["env"] == "1"
+    assert (worker / "pid").read_text() != first  # a crash took its own process alone
+    assert (worker / "loads").read_text() == "loaded\n"
+    # what is read when an engine is loaded may be another one with another environment
+    assert run_small(worker, "work", env={"MEMCLI_TEST": "2"})["env"] == "2"
+    assert (worker / "loads").read_text() == "loaded\n" * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="engines are loaded for each job")
+@pytest.mark.parametrize("warm", [True], indirect=True)
+def test_an_engine_that_crashes_when_it_is_loaded(worker: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(WorkerFailed, match=r"SIGSEGV.*Its last words: about to crash"):
+            run_small(worker, "work", env={"MEMCLI_CRASH": "1"})
+
+
 def assert_gone(pid: int) -> None:
     """The process is no more, or only its entry is (init may be slow to take that)."""
     for _ in range(50):
@@ -305,14 +351,16 @@ def assert_gone(pid: int) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_no_worker_outlives_memcli(worker: Path, number: signal.Signals) -> None:
+def test_no_worker_outlives_memcli(worker: Path, warm: bool, number: signal.Signals) -> None:
     script = (
         "import sys, signal; from pathlib import Path; from memcli.engines.process import run_job\n"
         # A test runner in the background may have it ignored, and children inherit that.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "run_job('small_worker', {'do': 'sleep', 'signal': 0}, workdir=Path(sys.argv[1]))"
+        f"run_job('small_worker', {{'do': 'sleep', 'signal': 0}}, warm={warm},"
+        "        workdir=Path(sys.argv[1]))"
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(worker / "modules")])}
+    env["MEMCLI_LOADS"] = str(worker / "loads")
     parent = subprocess.Popen(
         [sys.executable, "-c", script, str(worker)], env=env, stderr=subprocess.DEVNULL
     )

@@ -132,7 +132,7 @@ def test_no_time_left_is_estimated_by_the_roofline(analysis: Analysis) -> None:
 CRASHES = """
 import json, os
 from pathlib import Path
-from memcli.engines.process import worker_main
+from memcli.engines.worker import worker_main
 
 def handle(job, workdir, progress):
     with Path(job["log"]).open("a") as log:

@@ -143,7 +143,8 @@ def test_no_worker_is_left_behind(tmp_path: Path, ending: str) -> None:
 
 WORKER = """
 import time
-from memcli.engines.process import PeerLost, worker_main
+from memcli.engines.child import PeerLost
+from memcli.engines.worker import worker_main
 
 def handle(job, workdir, progress):
     progress("at work", 0.5)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memcli.engines.process import Progress, worker_main
+from memcli.engines.child import Progress
 from memcli.engines.torch.build import (
     converted,
     described,
@@ -17,6 +17,7 @@ from memcli.engines.torch.build import (
     tensors_of,
 )
 from memcli.engines.torch.trace import trace
+from memcli.engines.worker import worker_main
 from memcli.errors import BadInput
 
 
@@ -60,6 +61,12 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
         "notes": found.notes,
         "torch": torch.__version__,
     }
+
+
+def load() -> None:
+    """PyTorch came with this module; the first fake tensor imports as much again."""
+    with FakeTensorMode():
+        torch.nn.functional.relu(torch.empty(1))
 
 
 if __name__ == "__main__":

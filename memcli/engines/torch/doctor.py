@@ -7,7 +7,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from memcli.engines.process import Progress, worker_main
+from memcli.engines.child import Progress
+from memcli.engines.worker import worker_main
 
 
 def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, Any]:
