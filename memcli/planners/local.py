@@ -30,6 +30,7 @@ _USUAL_NODES = 700
 _MOST_WORK = 36_000_000  # of graphs that take milliseconds to evaluate
 _LARGE = 10_000
 _LEAST_STEPS = 48
+_MOST_STEPS = 1000  # for each node to decide on: small graphs are searched through before
 # Part of the work for each round of chains, and how many chains there are in it.
 _ROUNDS = ((0.35, 8), (0.3, 3), (0.35, 2))
 # With fewer steps than these in all: fewer chains, longer ones.
@@ -201,6 +202,7 @@ def refine(search: Search, strategy: str = NAME) -> None:
     annealer = _Annealer(search)
     if not len(annealer.nodes):
         return
+    work = min(work, max(_LEAST_STEPS, _MOST_STEPS * len(annealer.nodes)))
     extra = 0
     while True:
         best = _rounds(search, annealer, work, strategy, extra)

@@ -13,6 +13,7 @@ from tests.conftest import EXAMPLES, Command, needs_mxnet, only_json
 pytestmark = needs_mxnet
 
 LSTM = str(EXAMPLES / "lstm-symbol.json")
+QUICK = ("--strategy", "sqrt")  # where any plan will do
 
 
 def test_plan_measured_in_one_command(memcli: Command) -> None:
@@ -39,7 +40,7 @@ def test_plan_measured_in_one_command(memcli: Command) -> None:
 
 def test_newest_plan_and_its_original_are_found(memcli: Command, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_bytes(Path(LSTM).read_bytes())
-    assert memcli("plan", "model.json", "-o", "p.json", "--batch", "2").returncode == 0
+    assert memcli("plan", "model.json", "-o", "p.json", "--batch", "2", *QUICK).returncode == 0
     result = memcli("verify", "--json")
     verified = only_json(result)
     assert result.returncode == 0 and "p.json" in result.stderr
@@ -50,7 +51,7 @@ def test_newest_plan_and_its_original_are_found(memcli: Command, tmp_path: Path)
 
 
 def test_a_graph_that_computes_something_else_is_a_no(memcli: Command, tmp_path: Path) -> None:
-    assert memcli("plan", LSTM, "-o", "p.json", "--batch", "2").returncode == 0
+    assert memcli("plan", LSTM, "-o", "p.json", "--batch", "2", *QUICK).returncode == 0
     raw = json.loads((tmp_path / "p.json").read_text())
     node = next(n for n in raw["nodes"] if n.get("attrs", {}).get("act_type") == "sigmoid")
     node["attrs"]["act_type"] = "tanh"
@@ -62,7 +63,7 @@ def test_a_graph_that_computes_something_else_is_a_no(memcli: Command, tmp_path:
 
 
 def test_gpu_that_is_not_there(memcli: Command, tmp_path: Path) -> None:
-    assert memcli("plan", LSTM, "-o", "p.json", "--batch", "2").returncode == 0
+    assert memcli("plan", LSTM, "-o", "p.json", "--batch", "2", *QUICK).returncode == 0
     result = memcli("verify", "p.json", "--gpu", "97")
     assert result.returncode == 3
     assert "GPU" in result.stderr
@@ -70,7 +71,7 @@ def test_gpu_that_is_not_there(memcli: Command, tmp_path: Path) -> None:
 
 
 def test_smaller_batch_for_verifying_alone(memcli: Command) -> None:
-    assert memcli("plan", LSTM, "-o", "p.json").returncode == 0
+    assert memcli("plan", LSTM, "-o", "p.json", *QUICK).returncode == 0
     verified = only_json(memcli("verify", "p.json", "--batch", "4", "--json"))
     assert verified["ok"] is True
     assert verified["shapes"]["t0_data"] == [4, 50]
