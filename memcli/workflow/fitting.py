@@ -14,11 +14,12 @@ from memcli.formats.onnx_file import OnnxFile
 from memcli.graph.training import Plan
 from memcli.memory.bounds import plan_bound
 from memcli.memory.stages import stages
-from memcli.planners.base import MATCH_RANGES, Settings
-from memcli.planners.registry import search_plan
+from memcli.planners.base import MATCH_RANGES, Found, Settings
+from memcli.planners.registry import AS_PUBLISHED, search_plan
 from memcli.workflow.batches import Batches, transferred
 from memcli.workflow.costs import Costs
 from memcli.workflow.fit_search import OPTIMIZERS, Breakdown, Candidate, FitSearch, Side
+from memcli.workflow.plain_kernels import on_plain_kernels
 from memcli.workflow.planning import (
     Planned,
     check_output,
@@ -194,6 +195,14 @@ def fit(
     )  # fmt: skip
     found = search.answer()
     notes += costs.notes
+    variant = Variant(rewritten.source, found.analysis, edits.names if edits else [])
+    if settings.rewrite and strategy not in AS_PUBLISHED:
+        pool = found.planned.breakdown.pool + available - found.planned.breakdown.total
+        variant, plain = on_plain_kernels(variant, Found(found.plan, found.planned.cost), pool)
+        found.plan = plain.plan
+        found.planned.cost = plain.cost
+        found.planned.breakdown = search.breakdown(variant.analysis, plain.cost.pool_bytes)
+    saved = batches.at(found.planned.batch) or found.analysis
     fitted = Fitted(
         source=source,
         sha256=original[1],
@@ -203,10 +212,10 @@ def fit(
         strategy=strategy,
         unplanned=found.unplanned,
         planned=found.planned,
-        analysis=found.analysis,
-        variant=Variant(rewritten.source, found.analysis, edits.names if edits else []),
+        analysis=saved,
+        variant=variant,
         plan=found.plan,
-        environment=environment_of(found.plan, found.analysis),
+        environment=environment_of(found.plan, variant.analysis),
         notes=notes,
         searches=search.searches,
         batches=len(batches.analyses) + len(batches.refused),
@@ -214,32 +223,30 @@ def fit(
         cost_of=settings.cost,
     )
     if out is not None:
-        write_plan(_as_planned(fitted, source, found.analysis, original), out, force)
+        write_plan(_as_planned(fitted, original), out, force)
         fitted.output = out
     fitted.seconds = time.monotonic() - started
     return fitted
 
 
-def _as_planned(
-    fitted: Fitted, source: SymbolFile, analysis: Analysis, original: tuple[str, str]
-) -> Planned:
+def _as_planned(fitted: Fitted, original: tuple[str, str]) -> Planned:
     """The plan at the batch that was found, as ``plan`` would have made it."""
-    assert fitted.variant is not None
-    model = analysis.model
-    baseline = model.evaluate(model.none())
+    assert fitted.variant is not None and isinstance(fitted.source, SymbolFile)
+    assert isinstance(fitted.analysis, Analysis)
+    saved, model = fitted.analysis.model, fitted.variant.analysis.model
     listed, timeline, _ = stages(model, fitted.plan)
-    bare = model.timeline(model.none())
+    bare = saved.timeline(saved.none())
     return Planned(
-        source=source,
+        source=fitted.source,
         original=original,
-        analysis=analysis,
+        analysis=fitted.analysis,
         variant=fitted.variant,
         strategy=fitted.strategy,
         cost_of=fitted.cost_of,
         plan=fitted.plan,
-        baseline=baseline,
+        baseline=saved.evaluate(saved.none()),
         cost=fitted.planned.cost,
-        lower_bound=plan_bound(analysis.graph, model, fitted.planned.cost),
+        lower_bound=plan_bound(model.graph, model, fitted.planned.cost),
         baseline_allocated=int(bare.touched_bytes[-1]),
         allocated=int(timeline.touched_bytes[-1]),
         stages=listed,

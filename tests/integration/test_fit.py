@@ -57,6 +57,20 @@ def test_the_next_batch_does_not_fit(memcli: Command, tmp_path: Path) -> None:
     assert real["total_mb"] == planned["breakdown"]["pool_bytes"] >> 20
 
 
+def test_the_plan_runs_on_plain_kernels(memcli: Command, tmp_path: Path) -> None:
+    """Convolutions whose copy nobody reads run on oneDNN alone: identities read them."""
+    model = str(EXAMPLES / "mobilenet-v2-symbol.json")
+    given = ("--shape", "data=4,3,64,64", "--strategy", "sqrt")
+    fitted = only_json(memcli("fit", model, *given, "--memory", "150MiB", "-o", "p.json", "--json"))
+    planned = fitted["planned"]
+    assert planned["bytes"] == sum(planned["breakdown"].values()) <= 150 << 20
+    real = stock(tmp_path / "p.json", fitted["shapes"], planned["environment"])
+    assert real["total_mb"] == planned["breakdown"]["pool_bytes"] >> 20
+    verified = only_json(memcli("verify", "p.json", "--batch", "2", "--json"))
+    assert verified["ok"]
+    assert not any("oneDNN" in note for note in verified["notes"])
+
+
 def test_nothing_fits(memcli: Command, tmp_path: Path) -> None:
     result = memcli("fit", RESNET, "--memory", "1GiB", "--reserve", "800MiB", "-o", "no.json",
                     "--strategy", "memonger")  # fmt: skip
