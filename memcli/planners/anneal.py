@@ -14,8 +14,11 @@ import numpy as np
 from memcli.memory.fast_pool import fill, trace
 from memcli.memory.pool import AGAIN, BARRIER, KEPT, drop_unread, lower_bound
 
-# Places of the parameters of the energy.
-MEMORY, WORK, BUDGET, OVER, LIMIT, WASTED, LEAST = range(7)
+# Places of the parameters of the energy; of penalties what they end at, and what they begin at.
+MEMORY, WORK, BUDGET, OVER, LIMIT, WASTED, LEAST, OVER_FIRST, WASTED_FIRST = range(9)
+N_PARAMETERS = 9
+# Up to this part of a walk penalties are what they begin at.
+_MILD = 0.7
 _MOST_COPIED = 24  # nodes of a part of the network that does as another one
 
 
@@ -41,11 +44,28 @@ def _unit(rng):
 
 
 @numba.njit(cache=True)
-def energy_of(p, pool, flops, work):
-    """What is minimized: memory and work, with penalties for what breaks a limit."""
+def hardness(part):
+    """How far penalties have grown by a part of a walk, 0 to 1."""
+    return max(0.0, (part - _MILD) / (1.0 - _MILD))
+
+
+@numba.njit(cache=True)
+def energy_of(p, pool, flops, work, hard):
+    """What is minimized: memory and work, with penalties for what breaks a limit.
+
+    ``hard``: 1 for the penalties that plans are judged by, less for those of :func:`hardness`. A
+    plan a little over a limit is then worth what it saves, as in Lagrange's relaxation: the way
+    from a good plan to a better one often leads through such.
+    """
+    over, wasted = p[OVER], p[WASTED]
+    if hard < 1.0:
+        if p[OVER_FIRST] > 0.0:
+            over = p[OVER_FIRST] * (over / p[OVER_FIRST]) ** hard
+        if p[WASTED_FIRST] > 0.0:
+            wasted = p[WASTED_FIRST] * (wasted / p[WASTED_FIRST]) ** hard
     return (
         p[MEMORY] * pool + p[WORK] * work
-        + p[OVER] * max(0.0, pool - p[BUDGET]) + p[WASTED] * max(0.0, flops - p[LIMIT])
+        + over * max(0.0, pool - p[BUDGET]) + wasted * max(0.0, flops - p[LIMIT])
     )  # fmt: skip
 
 
@@ -223,11 +243,11 @@ def anneal(
     drop_unread(flags, drop[0], drop[1], drop[2], drop[3], drop[4], drop[5], drop[6])
     length, flops, work = trace(lay, scratch, flags)
     _, pool, _, least = fill(lay, scratch, flags, length, match_range)
-    energy = energy_of(params, float(pool), flops, work)
+    energy = energy_of(params, float(pool), flops, work, 1.0)
     if energy < lowest:
         lowest = energy
         best[:] = flags
-    reached = float(least)
+    now = (float(pool), flops, work, float(least))
     ratio = last_temperature / first_temperature
     for step in range(steps):
         part = (done + step) / total_steps
@@ -243,11 +263,14 @@ def anneal(
         drop_unread(flags, drop[0], drop[1], drop[2], drop[3], drop[4], drop[5], drop[6])
         length, flops, work = trace(lay, scratch, flags)
         _, pool, _, least = fill(lay, scratch, flags, length, match_range)
-        new = energy_of(params, float(pool), flops, work)
-        rise = new - energy + weight * (least - reached)
+        hard = hardness(part)
+        rise = energy_of(params, float(pool), flops, work, hard) - energy_of(
+            params, now[0], now[1], now[2], hard
+        )
+        rise += weight * (least - now[3])
         if rise <= 0 or _unit(rng) < np.exp(-rise / temperature):
-            energy = new
-            reached = float(least)
+            now = (float(pool), flops, work, float(least))
+            energy = energy_of(params, float(pool), flops, work, 1.0)
             if energy < lowest:
                 lowest = energy
                 best[:] = flags

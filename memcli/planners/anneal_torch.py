@@ -7,7 +7,7 @@ import numpy as np
 
 from memcli.marks import AUXILIARY, RESULTS
 from memcli.memory.torch_kernels import _RUNS, walk
-from memcli.planners.anneal import _below, _propose, _unit, energy_of
+from memcli.planners.anneal import _below, _propose, _unit, energy_of, hardness
 
 _AUXILIARY_CHANCE = 0.08
 
@@ -21,11 +21,19 @@ def _work(st, cost):
 
 
 @numba.njit(cache=True)
-def _energy(program, st, marks, limit, nothing, params, flops, seconds):
+def _costs(program, st, marks, limit, nothing, flops, seconds):
+    """Peak, FLOPs and time of what runs again; all infinite for what is no good."""
     peak, _, _ = walk(program, st, marks, limit, nothing)
     if peak < 0:
+        return np.inf, np.inf, np.inf
+    return float(peak), _work(st, flops), _work(st, seconds)
+
+
+@numba.njit(cache=True)
+def _energy(params, costs, hard):
+    if costs[0] == np.inf:
         return np.inf
-    return energy_of(params, float(peak), _work(st, flops), _work(st, seconds))
+    return energy_of(params, costs[0], costs[1], costs[2], hard)
 
 
 @numba.njit(cache=True)
@@ -54,13 +62,15 @@ def anneal(
     nothing = np.zeros(0, np.int64)
     low = (state & RESULTS).astype(np.uint8)
     high = (state & AUXILIARY).astype(np.uint8)
-    energy = _energy(program, st, state, limit, nothing, params, flops, seconds)
+    now = _costs(program, st, state, limit, nothing, flops, seconds)
+    energy = _energy(params, now, 1.0)
     if energy < lowest:
         lowest = energy
         best[:] = state
     ratio = last_temperature / first_temperature
     for step in range(steps):
-        temperature = first_temperature * ratio ** ((done + step) / total_steps)
+        part = (done + step) / total_steps
+        temperature = first_temperature * ratio**part
         turned = -1
         count = 0
         if with_auxiliaries.shape[0] > 0 and _unit(rng) < _AUXILIARY_CHANCE:
@@ -74,10 +84,12 @@ def anneal(
             if count == 0:
                 continue
         _combine(state, low, high, whole)
-        new = _energy(program, st, state, limit, nothing, params, flops, seconds)
-        rise = new - energy
+        new = _costs(program, st, state, limit, nothing, flops, seconds)
+        hard = hardness(part)
+        rise = _energy(params, new, hard) - _energy(params, now, hard)
         if rise <= 0 or _unit(rng) < np.exp(-rise / temperature):
-            energy = new
+            now = new
+            energy = _energy(params, now, 1.0)
             if energy < lowest:
                 lowest = energy
                 best[:] = state

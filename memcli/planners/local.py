@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,11 +42,18 @@ _USUAL_RANGES = (2, 3, 4, 6)
 # colder. Within a budget chains start from plans that are filled up to it.
 _HEAT = 0.012
 _HEAT_WITHIN = 0.006
+# The price of memory at the budget, as a part of its mean below.
+_AT_THE_BUDGET = 0.6
+# The price of recomputation at a limit on it, in times of its mean above.
+_AT_THE_LIMIT = 3.0
+# Both are guesses: chains take them in turns as they are, and higher.
+_PRICES = (1.0, 1.7)
 # How often a part of the network does as another one like it; less often within a budget, where
 # parts differ by what it leaves room for, and in networks of few parts.
 _COPIED = 0.1
 _COPIED_SELDOM = 0.04
 _FEW_PARTS = 100  # nodes to decide on
+_PENALTIES = ((anneal.OVER_FIRST, anneal.OVER), (anneal.WASTED_FIRST, anneal.WASTED))
 # Chains are cut into slices, so that a time limit is met.
 _SLICE_SECONDS = 0.5
 
@@ -61,6 +68,7 @@ class _Chain:
     seed: int
     lowest: float = float("inf")
     steps: int = 0
+    price: float = 1.0  # of what is over a limit at first, in times of the usual
 
 
 class _Annealer:
@@ -97,7 +105,7 @@ class _Annealer:
         """What a chain minimizes, of a plan that was evaluated."""
         cost = found.cost
         pool, flops, work = cost.pool_bytes, cost.recompute_flops, cost.recompute_seconds
-        return float(anneal.energy_of(self.params, float(pool), flops, work))
+        return float(anneal.energy_of(self.params, float(pool), flops, work, 1.0))
 
     def run(self, chain: _Chain, steps: int, *, live: bool) -> _Chain:
         """Go on with a chain for ``steps``, from the best plan it has."""
@@ -106,6 +114,8 @@ class _Annealer:
         params = self.params.copy()
         if not live:
             params[anneal.LEAST] = 0.0
+        for begins, ends in _PENALTIES:
+            params[begins] = min(params[ends], chain.price * params[begins])
         rng = np.array([0x9E3779B97F4A7C15 ^ (chain.seed * 0x2545F491)], np.uint64)
         state, best = chain.flags.copy(), chain.flags.copy()
         reference = chain.lowest if np.isfinite(chain.lowest) else 1.0
@@ -121,7 +131,9 @@ class _Annealer:
             )  # fmt: skip
             self.rate = max(1e-7, (time.monotonic() - began) / part)
             done += part
-        return _Chain(best, chain.match_range, chain.portable, chain.seed, lowest, done)
+        return _Chain(
+            best, chain.match_range, chain.portable, chain.seed, lowest, done, chain.price
+        )
 
 
 def _parameters(search: Search, scale: float, least_memory: bool) -> np.ndarray:  # type: ignore[type-arg]
@@ -130,7 +142,7 @@ def _parameters(search: Search, scale: float, least_memory: bool) -> np.ndarray:
     ``least_memory``: as if there were no budget.
     """
     settings, model = search.settings, search.model
-    p = np.zeros(7)
+    p = np.zeros(anneal.N_PARAMETERS)
     forward = max(1e-30, model.forward_seconds)
     p[anneal.BUDGET] = p[anneal.LIMIT] = np.inf
     if settings.budget is None or least_memory:
@@ -138,10 +150,47 @@ def _parameters(search: Search, scale: float, least_memory: bool) -> np.ndarray:
     else:
         p[anneal.MEMORY], p[anneal.WORK] = 1e-5 / scale, 1 / forward
         p[anneal.BUDGET], p[anneal.OVER] = settings.budget, 30 / scale
+        p[anneal.OVER_FIRST] = min(p[anneal.OVER], _price_of_memory(search) / forward)
     if settings.max_recompute is not None:
         p[anneal.LIMIT] = settings.max_recompute * model.forward_flops
         p[anneal.WASTED] = 10 / max(1.0, model.forward_flops)
+        if p[anneal.MEMORY] == 1 / scale:
+            p[anneal.WASTED_FIRST] = min(p[anneal.WASTED], _price_of_work(search) / scale)
     return p
+
+
+def _price_of_memory(search: Search) -> float:
+    """About how much less time is recomputed for one more byte at the budget, seconds; 0 unknown.
+
+    Between the plan of least memory and the one of least recomputation that fit, the mean of it
+    falls towards the budget: a part of it stands for the price there.
+    """
+    budget = search.settings.budget
+    assert budget is not None
+    fit = [f.cost for f in search.tried if f.cost.pool_bytes <= budget]
+    if not fit:
+        return 0.0
+    low = min(fit, key=lambda cost: (cost.pool_bytes, cost.recompute_seconds))
+    least = min(cost.recompute_seconds for cost in fit)
+    room = budget - low.pool_bytes
+    return _AT_THE_BUDGET * (low.recompute_seconds - least) / room if room else 0.0
+
+
+def _price_of_work(search: Search) -> float:
+    """About how many bytes less a plan takes for one more FLOP at the limit; 0 unknown.
+
+    Between the best plan within the limit and the one of least memory, the mean of it falls: at
+    the limit the price is some times as high.
+    """
+    limit = (search.settings.max_recompute or 0.0) * search.model.forward_flops
+    within = [f.cost.pool_bytes for f in search.tried if f.cost.recompute_flops <= limit]
+    low = min(
+        (f.cost for f in search.tried), key=lambda cost: (cost.pool_bytes, cost.recompute_flops)
+    )
+    beyond = low.recompute_flops - limit
+    if not within or beyond <= 0:
+        return 0.0
+    return _AT_THE_LIMIT * (min(within) - low.pool_bytes) / beyond
 
 
 def _workers() -> int:
@@ -179,6 +228,8 @@ def _first_chains(search: Search, annealer: _Annealer, count: int) -> list[_Chai
     # the first of each, then the second of each
     for place in range(max(map(len, queues))):
         chains += [queue[place] for queue in queues if place < len(queue)]
+    for number, chain in enumerate(chains):
+        chain.price = _PRICES[number % len(_PRICES)]
     return chains[:count]
 
 
@@ -240,7 +291,7 @@ def _rounds(
         if number == 1 and chains and not search.is_portable_flags(chains[0].flags):
             # a plan that runs on MXNet's plain kernels, too, is preferred where it costs little
             flags = search.admissible(chains[0].flags, portable=True)
-            twin = _Chain(flags, chains[0].match_range, True, chains[0].seed)
+            twin = replace(chains[0], flags=flags, portable=True, lowest=float("inf"), steps=0)
             chains = [chains[0], twin]
     return chains[0] if chains else None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -70,6 +72,37 @@ def test_milp_finds_the_least_pool_of_tiny_graphs() -> None:
         if lifetimes(graph).sound:
             bounds = {f.plan.notes["lower_bound_bytes"] for f in search.tried}
             assert bounds == {found.live_peak_bytes}
+
+
+def test_auto_finds_the_best_plan_of_small_graphs_within_a_limit() -> None:
+    for seed in range(12):
+        graph = chain_graph(seed, 7) if seed % 2 else random_graph(seed, 8)
+        nodes = np.flatnonzero(graph.can_recompute)
+        if not nodes.size:
+            continue
+        chance = random.Random(seed)
+        graph.flops[nodes] = [chance.randint(1, 100) for _ in nodes]
+        model = MXNetModel(graph)
+        every = Search(graph, model, Settings(environment="default"))
+        costs = []
+        for marks in itertools.product(*(range(3 if graph.can_barrier[v] else 2) for v in nodes)):
+            flags = model.none()
+            flags[nodes] = marks
+            if (every.admissible(flags) == flags).all():
+                costs.append(model.evaluate(flags))
+
+        pools = sorted({cost.pool_bytes for cost in costs})
+        budget = pools[len(pools) // 4]
+        within = Settings(budget=budget, environment="default")
+        found = search_plan(graph, model, "auto", within)[0].cost
+        least = min(cost.recompute_flops for cost in costs if cost.pool_bytes <= budget)
+        assert found.pool_bytes <= budget and found.recompute_flops == least
+
+        limit = 0.2 * model.forward_flops
+        limited = Settings(max_recompute=0.2, environment="default")
+        found = search_plan(graph, model, "auto", limited)[0].cost
+        smallest = min(cost.pool_bytes for cost in costs if cost.recompute_flops <= limit)
+        assert found.recompute_flops <= limit and found.pool_bytes == smallest
 
 
 def test_the_square_root_law() -> None:
