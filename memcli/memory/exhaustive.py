@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from memcli.graph.training import Flags, TrainingGraph
-from memcli.memory.fast_pool import fill, layout, scratch, trace
+from memcli.memory.fast_pool import ANY, fill, layout, scratch, trace
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, MXNetModel
 
 _MOST_STEPS = 40_000_000  # plans times nodes of the joint graph: about a second
@@ -32,7 +32,7 @@ def _enumerate(lay, s, nodes, choices, match_range, live_flags, pool_flags):
     least_pool = np.int64(-1)
     while True:
         steps = trace(lay, s, flags)[0]
-        _, pool, live, _ = fill(lay, s, flags, steps, match_range)
+        _, pool, live, _ = fill(lay, s, flags, steps, match_range, ANY, False)
         if least_live < 0 or live < least_live:
             least_live = live
             live_flags[:] = flags

@@ -3,8 +3,10 @@
 Same figures as :mod:`memcli.memory.pool` (a test compares them); what does not depend on the
 plan is worked out once per graph: edges to parameters, which never enter the pool, are left out,
 in-place pairs that can never hold are dropped, each node's outputs are in the order in which the
-engine allocates them, and the forward part of the execution order, which no mark changes, is
-known beforehand.
+engine allocates them, and so is all of the execution order that no mark changes: the forward pass
+as a whole, and in the backward pass which gradients follow one another. A gradient waits for other
+gradients and for the forward pass, a copy for the forward pass alone, so that copies fall in
+between and change nothing else.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memcli.graph.training import TrainingGraph
-from memcli.memory.pool import BAD, execution_order, lower_bound, mapped
+from memcli.memory.pool import AGAIN, BAD, KEPT, execution_order, lower_bound, mapped
 
 Array = NDArray[Any]
+# A pool that no evaluation stops at.
+ANY = np.iinfo(np.int64).max
 # Sizes of tensors that are told apart in what any pool needs: smaller ones hardly count.
 _MOST_LEVELS = 24
 
@@ -30,6 +34,8 @@ class Layout(NamedTuple):
     m: int  # entries
     n_forward: int
     prefix: Array  # forward nodes in execution order
+    tour_node: Array  # the backward pass: nodes to run, and forward nodes that they wait for
+    tour_holder: Array  # -1 to run it, else the forward node whose gradient waits, n for none
     visit_ptr: Array  # nodes + 1: what a node waits for, inputs before control dependencies
     visit_node: Array
     read_ptr: Array  # nodes + 1: pool entries that a node reads and does not ignore
@@ -48,7 +54,6 @@ class Layout(NamedTuple):
     true: Array  # over entries: bytes
     owner: Array
     output_counts: Array  # over entries: how often each is an output of the graph
-    heads: Array  # nodes
     flops: Array  # over forward nodes
     work: Array  # over forward nodes: what running it again costs, in any unit
     ignores_all: Array
@@ -154,8 +159,10 @@ def layout(graph: TrainingGraph, work: Array | None = None) -> Layout:
     made = np.array([e for x in outs for e in x], np.int64)
     level, level_step = _levels(graph.entry_bytes, made)
     listed = [p for held in pairs for p in held]
+    tour = _tour(graph, visits, set(prefix))
     return Layout(
         n=n, m=m, n_forward=n_forward, prefix=flat(prefix),
+        tour_node=flat([node for node, _ in tour]), tour_holder=flat([h for _, h in tour]),
         visit_ptr=pointers(visits), visit_node=flat([u for x in visits for u in x]),
         read_ptr=pointers(reads), read_node=flat([r[0] for x in reads for r in x]),
         read_entry=flat([r[1] for x in reads for r in x]),
@@ -166,12 +173,54 @@ def layout(graph: TrainingGraph, work: Array | None = None) -> Layout:
         out_plain=flat([e for x in outs for e in sorted(x)]),
         size=np.maximum(graph.elements, 0) * 4, true=graph.entry_bytes.astype(np.int64),
         owner=graph.owner.astype(np.int32), output_counts=counts,
-        heads=graph.heads.astype(np.int32),
         flops=np.asarray(graph.flops[:n_forward], np.float64),
         work=np.asarray(graph.flops[:n_forward] if work is None else work, np.float64),
         ignores_all=graph.ignores_all,
         widest=1 + int(np.diff(graph.in_ptr).max(initial=0)), level=level, level_step=level_step,
     )  # fmt: skip
+
+
+def _tour(
+    graph: TrainingGraph, visits: list[list[int]], before: set[int]
+) -> list[tuple[int, int]]:
+    """The backward pass in execution order: pairs of a node and who waits for it.
+
+    ``visits`` over nodes: what each waits for. With -1 the node runs; else it is a forward node
+    that the gradient of another one waits for (the graph's number of nodes where it is nobody's
+    gradient), whose copy runs now, if there is one and it did not yet. Forward nodes of ``before``
+    have run already.
+    """
+    n, n_forward = graph.n_nodes, graph.n_forward
+    owner, variable = graph.owner.tolist(), graph.variable.tolist()
+    tour: list[tuple[int, int]] = []
+    seen: set[int] = set()
+
+    def waits(node: int, holder: int) -> None:
+        if holder < n or node not in before:
+            tour.append((node, holder))
+
+    for head in graph.heads.tolist():
+        if head < n_forward:
+            if not variable[head]:
+                waits(head, n)
+            continue
+        if head in seen:
+            continue
+        seen.add(head)
+        stack = [(head, iter(visits[head]))]
+        while stack:
+            node, rest = stack[-1]
+            for source in rest:
+                if source < n_forward:
+                    waits(source, owner[node] if owner[node] >= 0 else n)
+                elif source not in seen:
+                    seen.add(source)
+                    stack.append((source, iter(visits[source])))
+                    break
+            else:
+                tour.append((node, -1))
+                stack.pop()
+    return tour
 
 
 def _levels(sizes: Array, made: Array) -> tuple[Array, Array]:
@@ -190,7 +239,7 @@ def scratch(lay: Layout) -> Scratch:
     n, m = lay.n, lay.m
     int32 = np.int32
     edges = 2 * len(lay.read_entry) + 1
-    return Scratch(
+    s = Scratch(
         order=np.zeros(2 * n, int32), seen=np.zeros(2 * n, int32), stack=np.zeros(2 * n + 1, int32),
         cursor=np.zeros(2 * n + 1, int32), counts=np.zeros(2 * m, int32),
         storage=np.zeros(2 * m, int32), source_ptr=np.zeros(2 * n + 1, int32),
@@ -204,6 +253,15 @@ def scratch(lay: Layout) -> Scratch:
         level_now=np.zeros(len(lay.level_step), np.int64),
         level_most=np.zeros(len(lay.level_step), np.int64),
     )  # fmt: skip
+    # the forward pass is the same under every plan
+    first = len(lay.prefix)
+    reads = [lay.read_entry[lay.read_ptr[v] : lay.read_ptr[v + 1]] for v in lay.prefix]
+    s.order[:first] = lay.prefix
+    s.seen[lay.prefix] = np.iinfo(int32).max
+    s.source_ptr[1 : first + 1] = np.cumsum([len(entries) for entries in reads])
+    if first:
+        s.source[: s.source_ptr[first]] = np.concatenate(reads)
+    return s
 
 
 @numba.njit(cache=True)
@@ -215,13 +273,13 @@ def trace(lay, s, mark):
     """
     # local names: reading a field of a tuple of arrays again and again is slow
     flops = lay.flops
-    heads = lay.heads
     output_counts = lay.output_counts
     owner = lay.owner
-    prefix = lay.prefix
     read_entry = lay.read_entry
     read_node = lay.read_node
     read_ptr = lay.read_ptr
+    tour_holder = lay.tour_holder
+    tour_node = lay.tour_node
     visit_node = lay.visit_node
     visit_ptr = lay.visit_ptr
     work = lay.work
@@ -232,42 +290,57 @@ def trace(lay, s, mark):
     source = s.source
     source_ptr = s.source_ptr
     stack = s.stack
-    n, m = lay.n, lay.m
+    n, m, n_forward = lay.n, lay.m, lay.n_forward
     s.epoch[0] += 1
     epoch = s.epoch[0]
-    count = 0
-    edges = 0
+    count = lay.prefix.shape[0]
+    edges = source_ptr[count]
     again = 0.0
     again_flops = 0.0
     for e in range(m):
         counts[e] = output_counts[e]
         counts[m + e] = 0
-    for k in range(prefix.shape[0]):
-        node = prefix[k]
-        seen[node] = epoch
-        order[count] = node
-        source_ptr[count] = edges
-        count += 1
-        for i in range(read_ptr[node], read_ptr[node + 1]):
-            e = read_entry[i]
-            counts[e] += 1
-            source[edges] = e
-            edges += 1
-    for h in range(heads.shape[0]):
-        if seen[heads[h]] == epoch:
+    for i in range(edges):
+        counts[source[i]] += 1
+    for k in range(tour_node.shape[0]):
+        node = tour_node[k]
+        holder = tour_holder[k]
+        if holder < 0:
+            order[count] = node
+            source_ptr[count] = edges
+            count += 1
+            own = owner[node]
+            turns = own >= 0 and mark[own] != KEPT
+            for i in range(read_ptr[node], read_ptr[node + 1]):
+                e = read_entry[i]
+                if turns:
+                    of = read_node[i]
+                    if of < n_forward and (mark[of] == AGAIN or (of == own)):
+                        e += m
+                counts[e] += 1
+                source[edges] = e
+                edges += 1
             continue
+        turns = holder < n and mark[holder] != KEPT
+        if turns and (mark[node] == AGAIN or holder == node):
+            node += n
+        if seen[node] >= epoch:
+            continue
+        # a copy, with what it waits for before it
         top = 0
-        stack[0] = heads[h]
-        cursor[0] = visit_ptr[heads[h]]
-        seen[heads[h]] = epoch
+        stack[0] = node
+        seen[node] = epoch
+        cursor[0] = visit_ptr[node - n if node >= n else node]
         while top >= 0:
             node = stack[top]
             base = node - n if node >= n else node
-            k = cursor[top]
-            if k < visit_ptr[base + 1]:
-                nxt = mapped(visit_node[k], node, mark, owner, n)
-                cursor[top] = k + 1
-                if seen[nxt] != epoch:
+            at = cursor[top]
+            if at < visit_ptr[base + 1]:
+                nxt = visit_node[at]
+                cursor[top] = at + 1
+                if node >= n and mark[nxt] == AGAIN:
+                    nxt += n
+                if seen[nxt] < epoch:
                     seen[nxt] = epoch
                     top += 1
                     stack[top] = nxt
@@ -282,7 +355,7 @@ def trace(lay, s, mark):
                 again_flops += flops[base]
             for i in range(read_ptr[base], read_ptr[base + 1]):
                 e = read_entry[i]
-                if mapped(read_node[i], node, mark, owner, n) >= n:
+                if node >= n and mark[read_node[i]] == AGAIN:
                     e += m
                 counts[e] += 1
                 source[edges] = e
@@ -292,8 +365,11 @@ def trace(lay, s, mark):
 
 
 @numba.njit(cache=True)
-def fill(lay, s, mark, steps, match_range):
+def fill(lay, s, mark, steps, match_range, ceiling, levels):
     """The pool over the traced order.
+
+    As soon as the pool is above ``ceiling``, bytes, the rest is left undone: what is returned are
+    then lower bounds. ``levels``: whether the last of the results is wanted; 0 else.
 
     Returns ``(total, pool, live peak, least)`` in bytes: MXNet's own figure, which counts every
     element as 4 bytes; the same blocks with true element sizes; the most that is alive at once;
@@ -414,12 +490,15 @@ def fill(lay, s, mark, steps, match_range):
             block_live[block] = true[entry]
             live += true[entry]
             storage[entry + shift] = block
-            block_level[block] = level[entry]
-            for t in range(level[entry]):
-                level_now[t] += 1
-                level_most[t] = max(level_most[t], level_now[t])
+            if levels:
+                block_level[block] = level[entry]
+                for t in range(level[entry]):
+                    level_now[t] += 1
+                    level_most[t] = max(level_most[t], level_now[t])
         if live > peak:
             peak = live
+        if pool > ceiling:
+            break
         n_sources = source_ptr[k + 1] - source_ptr[k]
         n_out = out_ptr[base + 1] - out_ptr[base]
         for i in range(n_sources + n_out):
@@ -436,8 +515,9 @@ def fill(lay, s, mark, steps, match_range):
                     continue
             live -= block_live[block]
             block_live[block] = 0
-            for t in range(block_level[block]):
-                level_now[t] -= 1
+            if levels:
+                for t in range(block_level[block]):
+                    level_now[t] -= 1
             size = block_size[block]
             at = lower_bound(class_size, size, n_classes)
             if at == n_classes or class_size[at] != size:

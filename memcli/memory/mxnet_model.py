@@ -170,7 +170,9 @@ class MXNetModel:
         steps, flops, seconds = fast_pool.trace(lay, scratch, mark)
         best: Cost | None = None
         for match_range in match_ranges:
-            total, true, live, _ = fast_pool.fill(lay, scratch, mark, steps, match_range)
+            total, true, live, _ = fast_pool.fill(
+                lay, scratch, mark, steps, match_range, fast_pool.ANY, False
+            )
             if best is None or total < best.total_bytes:
                 best = Cost(
                     total, true, live, flops, self.forward_flops, match_range, seconds,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from memcli.memory.fast_pool import fill, trace
+from memcli.memory.fast_pool import ANY, fill, trace
 from memcli.memory.pool import AGAIN, BARRIER, KEPT, drop_unread, lower_bound
 
 # Places of the parameters of the energy; of penalties what they end at, and what they begin at.
@@ -50,6 +50,27 @@ def hardness(part):
 
 
 @numba.njit(cache=True)
+def _penalties(p, hard):
+    """What a byte over the budget costs, and a FLOP over the limit; see :func:`energy_of`."""
+    over, wasted = p[OVER], p[WASTED]
+    if hard < 1.0:
+        if p[OVER_FIRST] > 0.0:
+            over = p[OVER_FIRST] * (over / p[OVER_FIRST]) ** hard
+        if p[WASTED_FIRST] > 0.0:
+            wasted = p[WASTED_FIRST] * (wasted / p[WASTED_FIRST]) ** hard
+    return over, wasted
+
+
+@numba.njit(cache=True)
+def _ceiling(p, energy, hard):
+    """The most bytes of pool that are no more than an energy by themselves."""
+    over, _ = _penalties(p, hard)
+    if not over or p[MEMORY] * p[BUDGET] >= energy:
+        return energy / p[MEMORY]
+    return (energy + over * p[BUDGET]) / (p[MEMORY] + over)
+
+
+@numba.njit(cache=True)
 def energy_of(p, pool, flops, work, hard):
     """What is minimized: memory and work, with penalties for what breaks a limit.
 
@@ -57,12 +78,7 @@ def energy_of(p, pool, flops, work, hard):
     plan a little over a limit is then worth what it saves, as in Lagrange's relaxation: the way
     from a good plan to a better one often leads through such.
     """
-    over, wasted = p[OVER], p[WASTED]
-    if hard < 1.0:
-        if p[OVER_FIRST] > 0.0:
-            over = p[OVER_FIRST] * (over / p[OVER_FIRST]) ** hard
-        if p[WASTED_FIRST] > 0.0:
-            wasted = p[WASTED_FIRST] * (wasted / p[WASTED_FIRST]) ** hard
+    over, wasted = _penalties(p, hard)
     return (
         p[MEMORY] * pool + p[WORK] * work
         + over * max(0.0, pool - p[BUDGET]) + wasted * max(0.0, flops - p[LIMIT])
@@ -242,7 +258,7 @@ def anneal(
     flags = state.copy()
     drop_unread(flags, drop[0], drop[1], drop[2], drop[3], drop[4], drop[5], drop[6])
     length, flops, work = trace(lay, scratch, flags)
-    _, pool, _, least = fill(lay, scratch, flags, length, match_range)
+    _, pool, _, least = fill(lay, scratch, flags, length, match_range, ANY, True)
     energy = energy_of(params, float(pool), flops, work, 1.0)
     if energy < lowest:
         lowest = energy
@@ -262,15 +278,22 @@ def anneal(
         flags[:] = state
         drop_unread(flags, drop[0], drop[1], drop[2], drop[3], drop[4], drop[5], drop[6])
         length, flops, work = trace(lay, scratch, flags)
-        _, pool, _, least = fill(lay, scratch, flags, length, match_range)
         hard = hardness(part)
-        rise = energy_of(params, float(pool), flops, work, hard) - energy_of(
-            params, now[0], now[1], now[2], hard
-        )
-        rise += weight * (least - now[3])
-        if rise <= 0 or _unit(rng) < np.exp(-rise / temperature):
+        # how high the energy may be; drawn first, so that what is worse need not be worked out
+        allowed = energy_of(params, now[0], now[1], now[2], hard) + weight * now[3]
+        allowed -= temperature * np.log(_unit(rng))
+        left = allowed - energy_of(params, 0.0, flops, work, hard)
+        accepted = left >= 0.0
+        if accepted:
+            ceiling = np.int64(min(_ceiling(params, left, hard), 9e18))
+            _, pool, _, least = fill(
+                lay, scratch, flags, length, match_range, ceiling, weight > 0.0
+            )
+            new = energy_of(params, float(pool), flops, work, hard) + weight * least
+            accepted = pool <= ceiling and new <= allowed
+        if accepted:
             now = (float(pool), flops, work, float(least))
-            energy = energy_of(params, float(pool), flops, work, 1.0)
+            energy = energy_of(params, now[0], flops, work, 1.0)
             if energy < lowest:
                 lowest = energy
                 best[:] = flags
