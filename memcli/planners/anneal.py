@@ -20,6 +20,10 @@ N_PARAMETERS = 9
 # Up to this part of a walk penalties are what they begin at.
 _MILD = 0.7
 _MOST_COPIED = 24  # nodes of a part of the network that does as another one
+# How often a stretch of nodes does as it does in another good plan, where there are some, and how
+# long it is: powers of the number of nodes, from the first to the second.
+_CROSSED = 0.15
+_SHORT, _LONG = 0.3, 0.9
 
 
 @numba.njit(cache=True)
@@ -149,13 +153,28 @@ def _copy_part(
 
 
 @numba.njit(cache=True)
+def _cross(rng, state, nodes, others, undo_node, undo_mark):
+    """A stretch of nodes takes the marks that it has in another good plan."""
+    n = nodes.shape[0]
+    other = others[_below(rng, others.shape[0])]
+    length = np.int64(n ** (_SHORT + (_LONG - _SHORT) * _unit(rng)))
+    at = _below(rng, n)
+    count = 0
+    for i in range(at, min(n, at + length)):
+        count = _set(state, nodes[i], other[nodes[i]], undo_node, undo_mark, count)
+    return count
+
+
+@numba.njit(cache=True)
 def _propose(
     rng, state, nodes, weights, can_barrier, group_ptr, group_of, group_node, spare_ptr, spare_node,
-    spare_chance, copy_chance, undo_node, undo_mark,
+    spare_chance, copy_chance, others, undo_node, undo_mark,
 ):  # fmt: skip
     """Change ``state`` a little; the number of changes, which ``undo_*`` remember."""
     count = 0
     n = nodes.shape[0]
+    if others.shape[0] and _unit(rng) < _CROSSED:
+        return _cross(rng, state, nodes, others, undo_node, undo_mark)
     if _unit(rng) < spare_chance:
         # some alike operators need not run again: what that takes is kept
         v = nodes[_place(rng, weights)]
@@ -243,13 +262,14 @@ def _propose(
 @numba.njit(cache=True, nogil=True)
 def anneal(
     lay, scratch, drop, state, best, nodes, weights, can_barrier, group_ptr, group_of, group_node,
-    spare_ptr, spare_node, spare_chance, copy_chance, params, match_range, rng, steps,
+    spare_ptr, spare_node, spare_chance, copy_chance, others, params, match_range, rng, steps,
     first_temperature, last_temperature, done, total_steps, lowest,
 ):  # fmt: skip
     """Run ``steps`` of ``total_steps``, of which ``done`` are done.
 
     ``state`` is the current plan and ``best`` the best one, both changed; ``lowest`` is the
-    energy of the best, and the new one is returned. ``drop`` are the arguments of
+    energy of the best, and the new one is returned. ``others`` (plans x forward nodes) are marks of
+    good plans that stretches are taken from, as in genetic algorithms. ``drop`` are the arguments of
     :func:`memcli.memory.pool.drop_unread` after the flags. What any pool needs for the plan counts
     as well, less and less: where that is little, further changes can shrink the pool.
     """
@@ -271,7 +291,7 @@ def anneal(
         weight = params[LEAST] * max(0.0, 1.0 - 1.5 * part)
         count = _propose(
             rng, state, nodes, weights, can_barrier, group_ptr, group_of, group_node, spare_ptr,
-            spare_node, spare_chance, copy_chance, undo_node, undo_mark,
+            spare_node, spare_chance, copy_chance, others, undo_node, undo_mark,
         )  # fmt: skip
         if count == 0:
             continue

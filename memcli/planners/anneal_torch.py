@@ -47,8 +47,8 @@ def _combine(state, low, high, whole):
 @numba.njit(cache=True, nogil=True)
 def anneal(
     program, st, limit, flops, seconds, with_auxiliaries, whole, state, best, nodes, weights, third,
-    group_ptr, group_of, group_node, spare_ptr, spare_node, spare_chance, copy_chance, params, _,
-    rng, steps, first_temperature, last_temperature, done, total_steps, lowest,
+    group_ptr, group_of, group_node, spare_ptr, spare_node, spare_chance, copy_chance, others,
+    params, _, rng, steps, first_temperature, last_temperature, done, total_steps, lowest,
 ):  # fmt: skip
     """Run ``steps`` of ``total_steps``, as :func:`memcli.planners.anneal.anneal` does.
 
@@ -79,7 +79,7 @@ def anneal(
         else:
             count = _propose(
                 rng, low, nodes, weights, third, group_ptr, group_of, group_node, spare_ptr,
-                spare_node, spare_chance, copy_chance, undo_node, undo_mark,
+                spare_node, spare_chance, copy_chance, others, undo_node, undo_mark,
             )  # fmt: skip
             if count == 0:
                 continue

@@ -1,7 +1,7 @@
 """``local``: simulated annealing on the exact pool, from the best of the plans to start from.
 
 Several chains start from different plans and match ranges; the best ones go on, for longer
-(successive halving). The amount of work is fixed, not the time, so that the same seed gives the
+(successive halving), and take stretches of nodes from one another. The amount of work is fixed, not the time, so that the same seed gives the
 same plan on every machine; ``--time-limit`` allows more, in further rounds.
 """
 
@@ -25,14 +25,14 @@ from memcli.planners.starts import consider_starts
 NAME = "local"
 # Work of a search in nodes of the joint graph evaluated: some seconds on one core. Larger graphs
 # get more, by the root of their size.
-_WORK = 24_000_000
+_WORK = 120_000_000
 _USUAL_NODES = 700
-_MOST_WORK = 36_000_000  # of graphs that take milliseconds to evaluate
+_MOST_WORK = 180_000_000  # of graphs that take milliseconds to evaluate
 _LARGE = 10_000
 _LEAST_STEPS = 48
 _MOST_STEPS = 1000  # for each node to decide on: small graphs are searched through before
 # Part of the work for each round of chains, and how many chains there are in it.
-_ROUNDS = ((0.35, 8), (0.3, 3), (0.35, 2))
+_ROUNDS = ((0.3, 8), (0.25, 6), (0.25, 4), (0.2, 2))
 # With fewer steps than these in all: fewer chains, longer ones.
 _MANY_STEPS = 24_000
 _SHORT_ROUNDS = ((0.2, 4), (0.2, 2), (0.6, 1))
@@ -42,6 +42,7 @@ _USUAL_RANGES = (2, 3, 4, 6)
 # colder. Within a budget chains start from plans that are filled up to it.
 _HEAT = 0.012
 _HEAT_WITHIN = 0.006
+_LATER = 0.5  # of it in later rounds, which go on from good plans
 # The price of memory at the budget, as a part of its mean below.
 _AT_THE_BUDGET = 0.6
 # The price of recomputation at a limit on it, in times of its mean above.
@@ -99,6 +100,8 @@ class _Annealer:
         seldom = search.settings.budget is not None or len(self.nodes) < _FEW_PARTS
         self.copy_chance = _COPIED_SELDOM if seldom else _COPIED
         self.heat = _HEAT_WITHIN if within else _HEAT
+        # marks of plans that chains take stretches from: what the last round ended at
+        self.others = np.zeros((0, graph.n_forward), np.uint8)
         self.rate = 0.25e-6 * graph.n_nodes  # seconds a step, refined as chains run
 
     def energy(self, found: Found) -> float:
@@ -119,15 +122,15 @@ class _Annealer:
         rng = np.array([0x9E3779B97F4A7C15 ^ (chain.seed * 0x2545F491)], np.uint64)
         state, best = chain.flags.copy(), chain.flags.copy()
         reference = chain.lowest if np.isfinite(chain.lowest) else 1.0
-        first = self.heat * reference * min(1.0, steps / 4000) * (1.0 if live else 0.15) + 1e-12
+        first = self.heat * reference * min(1.0, steps / 4000) * (1.0 if live else _LATER) + 1e-12
         done, lowest = 0, chain.lowest
         while done < steps and not search.out_of_time:
             part = min(steps - done, max(16, int(_SLICE_SECONDS / self.rate)))
             began = time.monotonic()
             lowest = walk(
                 state, best, self.nodes, self.weights, search.third_mark, *self.groups,
-                *search.spared, self.spare_chance, self.copy_chance, params, chain.match_range, rng,
-                part, first, first / 100, done, steps, lowest,
+                *search.spared, self.spare_chance, self.copy_chance, self.others, params,
+                chain.match_range, rng, part, first, first / 100, done, steps, lowest,
             )  # fmt: skip
             self.rate = max(1e-7, (time.monotonic() - began) / part)
             done += part
@@ -268,6 +271,7 @@ def _rounds(
 ) -> _Chain | None:
     """Successive halving over chains; the best one."""
     rounds = _ROUNDS if work >= _MANY_STEPS else _SHORT_ROUNDS
+    annealer.others = annealer.others[:0]
     chains = _first_chains(search, annealer, rounds[0][1])
     for chain in chains:
         chain.seed += 7919 * salt
@@ -288,7 +292,8 @@ def _rounds(
             chain.seed += 1
             remember(search, chain, strategy)
         chains.sort(key=lambda chain: chain.lowest)
-        if number == 1 and chains and not search.is_portable_flags(chains[0].flags):
+        annealer.others = np.array([chain.flags for chain in chains])
+        if number == 1 and not search.is_portable_flags(chains[0].flags):
             # a plan that runs on MXNet's plain kernels, too, is preferred where it costs little
             flags = search.admissible(chains[0].flags, portable=True)
             twin = replace(chains[0], flags=flags, portable=True, lowest=float("inf"), steps=0)

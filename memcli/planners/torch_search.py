@@ -25,7 +25,7 @@ class TorchSearch(Search):
     """A search over one traced step. Marks as in :mod:`memcli.memory.torch_model`."""
 
     model: TorchPlanModel  # type: ignore[assignment]
-    effort = 0.7
+    effort = 0.2
     most_steps = 40_000
 
     def __init__(self, model: TorchPlanModel, settings: Settings) -> None:
