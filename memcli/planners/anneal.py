@@ -268,10 +268,11 @@ def anneal(
     """Run ``steps`` of ``total_steps``, of which ``done`` are done.
 
     ``state`` is the current plan and ``best`` the best one, both changed; ``lowest`` is the
-    energy of the best, and the new one is returned. ``others`` (plans x forward nodes) are marks of
-    good plans that stretches are taken from, as in genetic algorithms. ``drop`` are the arguments of
-    :func:`memcli.memory.pool.drop_unread` after the flags. What any pool needs for the plan counts
-    as well, less and less: where that is little, further changes can shrink the pool.
+    energy of the best, and the new one is returned. ``others`` (plans x forward nodes) are marks
+    of good plans that stretches are taken from, as in genetic algorithms. ``drop`` are the
+    arguments of :func:`memcli.memory.pool.drop_unread` after the flags. What any pool needs for
+    the plan counts as well, less and less: where that is little, further changes can shrink the
+    pool.
     """
     undo_node = np.zeros(max(64, state.shape[0]), np.int64)
     undo_mark = np.zeros(max(64, state.shape[0]), np.uint8)

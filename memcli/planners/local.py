@@ -1,8 +1,9 @@
 """``local``: simulated annealing on the exact pool, from the best of the plans to start from.
 
 Several chains start from different plans and match ranges; the best ones go on, for longer
-(successive halving), and take stretches of nodes from one another. The amount of work is fixed, not the time, so that the same seed gives the
-same plan on every machine; ``--time-limit`` allows more, in further rounds.
+(successive halving), and take stretches of nodes from one another. The amount of work is fixed,
+not the time, so that the same seed gives the same plan on every machine; ``--time-limit`` allows
+more, in further rounds.
 """
 
 from __future__ import annotations
