@@ -237,8 +237,11 @@ def _first_chains(search: Search, annealer: _Annealer, count: int) -> list[_Chai
     return chains[:count]
 
 
-def refine(search: Search, strategy: str = NAME) -> None:
-    """Improve the best of the plans tried so far."""
+def refine(search: Search, part: float = 1.0) -> None:
+    """Improve the best of the plans tried so far.
+
+    ``part`` of the usual work; with less than all of it a time limit allows no further rounds.
+    """
     if not search.tried:
         return
     search.progress("local search")
@@ -246,30 +249,28 @@ def refine(search: Search, strategy: str = NAME) -> None:
     effort = _WORK * max(1.0, size / _USUAL_NODES) ** 0.5
     if size > _LARGE:
         effort = _MOST_WORK
-    work = max(_LEAST_STEPS, min(search.most_steps, int(search.effort * effort / size)))
+    work = max(_LEAST_STEPS, min(search.most_steps, int(part * search.effort * effort / size)))
     if search.settings.budget is not None:
         # a plan of little memory first: what it leaves of the budget is room to keep more
         low = _Annealer(search, least_memory=True)
         if len(low.nodes):
-            _rounds(search, low, work // 3, strategy, 0)
-    consider_spared(search, strategy)
-    consider_roles(search, strategy)
+            _rounds(search, low, work // 3, 0)
+    consider_spared(search, NAME)
+    consider_roles(search, NAME)
     annealer = _Annealer(search)
     if not len(annealer.nodes):
         return
     work = min(work, max(_LEAST_STEPS, _MOST_STEPS * len(annealer.nodes)))
     extra = 0
     while True:
-        best = _rounds(search, annealer, work, strategy, extra)
+        best = _rounds(search, annealer, work, extra)
         extra += 1
-        if search.settings.time_limit is None or search.out_of_time or best is None:
+        if part < 1 or search.settings.time_limit is None or search.out_of_time or best is None:
             return
         work *= 2
 
 
-def _rounds(
-    search: Search, annealer: _Annealer, work: int, strategy: str, salt: int
-) -> _Chain | None:
+def _rounds(search: Search, annealer: _Annealer, work: int, salt: int) -> _Chain | None:
     """Successive halving over chains; the best one."""
     rounds = _ROUNDS if work >= _MANY_STEPS else _SHORT_ROUNDS
     annealer.others = annealer.others[:0]
@@ -291,7 +292,7 @@ def _rounds(
         for chain in chains:
             search.evaluated += chain.steps
             chain.seed += 1
-            remember(search, chain, strategy)
+            remember(search, chain)
         chains.sort(key=lambda chain: chain.lowest)
         annealer.others = np.array([chain.flags for chain in chains])
         if number == 1 and not search.is_portable_flags(chains[0].flags):
@@ -302,10 +303,10 @@ def _rounds(
     return chains[0] if chains else None
 
 
-def remember(search: Search, chain: _Chain, strategy: str) -> None:
+def remember(search: Search, chain: _Chain) -> None:
     """Put a chain's best plan among the candidates."""
     cuts = search.kept_cuts(chain.flags)
-    found = search.consider(strategy, chain.flags, cuts, chain.match_range)
+    found = search.consider(NAME, chain.flags, cuts, chain.match_range)
     found.plan.notes["seed"] = search.settings.seed
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from memcli.graph.training import TrainingGraph
-from memcli.memory.mxnet_model import MXNetModel
+from memcli.memory.mxnet_model import Cost, MXNetModel
 from memcli.planners import (
     auto,
     caffe_dense,
@@ -56,8 +56,13 @@ DESCRIPTIONS = {
 }
 
 
-# A graph whose best plan so far has at most this much more memory is searched in depth, too.
+# Of several graphs those whose best plan so far has at most this much more memory are glanced at,
+# with this part of the work. The best one after that is searched in depth, and the second if it
+# has little more: memory, or recomputation where there is a budget.
 _CLOSE = 1.15
+_GLANCE = 0.15
+_NEAR = 1.03
+_NEAR_WITHIN = 1.1
 
 # Strategies that look around on every graph first, and go into depth on the most promising one.
 _IN_TWO_STEPS = {
@@ -75,6 +80,26 @@ def search_plan(
     return search.answer(), search
 
 
+def _best_first(searches: Sequence[Search]) -> list[tuple[Cost, Search]]:
+    """Searches with the cost of the best plan that each has tried."""
+    pairs = [(min((f.cost for f in s.tried), key=s.key), s) for s in searches]
+    return sorted(pairs, key=lambda pair: pair[1].key(pair[0]))
+
+
+def _near(searches: Sequence[Search]) -> list[Search]:
+    """The search with the best plan, and the next one if more work may bring it before that."""
+    (best, first), *others = _best_first(searches)
+    budget = first.settings.budget
+    if budget is None or best.pool_bytes > budget:
+        others = [(c, s) for c, s in others if c.pool_bytes <= _NEAR * best.pool_bytes]
+    else:
+        most = _NEAR_WITHIN * best.recompute_seconds
+        others = [
+            (c, s) for c, s in others if c.pool_bytes <= budget and c.recompute_seconds <= most
+        ]
+    return [first, *(search for _, search in others[:1])]
+
+
 def search_variants(
     graphs: Sequence[tuple[TrainingGraph, MXNetModel]], strategy: str, settings: Settings
 ) -> tuple[Found, int, int]:
@@ -90,12 +115,15 @@ def search_variants(
     for search in searches:
         explore(search)
     if refine is not None:
-        first = [min((f.cost for f in s.tried), key=s.key) for s in searches]
-        ranked = sorted(range(len(searches)), key=lambda k: searches[k].key(first[k]))
-        lead = first[ranked[0]].pool_bytes
-        for k in ranked:
-            if k == ranked[0] or first[k].pool_bytes <= _CLOSE * lead:
-                refine(searches[k])
+        ranked = _best_first(searches)
+        most = _CLOSE * ranked[0][0].pool_bytes
+        close = [s for k, (cost, s) in enumerate(ranked) if k == 0 or cost.pool_bytes <= most]
+        if len(close) > 1:
+            for search in close:
+                refine(search, _GLANCE)
+            close = _near(close)
+        for search in close:
+            refine(search)
     answers = [search.answer() for search in searches]
     best = min(range(len(answers)), key=lambda k: searches[k].key(answers[k].cost))
     return answers[best], best, sum(search.evaluated for search in searches)

@@ -14,8 +14,9 @@ Rules:
 4. Names that are written down to undo the change are unique in the file.
 5. Where three or four operators read a piece afterwards, identities group them two by two.
 6. A long chain is flattened in groups: every k-th of its n Concats stays for those behind it, with
-   k the square root of n rounded up to a multiple of four (whole blocks of pieces are used again
-   by MXNet's pool more often than the pieces). It bounds how many gradients a piece adds up, too.
+   k the square root of n rounded up to a multiple of four, or half of n for the longest chains
+   (whole blocks of pieces are used again by MXNet's pool more often than the pieces; which k is
+   best, the pool tells). It bounds how many gradients a piece adds up, too.
 
 Exact: Concat only moves data, its gradient only slices it, and the gradients of each piece are
 added in the same order as before, the last reader's first (:mod:`memcli.rewrites.exactness`
@@ -33,6 +34,8 @@ from memcli.formats.symbol_check import attribute_keys
 from memcli.formats.symbol_edits import Chain, Rewiring
 
 _CONCATS = frozenset({"Concat", "concat"})
+# Operators whose gradients do not read what they read.
+_ONLY_FORWARD = _CONCATS | {"Dropout", "elemwise_add", "_plus", "_Plus", "broadcast_add", "add_n"}
 
 
 def grouped_sums(raw: dict[str, Any], rewired: Collection[int]) -> list[Chain]:
@@ -60,12 +63,16 @@ def grouped_sums(raw: dict[str, Any], rewired: Collection[int]) -> list[Chain]:
     ]
 
 
-def concat_convolutions(raw: dict[str, Any]) -> list[int]:
-    """Positions of the convolutions that a Concat reads, directly or through identities."""
+def unread_convolutions(raw: dict[str, Any]) -> list[int]:
+    """Positions of the convolutions whose copies nobody might read.
+
+    They are read, directly or through identities, by an operator that moves or adds up what it
+    reads, or drops some of it: its gradient does not read it, and Dropout runs no second time.
+    """
     nodes: list[dict[str, Any]] = raw["nodes"]
     found = set()
     for node in nodes:
-        if node["op"] not in _CONCATS:
+        if node["op"] not in _ONLY_FORWARD:
             continue
         for source in node["inputs"]:
             position = source[0]
@@ -76,10 +83,13 @@ def concat_convolutions(raw: dict[str, Any]) -> list[int]:
     return sorted(found)
 
 
-def flatten_concats(raw: dict[str, Any], shortest: float = math.inf) -> list[Rewiring]:
+def flatten_concats(
+    raw: dict[str, Any], shortest: float = math.inf, *, halves: bool = False
+) -> list[Rewiring]:
     """The rewirings that flatten a symbol's nested Concats; empty where there are none.
 
-    ``shortest``: chains of so many Concats, and longer ones, are flattened in groups.
+    ``shortest``: chains of so many Concats, and longer ones, are flattened in groups; with
+    ``halves`` the longest ones in two.
     """
     nodes: list[dict[str, Any]] = raw["nodes"]
     readers: dict[int, int] = {}
@@ -100,7 +110,7 @@ def flatten_concats(raw: dict[str, Any], shortest: float = math.inf) -> list[Rew
         }
         for position, node in enumerate(nodes) if node["op"] in _CONCATS
     }  # fmt: skip
-    stay = _ends_of_groups(nested, shortest)
+    stay = _ends_of_groups(nested, shortest, halves)
     flat: dict[int, list[tuple[int, int]]] = {}
     changes = []
     for position, inner in nested.items():
@@ -117,7 +127,9 @@ def flatten_concats(raw: dict[str, Any], shortest: float = math.inf) -> list[Rew
     return changes
 
 
-def _ends_of_groups(nested: Mapping[int, set[int]], shortest: float) -> set[int]:
+def _ends_of_groups(
+    nested: Mapping[int, set[int]], shortest: float, halves: bool
+) -> set[int]:
     """Concats that stay whole, by chain. ``nested``: {Concat: those that it could take up}."""
     place: dict[int, int] = {}
     chain: dict[int, int] = {}
@@ -128,9 +140,12 @@ def _ends_of_groups(nested: Mapping[int, set[int]], shortest: float) -> set[int]
     lengths: dict[int, int] = {}
     for position, first in chain.items():
         lengths[first] = max(lengths.get(first, 0), place[position])
+    longest = max(lengths.values(), default=0)
     ends = set()
     for position, first in chain.items():
         group = 4 * math.ceil(math.sqrt(lengths[first]) / 4)
+        if halves and lengths[first] == longest:
+            group = math.ceil(longest / 2)
         if lengths[first] >= shortest and place[position] % group == 0:
             ends.add(position)
     return ends

@@ -24,7 +24,7 @@ from memcli.formats.symbol_edits import (
 from memcli.graph.training import Flags
 from memcli.memory.pool import BARRIER
 from memcli.rewrites.exactness import concats_keep_sums, joins_keep_sums
-from memcli.rewrites.flatten_concats import concat_convolutions, flatten_concats, grouped_sums
+from memcli.rewrites.flatten_concats import flatten_concats, grouped_sums, unread_convolutions
 from memcli.rewrites.gradient_joins import LARGE, gradient_joins, possible_joins
 
 Progress = Callable[[str, float | None], None]
@@ -72,7 +72,7 @@ class Edits:
             # Behind a save barrier on this identity a convolution's copy is read, so that MXNet's
             # plain kernels run the plan. They are what it is exact on: oneDNN lays flattened
             # Concats out otherwise, and rounds otherwise.
-            raw, _ = insert_identities(raw, concat_convolutions(raw), suffix="_read")
+            raw, _ = insert_identities(raw, unread_convolutions(raw), suffix="_read")
         return raw
 
 
@@ -205,7 +205,7 @@ def variants(
     on_progress: Progress | None = None,
 ) -> list[Variant]:
     """The symbol as saved, and rewritten where that applies, with Concats flattened whole and in
-    groups: which of the two takes less memory, only the search shows.
+    groups of several sizes: which takes the least memory, only the search shows.
 
     Raises:
         EngineFailed: MXNet is missing or crashed.
@@ -214,8 +214,11 @@ def variants(
     if not rewrite:
         return found
     grouped = edits_of(source, analysis, environment)
-    whole = Edits(flatten_concats(source.raw), grouped.joins)
-    wanted = [whole, grouped] if whole != grouped else [grouped]
+    concats = [flatten_concats(source.raw), grouped.concats]
+    if environment == "best":
+        # the gradients of a piece add up early, so that many may read it
+        concats.append(flatten_concats(source.raw, _GROUPED[environment], halves=True))
+    wanted = [Edits(c, grouped.joins) for k, c in enumerate(concats) if c not in concats[:k]]
     for changed in _side_by_side(partial(_exactly, source, analysis), wanted, on_progress):
         if changed is not None and all(changed.source.raw != other.source.raw for other in found):
             found.append(changed)

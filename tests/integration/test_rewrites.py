@@ -54,13 +54,15 @@ class Builder:
         return json.dumps(raw)
 
 
-def dense_block(layers: int) -> str:
+def dense_block(layers: int, dropout: bool = False) -> str:
     """A DenseNet of one block: its Concats are nested, and its pieces read up to ``layers``
-    times, three and four times among them."""
+    times, three and four times among them. With ``dropout`` behind each convolution."""
     b = Builder()
     x = b.convolution(b.variable("data", __shape__="(4, 3, 16, 16)"), "stem", 16)
     for k in range(layers):
         new = b.convolution(b.normalised(x, f"bn{k}"), f"conv{k}", 8)
+        if dropout:
+            new = b.operator("Dropout", f"drop{k}", [new], p="0.2")
         x = b.operator("Concat", f"cat{k}", [x, new], num_args="2")
     x = b.normalised(x, "last")
     x = b.operator("Pooling", "pool", [x], kernel="(1, 1)", global_pool="True", pool_type="avg")
@@ -105,6 +107,19 @@ def test_dense_block_is_flattened_and_exact(memcli: Command, tmp_path: Path) -> 
     nodes = json.loads((tmp_path / "b.json").read_text())["nodes"]
     assert [n["name"] for n in nodes] == [n["name"] for n in json.loads(dense_block(16))["nodes"]]
     assert plan["memory"]["planned_bytes"] < bare["memory"]["planned_bytes"]
+
+
+def test_flattening_pays_where_dropout_is_behind_the_convolutions(
+    memcli: Command, tmp_path: Path
+) -> None:
+    """Dropout is kept and its convolutions run again for an identity alone: else they would be
+    kept, too, and the whole Concat that they read with them."""
+    model = tmp_path / "dense.json"
+    model.write_text(dense_block(12, dropout=True))
+    plan = check(memcli, tmp_path, model)
+    assert any("Concats flattened" in text for text in plan["rewrites"])
+    bare = only_json(memcli("plan", str(model), "--no-rewrite", "--json"))
+    assert plan["memory"]["planned_bytes"] < 0.85 * bare["memory"]["planned_bytes"]
 
 
 def test_recurrent_steps_are_joined_and_exact(memcli: Command, tmp_path: Path) -> None:
