@@ -11,6 +11,7 @@ between and change nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numba
@@ -98,79 +99,52 @@ def layout(graph: TrainingGraph, work: Array | None = None) -> Layout:
         none,
     )  # fmt: skip
     variable = graph.variable.astype(bool)
-    prefix = []
-    for v in order:
-        if v >= n_forward:
-            break
-        if not variable[v]:
-            prefix.append(int(v))
+    forward = order[: np.argmax(order >= n_forward) if (order >= n_forward).any() else len(order)]
+    prefix = forward[~variable[forward]]
     pooled = graph.external == 0
 
-    visits: list[list[int]] = []
-    reads: list[list[tuple[int, int]]] = []
-    pairs: list[list[tuple[int, int, int, int, int]]] = []
-    outs: list[list[int]] = []
-    in_ptr, in_node, in_entry = (
-        graph.in_ptr.tolist(), graph.in_node.tolist(), graph.in_entry.tolist(),
-    )  # fmt: skip
-    dep_ptr, dep_node = graph.dep_ptr.tolist(), graph.dep_node.tolist()
-    ignored, first = graph.in_ignored.tolist(), graph.first.tolist()
-    pair_ptr, pair_in, pair_out = (
-        graph.pair_ptr.tolist(), graph.pair_in.tolist(), graph.pair_out.tolist(),
-    )  # fmt: skip
-    elements, itemsize = graph.elements.tolist(), graph.itemsize.tolist()
-    for v in range(n):
-        begin, end = in_ptr[v], in_ptr[v + 1]
-        waits = [*in_node[begin:end], *dep_node[dep_ptr[v] : dep_ptr[v + 1]]]
-        visits.append(list(dict.fromkeys(u for u in waits if not variable[u])))
-        reads.append(
-            [
-                (in_node[i], in_entry[i])
-                for i in range(begin, end)
-                if not ignored[i] and not variable[in_node[i]] and pooled[in_entry[i]]
-            ]
-        )
-        held = []
-        if not variable[v]:
-            for p in range(pair_ptr[v], pair_ptr[v + 1]):
-                slot, out = pair_in[p], first[v] + pair_out[p]
-                if slot >= end - begin or out >= first[v + 1] or not pooled[out]:
-                    continue
-                node, entry = in_node[begin + slot], in_entry[begin + slot]
-                if variable[node] or not pooled[entry] or elements[entry] != elements[out]:
-                    continue
-                if itemsize[entry] != itemsize[out]:
-                    continue
-                held.append((node, entry, slot, out, int(graph.pair_identity[p])))
-        pairs.append(held)
-        own = range(first[v], first[v + 1]) if not variable[v] else range(0)
-        # largest first, of equal ones the last first
-        usable = [e for e in own if pooled[e] and elements[e] >= 0]
-        outs.append(sorted(usable, key=lambda e: (-elements[e], -e)))
+    reader = np.repeat(np.arange(n), np.diff(graph.in_ptr))
+    reads = (graph.in_ignored == 0) & ~variable[graph.in_node] & pooled[graph.in_entry]
+    waiter = np.concatenate([reader, np.repeat(np.arange(n), np.diff(graph.dep_ptr))])
+    waits = np.argsort(waiter, kind="stable")  # inputs before control dependencies
+    source = np.concatenate([graph.in_node, graph.dep_node])[waits]
+    visits = ~variable[source]
+    made = np.flatnonzero(pooled & (graph.elements >= 0) & ~variable[graph.entry_node])
+    # largest first, of equal ones the last first
+    ranked = made[np.lexsort((-made, -graph.elements[made], graph.entry_node[made]))]
+
+    of = np.repeat(np.arange(n), np.diff(graph.pair_ptr))
+    slot, pair_out = graph.pair_in[: len(of)], graph.first[of] + graph.pair_out[: len(of)]
+    holds = ~variable[of] & (slot < np.diff(graph.in_ptr)[of]) & (pair_out < graph.first[of + 1])
+    of, slot, pair_out = of[holds], slot[holds], pair_out[holds]
+    pair_node = graph.in_node[graph.in_ptr[of] + slot]
+    pair_in = graph.in_entry[graph.in_ptr[of] + slot]
+    same = (graph.elements[pair_in] == graph.elements[pair_out]) & (
+        graph.itemsize[pair_in] == graph.itemsize[pair_out]
+    )
+    fits = same & pooled[pair_out] & pooled[pair_in] & ~variable[pair_node]
     counts = np.zeros(m, np.int32)
     np.add.at(counts, graph.outputs, 1)
 
-    def pointers(lists: list[Any]) -> Array:
-        return np.concatenate([[0], np.cumsum([len(x) for x in lists])]).astype(np.int32)
+    def pointers(nodes: Array) -> Array:
+        return np.concatenate([[0], np.cumsum(np.bincount(nodes, minlength=n))]).astype(np.int32)
 
-    def flat(values: list[Any]) -> Array:
-        return np.array(values, np.int32)
+    def flat(values: Array) -> Array:
+        return np.asarray(values, np.int32)
 
-    made = np.array([e for x in outs for e in x], np.int64)
     level, level_step = _levels(graph.entry_bytes, made)
-    listed = [p for held in pairs for p in held]
-    tour = _tour(graph, visits, set(prefix))
+    visit_ptr, visit_node = pointers(waiter[waits][visits]), flat(source[visits])
+    tour = _tour(graph, visit_ptr.tolist(), visit_node.tolist(), set(prefix.tolist()))
     return Layout(
         n=n, m=m, n_forward=n_forward, prefix=flat(prefix),
-        tour_node=flat([node for node, _ in tour]), tour_holder=flat([h for _, h in tour]),
-        visit_ptr=pointers(visits), visit_node=flat([u for x in visits for u in x]),
-        read_ptr=pointers(reads), read_node=flat([r[0] for x in reads for r in x]),
-        read_entry=flat([r[1] for x in reads for r in x]),
-        pair_ptr=pointers(pairs), pair_node=flat([p[0] for p in listed]),
-        pair_in=flat([p[1] for p in listed]), pair_slot=flat([p[2] for p in listed]),
-        pair_out=flat([p[3] for p in listed]), pair_identity=flat([p[4] for p in listed]),
-        out_ptr=pointers(outs), out_entry=flat([e for x in outs for e in x]),
-        out_plain=flat([e for x in outs for e in sorted(x)]),
+        tour_node=flat(tour[:, 0]), tour_holder=flat(tour[:, 1]),
+        visit_ptr=visit_ptr, visit_node=visit_node,
+        read_ptr=pointers(reader[reads]), read_node=flat(graph.in_node[reads]),
+        read_entry=flat(graph.in_entry[reads]),
+        pair_ptr=pointers(of[fits]), pair_node=flat(pair_node[fits]), pair_in=flat(pair_in[fits]),
+        pair_slot=flat(slot[fits]), pair_out=flat(pair_out[fits]),
+        pair_identity=flat(graph.pair_identity[: len(holds)][holds][fits]),
+        out_ptr=pointers(graph.entry_node[made]), out_entry=flat(ranked), out_plain=flat(made),
         size=np.maximum(graph.elements, 0) * 4, true=graph.entry_bytes.astype(np.int64),
         owner=graph.owner.astype(np.int32), output_counts=counts,
         flops=np.asarray(graph.flops[:n_forward], np.float64),
@@ -181,46 +155,49 @@ def layout(graph: TrainingGraph, work: Array | None = None) -> Layout:
 
 
 def _tour(
-    graph: TrainingGraph, visits: list[list[int]], before: set[int]
-) -> list[tuple[int, int]]:
+    graph: TrainingGraph, visit_ptr: list[int], visit_node: list[int], before: set[int]
+) -> Array:
     """The backward pass in execution order: pairs of a node and who waits for it.
 
-    ``visits`` over nodes: what each waits for. With -1 the node runs; else it is a forward node
-    that the gradient of another one waits for (the graph's number of nodes where it is nobody's
-    gradient), whose copy runs now, if there is one and it did not yet. Forward nodes of ``before``
-    have run already.
+    ``visit_node[visit_ptr[v]:]`` is what a node waits for. With -1 the node runs; else it is a
+    forward node that the gradient of another one waits for (the graph's number of nodes where it
+    is nobody's gradient), whose copy runs now, if there is one and it did not yet. Forward nodes
+    of ``before`` have run already.
     """
     n, n_forward = graph.n_nodes, graph.n_forward
     owner, variable = graph.owner.tolist(), graph.variable.tolist()
     tour: list[tuple[int, int]] = []
     seen: set[int] = set()
 
-    def waits(node: int, holder: int) -> None:
+    def waited_for(node: int) -> Iterator[int]:
+        return iter(dict.fromkeys(visit_node[visit_ptr[node] : visit_ptr[node + 1]]))
+
+    def needs(node: int, holder: int) -> None:
         if holder < n or node not in before:
             tour.append((node, holder))
 
     for head in graph.heads.tolist():
         if head < n_forward:
             if not variable[head]:
-                waits(head, n)
+                needs(head, n)
             continue
         if head in seen:
             continue
         seen.add(head)
-        stack = [(head, iter(visits[head]))]
+        stack = [(head, waited_for(head))]
         while stack:
             node, rest = stack[-1]
             for source in rest:
                 if source < n_forward:
-                    waits(source, owner[node] if owner[node] >= 0 else n)
+                    needs(source, owner[node] if owner[node] >= 0 else n)
                 elif source not in seen:
                     seen.add(source)
-                    stack.append((source, iter(visits[source])))
+                    stack.append((source, waited_for(source)))
                     break
             else:
                 tour.append((node, -1))
                 stack.pop()
-    return tour
+    return np.array(tour, np.int64).reshape(-1, 2)
 
 
 def _levels(sizes: Array, made: Array) -> tuple[Array, Array]:
