@@ -64,7 +64,7 @@ class Layout(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Working arrays of :func:`run`, so that nothing is allocated per plan."""
+    """Working arrays of :func:`trace` and :func:`fill`, so that nothing is allocated per plan."""
 
     order: Array
     seen: Array
@@ -99,7 +99,7 @@ def layout(graph: TrainingGraph, work: Array | None = None) -> Layout:
         none,
     )  # fmt: skip
     variable = graph.variable.astype(bool)
-    forward = order[: np.argmax(order >= n_forward) if (order >= n_forward).any() else len(order)]
+    forward = order[np.cumsum(order >= n_forward) == 0]
     prefix = forward[~variable[forward]]
     pooled = graph.external == 0
 

@@ -62,6 +62,7 @@ def anneal(
     nothing = np.zeros(0, np.int64)
     low = (state & RESULTS).astype(np.uint8)
     high = (state & AUXILIARY).astype(np.uint8)
+    others = (others & RESULTS).astype(np.uint8)
     now = _costs(program, st, state, limit, nothing, flops, seconds)
     energy = _energy(params, now, 1.0)
     if energy < lowest:
