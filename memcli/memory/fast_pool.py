@@ -54,7 +54,7 @@ class Layout(NamedTuple):
     size: Array  # over entries: bytes, elements counted as 4
     true: Array  # over entries: bytes
     owner: Array
-    output_counts: Array  # over entries: how often each is an output of the graph
+    least_counts: Array  # over entries: how often each is an output, or read in the forward pass
     flops: Array  # over forward nodes
     work: Array  # over forward nodes: what running it again costs, in any unit
     ignores_all: Array
@@ -125,6 +125,7 @@ def layout(graph: TrainingGraph, work: Array | None = None) -> Layout:
     fits = same & pooled[pair_out] & pooled[pair_in] & ~variable[pair_node]
     counts = np.zeros(m, np.int32)
     np.add.at(counts, graph.outputs, 1)
+    np.add.at(counts, graph.in_entry[reads & np.isin(reader, prefix)], 1)
 
     def pointers(nodes: Array) -> Array:
         return np.concatenate([[0], np.cumsum(np.bincount(nodes, minlength=n))]).astype(np.int32)
@@ -146,7 +147,7 @@ def layout(graph: TrainingGraph, work: Array | None = None) -> Layout:
         pair_identity=flat(graph.pair_identity[: len(holds)][holds][fits]),
         out_ptr=pointers(graph.entry_node[made]), out_entry=flat(ranked), out_plain=flat(made),
         size=np.maximum(graph.elements, 0) * 4, true=graph.entry_bytes.astype(np.int64),
-        owner=graph.owner.astype(np.int32), output_counts=counts,
+        owner=graph.owner.astype(np.int32), least_counts=counts,
         flops=np.asarray(graph.flops[:n_forward], np.float64),
         work=np.asarray(graph.flops[:n_forward] if work is None else work, np.float64),
         ignores_all=graph.ignores_all,
@@ -250,7 +251,7 @@ def trace(lay, s, mark):
     """
     # local names: reading a field of a tuple of arrays again and again is slow
     flops = lay.flops
-    output_counts = lay.output_counts
+    least_counts = lay.least_counts
     owner = lay.owner
     read_entry = lay.read_entry
     read_node = lay.read_node
@@ -275,10 +276,8 @@ def trace(lay, s, mark):
     again = 0.0
     again_flops = 0.0
     for e in range(m):
-        counts[e] = output_counts[e]
+        counts[e] = least_counts[e]
         counts[m + e] = 0
-    for i in range(edges):
-        counts[source[i]] += 1
     for k in range(tour_node.shape[0]):
         node = tour_node[k]
         holder = tour_holder[k]
