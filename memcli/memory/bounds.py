@@ -1,29 +1,33 @@
 """What no plan can get under.
 
-A bound here holds for the live peak of every plan of a graph (any marks, save barriers included),
-hence for its pool at any match range, as the pool holds what is alive. Gradient sums count as the
-pool counts them: before MXNet lets them share a block (see ``Timeline``).
+A bound here holds for the pool of every plan of a graph (any marks, save barriers included), at
+any match range. Gradient sums count as the pool counts them: before MXNet lets them share a block
+(see ``Timeline``).
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
 from memcli.graph.training import Flags, TrainingGraph
-from memcli.memory import program
+from memcli.memory import program, program_solver
 from memcli.memory.exhaustive import all_plans
 from memcli.memory.lifetimes import Lifetimes, lifetimes
 from memcli.memory.mxnet_model import Cost, MXNetModel
-from memcli.memory.path_bound import path_bound
+from memcli.memory.size_bands import ends_of_bands, pool_bound, weight_in_band
 
 # Recomputable nodes up to which the program is solved with whole marks, and relaxed.
 SMALL = 64
 MEDIUM = 450
 _STEPS_TIMES_NODES = 2400  # of a relaxed program, which then takes seconds
-
+# Bands of sizes, in programs of small graphs and of larger ones.
+_BANDS = 10
+_FEW_BANDS = 6
+_MOST_ROWS = 20_000  # at one place, up to which each band has a place of its own
 
 _PROGRAM_SECONDS = 3.0
 # Recomputable nodes up to which recomputation within a budget gets a bound, and seconds for it.
@@ -33,26 +37,15 @@ _BUDGET_SECONDS = 20.0
 
 @dataclass
 class Bound:
-    """A proof. ``bytes``: no plan's live peak is less. ``flags``: a plan of the solver's, or None.
+    """A proof. ``bytes``: no plan's pool is less. ``flags``: a plan of the solver's, or None.
 
     ``complete``: whether the search behind it came to its end within the time.
     """
 
     bytes: int
-    source: str  # operators, steps, path, program, relaxed program, all plans
+    source: str  # sizes, program, relaxed program, all plans
     flags: Flags | None = None
     complete: bool = True
-
-
-def step_bound(facts: Lifetimes) -> int:
-    """Bytes that are alive at once whatever the plan.
-
-    While a node runs: what it reads and writes; tensors of the forward pass that later forward
-    nodes read, in the forward pass; gradients that are made and still to be read, in the backward
-    pass; the graph's outputs, which are never freed. All but the first have the same lifetime
-    under every plan (:mod:`memcli.memory.lifetimes`).
-    """
-    return int(facts.least.max(initial=0)) if facts.sound else 0
 
 
 def _solved(
@@ -64,15 +57,21 @@ def _solved(
         return Bound(0, "program", None, False)
     found = all_plans(graph, model)
     if found is not None:
-        return Bound(found.live_peak_bytes, "all plans", found.live_flags)
+        return Bound(found.needed_bytes, "all plans", found.needed_flags)
+    ends = ends_of_bands(facts, _BANDS)
     if nodes <= SMALL:
-        built = program.build(graph, facts, ceiling)
-        done = program.solve(built, graph.n_forward, time_limit=time_limit, relaxed=False)
+        built = program.build(graph, facts, ceiling, ends=ends)
+        done = program_solver.solve(built, graph.n_forward, time_limit=time_limit, relaxed=False)
         return Bound(done.bound_bytes, "program", done.flags, done.finished)
     most = max(4, _STEPS_TIMES_NODES // nodes)
-    built = program.build(graph, facts, ceiling, most_steps=most)
-    done = program.solve(built, graph.n_forward, time_limit=time_limit, relaxed=True)
+    built = program.build(graph, facts, ceiling, most_steps=most, ends=ends)
+    done = program_solver.solve(built, graph.n_forward, time_limit=time_limit, relaxed=True)
     return Bound(done.bound_bytes, "relaxed program", done.flags, done.finished)
+
+
+def _some_pool(model: MXNetModel) -> int:
+    """The pool of a plan that is always there."""
+    return model.evaluate(model.none()).pool_bytes
 
 
 def program_bound(
@@ -80,12 +79,12 @@ def program_bound(
 ) -> Bound:
     """The dual bound of :mod:`memcli.memory.program`, or of all plans where they can be tried.
 
-    ``time_limit`` in seconds, for the solver; ``ceiling`` in bytes: the live peak of the best
-    plan known, the empty plan's where not given; a good one helps. 0 bytes for graphs of more
-    than some hundred operators, for which the program is too large.
+    ``time_limit`` in seconds, for the solver; ``ceiling`` in bytes: the pool of the best plan
+    known, the empty plan's where not given; a good one helps. 0 bytes for graphs of more than
+    some hundred operators, for which the program is too large.
     """
     facts = lifetimes(graph)
-    top = model.evaluate(model.none()).live_peak_bytes if ceiling is None else ceiling
+    top = _some_pool(model) if ceiling is None else ceiling
     return _solved(graph, facts, model, time_limit, top)
 
 
@@ -94,19 +93,17 @@ def best_lower_bound(
 ) -> Bound:
     """The largest of all bounds.
 
-    Steps and the heaviest path always (seconds at 50,000 nodes), the program where
-    ``time_limit`` gives it seconds; ``ceiling`` as in :func:`program_bound`.
+    Of sizes always (a second at 50,000 nodes), of the program where ``time_limit`` gives it
+    seconds; ``ceiling`` as in :func:`program_bound`.
     """
     started = time.monotonic()
     facts = lifetimes(graph)
-    bounds = [Bound(step_bound(facts), "steps"), Bound(0, "path")]
-    if facts.sound:
-        bounds.append(Bound(path_bound(graph, facts), "path"))
-    top = model.evaluate(model.none()).live_peak_bytes if ceiling is None else ceiling
-    left = time_limit - (time.monotonic() - started)
-    if time_limit > 0 and max(b.bytes for b in bounds) < top:
-        bounds.append(_solved(graph, facts, model, left, top))
-    return max(bounds, key=lambda b: b.bytes)
+    best = Bound(pool_bound(graph, facts), "sizes")
+    top = _some_pool(model) if ceiling is None else ceiling
+    if time_limit > 0 and best.bytes < top:
+        left = time_limit - (time.monotonic() - started)
+        best = max(best, _solved(graph, facts, model, left, top), key=lambda b: b.bytes)
+    return best
 
 
 def plan_bound(graph: TrainingGraph, model: MXNetModel, cost: Cost) -> int:
@@ -115,7 +112,7 @@ def plan_bound(graph: TrainingGraph, model: MXNetModel, cost: Cost) -> int:
     The program is asked where it ends within seconds, on graphs of some sixty operators.
     """
     seconds = _PROGRAM_SECONDS if int(graph.can_recompute.sum()) <= SMALL else 0.0
-    return best_lower_bound(graph, model, seconds, cost.live_peak_bytes).bytes
+    return best_lower_bound(graph, model, seconds, cost.pool_bytes).bytes
 
 
 def recompute_bound(
@@ -129,27 +126,33 @@ def recompute_bound(
     """FLOPs that every plan whose pool fits ``budget`` bytes runs again at least.
 
     Of the program (:mod:`memcli.memory.program`), on graphs of more than some sixty operators
-    relaxed and at two moments: the end of the forward pass, when all that is kept is there, and
-    the one in the backward pass that leaves the least room for it. ``time_limit`` in seconds, for
-    the solver. 0 where nothing is proven: on graphs of more than ``most_nodes`` operators that
-    may run again, and where all fits.
+    relaxed and at few moments: the end of the forward pass, when all that is kept is there, and
+    the one in the backward pass that leaves the least room for it; on graphs of some hundred
+    operators the ones in each band of sizes as well. ``time_limit`` in seconds, for the solver.
+    0 where nothing is proven: on graphs of more than ``most_nodes`` operators that may run again,
+    and where all fits.
     """
     nodes = int(graph.can_recompute.sum())
-    if not 0 < nodes <= most_nodes:
-        return 0.0
-    if model.evaluate(model.none()).live_peak_bytes <= budget:
+    if not 0 < nodes <= most_nodes or _some_pool(model) <= budget:
         return 0.0
     facts = lifetimes(graph)
     if not facts.sound:
         return 0.0
     work = graph.flops[: graph.n_forward]
     if nodes <= SMALL:
-        whole = program.build(graph, facts, budget)
-        return program.least_recomputation(
+        whole = program.build(graph, facts, budget, ends=ends_of_bands(facts, _BANDS))
+        return program_solver.least_recomputation(
             whole, work, time_limit=_PROGRAM_SECONDS, relaxed=False
         )
-    built = program.build(graph, facts, budget, places=[_narrowest(graph, facts, budget)])
-    return program.least_recomputation(built, work, time_limit=time_limit, relaxed=True)
+    ends = ends_of_bands(facts, _FEW_BANDS)
+    places = {_narrowest(graph, facts, budget)}
+    built = program.build(graph, facts, budget, places=sorted(places), ends=ends)
+    if len(built.rows.low) <= _MOST_ROWS:
+        for low, high in itertools.pairwise(ends):
+            band = facts.weighed(weight_in_band(facts.bytes, low, high))
+            places.add(_narrowest(graph, band, budget))
+        built = program.build(graph, facts, budget, places=sorted(places), ends=ends)
+    return program_solver.least_recomputation(built, work, time_limit=time_limit, relaxed=True)
 
 
 def _narrowest(graph: TrainingGraph, facts: Lifetimes, budget: int) -> int:

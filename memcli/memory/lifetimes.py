@@ -20,7 +20,7 @@ count that reading, and may take a block that is somebody else's by then. No ope
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numba
 import numpy as np
@@ -29,6 +29,22 @@ from memcli.graph.training import Flags, Ints, TrainingGraph
 from memcli.memory.pool import execution_order
 
 NEVER = np.iinfo(np.int64).max
+
+
+@dataclass
+class Spans:
+    """When classes of tensors have a block, sorted by class and start: first and last places."""
+
+    classes: Ints
+    starts: Ints
+    ends: Ints
+    entries: Ints  # whose size each span has
+
+    def summed(self, size: Ints, length: int) -> Ints:
+        """Over places: the sum of what has a block there; ``size`` over entries."""
+        return np.asarray(
+            _sum_spans(self.classes, self.starts, self.ends, size[self.entries], length)
+        )
 
 
 @dataclass
@@ -47,6 +63,19 @@ class Lifetimes:
     sound: bool  # whether all of this holds for the graph
     gradients: Ints  # over places: bytes of gradients alone that live while the node runs
     least: Ints  # over places: bytes that live under every plan while the node runs
+    gradient_spans: Spans  # what ``gradients`` sums up
+    least_spans: Spans  # what ``least`` sums up
+
+    def weighed(self, weight: Ints) -> Lifetimes:
+        """The same with other sizes: ``weight`` over entries, equal for entries of one size."""
+        weight = np.where(self.bytes > 0, weight, 0)
+        length = len(self.order)
+        return replace(
+            self,
+            bytes=weight,
+            gradients=self.gradient_spans.summed(weight, length),
+            least=self.least_spans.summed(weight, length),
+        )
 
 
 @numba.njit(cache=True)
@@ -113,6 +142,17 @@ def _sum_spans(keys, starts, ends, sizes, length):
     return np.cumsum(change)[:length]
 
 
+def step_bound(facts: Lifetimes) -> int:
+    """Bytes that are alive at once whatever the plan.
+
+    While a node runs: what it reads and writes; tensors of the forward pass that later forward
+    nodes read, in the forward pass; gradients that are made and still to be read, in the backward
+    pass; the graph's outputs, which are never freed. All but the first have the same lifetime
+    under every plan. 0 where the facts do not hold.
+    """
+    return int(facts.least.max(initial=0)) if facts.sound else 0
+
+
 def lifetimes(graph: TrainingGraph) -> Lifetimes:
     """The facts of a graph; linear in its size."""
     n, n_forward = graph.n_nodes, graph.n_forward
@@ -161,20 +201,19 @@ def lifetimes(graph: TrainingGraph) -> Lifetimes:
     keys = np.concatenate([block[made], block[graph.in_entry[held]]])
     starts = np.concatenate([place[graph.entry_node[made]], at])
     ends = np.concatenate([until[made], at])
-    sizes = np.concatenate([size[made], size[graph.in_entry[held]]])
+    entries = np.concatenate([made, graph.in_entry[held]])
     rank = np.lexsort((ends, starts, keys))
-    least = _sum_spans(keys[rank], starts[rank], ends[rank], sizes[rank], len(order))
+    always = Spans(keys[rank], starts[rank], ends[rank], entries[rank])
 
     # gradients that can be no view of a forward tensor
     mixed = np.zeros(graph.n_entries, bool)
     mixed[block[graph.entry_node < n_forward]] = True
     alone = made[(graph.entry_node[made] >= n_forward) & ~mixed[block[made]]]
     rank = alone[np.lexsort((until[alone], place[graph.entry_node[alone]], block[alone]))]
-    starts = place[graph.entry_node[rank]]
-    gradients = _sum_spans(block[rank], starts, until[rank], size[rank], len(order))
+    made_alone = Spans(block[rank], place[graph.entry_node[rank]], until[rank], rank)
     until[~pooled] = -1
     begin = np.where(pooled, place[graph.entry_node], -1)
     return Lifetimes(
-        order, place, n_first, block, size, paired, begin, until, turn, sound, gradients,
-        least,
+        order, place, n_first, block, size, paired, begin, until, turn, sound,
+        made_alone.summed(size, len(order)), always.summed(size, len(order)), made_alone, always,
     )  # fmt: skip

@@ -11,7 +11,8 @@ Variables, of forward node ``f``, its output ``e`` and step ``s``:
 - ``again[f]``, ``barrier[f]``: the mark, 0 or 1, not both; ``marked = again + barrier``
 - ``run[f, s]``: the copy of ``f`` has been run when step ``s`` runs
 - ``original[e, s]``, ``copy[e, s]``: is there while step ``s`` runs
-- ``peak``, minimized
+- ``peak[b]`` of each band of sizes (:mod:`memcli.memory.size_bands`), the sum of which is
+  minimized; with one band that is the live peak
 
 Constraints, from ``mapped`` of :mod:`memcli.memory.pool`:
 
@@ -21,39 +22,35 @@ Constraints, from ``mapped`` of :mod:`memcli.memory.pool`:
 2. A later gradient of ``h`` reads the copy if ``h`` is marked and ``f`` is AGAIN (or ``h = f``),
    else the original; a copy that has not run yet reads the copy of ``f`` if that is AGAIN, else
    the original. What is to be read is there.
-3. At each step, and at each forward node, what is there is at most ``peak``.
+3. At each step, and at each forward node, what is there weighs in band ``b`` at most ``peak[b]``.
 4. What is read after a step, by a gradient or by a copy, is there as the original or as the copy,
    or its node's copy runs between the two. Whole marks obey this by rules 1 and 2, which relaxed
    ones can keep by halves: half of a tensor there, half of its node run again, nothing read of
    what both were made from.
 
-Every plan gives a feasible point whose ``peak`` is at most the plan's live peak: tensors that may
-share a block count once (as :mod:`memcli.memory.lifetimes` argues), and of the moments between
+Every plan gives a feasible point whose ``peak`` is at most the plan's own: tensors that may share
+a block count once (as :mod:`memcli.memory.lifetimes` argues), and of the moments between
 two steps, when copies run, only a part is counted, and only with all steps. So each lower bound of
 the program, or of its relaxation to any real marks and to a part of the steps, bounds every plan.
 """
 
 from __future__ import annotations
 
-import time
+import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import gcd
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from memcli.graph.training import Flags, TrainingGraph
-from memcli.highs import silent_solver
+from memcli.graph.training import TrainingGraph
 from memcli.memory.lifetimes import Lifetimes
-from memcli.memory.pool import AGAIN, BARRIER
+from memcli.memory.size_bands import weight_in_band
 
-Floats = NDArray[np.float64]
 Terms = dict[int, float]
 _MOST_PATHS = 25_000  # pairs of nodes times steps
-_SAFE = 1e-5  # relative: the solver's tolerances on a program scaled to about 1
+_ALL = 1 << 62  # no tensor is larger
 
 
 @dataclass
@@ -90,8 +87,9 @@ class Program:
 
     rows: Rows
     unit: float
-    grain: int  # bytes of which every peak is a multiple
-    peak: int
+    grain: int  # bytes of which every size is a multiple
+    peaks: list[int]  # columns, one for each band of sizes; their sum is what a plan takes
+    ceiling: float  # of that sum
     again: dict[int, int]  # forward node -> column
     barrier: dict[int, int]
     ran: dict[int, int]  # forward node -> column: its copy has run by the last step
@@ -106,14 +104,24 @@ class Builder:
     """Makes the program's columns and rows. ``steps``: places of backward nodes, sorted."""
 
     def __init__(
-        self, graph: TrainingGraph, facts: Lifetimes, steps: list[int], ceiling: int, exact: bool
+        self,
+        graph: TrainingGraph,
+        facts: Lifetimes,
+        steps: list[int],
+        ceiling: int,
+        exact: bool,
+        ends: Sequence[int],
     ) -> None:
         self.graph = graph
         self.facts = facts
         self.exact = exact
         self.rows = Rows()
         self.unit = max(1.0, ceiling / 100.0)
-        self.peak = self.rows.column(ceiling / self.unit)
+        self.ceiling = ceiling / self.unit
+        bands = list(itertools.pairwise(ends))
+        self.weights = [weight_in_band(facts.bytes, *band) / self.unit for band in bands]
+        self.peaks = [self.rows.column(self.ceiling) for _ in bands]
+        self.rows.at_least(dict.fromkeys(self.peaks, -1.0), -self.ceiling)
         # step 0 is the end of the forward pass; the last place closes the list
         self.steps = [facts.n_first - 1, *steps]
         if self.steps[-1] != len(facts.order) - 1:
@@ -298,6 +306,20 @@ class Builder:
             self.rows.at_least({**terms, column: 1.0}, low)
         return column
 
+    def _at_most(
+        self, tops: Sequence[int], there: Mapping[int, int], base: Iterable[int]
+    ) -> None:
+        """Rows: in each band, what is there weighs at most the band's top.
+
+        ``tops``: a column for each band; ``there``: columns, each with the tensor it tells of;
+        ``base``: tensors that are there anyway.
+        """
+        sure = list(base)
+        for top, weight in zip(tops, self.weights, strict=True):
+            terms: Terms = {top: 1.0}
+            terms.update((column, -weight[e]) for column, e in there.items() if weight[e])
+            self.rows.at_least(terms, float(weight[sure].sum()))
+
     def add_peaks(self) -> None:
         """Rules 2 and 3."""
         g, facts = self.graph, self.facts
@@ -318,12 +340,11 @@ class Builder:
                 for e in np.flatnonzero((facts.made <= place) & (facts.until >= place)).tolist()
                 if facts.bytes[e]
             }
-            terms: Terms = {self.peak: 1.0}
             for e in forward:
                 group = int(facts.block[e])
                 if len(members[group]) > 1 and (e, place) in self.read_at:
                     sure.add(group)
-            base = sum(int(facts.bytes[members[c][0]]) for c in sure)
+            there: dict[int, int] = {}
             shared: dict[int, int | None] = {}
             columns: dict[int, tuple[int | None, int | None]] = {}
             ends: dict[int, list[int]] = defaultdict(list)
@@ -331,25 +352,23 @@ class Builder:
                 group = int(facts.block[e])
                 if group in sure:
                     continue
-                size = float(facts.bytes[e]) / self.unit
                 if len(members[group]) > 1:
                     both = self.original(e, step) + self.copied(e, step)
                     shared[group] = self.held(both, shared.get(group))
                     continue
                 columns[e] = self.held(self.original(e, step)), self.held(self.copied(e, step))
-                there = [column for column in columns[e] if column is not None]
-                for column in there:
-                    terms[column] = -size
-                    ends[group].append(column)
+                either = [column for column in columns[e] if column is not None]
+                there.update(dict.fromkeys(either, e))
+                ends[group] += either
                 if step and (e, place) in self.read_at:
                     # follows from whole marks, not from others
-                    self.rows.at_least(dict.fromkeys(there, 1.0), 1.0)
+                    self.rows.at_least(dict.fromkeys(either, 1.0), 1.0)
             for group, held in shared.items():
                 if held is not None:
-                    terms[held] = -float(facts.bytes[members[group][0]]) / self.unit
+                    there[held] = members[group][0]
                     ends[group].append(held)
             ends_at.append(ends)
-            self.rows.at_least(terms, base / self.unit)
+            self._at_most(self.peaks, there, (members[c][0] for c in sure))
             if self.exact and step:
                 self._add_copies(step, sure, members, columns)
         self._add_sources(forward, ends_at)
@@ -391,18 +410,17 @@ class Builder:
         makes, and what it reads. Classes of several tensors count as what is there alone."""
         g, facts = self.graph, self.facts
         place = self.steps[step]
-        base = sum(
-            int(facts.bytes[members[c][0]])
+        passing = [
+            members[c][0]
             for c in sure
             if any(facts.made[e] < place <= facts.until[e] for e in members[c])
-        )
-        total = self.rows.column(self.rows.upper[self.peak])
-        level: Terms = {total: 1.0}
+        ]
+        totals = [self.rows.column(self.ceiling) for _ in self.peaks]
+        level: dict[int, int] = {}
         before: dict[int, int] = {}
         for e, (original, copy) in columns.items():
-            size = float(facts.bytes[e]) / self.unit
             if original is not None:
-                level[original] = -size
+                level[original] = e
             if copy is not None:
                 f = int(g.entry_node[e])
                 old = self.rows.column()
@@ -410,18 +428,14 @@ class Builder:
                 self.ran(terms, f, step, 1.0)
                 self.ran(terms, f, step - 1, -1.0)
                 self.rows.at_least(terms, 0.0)
-                level[old] = -size
+                level[old] = e
                 before[e] = old
-        self.rows.at_least(level, base / self.unit)
+        self._at_most(totals, level, passing)
         for f in self.nodes:
-            outputs = sum(
-                int(facts.bytes[e])
-                for e in g.entries(f)
-                if len(members.get(int(facts.block[e]), ())) == 1
-            )
-            terms = {self.peak: 1.0, total: -1.0}
-            self.ran(terms, f, step, -outputs / self.unit)
-            self.ran(terms, f, step - 1, outputs / self.unit)
+            outputs = [
+                e for e in g.entries(f) if len(members.get(int(facts.block[e]), ())) == 1
+            ]
+            there: dict[int, int] = {}
             counted: set[int] = set()
             for i in range(int(g.in_ptr[f]), int(g.in_ptr[f + 1])):
                 e = int(g.in_entry[i])
@@ -440,7 +454,7 @@ class Builder:
                 _add(asked, columns[e][0], 1.0)
                 _add(asked, before.get(e), 1.0)
                 self.rows.at_least(asked, 0.0)
-                terms[read] = -float(facts.bytes[e]) / self.unit
+                there[read] = e
             for above, path in self.above.get(f, {}).items():
                 # run before f, in this step or earlier; what ran earlier counts as passing
                 for e in g.entries(above):
@@ -449,8 +463,14 @@ class Builder:
                         continue
                     early = self.rows.column()
                     self.rows.at_least({early: 1.0, copy: -1.0, before[e]: 1.0, path: -1.0}, -1.0)
-                    terms[early] = -float(facts.bytes[e]) / self.unit
-            self.rows.at_least(terms, 0.0)
+                    there[early] = e
+            for top, total, weight in zip(self.peaks, totals, self.weights, strict=True):
+                made = float(weight[outputs].sum())
+                terms = {top: 1.0, total: -1.0}
+                self.ran(terms, f, step, -made)
+                self.ran(terms, f, step - 1, made)
+                terms.update((column, -weight[e]) for column, e in there.items() if weight[e])
+                self.rows.at_least(terms, 0.0)
 
     def _add_paths(self) -> None:
         """Columns that are 1 where AGAIN nodes alone lead from ``g`` to ``f``: the copy of ``g``
@@ -488,15 +508,13 @@ class Builder:
             places = places[np.argsort(-facts.least[: facts.n_first], kind="stable")[:40]]
         for place in places.tolist():
             sure = {int(facts.block[e]) for e in forward[(made <= place) & (until >= place)]}
-            base = sum(int(facts.bytes[members[c][0]]) for c in sure)
-            terms: Terms = {self.peak: 1.0}
+            there: dict[int, int] = {}
             for e in forward[(made <= place) & (until < place)].tolist():
                 group = int(facts.block[e])
                 if group in sure or self.steps[0] < place:
                     continue
-                for column in at_end.get(group, []):
-                    terms[column] = -float(facts.bytes[e]) / self.unit
-            self.rows.at_least(terms, base / self.unit)
+                there.update(dict.fromkeys(at_end.get(group, []), e))
+            self._at_most(self.peaks, there, (members[c][0] for c in sure))
 
     def build(self) -> Program:
         """All rows."""
@@ -510,8 +528,9 @@ class Builder:
         last = len(self.steps) - 1
         ran = {v: self.run[v, last] for v in self.nodes}
         return Program(
-            self.rows, self.unit, max(1, grain), self.peak, self.again, self.barrier, ran
-        )
+            self.rows, self.unit, max(1, grain), self.peaks, self.ceiling, self.again,
+            self.barrier, ran,
+        )  # fmt: skip
 
 
 def build(
@@ -521,142 +540,21 @@ def build(
     *,
     most_steps: int | None = None,
     places: Sequence[int] | None = None,
+    ends: Sequence[int] = (0, _ALL),
 ) -> Program:
-    """The program of a graph, ``peak`` at most ``ceiling`` bytes (some plan's live peak).
+    """The program of a graph; what is minimized is at most ``ceiling`` bytes, as some plan's is.
 
+    ``ends`` of bands of sizes (:mod:`memcli.memory.size_bands`): with one band the live peak is
+    minimized and bounded, with several the pool.
     ``most_steps``: at most about so many steps, those at which most is alive whatever the plan
     and others between them; all steps where None. ``places``: these steps, and the end of the
     forward pass.
     """
     if places is not None:
-        return Builder(graph, facts, sorted(places), ceiling, False).build()
+        return Builder(graph, facts, sorted(places), ceiling, False, ends).build()
     every = list(range(facts.n_first, len(facts.order)))
     exact = most_steps is None or len(every) <= most_steps
     if most_steps is not None and not exact:
         parts = np.array_split(np.array(every), most_steps)
         every = sorted(int(p[np.argmax(facts.least[p])]) for p in parts)
-    return Builder(graph, facts, every, ceiling, exact).build()
-
-
-@dataclass
-class Outcome:
-    """What the solver proved. ``bound_bytes`` holds for every plan; ``flags`` is its plan."""
-
-    bound_bytes: int
-    flags: Flags | None
-    finished: bool
-    seconds: float
-
-
-def rounded(program: Program, value: float) -> int:
-    """Bytes of a bound in the program's units, up to the next size that a peak can have."""
-    size = value * program.unit
-    return int(np.ceil(size / program.grain)) * program.grain
-
-
-def _linear(rows: Rows, cost: Floats) -> Any:
-    """The rows as HiGHS takes them, with ``cost`` over columns to be minimized."""
-    import highspy
-
-    lp = highspy.HighsLp()
-    lp.num_col_, lp.num_row_ = len(rows.upper), len(rows.low)
-    lp.col_cost_, lp.col_lower_ = cost, np.zeros(len(cost))
-    lp.col_upper_ = np.array(rows.upper)
-    lp.row_lower_ = np.array(rows.low)
-    lp.row_upper_ = np.full(len(rows.low), highspy.kHighsInf)
-    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-    lp.a_matrix_.start_ = np.array(rows.start, np.int32)
-    lp.a_matrix_.index_ = np.array(rows.index, np.int32)
-    lp.a_matrix_.value_ = np.array(rows.value)
-    return lp
-
-
-def _kinds(rows: Rows) -> list[Any]:
-    """Which columns are whole numbers, as HiGHS takes it."""
-    import highspy
-
-    kinds = (highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger)
-    return [kinds[int(w)] for w in rows.whole]
-
-
-def _proven(rows: Rows, cost: Floats, multipliers: Sequence[float]) -> float:
-    """A bound of the relaxed program from a solver's multipliers, 0 where it has none.
-
-    For any multipliers ``y >= 0`` of rows ``A x >= b``, ``y b + sum_j min(0, d_j u_j)`` with
-    ``d = c - A^T y`` is a bound (all columns lie between 0 and ``u``), whatever the solver's
-    tolerances, and wherever it stopped.
-    """
-    if len(multipliers) != len(rows.low):
-        return 0.0
-    duals = np.maximum(np.array(multipliers), 0.0)
-    row = np.repeat(np.arange(len(rows.low)), np.diff(rows.start))
-    used = duals[row] * np.array(rows.value)
-    reduced = cost - np.bincount(np.array(rows.index, np.int64), used, len(cost))
-    return float(duals @ np.array(rows.low) + np.minimum(0.0, reduced * rows.upper).sum())
-
-
-def least_recomputation(
-    program: Program, work: Floats, *, time_limit: float, relaxed: bool
-) -> float:
-    """What every plan under the program's ceiling runs again at least, in units of ``work``.
-
-    ``work``: over forward nodes, what running one costs. Solved by HiGHS within ``time_limit``
-    seconds; ``relaxed``: marks may be any real numbers.
-    """
-    rows = program.rows
-    scale = max(1e-300, float(work.sum()))
-    cost = np.zeros(len(rows.upper))
-    for node, column in program.ran.items():
-        cost[column] = work[node] / scale
-    lp = _linear(rows, cost)
-    # the proof of the relaxed program needs no basis
-    options = {"solver": "ipm", "run_crossover": "off"} if relaxed else {"mip_rel_gap": 1e-6}
-    if not relaxed:
-        lp.integrality_ = _kinds(rows)
-    solver = silent_solver(time_limit=float(time_limit), **options)
-    solver.passModel(lp)
-    solver.run()
-    if relaxed:
-        best = _proven(rows, cost, solver.getSolution().row_dual)
-    else:
-        best = float(solver.getInfo().mip_dual_bound)
-    return max(0.0, best - _SAFE) * scale if np.isfinite(best) else 0.0
-
-
-def solve(program: Program, n_forward: int, *, time_limit: float, relaxed: bool) -> Outcome:
-    """Solve by HiGHS within ``time_limit`` seconds; ``relaxed``: marks may be any real numbers."""
-    import highspy
-
-    started = time.monotonic()
-    rows = program.rows
-    cost = np.zeros(len(rows.upper))
-    cost[program.peak] = 1.0
-    lp = _linear(rows, cost)
-    if not relaxed:
-        lp.integrality_ = _kinds(rows)
-    solver = silent_solver(time_limit=float(time_limit), mip_rel_gap=1e-6)
-    solver.passModel(lp)
-    solver.run()
-    status = solver.getModelStatus()
-    finished = status == highspy.HighsModelStatus.kOptimal
-    solution = solver.getSolution()
-    info = solver.getInfo()
-    flags: Flags | None = None
-    if solution.value_valid:
-        at = np.array(solution.col_value)
-        flags = np.zeros(n_forward, np.uint8)
-        for mark, columns in ((AGAIN, program.again), (BARRIER, program.barrier)):
-            for node, column in columns.items():
-                if at[column] > 0.5:
-                    flags[node] = mark
-    bound = 0
-    if relaxed:
-        best = _proven(rows, cost, solution.row_dual)
-        bound = rounded(program, best - 1e-9 * abs(best))
-    elif status == highspy.HighsModelStatus.kInfeasible:
-        # no plan is under the ceiling, which is a plan's
-        bound = rounded(program, rows.upper[program.peak] * (1 - _SAFE))
-        finished = True
-    elif np.isfinite(info.mip_dual_bound):
-        bound = rounded(program, float(info.mip_dual_bound) * (1 - _SAFE))
-    return Outcome(max(0, bound), flags, finished, time.monotonic() - started)
+    return Builder(graph, facts, every, ceiling, exact, ends).build()

@@ -178,8 +178,8 @@ class Search:
         return None if least is None else least.pool_flags
 
     def prove(self, seconds: float) -> tuple[int, Flags | None]:
-        """A lower bound of every plan's live peak, bytes, and the plan of its solver, if any."""
-        ceiling = min(found.cost.live_peak_bytes for found in self.tried)
+        """A lower bound of every plan's pool, bytes, and the plan of its solver, if any."""
+        ceiling = min(found.cost.pool_bytes for found in self.tried)
         bound = program_bound(self.graph, self.model, seconds, ceiling)
         return max(bound.bytes, best_lower_bound(self.graph, self.model).bytes), bound.flags
 

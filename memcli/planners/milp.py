@@ -4,7 +4,7 @@ All plans are tried where they are few (some ten operators). Up to some sixty op
 mixed-integer program of :mod:`memcli.memory.program` is solved by HiGHS; its plan is one
 candidate and its dual bound a proof for all plans. Larger graphs get the relaxed program's bound,
 and its marks rounded as a candidate. The exact pool judges, and plans of ``dp`` and ``sqrt`` are
-candidates as well: the program minimizes the live peak, the pool can be larger.
+candidates as well: the program minimizes what any pool needs, MXNet's can be larger.
 
 For PyTorch all plans of tiny graphs are tried as well; the proof of larger ones is the search of
 :mod:`memcli.memory.torch_backwards`, which has no plan to give.
