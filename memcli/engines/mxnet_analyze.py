@@ -10,6 +10,7 @@ Joined, they are the whole graph. Nothing is computed and no array is ever alloc
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -30,6 +31,9 @@ from memcli.engines.mxnet_joint import (
 from memcli.engines.mxnet_shapes import ResolvedShapes, resolve_shapes
 from memcli.engines.worker import worker_main
 from memcli.errors import BadInput
+
+# Executors that nobody needs any more: freeing a large one takes long, and the process ends soon.
+_alive: list[Any] = []
 
 UNSUPPORTED = {
     "_cond": "MXNet 1.9.1 cannot bind contrib.cond in a saved symbol",
@@ -150,6 +154,7 @@ def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) ->
     position), ``shapes``, ``unnamed_shape``, ``batch``, ``dtype``, ``dtypes``, ``bind`` (False:
     shapes only), ``no_gradient`` (arguments to bind without one).
     """
+    gc.disable()  # of millions of lists none is in a cycle, and the process ends with the job
     os.environ["MXNET_MEM_PLAN_VERBOSE_LOGGING"] = "1"
     os.environ.update(job.get("environment", {}))
 
@@ -200,6 +205,7 @@ def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) ->
         raise BadInput(
             f"MXNet cannot bind the graph for training: {_rename(clean_message(error), names)}"
         ) from None
+    _alive.append(executor)
     progress("reading MXNet's graph")
     log = parse_plan_log(log_bytes)
     nodes, heads, total_mb = parse_debug(executor.debug_str())
@@ -226,15 +232,14 @@ def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) ->
     dtype_bytes = joint.dtype_bytes(known_types, owner, n_forward)
 
     dynamic = parse_storage_log(log_bytes) if sparse else []
-    kinds: dict[str, int] = {}
+    kinds: dict[tuple[Any, ...], int] = {}
     node_kind = []
     for number, shown in enumerate(nodes):
         if shown["op"] is None:
             node_kind.append(-1)
             continue
-        attrs = {k: v for k, v in shown["attrs"].items() if not k.startswith("__")}
-        n_out = len(log.outputs[number])
-        key = json.dumps([shown["op"], attrs, len(log.inputs[number]), n_out], sort_keys=True)
+        attrs = tuple(sorted(a for a in shown["attrs"].items() if not a[0].startswith("__")))
+        key = shown["op"], attrs, len(log.inputs[number]), len(log.outputs[number])
         node_kind.append(kinds.setdefault(key, len(kinds)))
 
     def flat(rows: list[list[int]]) -> tuple[Any, Any]:
@@ -274,7 +279,7 @@ def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) ->
     result.update(
         n_forward=n_forward,
         n_forward_outputs=n_outputs,
-        kinds=[json.loads(k) for k in kinds],
+        kinds=[[op, dict(attrs), n_in, n_out] for op, attrs, n_in, n_out in kinds],
         node_names=[n["name"] for n in nodes],
         total_mb=total_mb,
         attributes=resolved.attributes,

@@ -144,7 +144,9 @@ class Resolver:
         self.attributes: dict[str, dict[str, str]] = symbol.attr_dict()
         roles = find_roles(raw)
         self.role: dict[str, str] = {}
+        self._prepared: dict[str, list[str]] = {}
         for argument in self.arguments:
+            self._prepared.setdefault(self.original(argument), []).append(argument)
             position = self.position(argument)
             role = roles.get(position, "input") if position is not None else "parameter"
             if role == "input" and self.original(argument).endswith(_PARAMETER_ENDINGS):
@@ -170,7 +172,7 @@ class Resolver:
 
     def prepared(self, original: str) -> list[str]:
         """All arguments of that name in the file (names repeat)."""
-        return [a for a in self.arguments if self.original(a) == original]
+        return self._prepared.get(original, [])
 
     def partial(self, known: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """What MXNet can tell of every argument.

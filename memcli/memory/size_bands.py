@@ -53,7 +53,7 @@ def pool_bound(graph: TrainingGraph, facts: Lifetimes) -> int:
     if not facts.sound or not facts.bytes.any():
         return 0
     fine = ends_of_bands(facts, _MOST_SIZES)
-    pairs = max(3, _MOST_NODES // graph.n_nodes)
+    pairs = max(1, _MOST_NODES // graph.n_nodes)
     coarse = set(ends_of_bands(facts, min(_MOST_ENDS, int(np.sqrt(2 * pairs)))))
     most = [0] * len(fine)  # proven for all bands up to each end
     for j, high in enumerate(fine):

@@ -53,4 +53,4 @@ def prepare(
         for position in range(len(raw["nodes"]) - 3 * heads, len(raw["nodes"])):
             raw["nodes"][position]["name"] = f"n{position}"
     raw.pop("node_row_ptr", None)
-    return symbol_text(raw).decode(), heads
+    return symbol_text(raw, indent=None).decode(), heads
