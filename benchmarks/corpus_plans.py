@@ -8,9 +8,9 @@ has some (the memonger strategy, which equals the original; ``benchmarks/origina
 compares the two), and under ``auto``; then the planned graph is written, bound by MXNet with the
 environment that the plan names, and MXNet's own ``Total`` compared with the plan's. Rows are
 printed as they come, and appended to ``--log``, so that a run can be continued. The summary has
-the median of memory, whether ``auto`` is worse than the classic search anywhere, and how the time
-to plan grows with the nodes: the exponent of a line through log nodes and log seconds
-(``--plot`` draws it; needs matplotlib).
+the median of memory and how near the proven bound is, whether ``auto`` is worse than the classic
+search anywhere, and how the time to plan grows with the nodes: the exponent of a line through log
+nodes and log seconds (``--plot`` draws it; needs matplotlib).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from estimate_corpus import index_shapes
 from memcli.engines.analysis import ShapeRequest, ask_mxnet
 from memcli.errors import MemcliError
 from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.memory.bounds import plan_bound
 from memcli.planners.base import Settings
 from memcli.planners.registry import search_variants
 from memcli.workflow.costs import set_costs
@@ -69,6 +70,11 @@ def check(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
         row["search_seconds"] = time.monotonic() - began
         row["auto_mb"] = found.cost.total_bytes / 2**20
         row["auto_recompute"] = found.cost.recompute_fraction
+        began = time.monotonic()
+        bounds = [plan_bound(graph, model, found.cost) for graph, model in pairs]
+        row["bound_seconds"] = time.monotonic() - began
+        row["bound_mb"] = min(bounds) / 2**20
+        row["pool_mb"] = found.cost.pool_bytes / 2**20
         row["rewrites"] = graphs[chosen].rewrites
         row["barriers"] = int((found.plan.recompute == 2).sum())
         row["environment"] = environment_of(found.plan, graphs[chosen].analysis)
@@ -122,6 +128,10 @@ def summary(rows: list[dict[str, Any]], plot: str | None) -> None:
             again = np.median([r["auto_recompute"] for r in some])
             print(f"{text}: {len(some)} graphs, median memory {part:.1%} of unplanned, median "
                   f"recomputation {again:.0%} of a forward pass")  # fmt: skip
+            near = [r["bound_mb"] / r["pool_mb"] for r in some if r["pool_mb"]]
+            print(f"{text}: no plan takes less than {np.median(near):.0%} of it (median); "
+                  f"proven best: {sum(n >= 1 for n in near)}, contradicted by a plan: "
+                  f"{sum(n > 1 for n in near)}")  # fmt: skip
     marked = [r for r in good if "classic_mb" in r]
     worse = [r["path"] for r in marked if r["auto_mb"] > r["classic_mb"] + 1e-6]
     print(f"with stage marks: {len(marked)}; worse than the classic search: {worse or 'none'}")
