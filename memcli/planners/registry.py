@@ -60,7 +60,7 @@ DESCRIPTIONS = {
 # with this part of the work. The best one after that is searched in depth, and the second if it
 # has little more: memory, or recomputation where there is a budget.
 _CLOSE = 1.15
-_GLANCE = 0.15
+_GLANCE = 0.05
 _NEAR = 1.03
 _NEAR_WITHIN = 1.1
 

@@ -14,9 +14,10 @@ Rules:
 4. Names that are written down to undo the change are unique in the file.
 5. Where three or four operators read a piece afterwards, identities group them two by two.
 6. A long chain is flattened in groups: every k-th of its n Concats stays for those behind it, with
-   k the square root of n rounded up to a multiple of four, or half of n for the longest chains
-   (whole blocks of pieces are used again by MXNet's pool more often than the pieces; which k is
-   best, the pool tells). It bounds how many gradients a piece adds up, too.
+   k the square root of n rounded up to a multiple of four; of the longest chains those at given
+   parts of their length instead (whole blocks of pieces are used again by MXNet's pool more often
+   than the pieces; where to cut, the pool tells). It bounds how many gradients a piece adds up,
+   too.
 
 Exact: Concat only moves data, its gradient only slices it, and the gradients of each piece are
 added in the same order as before, the last reader's first (:mod:`memcli.rewrites.exactness`
@@ -27,7 +28,7 @@ layouts round otherwise: there, and there alone, results differ in the last bits
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from memcli.formats.symbol_check import attribute_keys
@@ -84,12 +85,12 @@ def unread_convolutions(raw: dict[str, Any]) -> list[int]:
 
 
 def flatten_concats(
-    raw: dict[str, Any], shortest: float = math.inf, *, halves: bool = False
+    raw: dict[str, Any], shortest: float = math.inf, *, longest: Sequence[float] = ()
 ) -> list[Rewiring]:
     """The rewirings that flatten a symbol's nested Concats; empty where there are none.
 
-    ``shortest``: chains of so many Concats, and longer ones, are flattened in groups; with
-    ``halves`` the longest ones in two.
+    ``shortest``: chains of so many Concats, and longer ones, are flattened in groups. ``longest``:
+    where groups of the longest ones end, as parts of their length.
     """
     nodes: list[dict[str, Any]] = raw["nodes"]
     readers: dict[int, int] = {}
@@ -110,7 +111,7 @@ def flatten_concats(
         }
         for position, node in enumerate(nodes) if node["op"] in _CONCATS
     }  # fmt: skip
-    stay = _ends_of_groups(nested, shortest, halves)
+    stay = _ends_of_groups(nested, shortest, longest)
     flat: dict[int, list[tuple[int, int]]] = {}
     changes = []
     for position, inner in nested.items():
@@ -128,7 +129,7 @@ def flatten_concats(
 
 
 def _ends_of_groups(
-    nested: Mapping[int, set[int]], shortest: float, halves: bool
+    nested: Mapping[int, set[int]], shortest: float, longest: Sequence[float]
 ) -> set[int]:
     """Concats that stay whole, by chain. ``nested``: {Concat: those that it could take up}."""
     place: dict[int, int] = {}
@@ -140,13 +141,16 @@ def _ends_of_groups(
     lengths: dict[int, int] = {}
     for position, first in chain.items():
         lengths[first] = max(lengths.get(first, 0), place[position])
-    longest = max(lengths.values(), default=0)
+    most = max(lengths.values(), default=0)
     ends = set()
     for position, first in chain.items():
-        group = 4 * math.ceil(math.sqrt(lengths[first]) / 4)
-        if halves and lengths[first] == longest:
-            group = math.ceil(longest / 2)
-        if lengths[first] >= shortest and place[position] % group == 0:
+        length = lengths[first]
+        group = 4 * math.ceil(math.sqrt(length) / 4)
+        if longest and length == most:
+            ends_here = place[position] in {math.ceil(part * length) for part in longest}
+        else:
+            ends_here = place[position] % group == 0
+        if length >= shortest and ends_here:
             ends.add(position)
     return ends
 

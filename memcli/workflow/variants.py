@@ -35,6 +35,8 @@ _SAME_SUMS = 5
 # Chains of so many Concats and more are flattened in groups, by environment. In MXNet's default
 # one, pieces that more than four Concats read have all their gradients alive at one time.
 _GROUPED = {"default": 5, "best": 9}
+# Where groups of the longest chains end, in other variants: the last Concats are the largest.
+_LONGEST = ((0.5,), (0.5, 0.875))
 
 
 @dataclass
@@ -217,7 +219,9 @@ def variants(
     concats = [flatten_concats(source.raw), grouped.concats]
     if environment == "best":
         # the gradients of a piece add up early, so that many may read it
-        concats.append(flatten_concats(source.raw, _GROUPED[environment], halves=True))
+        concats += [
+            flatten_concats(source.raw, _GROUPED[environment], longest=parts) for parts in _LONGEST
+        ]
     wanted = [Edits(c, grouped.joins) for k, c in enumerate(concats) if c not in concats[:k]]
     for changed in _side_by_side(partial(_exactly, source, analysis), wanted, on_progress):
         if changed is not None and all(changed.source.raw != other.source.raw for other in found):
