@@ -24,9 +24,7 @@ from memcli.memory.size_bands import ends_of_bands, pool_bound, weight_in_band
 SMALL = 64
 MEDIUM = 450
 _STEPS_TIMES_NODES = 2400  # of a relaxed program, which then takes seconds
-# Bands of sizes, in programs of small graphs and of larger ones.
-_BANDS = 10
-_FEW_BANDS = 6
+_BANDS = 6  # of sizes, in programs
 _MOST_ROWS = 20_000  # at one place, up to which each band has a place of its own
 
 _PROGRAM_SECONDS = 3.0
@@ -139,12 +137,12 @@ def recompute_bound(
     if not facts.sound:
         return 0.0
     work = graph.flops[: graph.n_forward]
+    ends = ends_of_bands(facts, _BANDS)
     if nodes <= SMALL:
-        whole = program.build(graph, facts, budget, ends=ends_of_bands(facts, _BANDS))
+        whole = program.build(graph, facts, budget, ends=ends)
         return program_solver.least_recomputation(
             whole, work, time_limit=_PROGRAM_SECONDS, relaxed=False
         )
-    ends = ends_of_bands(facts, _FEW_BANDS)
     places = {_narrowest(graph, facts, budget)}
     built = program.build(graph, facts, budget, places=sorted(places), ends=ends)
     if len(built.rows.low) <= _MOST_ROWS:

@@ -148,8 +148,10 @@ def _needed(graph: TrainingGraph, facts: Lifetimes) -> tuple[Ints, Ints]:
     return foreign, any_read
 
 
-def path_bound(graph: TrainingGraph, facts: Lifetimes) -> int:
+def path_bound(graph: TrainingGraph, facts: Lifetimes, known: int = 0) -> int:
     """Bytes that are alive at once under every plan, by the heaviest paths of the graph.
+
+    Not less than ``known``, another bound, which saves the search where paths prove no more.
 
     One path through all operators, and some through those alone whose outputs are large: a break
     costs the least tensor of its stretch, and a path through a bottleneck is broken there. Linear
@@ -157,7 +159,7 @@ def path_bound(graph: TrainingGraph, facts: Lifetimes) -> int:
     not hold (``Lifetimes.sound``).
     """
     if not facts.sound:
-        return 0
+        return known
     foreign, any_read = _needed(graph, facts)
     n_forward = graph.n_forward
     weight = np.zeros(n_forward, np.int64)
@@ -167,23 +169,25 @@ def path_bound(graph: TrainingGraph, facts: Lifetimes) -> int:
     run = (graph.variable[:n_forward] == 0) & (facts.place[:n_forward] >= 0)
     sizes = output[run & (output > 0)]
     if not len(sizes):
-        return 0
+        return known
     least = [0, *np.quantile(sizes, np.arange(1, _SIZES) / _SIZES, method="nearest").tolist()]
-    best = 0
+    best = known
+    seen: set[bytes] = set()
     for size in dict.fromkeys(least):
         path = _heaviest_path(
             n_forward, graph.in_ptr, graph.in_node, graph.in_ignored, facts.turn,
             run & (output >= size), weight, NEVER,
         )  # fmt: skip
-        if len(path):
-            best = max(best, _bound_of(graph, facts, path, foreign, any_read))
+        if len(path) and path.tobytes() not in seen:
+            seen.add(path.tobytes())
+            best = _bound_of(graph, facts, path, foreign, any_read, best)
     return best
 
 
 def _bound_of(
-    graph: TrainingGraph, facts: Lifetimes, path: Ints, foreign: Ints, any_read: Ints
+    graph: TrainingGraph, facts: Lifetimes, path: Ints, foreign: Ints, any_read: Ints, known: int
 ) -> int:
-    """The least peak under which the path can be broken."""
+    """The least peak under which the path can be broken, or ``known`` if that is more."""
     size, length = facts.bytes, len(path)
     own = facts.turn[path] != NEVER
     # a node without a gradient has run again by the turn of the next that has one
@@ -228,7 +232,9 @@ def _bound_of(
     static = facts.gradients[turn]
     may = graph.can_recompute[path]
     arrays = (broken, again, last, side, edge, static, may, own, _FAR)
-    low, high = 0, int(broken.sum() + again.sum() + last.sum() + side.sum() + static.max()) + 1
+    low, high = known, int(broken.sum() + again.sum() + last.sum() + side.sum() + static.max()) + 1
+    if low >= high or _feasible(np.int64(low), *arrays):
+        return low
     # what no plan needs is below the bound: the least feasible limit
     while low < high:
         middle = (low + high) // 2

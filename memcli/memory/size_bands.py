@@ -63,8 +63,7 @@ def pool_bound(graph: TrainingGraph, facts: Lifetimes) -> int:
             if i < j - 1 and not (low in coarse and high in coarse):
                 continue
             band = facts.weighed(weight_in_band(facts.bytes, low, high))
-            proven = step_bound(band)
+            most[j] = max(most[j], most[i] + step_bound(band))
             if low in coarse and high in coarse:
-                proven = max(proven, path_bound(graph, band))
-            most[j] = max(most[j], most[i] + proven)
+                most[j] = most[i] + path_bound(graph, band, most[j] - most[i])
     return most[-1]
