@@ -8,8 +8,9 @@ import numba
 import numpy as np
 
 from memcli.graph.training import Flags, TrainingGraph
-from memcli.memory.fast_pool import ANY, fill, layout, scratch, trace
+from memcli.memory.fast_pool import ANY, fill, trace
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, MXNetModel
+from memcli.memory.pool_layout import layout, scratch
 
 _MOST_STEPS = 40_000_000  # plans times nodes of the joint graph: about a second
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
-from memcli.memory import fast_pool, pool
+from memcli.memory import fast_pool, pool, pool_layout
 
 Seconds = NDArray[np.float64]
 
@@ -92,13 +92,13 @@ class MXNetModel:
         self.__dict__.pop("layout", None)
 
     @cached_property
-    def layout(self) -> fast_pool.Layout:
+    def layout(self) -> pool_layout.Layout:
         """The graph arranged for many evaluations; worked out at the first."""
-        return fast_pool.layout(self.graph, self.seconds)
+        return pool_layout.layout(self.graph, self.seconds)
 
     @cached_property
-    def _scratch(self) -> fast_pool.Scratch:
-        return fast_pool.scratch(self.layout)
+    def _scratch(self) -> pool_layout.Scratch:
+        return pool_layout.scratch(self.layout)
 
     def unread_rules(self, *, portable: bool = False) -> tuple[Any, ...]:
         """What :func:`memcli.memory.pool.drop_unread` needs after the flags."""

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from memcli.errors import BadInput
 from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
-from memcli.memory import fast_pool
 from memcli.memory.bounds import best_lower_bound, program_bound
 from memcli.memory.exhaustive import all_plans
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost, MXNetModel
 from memcli.memory.pool import AGAIN, BARRIER, KEPT
+from memcli.memory.pool_layout import scratch
 from memcli.planners import anneal
 from memcli.planners.cutpoints import CutPoint, find_cuts, pinned_bytes
 from memcli.planners.roles import find_roles, spared_with
@@ -170,7 +170,7 @@ class Search:
         """:func:`memcli.planners.anneal.anneal` on this graph, all but what a chain brings."""
         layout = self.model.layout
         rules = self.model.unread_rules(portable=portable)
-        return partial(anneal.anneal, layout, fast_pool.scratch(layout), rules)
+        return partial(anneal.anneal, layout, scratch(layout), rules)
 
     def of_all_plans(self) -> Flags | None:
         """The best of all plans there are at the default match range; None where too many."""

@@ -22,6 +22,7 @@ from memcli.memory.exhaustive import all_plans
 from memcli.memory.lifetimes import lifetimes, step_bound
 from memcli.memory.mxnet_model import MXNetModel
 from memcli.memory.path_bound import path_bound
+from memcli.memory.pool_layout import layout, scratch
 from memcli.memory.size_bands import ends_of_bands, pool_bound
 from memcli.planners.base import MATCH_RANGES
 from tests.unit.chains import chain_graph, plain_chain
@@ -190,7 +191,7 @@ def bounds_and_leasts() -> Iterator[tuple[float, float]]:
         nodes = np.flatnonzero(graph.can_recompute)
         graph.flops[nodes] = [chance.randint(1, 100) for _ in nodes]
         model = MXNetModel(graph)
-        work = fast_pool.layout(graph), fast_pool.scratch(fast_pool.layout(graph))
+        work = layout(graph), scratch(layout(graph))
         plans = []  # what any pool needs for each, and what it recomputes
         for marks in itertools.product((0, 1, 2), repeat=len(nodes)):
             flags = model.none()

@@ -11,7 +11,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from memcli.graph.training import Kind, TrainingGraph
-from memcli.memory import fast_pool
+from memcli.memory import fast_pool, pool_layout
 from memcli.memory.bounds import working_set_bound
 from memcli.memory.mxnet_model import MXNetModel
 
@@ -289,7 +289,7 @@ def test_every_pool_has_a_block_for_each_tensor(seed: int, size: int, match_rang
     chance = random.Random(seed + 1)
     mark = np.array([chance.choice((0, 1, 1, 2)) for _ in range(size)], np.uint8)
     mark *= graph.can_recompute
-    layout, scratch = model.layout, fast_pool.scratch(model.layout)
+    layout, scratch = model.layout, pool_layout.scratch(model.layout)
     steps, _, _ = fast_pool.trace(layout, scratch, mark)
     whole = fast_pool.fill(layout, scratch, mark, steps, match_range, fast_pool.ANY, True)
     _, pool, live, least = whole
