@@ -44,6 +44,9 @@ _USUAL_RANGES = (2, 3, 4, 6)
 _HEAT = 0.012
 _HEAT_WITHIN = 0.006
 _LATER = 0.5  # of it in later rounds, which go on from good plans
+# What plans to start from differ in, as a part of the nodes to decide on: with less, a search that
+# goes on from an earlier one starts from one plan several times.
+_APART = 0.05
 # The price of memory at the budget, as a part of its mean below.
 _AT_THE_BUDGET = 0.6
 # The price of recomputation at a limit on it, in times of its mean above.
@@ -209,9 +212,10 @@ def _first_chains(search: Search, annealer: _Annealer, count: int) -> list[_Chai
         low = min(ranked, key=lambda found: found.cost.live_peak_bytes)
         ranked = [ranked[0], low, *ranked[1:]]
     chosen: list[Found] = []
+    apart = max(2, int(_APART * len(annealer.nodes)))
     for found in ranked:
         flags = found.plan.recompute
-        if all(np.count_nonzero(flags != c.plan.recompute) > 2 for c in chosen):
+        if all(np.count_nonzero(flags != c.plan.recompute) > apart for c in chosen):
             chosen.append(found)
         if len(chosen) == 3:
             break
