@@ -107,7 +107,8 @@ def test_barriers_hand_on_and_come_off(seed: int, size: int) -> None:
 @given(st.integers(0, 10**6), st.integers(4, 30))
 def test_flattened_concats_concatenate_the_same_and_come_off(seed: int, size: int) -> None:
     raw = symbol(seed, size)
-    changes = flatten_concats(raw, (2, 3, 5, math.inf)[seed % 4])
+    parts = ((), (0.5,), (0.5, 0.875))[seed % 3]
+    changes = flatten_concats(raw, (2, 3, 5, math.inf)[seed % 4], longest=parts)
     flat = rewire(raw, changes)
     chained = insert_chains(flat, grouped_sums(flat, {c.position for c in changes}))
     assert values(flat) == values(raw)
@@ -161,9 +162,20 @@ def test_nested_concats_become_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "stay"), [(3, []), (6, [4]), (12, [4, 8]), (16, [4, 8, 12]), (32, [8, 16, 24])]
+    ("length", "parts", "stay"),
+    [
+        (3, (), []),
+        (6, (), [4]),
+        (12, (), [4, 8]),
+        (16, (), [4, 8, 12]),
+        (32, (), [8, 16, 24]),
+        (32, (0.5,), [16]),
+        (16, (0.5, 0.875), [8, 14]),
+    ],
 )
-def test_long_chains_are_flattened_in_groups(length: int, stay: list[int]) -> None:
+def test_long_chains_are_flattened_in_groups(
+    length: int, parts: tuple[float, ...], stay: list[int]
+) -> None:
     """A Concat reads what was added since the last one that stays, and that one."""
     nodes: list[dict[str, Any]] = [{"op": "null", "name": "x0", "inputs": []}]
     places = [0]
@@ -179,7 +191,7 @@ def test_long_chains_are_flattened_in_groups(length: int, stay: list[int]) -> No
         "arg_nodes": [p for p, node in enumerate(nodes) if node["op"] == "null"],
         "heads": [[p, 0] for p, node in enumerate(nodes) if node["op"] == "relu"],
     }
-    flat = rewire(raw, flatten_concats(raw, 5))["nodes"]
+    flat = rewire(raw, flatten_concats(raw, 5, longest=parts))["nodes"]
     names = [node["name"] for node in flat]
     for k in range(1, length + 1):
         last = max((s for s in stay if s < k), default=0)
