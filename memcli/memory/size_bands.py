@@ -47,7 +47,7 @@ def weight_in_band(size: Ints, low: int, high: int) -> Ints:
 def pool_bound(graph: TrainingGraph, facts: Lifetimes) -> int:
     """Bytes that the pool takes under every plan, at any match range.
 
-    Some tenths of a second for hundreds of operators, some seconds at 50,000 nodes. 0 where the
+    Some tenths of a second for hundreds of operators, two seconds at 50,000. 0 where the
     facts do not hold (``Lifetimes.sound``).
     """
     if not facts.sound or not facts.bytes.any():
