@@ -146,12 +146,13 @@ class Resolver:
         self.role: dict[str, str] = {}
         self._prepared: dict[str, list[str]] = {}
         for argument in self.arguments:
-            self._prepared.setdefault(self.original(argument), []).append(argument)
+            name = self.original(argument)
+            self._prepared.setdefault(name, []).append(argument)
             position = self.position(argument)
             role = roles.get(position, "input") if position is not None else "parameter"
-            if role == "input" and self.original(argument).endswith(_PARAMETER_ENDINGS):
+            if role == "input" and name.endswith(_PARAMETER_ENDINGS):
                 role = "parameter"
-            if role == "input" and self.original(argument).endswith("label"):
+            if role == "input" and name.endswith("label"):
                 role = "label"
             self.role[argument] = role
 

@@ -18,7 +18,7 @@ from memcli.memory import program, program_solver
 from memcli.memory.exhaustive import all_plans
 from memcli.memory.lifetimes import Lifetimes, lifetimes
 from memcli.memory.mxnet_model import Cost, MXNetModel
-from memcli.memory.size_bands import ends_of_bands, pool_bound, weight_in_band
+from memcli.memory.size_bands import ends_of_bands, in_band, pool_bound
 
 # Recomputable nodes up to which the program is solved with whole marks, and relaxed.
 SMALL = 64
@@ -91,7 +91,7 @@ def best_lower_bound(
 ) -> Bound:
     """The largest of all bounds.
 
-    Of sizes always (a second at 50,000 nodes), of the program where ``time_limit`` gives it
+    Of sizes always (two seconds at 50,000 nodes), of the program where ``time_limit`` gives it
     seconds; ``ceiling`` as in :func:`program_bound`.
     """
     started = time.monotonic()
@@ -147,8 +147,7 @@ def recompute_bound(
     built = program.build(graph, facts, budget, places=sorted(places), ends=ends)
     if len(built.rows.low) <= _MOST_ROWS:
         for low, high in itertools.pairwise(ends):
-            band = facts.weighed(weight_in_band(facts.bytes, low, high))
-            places.add(_narrowest(graph, band, budget))
+            places.add(_narrowest(graph, in_band(facts, low, high), budget))
         built = program.build(graph, facts, budget, places=sorted(places), ends=ends)
     return program_solver.least_recomputation(built, work, time_limit=time_limit, relaxed=True)
 

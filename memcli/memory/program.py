@@ -43,11 +43,13 @@ from dataclasses import dataclass, field
 from math import gcd
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memcli.graph.training import TrainingGraph
 from memcli.memory.lifetimes import Lifetimes
 from memcli.memory.size_bands import weight_in_band
 
+Floats = NDArray[np.float64]
 Terms = dict[int, float]
 _MOST_PATHS = 25_000  # pairs of nodes times steps
 _ALL = 1 << 62  # no tensor is larger
@@ -98,6 +100,11 @@ class Program:
 def _add(terms: Terms, column: int | None, factor: float) -> None:
     if column is not None:
         terms[column] = terms.get(column, 0.0) + factor
+
+
+def _weighing(there: Mapping[int, int], weight: Floats) -> Terms:
+    """Terms that take off what is there: columns with the tensors that they tell of."""
+    return {column: -weight[e] for column, e in there.items() if weight[e]}
 
 
 class Builder:
@@ -316,8 +323,7 @@ class Builder:
         """
         sure = list(base)
         for top, weight in zip(tops, self.weights, strict=True):
-            terms: Terms = {top: 1.0}
-            terms.update((column, -weight[e]) for column, e in there.items() if weight[e])
+            terms = {top: 1.0, **_weighing(there, weight)}
             self.rows.at_least(terms, float(weight[sure].sum()))
 
     def add_peaks(self) -> None:
@@ -466,10 +472,9 @@ class Builder:
                     there[early] = e
             for top, total, weight in zip(self.peaks, totals, self.weights, strict=True):
                 made = float(weight[outputs].sum())
-                terms = {top: 1.0, total: -1.0}
+                terms = {top: 1.0, total: -1.0, **_weighing(there, weight)}
                 self.ran(terms, f, step, -made)
                 self.ran(terms, f, step - 1, made)
-                terms.update((column, -weight[e]) for column, e in there.items() if weight[e])
                 self.rows.at_least(terms, 0.0)
 
     def _add_paths(self) -> None:

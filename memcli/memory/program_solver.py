@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from memcli.graph.training import Flags
 from memcli.highs import silent_solver
 from memcli.memory.pool import AGAIN, BARRIER
-from memcli.memory.program import Program, Rows
-
-Floats = NDArray[np.float64]
+from memcli.memory.program import Floats, Program, Rows
 
 _SAFE = 1e-5  # relative: the solver's tolerances on a program scaled to about 1
 

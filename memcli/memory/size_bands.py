@@ -23,7 +23,7 @@ from memcli.memory.path_bound import path_bound
 
 _MOST_SIZES = 160  # ends of bands for which moments are looked at
 _MOST_NODES = 250_000  # nodes of paths looked for in all, over pairs of ends of bands
-_MOST_ENDS = 24
+_MOST_ENDS = 24  # of bands for which paths are looked for
 
 
 def ends_of_bands(facts: Lifetimes, most: int) -> list[int]:
@@ -44,6 +44,11 @@ def weight_in_band(size: Ints, low: int, high: int) -> Ints:
     return np.clip(size, low, high) - low
 
 
+def in_band(facts: Lifetimes, low: int, high: int) -> Lifetimes:
+    """The facts with what of each tensor's size lies in a band for its size."""
+    return facts.weighed(weight_in_band(facts.bytes, low, high))
+
+
 def pool_bound(graph: TrainingGraph, facts: Lifetimes) -> int:
     """Bytes that the pool takes under every plan, at any match range.
 
@@ -62,7 +67,7 @@ def pool_bound(graph: TrainingGraph, facts: Lifetimes) -> int:
         for i, low in enumerate(fine[:j]):
             if i < j - 1 and not (low in coarse and high in coarse):
                 continue
-            band = facts.weighed(weight_in_band(facts.bytes, low, high))
+            band = in_band(facts, low, high)
             most[j] = max(most[j], most[i] + step_bound(band))
             if low in coarse and high in coarse:
                 most[j] = most[i] + path_bound(graph, band, most[j] - most[i])
