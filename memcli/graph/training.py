@@ -56,7 +56,8 @@ class TrainingGraph:
     is_grad_add: Flags
     can_recompute: Flags  # over forward nodes: the engine may run it twice
     can_barrier: Flags  # over forward nodes: an identity may be put behind it
-    fails_unread: Flags  # over forward nodes: cannot be run for nothing
+    # over forward nodes: cannot be run where nobody reads the first output
+    fails_unread: Flags
     flops: NDArray[np.float64]  # floating-point operations of each node
     shape_ptr: Ints  # entries + 1: dimensions of entry e are shape_dim[shape_ptr[e]:...]
     shape_dim: Ints
@@ -89,13 +90,19 @@ class TrainingGraph:
         self.entry_bytes = np.maximum(self.elements, 0) * self.itemsize
 
     def own_read(self) -> Flags:
-        """Over forward nodes: 1 where a node's gradient reads a visible output of the node."""
+        """Over forward nodes: 1 where a node's gradient reads the first output of the node."""
         result = np.zeros(self.n_forward, np.uint8)
         for v in range(self.n_forward, self.n_nodes):
             for i in range(self.in_ptr[v], self.in_ptr[v + 1]):
                 source = self.in_node[i]
                 if source == self.owner[v] and not self.in_ignored[i]:
-                    result[source] |= self.visible[self.in_entry[i]]
+                    result[source] |= self.in_entry[i] == self.first[source]
+        return result
+
+    def leading(self) -> Flags:
+        """Over entries: 1 for the first output of a node, 0 for others."""
+        result = np.zeros(self.n_entries, np.uint8)
+        result[self.first[:-1][np.diff(self.first) > 0]] = 1
         return result
 
     def op(self, node: int) -> str:

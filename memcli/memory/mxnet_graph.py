@@ -39,13 +39,23 @@ _INSISTS = frozenset(
         "BatchNorm_v1", "BilinearSampler", "Convolution_v1", "Crop", "Deconvolution", "Embedding",
         "GridGenerator", "L2Normalization", "Pad", "_contrib_DeformableConvolution",
         "_contrib_ModulatedDeformableConvolution", "_contrib_SyncBatchNorm",
-        "_contrib_boolean_mask", "_sparse_retain", "cast_storage", "diag", "hard_sigmoid", "take",
+        "_contrib_boolean_mask", "_sparse_retain", "cast_storage", "choose_element_0index", "diag",
+        "hard_sigmoid", "pick", "take",
+    }
+)  # fmt: skip
+# Operators that make what else their gradients read (statistics, places) whether anybody reads
+# their first output or not. Others, such as LayerNorm, return at once if nobody does, and the
+# gradients then read what was in memory.
+_MAKES_THE_REST = frozenset(
+    {
+        "BatchNorm", "InstanceNorm", "LRN", "Pooling", "ROIPooling", "SpatialTransformer",
+        "Correlation", "_linalg_det", "_linalg_slogdet",
     }
 )  # fmt: skip
 
 
 def fails_unread(op: str, attrs: Mapping[str, str]) -> bool:
-    """Whether MXNet fails where it runs the operator and nobody reads what it makes.
+    """Whether MXNet fails where it runs the operator and nobody reads its first output.
 
     Convolution does not with oneDNN or cuDNN in float32; its plain kernel and the depthwise one
     of GPUs do.
@@ -156,9 +166,27 @@ def build(result: Mapping[str, Any], arrays_path: Path, raw: Mapping[str, Any]) 
         internals=a["internals"],
     )
     graph.alias = find_merged(raw, graph.node_of_position())
+    graph.fails_unread |= _reads_the_rest(graph)
     graph.flops = _count_flops(graph)
     graph.can_barrier = _can_barrier(graph)
     return graph
+
+
+def _reads_the_rest(graph: TrainingGraph) -> Flags:
+    """Over forward nodes: 1 where a gradient reads other outputs of a node than its first, which
+    the node may not make if nobody reads that."""
+    result = np.zeros(graph.n_forward, np.uint8)
+    for v in range(graph.n_forward, graph.n_nodes):
+        for i in range(graph.in_ptr[v], graph.in_ptr[v + 1]):
+            source = graph.in_node[i]
+            if (
+                source == graph.owner[v]
+                and not graph.in_ignored[i]
+                and graph.in_entry[i] > graph.first[source]
+                and graph.op(source) not in _MAKES_THE_REST
+            ):
+                result[source] = 1
+    return result
 
 
 def _can_barrier(graph: TrainingGraph) -> Flags:

@@ -82,6 +82,7 @@ class MXNetModel:
         # whether only plans that MXNet's plain kernels run are made
         self.portable = False
         self._own_read = graph.own_read()
+        self._leading = graph.leading()
         convolution = [graph.op(v) == "Convolution" for v in forward]
         self._strict = graph.fails_unread | np.array(convolution, np.uint8)
 
@@ -104,7 +105,7 @@ class MXNetModel:
         """What :func:`memcli.memory.pool.drop_unread` needs after the flags."""
         g = self.graph
         return (
-            g.in_ptr, g.in_node, g.in_entry, g.in_ignored, g.visible, self._own_read,
+            g.in_ptr, g.in_node, g.in_entry, g.in_ignored, self._leading, self._own_read,
             self._strict if portable or self.portable else g.fails_unread,
         )  # fmt: skip
 
@@ -123,7 +124,7 @@ class MXNetModel:
         return flags
 
     def unread_copies(self, recompute: Flags) -> list[int]:
-        """Forward nodes that are run again though nobody reads their visible outputs."""
+        """Forward nodes that are run again though nobody reads their first output."""
         g = self.graph
         mark = (recompute * self.markable).astype(np.uint8)
         order = self.execution_order(mark)
@@ -131,7 +132,7 @@ class MXNetModel:
         return [
             int(v)
             for v in order[order >= g.n_nodes] - g.n_nodes
-            if not any(counts[g.n_entries + e] and g.visible[e] for e in g.entries(v))
+            if not counts[g.n_entries + g.first[v]]
         ]
 
     def execution_order(self, mark: Flags) -> Ints:

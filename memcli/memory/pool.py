@@ -87,12 +87,13 @@ def execution_order(n, in_ptr, in_node, dep_ptr, dep_node, owner, heads, mark):
 
 
 @numba.njit(cache=True)
-def drop_unread(flags, in_ptr, in_node, in_entry, in_ignored, visible, own_read, fails_unread):
+def drop_unread(flags, in_ptr, in_node, in_entry, in_ignored, leading, own_read, fails_unread):
     """Take back the recomputation of forward nodes whose copy nobody would read.
 
     MXNet runs such a copy all the same, with the request to write nothing (``kNullOp``), and
-    some operators then fail a check (``fails_unread``); those alone are dropped. Changes
-    ``flags``. A copy is read by recomputed readers, and by its own gradient (``own_read``).
+    some operators then fail a check, or leave out what else they make (``fails_unread``); those
+    alone are dropped. Changes ``flags``. What decides is the first output of a copy (``leading``
+    over entries): recomputed readers read it, and its own gradient may (``own_read``).
     """
     wanted = own_read.copy()
     for node in range(flags.shape[0] - 1, -1, -1):
@@ -103,7 +104,7 @@ def drop_unread(flags, in_ptr, in_node, in_entry, in_ignored, visible, own_read,
             continue
         for i in range(in_ptr[node], in_ptr[node + 1]):
             source = in_node[i]
-            if not in_ignored[i] and visible[in_entry[i]] and source < flags.shape[0]:
+            if not in_ignored[i] and leading[in_entry[i]] and source < flags.shape[0]:
                 wanted[source] |= flags[source] != BARRIER
 
 
