@@ -99,6 +99,17 @@ class TrainingGraph:
                     result[source] |= self.in_entry[i] == self.first[source]
         return result
 
+    def waited_for(self) -> Flags:
+        """Over forward nodes: 1 where a node's gradient waits for the node, or reads from it."""
+        result = np.zeros(self.n_forward, np.uint8)
+        for v in range(self.n_forward, self.n_nodes):
+            own = self.owner[v]
+            if own >= 0:
+                waits = self.dep_node[self.dep_ptr[v] : self.dep_ptr[v + 1]]
+                reads = self.in_node[self.in_ptr[v] : self.in_ptr[v + 1]]
+                result[own] |= bool((waits == own).any() or (reads == own).any())
+        return result
+
     def leading(self) -> Flags:
         """Over entries: 1 for the first output of a node, 0 for others."""
         result = np.zeros(self.n_entries, np.uint8)

@@ -83,6 +83,7 @@ class MXNetModel:
         self.portable = False
         self._own_read = graph.own_read()
         self._leading = graph.leading()
+        self._waited_for = graph.waited_for()
         convolution = [graph.op(v) == "Convolution" for v in forward]
         self._strict = graph.fails_unread | np.array(convolution, np.uint8)
 
@@ -106,6 +107,7 @@ class MXNetModel:
         g = self.graph
         return (
             g.in_ptr, g.in_node, g.in_entry, g.in_ignored, self._leading, self._own_read,
+            self._waited_for,
             self._strict if portable or self.portable else g.fails_unread,
         )  # fmt: skip
 

@@ -87,13 +87,17 @@ def execution_order(n, in_ptr, in_node, dep_ptr, dep_node, owner, heads, mark):
 
 
 @numba.njit(cache=True)
-def drop_unread(flags, in_ptr, in_node, in_entry, in_ignored, leading, own_read, fails_unread):
+def drop_unread(
+    flags, in_ptr, in_node, in_entry, in_ignored, leading, own_read, waited_for, fails_unread
+):  # fmt: skip
     """Take back the recomputation of forward nodes whose copy nobody would read.
 
     MXNet runs such a copy all the same, with the request to write nothing (``kNullOp``), and
     some operators then fail a check, or leave out what else they make (``fails_unread``); those
     alone are dropped. Changes ``flags``. What decides is the first output of a copy (``leading``
-    over entries): recomputed readers read it, and its own gradient may (``own_read``).
+    over entries): its own gradient may read it (``own_read``), and readers whose copies run do.
+    A copy runs where its gradient waits for it (``waited_for``; that of a sum does not) or where
+    another copy that runs reads it.
     """
     wanted = own_read.copy()
     for node in range(flags.shape[0] - 1, -1, -1):
@@ -101,6 +105,8 @@ def drop_unread(flags, in_ptr, in_node, in_entry, in_ignored, leading, own_read,
             continue
         if fails_unread[node] and not wanted[node]:
             flags[node] = 0
+            continue
+        if not wanted[node] and not waited_for[node]:
             continue
         for i in range(in_ptr[node], in_ptr[node + 1]):
             source = in_node[i]

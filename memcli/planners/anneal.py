@@ -259,6 +259,11 @@ def _propose(
     return count
 
 
+@numba.njit(cache=True)
+def _drop(flags, d):
+    drop_unread(flags, d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7])
+
+
 @numba.njit(cache=True, nogil=True)
 def anneal(
     lay, scratch, drop, state, best, nodes, weights, can_barrier, group_ptr, group_of, group_node,
@@ -277,7 +282,7 @@ def anneal(
     undo_node = np.zeros(max(64, state.shape[0]), np.int64)
     undo_mark = np.zeros(max(64, state.shape[0]), np.uint8)
     flags = state.copy()
-    drop_unread(flags, drop[0], drop[1], drop[2], drop[3], drop[4], drop[5], drop[6])
+    _drop(flags, drop)
     length, flops, work = trace(lay, scratch, flags)
     _, pool, _, least = fill(lay, scratch, flags, length, match_range, ANY, True)
     energy = energy_of(params, float(pool), flops, work, 1.0)
@@ -297,7 +302,7 @@ def anneal(
         if count == 0:
             continue
         flags[:] = state
-        drop_unread(flags, drop[0], drop[1], drop[2], drop[3], drop[4], drop[5], drop[6])
+        _drop(flags, drop)
         length, flops, work = trace(lay, scratch, flags)
         hard = hardness(part)
         # how high the energy may be; drawn first, so that what is worse need not be worked out

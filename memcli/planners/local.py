@@ -317,6 +317,8 @@ def remember(search: Search, chain: _Chain) -> None:
 def explore(search: Search) -> None:
     """The plans to start from."""
     consider_starts(search, NAME)
+    if not search.tried:  # a graph of one operator has nothing to choose from
+        search.consider(NAME, search.model.none(), [])
 
 
 def run(search: Search) -> None:

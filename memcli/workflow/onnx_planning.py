@@ -176,17 +176,19 @@ def analyze_file(
     """Bind the shapes and record a step.
 
     Raises:
-        BadInput: shapes, types or operators that cannot be.
+        BadInput: shapes, types or operators that cannot be, or a step that makes no tensor.
         EngineFailed: PyTorch is missing or crashed.
     """
     bound = bind_shapes(file, request)
     floats = [d for d in bound.dtypes.values() if "float" in d]
     dtype = request.dtype or (floats[0] if floats else "float32")
     refuse_other_type(file, request.dtype)
-    return analyze_onnx(
+    analysis = analyze_onnx(
         file, bound.shapes, assumed=bound.assumed, dtype=dtype, device=device,
         on_progress=on_progress,
     )  # fmt: skip
+    refuse_nothing_made(analysis)
+    return analysis
 
 
 def refuse_other_type(file: OnnxFile, dtype: str | None) -> None:
@@ -198,6 +200,22 @@ def refuse_other_type(file: OnnxFile, dtype: str | None) -> None:
             f"{file.path}: its inputs are {other}, and an ONNX file's types stay as they are",
             f"export the model as {dtype}, or train it under torch.autocast",
         )
+
+
+def refuse_nothing_made(analysis: TorchAnalysis) -> None:
+    """Raises BadInput where no step makes a tensor, so that no plan differs from another.
+
+    Nodes that no output needs are no steps, and those that make views make nothing.
+    """
+    if analysis.model.exact.makes.any():
+        return
+    names = [shown(row["name"]) for row in analysis.outputs]
+    outputs = ", ".join([*names[:3], "..."] if len(names) > 3 else names)
+    raise BadInput(
+        f"{shown_path(analysis.file.path)}: no node of the graph is trained through: its outputs "
+        f"({outputs}) are weights, inputs, constants or views of these",
+        "its outputs should be what the network computes, or its loss",
+    )
 
 
 def shape_notes(analysis: TorchAnalysis) -> list[str]:

@@ -26,6 +26,7 @@ from memcli.memory.pool import BARRIER
 from memcli.rewrites.exactness import concats_keep_sums, joins_keep_sums
 from memcli.rewrites.flatten_concats import flatten_concats, grouped_sums, unread_convolutions
 from memcli.rewrites.gradient_joins import LARGE, gradient_joins, possible_joins
+from memcli.rewrites.read_normalizations import unread_normalizations
 
 Progress = Callable[[str, float | None], None]
 T = TypeVar("T")
@@ -45,9 +46,10 @@ class Edits:
 
     concats: list[Rewiring] = field(default_factory=list)
     joins: list[Join] = field(default_factory=list)
+    reads: list[int] = field(default_factory=list)  # identities behind the nodes at these places
 
     def __bool__(self) -> bool:
-        return bool(self.concats or self.joins)
+        return bool(self.concats or self.joins or self.reads)
 
     @property
     def names(self) -> list[str]:
@@ -57,6 +59,8 @@ class Edits:
             found.append(f"{len(self.concats)} Concats flattened")
         if self.joins:
             found.append(f"{len(self.joins)} gradient joins")
+        if self.reads:
+            found.append(f"{len(self.reads)} identities behind normalizations")
         return found
 
     def applied(self, raw: dict[str, Any]) -> dict[str, Any]:
@@ -70,11 +74,14 @@ class Edits:
         chains = grouped_sums(raw, set(moved.values()))
         if chains:
             raw = insert_chains(raw, chains)
+        read = unread_normalizations(raw) if self.reads else []
         if self.concats:
             # Behind a save barrier on this identity a convolution's copy is read, so that MXNet's
             # plain kernels run the plan. They are what it is exact on: oneDNN lays flattened
             # Concats out otherwise, and rounds otherwise.
-            raw, _ = insert_identities(raw, unread_convolutions(raw), suffix="_read")
+            read += unread_convolutions(raw)
+        if read:
+            raw, _ = insert_identities(raw, read, suffix="_read")
         return raw
 
 
@@ -92,6 +99,7 @@ def edits_of(source: SymbolFile, analysis: Analysis, environment: str) -> Edits:
     return Edits(
         flatten_concats(source.raw, _GROUPED[environment]),
         gradient_joins(source.raw, analysis.graph, analysis.model),
+        unread_normalizations(source.raw),
     )
 
 
@@ -102,7 +110,7 @@ def exact_parts(edits: Edits, source: SymbolFile, before: Analysis, after: Analy
         concats = []
     if joins and not joins_keep_sums(before.graph, after.graph, source.raw, joins):
         joins = []
-    return Edits(concats, joins)
+    return Edits(concats, joins, edits.reads)
 
 
 def _rewritten(source: SymbolFile, analysis: Analysis, edits: Edits) -> Variant:
@@ -178,7 +186,8 @@ def _rewritten_variants(
         return variants(
             source, analysis, rewrite=rewrite, environment=environment, on_progress=on_progress
         )
-    edits = Edits(flatten_concats(source.raw, _GROUPED[environment]), joins)
+    concats = flatten_concats(source.raw, _GROUPED[environment])
+    edits = Edits(concats, joins, unread_normalizations(source.raw))
     changed = source.with_content(edits.applied(source.raw))
     with ThreadPoolExecutor(1) as pool:
         beside = pool.submit(analyze, changed.raw, request)
@@ -222,7 +231,8 @@ def variants(
         concats += [
             flatten_concats(source.raw, _GROUPED[environment], longest=parts) for parts in _LONGEST
         ]
-    wanted = [Edits(c, grouped.joins) for k, c in enumerate(concats) if c not in concats[:k]]
+    concats = [c for k, c in enumerate(concats) if c not in concats[:k]]
+    wanted = [Edits(c, grouped.joins, grouped.reads) for c in concats]
     for changed in _side_by_side(partial(_exactly, source, analysis), wanted, on_progress):
         if changed is not None and all(changed.source.raw != other.source.raw for other in found):
             found.append(changed)

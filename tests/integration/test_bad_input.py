@@ -35,7 +35,8 @@ RESNET = EXAMPLES / "resnet-50-symbol.json"
 def assert_refused(result: subprocess.CompletedProcess[str], folder: Path, *words: str) -> None:
     """Exit status 2, one or two lines that hold ``words``, and no plan in the folder."""
     assert result.returncode == 2, (result.returncode, result.stderr)
-    lines = [x for x in result.stderr.splitlines() if not x.startswith(("planning:", "note:"))]
+    beside = ("planning:", "comparing:", "fitting:", "note:")
+    lines = [x for x in result.stderr.splitlines() if not x.startswith(beside)]
     assert 1 <= len(lines) <= 2, result.stderr
     assert lines[0].startswith("memcli: ")
     assert "Traceback" not in result.stderr
@@ -153,6 +154,36 @@ def test_an_onnx_file_without_nodes_is_refused(memcli: Command, tmp_path: Path) 
     graph = onnx.helper.make_graph([], "empty", [], [])
     (tmp_path / "model").write_bytes(onnx.helper.make_model(graph).SerializeToString())
     assert_refused(memcli("plan", "model"), tmp_path, "no nodes")
+
+
+@pytest.mark.parametrize("what", ["weight", "view"])
+def test_an_onnx_file_that_trains_no_node_is_refused(
+    memcli: Command, tmp_path: Path, what: str
+) -> None:
+    """Its output is a weight, or a view of one: no plan is any other than the next."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnx")
+    from tests.small_onnx import Model
+
+    m = Model()
+    m.node("MatMul", ["x", m.weight("w", 4, 4)], "product")
+    output = "w" if what == "weight" else m.node("Transpose", ["w"], "turned")
+    m.write(tmp_path / "m.onnx", {"x": ("n", 4)}, {output: (4, 4)})
+    words = f"m.onnx: no node of the graph is trained through: its outputs ('{output}')"
+    for arguments in (
+        ("plan", "m.onnx", "-o", "out.json"),
+        ("plan", "m.onnx", "-o", "out.json", "--strategy", "cheap", "--gpu", "0"),
+        ("compare", "m.onnx"),
+        ("fit", "m.onnx", "--memory", "1MiB"),
+    ):
+        assert_refused(memcli(*arguments), tmp_path, words, "should be")
+    inspected = memcli("inspect", "m.onnx")  # what the file says itself is shown all the same
+    assert inspected.returncode == 0 and "Traceback" not in inspected.stderr
+    assert words in inspected.stderr and "MatMul" in inspected.stdout
+    m.write(tmp_path / "both.onnx", {"x": ("n", 4)}, {output: (4, 4), "product": ("n", 4)})
+    for command in ("plan", "compare"):
+        done = memcli(command, "both.onnx")
+        assert done.returncode == 0, done.stderr
 
 
 @needs_mxnet

@@ -70,7 +70,7 @@ def test_transformers_train_to_the_same_bits(tmp_path: Path, memcli: Command) ->
     probabilities = b.operator("log_softmax", "p", [out])
     picked = b.operator("pick", "picked", [probabilities, b.variable("index", __shape__="(48,)")])
     (tmp_path / "m.json").write_text(b.text(b.operator("mean", "loss", [picked])))
-    for strategy in ("auto", "cheap"):
+    for strategy in ("auto", "sqrt"):
         made = only_json(
             memcli("plan", "m.json", "-o", "p.json", "--force", "--strategy", strategy, "--json")
         )

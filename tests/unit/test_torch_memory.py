@@ -176,6 +176,65 @@ def test_masks_on_a_cuda_device_are_bytes() -> None:
     assert cpu - cuda == 64 * 64 * 3
 
 
+FIRST_LAYERS: dict[str, tuple[tuple[int, ...], Any]] = {
+    **{
+        f"BatchNorm of {len(shape)} dimensions": (shape, lambda b, x: b.bn(x, 4))
+        for shape in ((32, 4), (8, 4, 16), (8, 4, 6, 6), (4, 4, 4, 4, 4))
+    },
+    "BatchNorm by running statistics": (
+        (8, 4, 6, 6),
+        lambda b, x: b(
+            F.batch_norm, x, b.buffer(torch.zeros(4)), b.buffer(torch.ones(4)), b.ones(4),
+            b.parameter(4),
+        ),
+    ),
+    **{
+        f"InstanceNorm of {len(shape)} dimensions": (
+            shape, lambda b, x: b(F.instance_norm, x, None, None, b.ones(4), b.parameter(4)),
+        )
+        for shape in ((8, 4, 16), (8, 4, 6, 6), (4, 4, 4, 4, 4))
+    },
+    "GroupNorm": ((8, 4, 6, 6), lambda b, x: b(F.group_norm, x, 2, b.ones(4), b.parameter(4))),
+    "LayerNorm": ((8, 4, 16), lambda b, x: b(F.layer_norm, x, (16,), b.ones(16), b.parameter(16))),
+    "convolution": ((8, 4, 6, 6), lambda b, x: b.conv(x, 4, 4, 3)),
+    "linear": ((8, 16), lambda b, x: b(F.linear, x, b.parameter(16, 16), b.parameter(16))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("name", FIRST_LAYERS)
+def test_data_gets_a_gradient_only_where_one_is_asked_for(name: str, asked: bool) -> None:
+    """A layer that reads the data itself: its output mask says what it makes."""
+    shape, layer = FIRST_LAYERS[name]
+    b = nets.Builder()
+    graph = b.done(b(torch.relu, layer(b, b.input("x"))))
+    inputs = [torch.randn(shape, requires_grad=asked)]
+    estimated = estimate_step(PlannedModule(graph), inputs)
+    model = TorchModel(trace(graph, inputs))
+    assert model.evaluate(model.none()).live_peak_bytes == estimated.peak
+    assert measure_step(PlannedModule(copy.deepcopy(graph)), inputs) == estimated
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "always"),
+    [
+        ((8, 4, 6, 6), torch.float32, True),
+        ((8, 4, 6, 6), torch.bfloat16, False),
+        ((32, 4), torch.float32, False),
+    ],
+)
+def test_cudnn_makes_the_gradient_of_the_data_always(
+    shape: tuple[int, ...], dtype: Any, always: bool
+) -> None:
+    """Its BatchNorm cannot be told not to; PyTorch's own kernels run what it does not."""
+    b = nets.Builder()
+    graph = b.done(b(torch.relu, b.bn(b.input("x"), 4))).to(dtype)
+    x = torch.randn(shape).to(dtype)
+    models = [TorchModel(trace(graph, [x], device=d)) for d in ("cpu", "cuda")]
+    cpu, cuda = (m.evaluate(m.none()).live_peak_bytes for m in models)
+    assert cuda - cpu == (x.nbytes if always else 0)
+
+
 def test_not_a_trace() -> None:
     with pytest.raises(ValueError, match="not a trace"):
         Trace.from_bytes(b"PK something else")

@@ -1,4 +1,4 @@
-"""Operators that save other things on a device than they do when run on fake tensors."""
+"""Operators that save or make other things on a device than they do when run on fake tensors."""
 
 from __future__ import annotations
 
@@ -66,12 +66,57 @@ class _LikeOneDnn(TorchDispatchMode):
         return (*result[:3], torch.empty(self.sizes[key], dtype=torch.uint8))
 
 
+class _AsAsked(TorchDispatchMode):
+    """BatchNorm and InstanceNorm make the gradient of their input only where it is asked for.
+
+    On fake tensors they make it whatever the operator's output mask says; PyTorch's own kernels
+    follow the mask, for the CPU and for CUDA. cuDNN's has none: it always makes it (``on_card``).
+    """
+
+    def __init__(self, on_card: bool) -> None:
+        super().__init__()
+        self.on_card = on_card
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func not in _BATCH_NORM_BACKWARDS:
+            return result
+        _, input, weight, _, _, _, _, training, _, mask, *_ = args
+        if mask[0] or (self.on_card and training and _run_by_cudnn(input, weight)):
+            return result
+        return (None, *result[1:])
+
+
+_BATCH_NORM_BACKWARDS = {
+    torch.ops.aten.native_batch_norm_backward.default,
+    torch.ops.aten.batch_norm_backward.default,
+}
+# Of an input that PyTorch gives to cuDNN's BatchNorm.
+_CUDNN_MOST_IMAGES = 880_801
+_CUDNN_MOST_ELEMENTS = 2**31 - 1
+
+
+def _run_by_cudnn(input: torch.Tensor, weight: torch.Tensor | None) -> bool:
+    """Whether a card's BatchNorm in training is cuDNN's.
+
+    By the rule of ``_select_batch_norm_backend`` (ATen/native/Normalization.cpp), which itself can
+    be asked only of tensors that are on a card.
+    """
+    return (
+        weight is not None
+        and torch.bfloat16 not in (input.dtype, weight.dtype)
+        and (input.dtype != torch.float16 or weight.dtype == torch.float32)
+        and input.dim() >= 3
+        and input.shape[0] <= _CUDNN_MOST_IMAGES
+        and input.numel() < _CUDNN_MOST_ELEMENTS
+    )
+
+
 @contextlib.contextmanager
 def as_on(device: str) -> Iterator[None]:
-    """Fake CPU runs inside save what the device ("cpu" or "cuda") would."""
-    if device == "cpu":
-        with _LikeOneDnn():
-            yield
-    else:
-        with _LikeCuda():
-            yield
+    """Fake CPU runs inside save and make what the device ("cpu" or "cuda") would."""
+    like: contextlib.AbstractContextManager[Any] = _LikeOneDnn() if device == "cpu" else _LikeCuda()
+    with like, _AsAsked(on_card=device != "cpu"):
+        yield
