@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from memcli.torch.matching import Matched, check, is_legacy, match, match_by_sco
 from memcli.torch.plans import MARKS, marks_by_output, read_planned
 from memcli.torch.regions import DEVICES
 from memcli.torch.sharing import Constants, device_of, planned_on, share, step_memory
+from memcli.torch.watching import Attribute, settings_of
 
 # Graphs for other inputs or modes that are held; the oldest goes.
 _MOST_HELD = 32
@@ -44,9 +46,10 @@ class AppliedModel(nn.Module):
 
     ``model`` is the module itself, which stays usable. Training steps run under the plan; in
     evaluation, and without gradients, the module itself is called. A call with inputs of another
-    structure, shape or type, under another autocast, or with other submodules in training, is
-    exported anew (seconds, at most 32 are held). Hooks on submodules do not run under a plan, and
-    what ``forward`` does to Python objects, it does once for each export.
+    structure, shape or type, under another autocast, with other submodules in training, or with
+    other numbers, texts or tensors as plain attributes of modules (a drop rate, a temperature), is
+    exported anew (seconds, at most 32 are held). Hooks on submodules do not run under a plan, nor
+    does what ``forward`` does to Python objects: its assignments to attributes are undone.
     """
 
     model: nn.Module
@@ -54,6 +57,8 @@ class AppliedModel(nn.Module):
     _held: OrderedDict[Any, _Specialized]
     # What evaluation calls things, where the file was exported in that mode; None: not known yet.
     _names: dict[Place, list[str]] | None
+    _warned: bool
+    _written: set[Attribute]  # by forward itself, a counter: no reason to export anew
 
     def __init__(self, model: nn.Module, plan: OnnxPlan, name: str = "the plan") -> None:
         super().__init__()
@@ -64,6 +69,8 @@ class AppliedModel(nn.Module):
         self._name = name
         self._held = OrderedDict()
         self._names = None
+        self._written = set()
+        self._warned = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module gives.
@@ -78,7 +85,10 @@ class AppliedModel(nn.Module):
         outputs, updates = entry.planned(*flat)
         with torch.no_grad():
             for name, value in zip(entry.updated, updates, strict=True):
-                attribute(self.model, name).copy_(value)
+                buffer = attribute(self.model, name)
+                if buffer.shape != value.shape:  # as an observer makes room for its channels
+                    buffer.resize_(value.shape)
+                buffer.copy_(value)
         return pytree.tree_unflatten(list(outputs), entry.output)
 
     def prepare(self, *args: Any, **kwargs: Any) -> Matched:
@@ -124,25 +134,44 @@ class AppliedModel(nn.Module):
     def _entry(
         self, flat: Sequence[Any], structure: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> _Specialized:
-        key = (structure, tuple(map(_kind, flat)), *self._kinds())
+        call = structure, tuple(map(_kind, flat))
+        settings = settings_of(self.model)
+        key = (*call, *self._kinds(settings))
         if key not in self._held:
-            self._held[key] = self._specialize(args, kwargs)
-            while len(self._held) > _MOST_HELD:
+            made = self._specialize(args, kwargs)  # which may find more that is written
+            key = (*call, *self._kinds(settings))
+            self._held[key] = made
+            if len(self._held) > _MOST_HELD:
                 self._held.popitem(last=False)
+                self._warn()
         self._held.move_to_end(key)
         return self._held[key]
 
-    def _kinds(self) -> tuple[Any, ...]:
+    def _warn(self) -> None:
+        """Once: each export takes seconds, and calls that differ every time pay it every time."""
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{type(self.model).__name__} was exported for more than {_MOST_HELD} kinds of "
+                "calls: keep shapes the same, and what changes at each step in a buffer",
+                stacklevel=5,
+            )
+
+    def _kinds(self, settings: Mapping[Attribute, Any]) -> tuple[Any, ...]:
         """What a graph depends on beside the inputs."""
         modes = tuple(module.training for module in self.model.modules())
         autocast = tuple(
             torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
             for kind in DEVICES
         )
-        return modes, frozenset((p.dtype, p.device) for p in self.model.parameters()), autocast
+        own = frozenset((p.dtype, p.device) for p in self.model.parameters())
+        shapes = tuple(buffer.shape for buffer in self.model.buffers())
+        read = tuple(pair for pair in settings.items() if pair[0] not in self._written)
+        return modes, own, shapes, autocast, read
 
     def _specialize(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Specialized:
         exported = export_model(self.model, args, kwargs)
+        self._written |= exported.written
         matched = self._matched(exported, args, kwargs)
         constants = Constants(exported.constants)
         planned = planned_on(self.model, exported.graph, constants, matched.marks)
@@ -236,4 +265,11 @@ def _kind(value: Any) -> Any:
     """What an export depends on of one input."""
     if isinstance(value, Tensor):
         return tuple(value.shape), value.dtype, value.device
+    try:
+        hash(value)
+    except TypeError:
+        raise BadInput(
+            f"forward is called with a {type(value).__name__}, whose content a graph would keep",
+            "give a tensor, or a list, tuple or dict of tensors and numbers",
+        ) from None
     return type(value), value

@@ -12,7 +12,7 @@ import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from memcli.engines.torch.aten_rules import draws, leaves_states
 from memcli.errors import BadInput
 from memcli.torch.regions import DEVICES, regions, within, without_autocast
+from memcli.torch.watching import Attribute, nothing_lost
 
 aten = torch.ops.aten
 
@@ -39,7 +40,8 @@ class ExportedModel:
     ``names``: {function node: what the exported graph calls what it makes, and its outputs; none
     for a cast that autocast put in};
     ``scopes``: {function node: names of the modules that it stands in, outermost first};
-    ``places``: {function node: where in the model's code it is, whatever the mode}.
+    ``places``: {function node: where in the model's code it is, whatever the mode};
+    ``written``: plain attributes of modules that the call assigns to.
     """
 
     graph: Graph
@@ -49,6 +51,7 @@ class ExportedModel:
     names: dict[str, list[str]] = field(default_factory=dict)
     scopes: dict[str, list[str]] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
+    written: set[Attribute] = field(default_factory=set)
 
 
 def export_model(
@@ -57,17 +60,18 @@ def export_model(
     """The graph of a call in the model's present mode.
 
     Raises:
-        BadInput: ``torch.export`` cannot follow the call, or it changes what it is given.
+        BadInput: ``torch.export`` cannot follow the call, or would lose something of it, or the
+            call changes what it is given.
     """
     with without_autocast():
-        program, within_region = _exported(model, args, kwargs)
-    casts = any(node.target is aten._assert_tensor_metadata.default for node in program.graph.nodes)
+        followed = _exported(model, args, kwargs)
+    nodes = followed.program.graph.nodes
+    casts = any(node.target is aten._assert_tensor_metadata.default for node in nodes)
     if not casts or not any(map(torch.is_autocast_enabled, DEVICES)):
-        return _Builder(program, within_region, False).build()
+        return _Builder(followed, False).build()
     # The model's own casts depend on what autocast made: both are followed together.
-    plain = {place: _names(node) for node, place in _places(program).items()}
-    program, within_region = _exported(model, args, kwargs)
-    result = _Builder(program, within_region, True).build()
+    plain = {place: _names(node) for node, place in _places(followed.program).items()}
+    result = _Builder(_exported(model, args, kwargs), True).build()
     result.names = {name: plain.get(result.places[name], []) for name in result.names}
     return result
 
@@ -84,7 +88,7 @@ def names_in_evaluation(
     try:
         for module in modes:
             module.training = False
-        program, _ = _exported(model, args, kwargs)
+        program = _exported(model, args, kwargs).program
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -92,17 +96,25 @@ def names_in_evaluation(
     return {place: _names(node) for node, place in places.items()}
 
 
+class _Followed(NamedTuple):
+    """What ``torch.export`` made of a call."""
+
+    program: ExportedProgram  # decomposed
+    regions: dict[str, tuple[bool, bool]]  # by node before decomposition
+    written: set[Attribute]
+
+
 def _exported(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[ExportedProgram, dict[str, tuple[bool, bool]]]:
-    """The decomposed program, and its regions by node before decomposition."""
+) -> _Followed:
     detached = pytree.tree_map_only(Tensor, Tensor.detach, (tuple(args), dict(kwargs)))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.export(model, detached[0], detached[1], strict=False)
+            with nothing_lost(model) as written:
+                program = torch.export.export(model, detached[0], detached[1], strict=False)
             found = regions(program.graph)
-            return program.run_decompositions({}), found
+            return _Followed(program.run_decompositions({}), found, written)
     except BadInput:
         raise
     except Exception as error:  # whatever the user's code raises under tracing
@@ -116,11 +128,9 @@ def _exported(
 class _Builder:
     """A copy of an exported graph, node by node, with attributes in place of lifted inputs."""
 
-    def __init__(
-        self, program: ExportedProgram, regions: Mapping[str, tuple[bool, bool]], spelled: bool
-    ) -> None:
-        self.program = program
-        self.regions = regions
+    def __init__(self, followed: _Followed, spelled: bool) -> None:
+        self.program = program = followed.program
+        self.regions = followed.regions
         self.spelled = spelled  # all casts are in the graph
         self.places = _places(program)
         self.graph = Graph()
@@ -128,7 +138,7 @@ class _Builder:
         self.of: dict[Node, Any] = {}
         self.constants: dict[str, Tensor | nn.Module] = {}
         self.result = ExportedModel(
-            self.graph, self.constants, [], program.call_spec.out_spec
+            self.graph, self.constants, [], program.call_spec.out_spec, written=followed.written
         )
 
     def build(self) -> ExportedModel:
@@ -180,6 +190,8 @@ class _Builder:
         items = {u.args[1] for u in node.users if u.target is operator.getitem}
         if target is aten.view.default:
             return self._make(node, aten.reshape.default, args)
+        if target is aten.copy.default:
+            return self._make(node, _copied, args)
         if target is aten.native_dropout.default and items <= {0}:
             return {0: self._make(node, aten.dropout.default, args)}
         if self.spelled and target is aten._to_copy.default:
@@ -250,6 +262,11 @@ class _Builder:
                     "it may not change its inputs in place",
                 )
         self.graph.output((tuple(given), tuple(updates)))
+
+
+def _copied(into: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """``aten.copy``, which has no gradient of its own: a tensor put into a part of another."""
+    return source.to(into).expand(into.shape)
 
 
 def _has_effect(node: Node) -> bool:

@@ -17,15 +17,19 @@ that ``torch.export`` gives, if the module was in the same mode. The rules:
 5. Files of the exporter before that (``dynamo=False``) name nodes by module and operator: see
    :mod:`memcli.torch.scopes`.
 
-Of the nodes that make tensors which depend on a parameter or input, at least 90% must be found;
-less is an error, for the plan then is another network's. Not counted: outputs of the network,
-which exports rename, and Dropout, which exports for inference leave out.
+6. Some operators the exporter spells as others (a transposed convolution, a pooling of all
+   positions): those are numbered in their order.
+
+Of the nodes that make tensors which depend on an input, at least 90% must be found; less is an
+error, for the plan then is another network's. Not counted: outputs of the network, which exports
+rename, Dropout, which exports for inference leave out, and writing into a part of a tensor, which
+ONNX spells in other ways.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +71,7 @@ def match(
     known: dict[str, list[str]] = dict(model.names)
     if names is not None:
         known = {name: names.get(model.places[name], []) for name in known}
+    known |= _spelled(model, by_output, known)
     return _matched(model, _by_names(model, by_output, known))
 
 
@@ -98,6 +103,42 @@ def check(matched: Matched, what: str, legacy: bool) -> None:
         f"{listed}{more}",
         mend,
     )
+
+
+def _spelled(
+    model: ExportedModel, by_output: Mapping[str, int], known: Mapping[str, list[str]]
+) -> dict[str, list[str]]:
+    """Names of the operators that the exporter to ONNX spells as others, which it numbers anew."""
+    names: dict[str, list[str]] = {}
+    for spelled in set(_SPELLED.values()):
+        nodes = [
+            n for n in _functions(model) if spelled in (_operator(model, n), _becomes(model, n))
+        ]
+        others = [n for n in nodes if _operator(model, n) != spelled]
+        if any(name in by_output for n in others for name in known[n.name]):
+            continue  # this exporter has them as they are
+        if others:
+            for number, node in enumerate(nodes):
+                name = f"{spelled}_{number}" if number else spelled
+                names[node.name] = [name, *known[node.name]]
+    return names
+
+
+def _becomes(model: ExportedModel, node: Node) -> str | None:
+    """The operator that a node's is spelled as; None for itself."""
+    name = _operator(model, node)
+    if "pool" in name and any(size != 1 for size in _sizes(node)):
+        return None
+    return _SPELLED.get(name)
+
+
+def _sizes(node: Node) -> Sequence[Any]:
+    size: Any = node.args[1] if len(node.args) > 1 else ()
+    return size if isinstance(size, (list, tuple)) else (size,)
+
+
+def _operator(model: ExportedModel, node: Node) -> str:
+    return model.places.get(node.name, ("", "", 0))[1]
 
 
 def _by_names(
@@ -133,12 +174,12 @@ def _layers_with_normalization(model: ExportedModel) -> list[tuple[Node, Node]]:
     """(convolution or linear layer, the BatchNorm that alone reads it): exporters fuse them."""
     pairs = []
     for norm in _functions(model):
-        if model.places[norm.name][1] == "batch_norm":
+        if _operator(model, norm) == "batch_norm":
             layer = norm.args[0]
             if (
                 isinstance(layer, Node)
                 and len(layer.users) == 1
-                and model.places.get(layer.name, ("", "", 0))[1] in _FUSED
+                and _operator(model, layer) in _FUSED
             ):
                 pairs.append((layer, norm))
     return pairs
@@ -193,19 +234,15 @@ def _counted(model: ExportedModel) -> list[Node]:
     depends: set[Node] = set()
     counted = []
     for node in model.graph.nodes:
-        constant = node.op == "get_attr" and node.target in model.constants
-        if node.op in ("placeholder", "get_attr") and not constant:
+        if node.op == "placeholder":
             depends.add(node)
         elif node.op == "call_function" and not depends.isdisjoint(node.all_input_nodes):
             depends.add(node)
             named = bool(model.names.get(node.name)) and node not in given
-            if node in wanted and named and not (_hands_on(node) or _is_dropout(model, node)):
+            left_out = _hands_on(node) or _operator(model, node) in _NOT_COUNTED
+            if node in wanted and named and not left_out:
                 counted.append(node)
     return counted
-
-
-def _is_dropout(model: ExportedModel, node: Node) -> bool:
-    return model.places.get(node.name, ("", "", 0))[1] == "dropout"
 
 
 def _hands_on(node: Node) -> bool:
@@ -227,4 +264,11 @@ _FUSED = frozenset(
      "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 )  # fmt: skip
 # Composite operators that do not say that they may give views.
-_VIEWS = frozenset({"reshape", "flatten", "contiguous", "view_as", "unflatten", "chunk", "to"})
+_VIEWS = frozenset(
+    {"reshape", "flatten", "contiguous", "view_as", "unflatten", "chunk", "to", "broadcast_tensors"}
+)
+_SPELLED = {
+    **{f"conv_transpose{n}d": "convolution" for n in (1, 2, 3)},
+    **{f"adaptive_avg_pool{n}d": "mean" for n in (1, 2, 3)},
+}
+_NOT_COUNTED = frozenset({"dropout", "copy", "slice_scatter", "select_scatter"})

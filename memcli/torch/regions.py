@@ -15,8 +15,8 @@ import torch
 from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule, Node
 
-from memcli.engines.torch.aten_rules import again_of, draws, leaves_states
-from memcli.engines.torch.rules import draws_random, recomputed_by
+from memcli.engines.torch.aten_rules import again_of, draws, leaves_states, with_gradients
+from memcli.engines.torch.rules import draws_random, recomputed_by, recomputed_with_gradients
 from memcli.errors import BadInput
 
 DEVICES = ("cpu", "cuda")
@@ -51,6 +51,8 @@ def within(function: Any, gradients: bool, casts: bool) -> Any:
     wrapped = Within(function, gradients, casts)
     if draws(function):
         draws_random(wrapped)
+    if with_gradients(function):
+        recomputed_with_gradients(wrapped)
     if leaves_states(function):
         recomputed_by(within(again_of(function), gradients, casts))(wrapped)
     return wrapped

@@ -55,7 +55,7 @@ def random_graph(seed: int, n_forward: int) -> TrainingGraph:
         gradient[v] = len(nodes)
         sizes = [nodes[u]["sizes"][0] for u, _ in nodes[v]["in"]] or [1]
         # sums have gradients that wait for nothing
-        waits = [v] if (v, 0) in reads or chance.random() < 0.8 else []
+        waits = [v] if (v, 0) in reads or chance.random() < 0.6 else []
         nodes.append({"var": False, "in": reads, "deps": waits, "owner": v, "sizes": sizes})
     return to_graph(nodes, n_forward, chance)
 
@@ -317,19 +317,20 @@ def test_no_plan_gets_under_the_bound(seed: int, size: int) -> None:
         assert model.evaluate(mark & graph.can_recompute, (1, 4, 16)).total_bytes >= bound
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.integers(0, 10**6), st.integers(3, 20))
-def test_every_recomputed_copy_is_read(seed: int, size: int) -> None:
+def test_every_copy_that_must_be_read_is(seed: int, size: int) -> None:
     graph = random_graph(seed, size)
-    model = MXNetModel(graph)
     chance = random.Random(seed)
+    graph.fails_unread[:] = [chance.random() < 0.5 for _ in range(size)]
+    model = MXNetModel(graph)
     mark = np.array([chance.random() < 0.6 for _ in range(size)], np.uint8) & graph.can_recompute
     kept = model.without_unread(mark)
     assert not (kept & ~mark).any()
     order = model.execution_order(kept)
     counts = model.reference_counts(order, kept)
     for node in order[order >= graph.n_nodes] - graph.n_nodes:
-        assert counts[graph.n_entries + graph.first[node]]
+        assert counts[graph.n_entries + graph.first[node]] or not graph.fails_unread[node]
 
 
 def test_more_memory_is_never_reported_than_the_pool_holds() -> None:

@@ -127,6 +127,32 @@ def _legit_functional(
     )
 
 
+def _instance_norm(
+    x: Any, weight: Any, bias: Any, mean: Any, var: Any, use_input_stats: bool, *rest: Any
+) -> Any:
+    """``torch.instance_norm`` and ``aten.instance_norm``."""
+    if use_input_stats:
+        mean = var = None
+    return torch.instance_norm(x, weight, bias, mean, var, use_input_stats, *rest)
+
+
+def _functional_instance_norm(
+    x: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    if use_input_stats:
+        running_mean = running_var = None
+    return torch.nn.functional.instance_norm(
+        x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+    )
+
+
 _AGAIN: dict[Any, Callable[..., Any]] = {
     torch.batch_norm: _batch_norm,
     aten.batch_norm: _batch_norm,
@@ -139,4 +165,8 @@ _AGAIN: dict[Any, Callable[..., Any]] = {
     aten._native_batch_norm_legit.default: _legit,
     aten._native_batch_norm_legit_functional: _legit_functional,
     aten._native_batch_norm_legit_functional.default: _legit_functional,
+    torch.instance_norm: _instance_norm,
+    aten.instance_norm: _instance_norm,
+    aten.instance_norm.default: _instance_norm,
+    torch.nn.functional.instance_norm: _functional_instance_norm,
 }
