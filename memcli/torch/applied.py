@@ -76,7 +76,8 @@ class AppliedModel(nn.Module):
         """What the module gives.
 
         Raises:
-            BadInput: the call cannot be exported, or the plan is not of this model.
+            BadInput: the call cannot be exported, the plan is not of this model, or a buffer
+                changes its shape.
         """
         if not self.training or not torch.is_grad_enabled():
             return self.model(*args, **kwargs)
@@ -86,8 +87,12 @@ class AppliedModel(nn.Module):
         with torch.no_grad():
             for name, value in zip(entry.updated, updates, strict=True):
                 buffer = attribute(self.model, name)
-                if buffer.shape != value.shape:  # as an observer makes room for its channels
-                    buffer.resize_(value.shape)
+                if buffer.shape != value.shape:
+                    raise BadInput(
+                        f"forward changes the shape of the buffer {name}, from "
+                        f"{list(buffer.shape)} to {list(value.shape)}",
+                        "call the model once without the plan, so that it has its shape",
+                    )
                 buffer.copy_(value)
         return pytree.tree_unflatten(list(outputs), entry.output)
 

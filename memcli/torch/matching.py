@@ -22,8 +22,8 @@ that ``torch.export`` gives, if the module was in the same mode. The rules:
 
 Of the nodes that make tensors which depend on an input, at least 90% must be found; less is an
 error, for the plan then is another network's. Not counted: outputs of the network, which exports
-rename, Dropout, which exports for inference leave out, and writing into a part of a tensor, which
-ONNX spells in other ways.
+rename, Dropout, which exports for inference leave out, tensors of one value, which are folded, and
+writing into a part of a tensor, which ONNX spells in other ways.
 """
 
 from __future__ import annotations
@@ -271,4 +271,9 @@ _SPELLED = {
     **{f"conv_transpose{n}d": "convolution" for n in (1, 2, 3)},
     **{f"adaptive_avg_pool{n}d": "mean" for n in (1, 2, 3)},
 }
-_NOT_COUNTED = frozenset({"dropout", "copy", "slice_scatter", "select_scatter"})
+_NOT_COUNTED = frozenset(
+    {
+        "dropout", "copy", "slice_scatter", "select_scatter", "zeros_like", "ones_like",
+        "full_like", "new_zeros", "new_ones", "new_full",
+    }
+)  # fmt: skip

@@ -46,6 +46,8 @@ _BECOMES: dict[str, tuple[tuple[str, ...], ...]] = {
     "hardswish": (("HardSwish",), ("HardSigmoid", "Mul")),
     "hardsigmoid": (("HardSigmoid",),),
     "softplus": (("Softplus",),),
+    "mish": (("Mish",), ("Softplus", "Tanh", "Mul")),
+    "glu": (("Split", "Sigmoid", "Mul"),),
     "gelu": (("Gelu",), ("Erf", "Add", "Mul", "Mul"), ("Tanh", "Add", "Mul", "Mul")),
     "softmax": (("Softmax",),),
     "_softmax": (("Softmax",),),
