@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from memcli.errors import BadInput
@@ -42,6 +43,8 @@ def parse_size(text: str, *, whole: int | None = None) -> int:
         raise BadInput(f"'{text}' has an unknown unit", "units: B, KB, MB, GB, KiB, MiB, GiB, %")
     if size < 1:
         raise BadInput(f"'{text}' is less than one byte")
+    if not math.isfinite(size):
+        raise BadInput(f"'{text[:20]}...' is more than any memory")
     return int(size)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 
 from memcli.cli.options import (
+    SECONDS,
+    SEED,
     cost_option,
     json_option,
     one_gpu,
@@ -42,9 +44,9 @@ from memcli.workflow.planning import check_output
     f"[default: {', '.join(DEFAULT_BUDGETS)}]",
 )  # fmt: skip
 @click.option(
-    "--time-limit", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop each row then."
+    "--time-limit", type=SECONDS, metavar="SECONDS", help="Stop each row then."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the searches.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the searches.")
 @click.option(
     "--environment", type=click.Choice(["best", "default"]), default="best", show_default=True,
     help="Whether plans may need an environment variable at run time to reach their memory.",

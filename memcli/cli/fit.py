@@ -9,6 +9,9 @@ import shlex
 import click
 
 from memcli.cli.options import (
+    PERCENT,
+    SECONDS,
+    SEED,
     cost_option,
     json_option,
     one_gpu,
@@ -48,14 +51,14 @@ from memcli.workflow.fit_search import OPTIMIZERS
     help="Search strategy; memcli plan --help tells of each.",
 )  # fmt: skip
 @click.option(
-    "--max-recompute", type=float, metavar="PERCENT",
+    "--max-recompute", type=PERCENT, metavar="PERCENT",
     help="Most recomputation, in percent of the forward pass's FLOPs.",
 )  # fmt: skip
 @click.option(
-    "--time-limit", type=click.FloatRange(min=0), metavar="SECONDS",
+    "--time-limit", type=SECONDS, metavar="SECONDS",
     help="Stop each search for a plan then; there are a few.",
 )  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the searches.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the searches.")
 @click.option(
     "--environment", type=click.Choice(["best", "default"]), default="best", show_default=True,
     help="Whether the plan may need an environment variable at run time to reach its memory.",
@@ -99,8 +102,6 @@ def command(
     kept = 0 if re.fullmatch(r"\s*0+(\.0+)?\s*[a-zA-Z]*\s*", reserve) else parse_size(reserve)
     if kept >= size:
         raise BadInput(f"--reserve {reserve} leaves nothing of --memory {memory}")
-    if max_recompute is not None and max_recompute < 0:
-        raise BadInput("--max-recompute must not be negative")
     if gpu is not None and (cost != "measured" or cpu):
         raise BadInput("--gpu goes with --cost measured, and without --cpu")
     settings = Settings(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
+import json
 import os
 import sys
 from typing import Any
@@ -12,8 +14,10 @@ import click
 
 from memcli import __version__
 from memcli.cli import interrupts
-from memcli.errors import MemcliError
+from memcli.errors import AnswerIsNo, MemcliError
 
+# What writing to standard output fails with: full, gone, closed.
+_CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT})
 _OBJECTS = 100_000  # new ones between two collections of the youngest garbage
 COMMANDS = {
     "plan": "memcli.cli.plan",
@@ -63,7 +67,11 @@ def main() -> None:
 
 def run(arguments: list[str] | None = None) -> None:
     """Entry point: errors that the user can mend are one or two lines, never a traceback."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, to the end of the process
     interrupts.raise_lost_ones_again()
+    interrupts.end_as_by_ctrl_c()
     # graphs are millions of small objects, none in a cycle: looked through less often
     gc.set_threshold(_OBJECTS, 20, 100)
     code = status(arguments)
@@ -73,36 +81,67 @@ def run(arguments: list[str] | None = None) -> None:
 
 def status(arguments: list[str] | None = None) -> int:
     """Run the command line; its exit status."""
+    stream = sys.stdout
     try:
         result: Any = main.main(args=arguments, standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except MemcliError as error:
+        given = sys.argv if arguments is None else arguments
+        if isinstance(error, AnswerIsNo) and "--json" in given:
+            _print_no(error)
         return _fail(error.lines(), error.exit_status)
     except click.exceptions.Exit as error:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _interrupted()
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return 2
     except click.ClickException as error:
         lines = [error.format_message()]
         if isinstance(error, click.UsageError) and error.ctx is not None:
             lines.append(f"see: {error.ctx.command_path} --help")
         return _fail(lines, 2)
     except BrokenPipeError:
-        # The reader (head, less) has what it wanted.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _read_enough()
+    except SystemExit as error:
+        # Where the reader is gone, rich ends so, and click, which wraps the stream before.
+        if sys.stdout is stream and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        sys.stdout = stream
+        return _read_enough()
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        _say_nothing_more()
+        return _fail([f"standard output cannot be written to: {error.strerror}"], 2)
     except Exception:
         if interrupts.lost():
             return _interrupted()
         raise
 
 
+def _print_no(error: AnswerIsNo) -> None:
+    """The object that ``--json`` promises, where there is no plan to tell of."""
+    print(json.dumps({"schema": 1, "ok": False, "error": error.message, "hint": error.hint}))
+
+
+def _read_enough() -> int:
+    """The reader (head, less) has what it wanted."""
+    _say_nothing_more()
+    return 0
+
+
+def _say_nothing_more() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _interrupted() -> int:
     if interrupts.lost():
         # the lost one is raised again soon
         interrupts.take_no_more()
-    return _fail(["interrupted; nothing was written"], 130)
+    return _fail(["interrupted; nothing was written"], interrupts.exit_status())
 
 
 def _fail(lines: list[str], code: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,6 +16,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DTYPES = ("float32", "float16", "float64")
 
+
+class _Number(click.FloatRange):
+    """A number that is not negative; neither infinite nor what is no number."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        number = super().convert(value, param, ctx)
+        if number is not None and not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+PERCENT = _Number(min=0)
+SECONDS = _Number(min=0, max=1e6)
+# What the generators of numpy, PyTorch and MXNet take.
+SEED = click.IntRange(0, 2**31 - 1)
 
 _DTYPE = click.option(
     "--dtype",

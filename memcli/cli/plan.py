@@ -9,6 +9,9 @@ from typing import Any
 import click
 
 from memcli.cli.options import (
+    PERCENT,
+    SECONDS,
+    SEED,
     cost_option,
     gpu_numbers,
     json_option,
@@ -39,7 +42,7 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
 )  # fmt: skip
 @click.option("--budget", metavar="SIZE", help="Most memory, as 6GiB, 800MB, or 50% of unplanned.")
 @click.option(
-    "--max-recompute", type=float, metavar="PERCENT",
+    "--max-recompute", type=PERCENT, metavar="PERCENT",
     help="Most recomputation, in percent of the forward pass's FLOPs. [ONNX without --budget: 100]",
 )  # fmt: skip
 @click.option(
@@ -55,8 +58,8 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
 @click.option("--no-rewrite", is_flag=True, help="Set attributes only; the nodes stay the same.")
 @cost_option
 @training_option
-@click.option("--time-limit", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop then.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of searches and of verify.")
+@click.option("--time-limit", type=SECONDS, metavar="SECONDS", help="Stop then.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of searches and of verify.")
 @click.option(
     "--environment", type=click.Choice(["best", "default"]), default="best", show_default=True,
     help="Whether the plan may need an environment variable at run time to reach its memory.",
@@ -86,8 +89,6 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
         raise BadInput("--gpu and --cpu exclude one another")
     if options["measure"] and out is None:
         raise BadInput("--measure needs -o OUT: it verifies the file that was written")
-    if options["max_recompute"] is not None and options["max_recompute"] < 0:
-        raise BadInput("--max-recompute must not be negative")
     if any(t < 0 for t in options["thresholds"]):
         raise BadInput("--threshold must not be negative")
     gpus = gpu_numbers(options["gpu"], options["workers"])

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from memcli.cli.options import json_option
+from memcli.cli.options import SECONDS, SEED, json_option
 from memcli.planners.schedule.base import Settings
 from memcli.planners.schedule.search import STRATEGIES
 from memcli.reports.console import output_console, progress_bar
@@ -25,10 +25,10 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in STRATEG
     help="Most memory, as 6GiB, 800MB, or 80% of the plain order's peak. [default: the least]",
 )  # fmt: skip
 @click.option(
-    "--time-limit", type=click.FloatRange(min=0, max=1e6), default=60.0, show_default=True,
+    "--time-limit", type=SECONDS, default=60.0, show_default=True,
     metavar="SECONDS", help="Stop then, with the best so far.",
 )  # fmt: skip
-@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True,
+@click.option("--seed", type=SEED, default=0, show_default=True,
               metavar="N", help="Of the search.")  # fmt: skip
 @click.option(
     "--strategy", type=click.Choice(list(STRATEGIES)), default="auto", show_default=True,

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from memcli.cli.options import (
+    SEED,
     gpu_numbers,
     json_option,
     parse_shapes,
@@ -90,7 +91,7 @@ def run_verify(
     help="What trains an MXNet graph. auto: MXNet, but PyTorch on cards that MXNet's build has no "
     "code for. ONNX files are trained by PyTorch.",
 )  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of parameters and inputs.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of parameters and inputs.")
 @click.option(
     "--steps", type=click.IntRange(0, 10_000), metavar="N",
     help="Steps that are timed after the first; the table has the median. 0: the time of the "

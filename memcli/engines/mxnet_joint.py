@@ -172,10 +172,9 @@ class JointBuilder:
         result = []
         for (name, index), size in zip(heads, sizes, strict=True):
             found = None
-            for node in self.by_name.get(name, []):
-                entry = self.first_entry[node] + index
-                if entry in taken:
-                    continue
+            entries = [self.first_entry[node] + index for node in self.by_name.get(name, [])]
+            # nodes may share a name, and a graph may give out one output twice
+            for entry in [e for e in entries if e not in taken] or entries:
                 have = self.log.elements.get(entry)
                 if size is not None and have is not None and have >= 0 and have != size:
                     continue

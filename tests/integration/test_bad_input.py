@@ -187,17 +187,81 @@ def test_an_onnx_file_that_trains_no_node_is_refused(
 
 
 @needs_mxnet
-def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupt_leaves_nothing(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     process = start_memcli("plan", str(RESNET), "-o", "out.json", cwd=tmp_path)
     assert process.stderr is not None
     started = process.stderr.readline()  # all is imported, MXNet is at work
     time.sleep(1.5)
-    os.killpg(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)  # a scheduler ends the command, not its engine
     _, errors = process.communicate(timeout=60)
     assert started.startswith("planning: ")
-    assert process.returncode == 130, errors
+    assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
     assert list(tmp_path.glob("out.json")) == [] and list(tmp_path.glob(".memcli-*")) == []
+    assert list(temporary.iterdir()) == []
+
+
+NUMBERS = [
+    ("plan", "--seed", "-1"), ("plan", "--seed", "9" * 23), ("compare", "--seed", "-1"),
+    ("verify", "--seed", "-1"), ("plan", "--time-limit", "nan"), ("fit", "--time-limit", "nan"),
+    ("plan", "--max-recompute", "nan"), ("plan", "--max-recompute", "-3"),
+    ("plan", "--budget", "9" * 400), ("solve", "--time-limit", "nan"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", NUMBERS, ids=lambda g: " ".join(g)[:24])
+def test_impossible_numbers_are_refused(
+    given: tuple[str, str, str], tmp_path: Path, memcli: Command
+) -> None:
+    command, option, value = given
+    more = ("--memory", "1GiB") if command == "fit" else ()
+    result = memcli(command, str(LSTM), option, value, *more, timeout=30)
+    assert_refused(result, tmp_path, value[:20])
+
+
+def test_a_reader_that_has_enough_is_no_failure(tmp_path: Path) -> None:
+    for arguments in (["--help"], ["plan", "--help"], ["doctor"]):
+        process = start_memcli(*arguments, cwd=tmp_path)
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        errors = process.stderr.read()
+        assert (process.wait(60), errors) == (0, ""), arguments
+
+
+def test_output_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no full device")
+    with full.open("w") as stream:
+        done = subprocess.run(
+            [sys.executable, "-m", "memcli", "doctor"], cwd=tmp_path, stdout=stream,
+            stderr=subprocess.PIPE, text=True, timeout=60,
+            env={**os.environ, "XDG_STATE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "memcli: standard output cannot be written to: No space left on device"
+    ]
+
+
+def test_no_command_shows_the_help(memcli: Command) -> None:
+    result = memcli()
+    assert result.returncode == 2
+    assert "memcli plan resnet-50-symbol.json" in result.stderr and "\n" in result.stderr.strip()
+
+
+@needs_mxnet
+def test_no_as_an_answer_is_an_object_too(memcli: Command) -> None:
+    result = memcli("plan", str(LSTM), "--batch", "2", "--budget", "1KB", "--json")
+    assert result.returncode == 1
+    found = json.loads(result.stdout)
+    assert found["ok"] is False and "the least is" in found["error"]
 
 
 # As numba's compiler does: compiled code calls back, and then fails for want of what the call was

@@ -141,3 +141,15 @@ def test_a_planned_file_is_planned_anew_as_the_original_is(
     assert second["model"]["nodes"] == first["model"]["nodes"]
     stated = only_json(memcli("inspect", "q.json", "--json"))
     assert json.dumps(first["memory"]["planned_bytes"]) in json.dumps(stated)
+
+
+def test_one_output_given_out_twice(tmp_path: Path, memcli: Command) -> None:
+    b = Builder()
+    x = b.convolution(b.variable("data", __shape__="(2, 3, 8, 8)"), "c1", 4)
+    top = b.convolution(b.normalised(x, "n"), "c2", 4)
+    raw = json.loads(b.text(top))
+    raw["heads"] = raw["heads"] * 2
+    (tmp_path / "m.json").write_text(json.dumps(raw))
+    assert memcli("plan", "m.json", "-o", "p.json").returncode == 0
+    found = only_json(memcli("verify", "p.json", "--json"))
+    assert found["ok"] and found["outputs"]["bit_equal"] == 2
