@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,45 @@ def silent_solver(**options: Any) -> Any:
     for option, setting in settings.items():
         solver.setOptionValue(option, setting)
     return solver
+
+
+# Solvers at work, with their threads' ends. Python must not take one down under its thread.
+_at_work: list[tuple[Any, threading.Event]] = []
+_LOOK_SECONDS = 0.1
+
+
+def run(solver: Any) -> None:
+    """Solve. An interrupt arrives meanwhile: the solver is left behind (see :func:`left_behind`).
+
+    HiGHS's own way to be interrupted calls Python back at every iteration.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        solver.run()
+        return
+    ended = threading.Event()
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            solver.run()
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            ended.set()
+
+    _at_work.append((solver, ended))
+    threading.Thread(target=work, daemon=True).start()
+    # a thread's join that is interrupted takes the thread for one that ended
+    while not ended.wait(_LOOK_SECONDS):
+        pass
+    _at_work.remove((solver, ended))
+    if failed:
+        raise failed[0]
+
+
+def left_behind() -> bool:
+    """Whether a solver is still at work, so that the process must end without a clean-up."""
+    return not all(ended.is_set() for _, ended in _at_work)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from memcli import __version__
+from memcli import __version__, highs
 from memcli.cli import interrupts
 from memcli.errors import AnswerIsNo, MemcliError
 
@@ -76,6 +76,10 @@ def run(arguments: list[str] | None = None) -> None:
     gc.set_threshold(_OBJECTS, 20, 100)
     code = status(arguments)
     interrupts.take_no_more()
+    if highs.left_behind():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -108,7 +108,9 @@ def describe_error(error: BaseException) -> dict[str, str]:
             "hint": "Try a smaller --batch, or a machine or card with more memory.",
         }
     if any(c.__name__ == "MXNetError" for c in type(error).__mro__):
-        return {"kind": "engine", "message": f"MXNet: {engine_text(text)}", "hint": ""}
+        half = re.search(r"FP16 .* on cpu|float16 .* CuDNN", text)
+        hint = "--engine torch trains it in PyTorch, which has float16 on the CPU" if half else ""
+        return {"kind": "engine", "message": f"MXNet: {engine_text(text)}", "hint": hint}
     if isinstance(error, OSError) and error.filename:
         return {"kind": "engine", "message": f"{error.filename}: {error.strerror}", "hint": ""}
     return {

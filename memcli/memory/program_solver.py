@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from memcli import highs
 from memcli.graph.training import Flags
-from memcli.highs import silent_solver
 from memcli.memory.pool import AGAIN, BARRIER
 from memcli.memory.program import Floats, Program, Rows
 
@@ -92,9 +92,9 @@ def least_recomputation(
     options = {"solver": "ipm", "run_crossover": "off"} if relaxed else {"mip_rel_gap": 1e-6}
     if not relaxed:
         lp.integrality_ = _kinds(rows)
-    solver = silent_solver(time_limit=float(time_limit), **options)
+    solver = highs.silent_solver(time_limit=float(time_limit), **options)
     solver.passModel(lp)
-    solver.run()
+    highs.run(solver)
     if relaxed:
         best = _proven(rows, cost, solver.getSolution().row_dual)
     else:
@@ -113,9 +113,9 @@ def solve(program: Program, n_forward: int, *, time_limit: float, relaxed: bool)
     lp = _linear(rows, cost)
     if not relaxed:
         lp.integrality_ = _kinds(rows)
-    solver = silent_solver(time_limit=float(time_limit), mip_rel_gap=1e-6)
+    solver = highs.silent_solver(time_limit=float(time_limit), mip_rel_gap=1e-6)
     solver.passModel(lp)
-    solver.run()
+    highs.run(solver)
     status = solver.getModelStatus()
     finished = status == highspy.HighsModelStatus.kOptimal
     solution = solver.getSolution()

@@ -297,6 +297,39 @@ def test_an_interrupt_inside_compiled_code_is_an_interrupt(tmp_path: Path, what:
     assert ran.stderr.strip() == "memcli: interrupted; nothing was written"
 
 
+# A market split problem (Cornuejols and Dawande 1998): small, and hours of branch and bound.
+INTERRUPTED_SOLVER = """
+import os, random, signal, threading, click
+from memcli import highs
+from memcli.cli import main as cli
+
+@click.command()
+def command():
+    chance = random.Random(0)
+    solver = highs.silent_solver(time_limit=60.0)
+    columns = [solver.addBinary() for _ in range(50)]
+    for _ in range(6):
+        weights = [chance.randrange(100) for _ in columns]
+        solver.addConstr(sum(w * x for w, x in zip(weights, columns)) == sum(weights) // 2)
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    highs.run(solver)
+
+cli.LazyGroup.get_command = lambda *_: command
+cli.run(["plan"])
+"""
+
+
+def test_an_interrupt_while_a_program_is_solved_is_an_interrupt(tmp_path: Path) -> None:
+    pytest.importorskip("highspy")
+    ran = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_SOLVER],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=30,
+    )  # fmt: skip
+    assert ran.returncode == 130, ran.stderr
+    assert ran.stderr.strip() == "memcli: interrupted; nothing was written"
+
+
 def mutate(data: bytes, seed: int) -> bytes:
     """One change to a real file: bytes flipped, cut, or a JSON value put in another's place."""
     chance = random.Random(seed)

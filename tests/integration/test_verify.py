@@ -90,3 +90,11 @@ def test_a_plan_that_plain_kernels_refuse_is_made_for_them(memcli: Command, tmp_
     assert not any("oneDNN" in note for note in report["notes"])
     # with oneDNN on, its own buffers are several times as much
     assert report["planned"]["measured_bytes"] < 1.05 * plan["memory"]["planned_bytes"]
+
+
+def test_float16_that_the_cpu_cannot_train_says_what_can(memcli: Command) -> None:
+    options = ("--batch", "2", "--dtype", "float16", *QUICK)
+    assert memcli("plan", LSTM, "-o", "p.json", *options).returncode == 0
+    result = memcli("verify", "p.json")
+    assert result.returncode == 3
+    assert "float16" in result.stderr and "--engine torch" in result.stderr.splitlines()[-1]
