@@ -107,6 +107,12 @@ def describe_error(error: BaseException) -> dict[str, str]:
             "message": f"The engine ran out of memory: {engine_text(text) or 'no memory left'}",
             "hint": "Try a smaller --batch, or a machine or card with more memory.",
         }
+    if "larger than 2^31 elements" in text:
+        return {
+            "kind": "bad-input",
+            "message": "MXNet has no tensors of more than 2^31 elements, and the graph would have",
+            "hint": "give a smaller --batch or --shape",
+        }
     if any(c.__name__ == "MXNetError" for c in type(error).__mro__):
         half = re.search(r"FP16 .* on cpu|float16 .* CuDNN", text)
         hint = "--engine torch trains it in PyTorch, which has float16 on the CPU" if half else ""

@@ -257,6 +257,12 @@ def test_no_command_shows_the_help(memcli: Command) -> None:
 
 
 @needs_mxnet
+def test_more_elements_than_a_tensor_may_have(tmp_path: Path, memcli: Command) -> None:
+    result = memcli("plan", str(RESNET), "--batch", "2000000000", "-o", "out.json")
+    assert_refused(result, tmp_path, "2^31", "--batch")
+
+
+@needs_mxnet
 def test_no_as_an_answer_is_an_object_too(memcli: Command) -> None:
     result = memcli("plan", str(LSTM), "--batch", "2", "--budget", "1KB", "--json")
     assert result.returncode == 1
