@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,10 +101,10 @@ class MXNetModel:
     def _scratch(self) -> pool_layout.Scratch:
         return pool_layout.scratch(self.layout)
 
-    def unread_rules(self, *, portable: bool = False) -> tuple[Any, ...]:
+    def unread_rules(self, *, portable: bool = False) -> pool.UnreadRules:
         """What :func:`memcli.memory.pool.drop_unread` needs after the flags."""
         g = self.graph
-        return (
+        return pool.UnreadRules(
             g.in_ptr, g.in_node, g.in_entry, g.in_ignored, self._leading, self._own_read,
             self._waited_for,
             self._strict if portable or self.portable else g.fails_unread,
@@ -122,7 +121,7 @@ class MXNetModel:
         a plan also runs on MXNet's plain kernels.
         """
         flags = recompute.copy()
-        pool.drop_unread(flags, *self.unread_rules(portable=portable))
+        pool.drop_unread(flags, self.unread_rules(portable=portable))
         return flags
 
     def unread_copies(self, recompute: Flags) -> list[int]:

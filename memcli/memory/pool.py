@@ -18,8 +18,13 @@ pool is the same as if nobody had put them there and readers were told apart by 
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numba
 import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
 
 BAD = -1
 EXTERNAL = -2
@@ -86,20 +91,33 @@ def execution_order(n, in_ptr, in_node, dep_ptr, dep_node, owner, heads, mark):
     return order[:count]
 
 
+class UnreadRules(NamedTuple):
+    """What of a graph decides whether a copy that nobody reads may run; see :func:`drop_unread`."""
+
+    in_ptr: Array
+    in_node: Array
+    in_entry: Array
+    in_ignored: Array
+    leading: Array  # over entries: 1 for the first output of a node
+    own_read: Array  # over forward nodes: its gradient reads its first output
+    waited_for: Array  # over forward nodes: its gradient waits for it; that of a sum does not
+    fails_unread: Array  # over forward nodes: may not run unread
+
+
 @numba.njit(cache=True)
-def drop_unread(
-    flags, in_ptr, in_node, in_entry, in_ignored, leading, own_read, waited_for, fails_unread
-):  # fmt: skip
+def drop_unread(flags, rules):
     """Take back the recomputation of forward nodes whose copy nobody would read.
 
     MXNet runs such a copy all the same, with the request to write nothing (``kNullOp``), and
     some operators then fail a check, or leave out what else they make (``fails_unread``); those
-    alone are dropped. Changes ``flags``. What decides is the first output of a copy (``leading``
-    over entries): its own gradient may read it (``own_read``), and readers whose copies run do.
-    A copy runs where its gradient waits for it (``waited_for``; that of a sum does not) or where
-    another copy that runs reads it.
+    alone are dropped. Changes ``flags``. What decides is the first output of a copy: its own
+    gradient may read it, and readers whose copies run do. A copy runs where its gradient waits
+    for it or where another copy that runs reads it.
     """
-    wanted = own_read.copy()
+    in_ptr, in_node, in_entry = rules.in_ptr, rules.in_node, rules.in_entry
+    in_ignored, leading, waited_for = rules.in_ignored, rules.leading, rules.waited_for
+    fails_unread = rules.fails_unread
+    wanted = rules.own_read.copy()
     for node in range(flags.shape[0] - 1, -1, -1):
         if not flags[node]:
             continue

@@ -259,11 +259,6 @@ def _propose(
     return count
 
 
-@numba.njit(cache=True)
-def _drop(flags, d):
-    drop_unread(flags, d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7])
-
-
 @numba.njit(cache=True, nogil=True)
 def anneal(
     lay, scratch, drop, state, best, nodes, weights, can_barrier, group_ptr, group_of, group_node,
@@ -275,14 +270,13 @@ def anneal(
     ``state`` is the current plan and ``best`` the best one, both changed; ``lowest`` is the
     energy of the best, and the new one is returned. ``others`` (plans x forward nodes) are marks
     of good plans that stretches are taken from, as in genetic algorithms. ``drop`` are the
-    arguments of :func:`memcli.memory.pool.drop_unread` after the flags. What any pool needs for
-    the plan counts as well, less and less: where that is little, further changes can shrink the
-    pool.
+    rules of :func:`memcli.memory.pool.drop_unread`. What any pool needs for the plan counts as
+    well, less and less: where that is little, further changes can shrink the pool.
     """
     undo_node = np.zeros(max(64, state.shape[0]), np.int64)
     undo_mark = np.zeros(max(64, state.shape[0]), np.uint8)
     flags = state.copy()
-    _drop(flags, drop)
+    drop_unread(flags, drop)
     length, flops, work = trace(lay, scratch, flags)
     _, pool, _, least = fill(lay, scratch, flags, length, match_range, ANY, True)
     energy = energy_of(params, float(pool), flops, work, 1.0)
@@ -302,7 +296,7 @@ def anneal(
         if count == 0:
             continue
         flags[:] = state
-        _drop(flags, drop)
+        drop_unread(flags, drop)
         length, flops, work = trace(lay, scratch, flags)
         hard = hardness(part)
         # how high the energy may be; drawn first, so that what is worse need not be worked out

@@ -78,7 +78,8 @@ def test_the_table(memcli: Command, graph: str) -> None:
 def test_a_budget_nothing_meets(memcli: Command, graph: str, tmp_path: Path) -> None:
     done = memcli("solve", graph, "--budget", "30B", "--json", "-o", "out.json")
     assert done.returncode == 1
-    assert done.stdout == ""
+    answer = json.loads(done.stdout)
+    assert answer["ok"] is False and answer["error"].startswith("no schedule fits 30 B")
     assert "no schedule fits 30 B, proven: the least peak found is 40 bytes" in done.stderr
     assert not (tmp_path / "out.json").exists()
 
