@@ -31,7 +31,7 @@ _NAMES_SHOWN = 3
 # (number of the module, name of the attribute)
 Attribute = tuple[int, str]
 
-# Functions of PyTorch are replaced meanwhile, for all threads.
+# Functions of PyTorch are replaced meanwhile.
 _lock = threading.RLock()
 
 
@@ -123,8 +123,12 @@ def _refusing(found: list[BadInput]) -> Iterator[None]:
 
     function = torch.autograd.Function
     original = function.__dict__["apply"]
+    hooks = {name: Tensor.__dict__[name] for name in _HOOKS}
+    here = threading.get_ident()  # other threads go on as ever
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != here:
+            return original.__get__(None, cls)(*args, **kwargs)
         place = f"{cls.__module__}.{cls.__qualname__}"
         if place == "torch.utils.checkpoint.CheckpointFunction":
             refuse(
@@ -141,16 +145,21 @@ def _refusing(found: list[BadInput]) -> Iterator[None]:
             )
         return original.__get__(None, cls)(*args, **kwargs)
 
-    def hook(self: Tensor, *_: Any) -> None:
-        refuse(
-            "forward puts a hook on a tensor, which torch.export does not follow",
-            "put hooks on parameters and outputs, outside of forward",
-        )
+    def hooked(register: Any) -> Any:
+        def hook(self: Tensor, *args: Any) -> Any:
+            if threading.get_ident() == here:
+                refuse(
+                    "forward puts a hook on a tensor, which torch.export does not follow",
+                    "put hooks on parameters and outputs, outside of forward",
+                )
+            return register(self, *args)
+
+        return hook
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_replaced(function, "apply", classmethod(apply)))
-        for name in _HOOKS:
-            stack.enter_context(_replaced(Tensor, name, hook))
+        for name, register in hooks.items():
+            stack.enter_context(_replaced(Tensor, name, hooked(register)))
         yield
 
 
