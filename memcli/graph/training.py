@@ -89,25 +89,28 @@ class TrainingGraph:
         self.heads = self.entry_node[self.outputs]
         self.entry_bytes = np.maximum(self.elements, 0) * self.itemsize
 
+    def reads_of_own(self) -> Ints:
+        """Places among the inputs where the gradient of a node reads an output of that node."""
+        reader = np.repeat(np.arange(self.n_nodes), np.diff(self.in_ptr))
+        own = (reader >= self.n_forward) & (self.in_node == self.owner[reader])
+        return np.flatnonzero(own)
+
     def own_read(self) -> Flags:
         """Over forward nodes: 1 where a node's gradient reads the first output of the node."""
+        at = self.reads_of_own()
+        nodes = self.in_node[at]
+        first = (self.in_entry[at] == self.first[nodes]) & (self.in_ignored[at] == 0)
         result = np.zeros(self.n_forward, np.uint8)
-        for v in range(self.n_forward, self.n_nodes):
-            for i in range(self.in_ptr[v], self.in_ptr[v + 1]):
-                source = self.in_node[i]
-                if source == self.owner[v] and not self.in_ignored[i]:
-                    result[source] |= self.in_entry[i] == self.first[source]
+        result[nodes[first]] = 1
         return result
 
     def waited_for(self) -> Flags:
         """Over forward nodes: 1 where a node's gradient waits for the node, or reads from it."""
+        waiter = np.repeat(np.arange(self.n_nodes), np.diff(self.dep_ptr))
+        own = (waiter >= self.n_forward) & (self.dep_node == self.owner[waiter])
         result = np.zeros(self.n_forward, np.uint8)
-        for v in range(self.n_forward, self.n_nodes):
-            own = self.owner[v]
-            if own >= 0:
-                waits = self.dep_node[self.dep_ptr[v] : self.dep_ptr[v + 1]]
-                reads = self.in_node[self.in_ptr[v] : self.in_ptr[v + 1]]
-                result[own] |= bool((waits == own).any() or (reads == own).any())
+        result[self.dep_node[own]] = 1
+        result[self.in_node[self.reads_of_own()]] = 1
         return result
 
     def leading(self) -> Flags:

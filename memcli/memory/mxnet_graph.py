@@ -175,17 +175,11 @@ def build(result: Mapping[str, Any], arrays_path: Path, raw: Mapping[str, Any]) 
 def _reads_the_rest(graph: TrainingGraph) -> Flags:
     """Over forward nodes: 1 where a gradient reads other outputs of a node than its first, which
     the node may not make if nobody reads that."""
+    at = graph.reads_of_own()
+    nodes = graph.in_node[at]
+    rest = (graph.in_entry[at] > graph.first[nodes]) & (graph.in_ignored[at] == 0)
     result = np.zeros(graph.n_forward, np.uint8)
-    for v in range(graph.n_forward, graph.n_nodes):
-        for i in range(graph.in_ptr[v], graph.in_ptr[v + 1]):
-            source = graph.in_node[i]
-            if (
-                source == graph.owner[v]
-                and not graph.in_ignored[i]
-                and graph.in_entry[i] > graph.first[source]
-                and graph.op(source) not in _MAKES_THE_REST
-            ):
-                result[source] = 1
+    result[[v for v in np.unique(nodes[rest]) if graph.op(v) not in _MAKES_THE_REST]] = 1
     return result
 
 
