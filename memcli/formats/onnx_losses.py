@@ -16,7 +16,7 @@ from memcli.formats.onnx_file import OnnxFile
 from memcli.formats.onnx_roles import constant_tensor
 from memcli.formats.onnx_signature import metadata, module_class, module_of, signature_kinds
 from memcli.formats.onnx_tf_layers import is_tf2onnx, tf_layers, took_tf_batchnorm
-from memcli.formats.wording import shown
+from memcli.formats.wording import first_of, shown
 
 LossKind = Literal[
     "batchnorm-folded", "batchnorm-inference", "dropout-inference", "parameters-folded", "mxnet",
@@ -248,5 +248,4 @@ def _count(items: list[str], what: str) -> str:
 
 
 def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(map(shown, listed[:3])) + (", ..." if len(listed) > 3 else "")
+    return first_of(map(shown, names))

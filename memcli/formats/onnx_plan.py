@@ -15,7 +15,7 @@ from memcli.formats.onnx_external import check_locations, external_tensors
 from memcli.formats.onnx_file import OnnxFile
 from memcli.formats.onnx_plan_record import MARK_KEY, MARKS, PLAN_KEY, OnnxPlan
 from memcli.formats.onnx_wire import with_metadata, without_metadata
-from memcli.formats.wording import shown, shown_path
+from memcli.formats.wording import first_of, shown, shown_path
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def moved_notes(file: OnnxFile, out: str | os.PathLike[str]) -> list[str]:
     present = [location for location, path in locations.items() if path.is_file()]
     if here == there or not present:
         return []
-    listed = ", ".join(map(shown, present[:3])) + (", ..." if len(present) > 3 else "")
+    listed = first_of(map(shown, present))
     return [
         f"{shown_path(os.fspath(out))} refers to weights beside {file.name} ({listed}): "
         f"copy or link them into {shown_path(Path(out).parent)} to run it"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 _LONGEST = 60
 
 
@@ -22,6 +24,12 @@ def shown(value: object) -> str:
         return "an integer of over 38 digits"
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def first_of(texts: Iterable[str], most: int = 3) -> str:
+    """The first ``most`` of some texts, with commas, and whether there are more."""
+    listed = list(texts)
+    return ", ".join([*listed[:most], "..."] if len(listed) > most else listed)
 
 
 def shown_path(path: object) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from memcli.formats.wording import first_of
 from memcli.reports.tables import add_folded, clip, facts, mib, new_table
 from memcli.reports.workers_report import split_json, worker_json, workers_facts, workers_table
 from memcli.workflow.verifying import Compared, Run, StageMeasured, Verified
@@ -148,7 +149,7 @@ def _equal(part: Compared) -> str:
         return "none to compare"
     if part.compared == part.bit_equal:
         return f"{part.bit_equal} of {part.compared} equal to the bit"
-    names = ", ".join(part.different[:3]) + (", ..." if len(part.different) > 3 else "")
+    names = first_of(part.different)
     return (
         f"{part.bit_equal} of {part.compared} equal to the bit; largest difference "
         f"{part.max_abs_diff:.3g} ({names})"

@@ -37,7 +37,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from memcli.errors import BadInput
-from memcli.formats.wording import shown
+from memcli.formats.wording import first_of, shown
 from memcli.marks import AGAIN, KEPT, RESULTS
 from memcli.torch.exported import ExportedModel, Place
 from memcli.torch.scopes import is_scoped, match_scopes
@@ -93,14 +93,12 @@ def check(matched: Matched, what: str, legacy: bool) -> None:
     """
     if matched.part >= SMALLEST_PART:
         return
-    listed = ", ".join(map(shown, matched.missing[:_NAMES_SHOWN]))
-    more = ", ..." if len(matched.missing) > _NAMES_SHOWN else ""
     mend = "is it the plan of this model, in the same mode and of the same version?"
     if legacy:
         mend += " Names are matched best in files of torch.onnx.export(..., dynamo=True)"
     raise BadInput(
         f"{what}: has {matched.found} of the {matched.counted} nodes of the model; not there: "
-        f"{listed}{more}",
+        f"{first_of(map(shown, matched.missing), _NAMES_SHOWN)}",
         mend,
     )
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from memcli.errors import BadInput
+from memcli.formats.wording import first_of
 
 # PyTorch's own, of which an export keeps the gradient or that it is documented to leave out.
 _KNOWN_FUNCTIONS = ("torch._", "torch.nn.modules._functions.BackwardHookFunction")
@@ -26,7 +27,6 @@ _HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
 # What every module has, whatever its class.
 _OWN = frozenset(nn.Module().__dict__)
 _PLAIN = frozenset({bool, int, float, complex, str, type(None)})
-_NAMES_SHOWN = 3
 
 # (number of the module, name of the attribute)
 Attribute = tuple[int, str]
@@ -68,9 +68,8 @@ def nothing_lost(model: nn.Module) -> Iterator[set[Attribute]]:
         raise found[0]
     if holding:
         names = [f"{modules[number][0]}.{name}".lstrip(".") for number, name in sorted(holding)]
-        listed = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
         raise BadInput(
-            f"forward leaves tensors on the module: {listed}",
+            f"forward leaves tensors on the module: {first_of(names)}",
             "return them with the outputs, or make them buffers (register_buffer)",
         )
     if moved:

@@ -23,7 +23,7 @@ from memcli.formats.onnx_plan_record import MARK_NUMBERS, MARK_TEXTS
 from memcli.formats.onnx_shapes import bind_shapes
 from memcli.formats.onnx_tf_layers import draws_undefined
 from memcli.formats.onnx_training import as_training
-from memcli.formats.wording import shown, shown_path
+from memcli.formats.wording import first_of, shown, shown_path
 from memcli.graph.training import Flags, Plan
 from memcli.marks import EACH, RESULTS
 from memcli.memory.bounds import gap
@@ -209,8 +209,7 @@ def refuse_nothing_made(analysis: TorchAnalysis) -> None:
     """
     if analysis.model.exact.makes.any():
         return
-    names = [shown(row["name"]) for row in analysis.outputs]
-    outputs = ", ".join([*names[:3], "..."] if len(names) > 3 else names)
+    outputs = first_of(shown(row["name"]) for row in analysis.outputs)
     raise BadInput(
         f"{shown_path(analysis.file.path)}: no node of the graph is trained through: its outputs "
         f"({outputs}) are weights, inputs, constants or views of these",

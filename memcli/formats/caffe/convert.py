@@ -22,7 +22,7 @@ from memcli.formats.caffe.registry import (
     Unsupported,
 )
 from memcli.formats.caffe.sources import FreeBlob, is_label, is_source
-from memcli.formats.wording import shown
+from memcli.formats.wording import first_of, shown
 
 assert _layers  # registers the translations
 _IR_VERSION = 10
@@ -228,8 +228,7 @@ class _Conversion:
                 if of_layer:  # others compute nothing
                     gone.setdefault(f"{layer.type} that no loss needs", []).append(layer.name)
         for kind, names in gone.items():
-            more = ", ..." if len(names) > 3 else ""
-            self.notes.append(f"left out: {kind} ({', '.join(names[:3])}{more})")
+            self.notes.append(f"left out: {kind} ({first_of(names)})")
 
     def _problem(self, position: int, why: str) -> None:
         layer = self.net.layers[position]
