@@ -35,8 +35,8 @@ from memcli.memory.bounds import plan_bound
 from memcli.planners.base import Settings
 from memcli.planners.registry import search_variants
 from memcli.workflow.costs import set_costs
-from memcli.workflow.planning import environment_of, read_symbol
-from memcli.workflow.variants import analyze_variants, marked_positions, with_barriers
+from memcli.workflow.planning import environment_of, marked_file, read_symbol, search_forms
+from memcli.workflow.variants import analyze_variants
 
 
 def check(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def check(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
             row["classic_recompute"] = classic.cost.recompute_fraction
         pairs = [(v.analysis.graph, v.analysis.model) for v in graphs]
         began = time.monotonic()
-        found, chosen, _ = search_variants(pairs, "auto", Settings())
+        variant, found, _ = search_forms(graphs, "auto", Settings())
         row["search_seconds"] = time.monotonic() - began
         row["auto_mb"] = found.cost.total_bytes / 2**20
         row["auto_recompute"] = found.cost.recompute_fraction
@@ -75,14 +75,10 @@ def check(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
         row["bound_seconds"] = time.monotonic() - began
         row["bound_mb"] = min(bounds) / 2**20
         row["pool_mb"] = found.cost.pool_bytes / 2**20
-        row["rewrites"] = graphs[chosen].rewrites
+        row["rewrites"] = variant.rewrites
         row["barriers"] = int((found.plan.recompute == 2).sum())
-        row["environment"] = environment_of(found.plan, graphs[chosen].analysis)
-        file, moved = with_barriers(graphs[chosen], found.plan.recompute)
-        marked = marked_positions(graphs[chosen].analysis, found.plan.recompute)
-        written = SymbolFile.from_bytes(
-            file.with_marks({moved[p] for p in marked}, None), str(path), file.sha256
-        )
+        row["environment"] = environment_of(found.plan, variant.analysis)
+        written = SymbolFile.from_bytes(marked_file(variant, found.plan), str(path), source.sha256)
         with tempfile.TemporaryDirectory() as folder:
             result, _ = ask_mxnet(
                 written.raw,

@@ -2,6 +2,8 @@
 
 An inserted node hands each input on unchanged as the output of the same number: ``_copy`` one,
 ``amp_multicast`` several of one type. Both share their inputs' memory in both directions.
+``reshape_like`` hands its first input on, whose shape it keeps; behind its second one are nodes
+that nobody else reads (:func:`insert_reservation`).
 
 What an edit replaced travels in attributes of the nodes that it touched, by node names, so that
 it can be undone on a file that MXNet saved anew (and numbered anew), as well.
@@ -24,6 +26,10 @@ REWIRED_KEY = "__memcli_original_inputs__"
 
 _IDENTITY = "_copy"
 _JOIN = "amp_multicast"
+_PASSES_ON = "reshape_like"
+_BLOCK = "_zeros"
+_SLICES = ("slice_axis", "slice_like")
+_LEAST_BLOCK = 1 << 16  # elements, of a block that is scaled down
 _MEND = "plan the original again"
 
 Raw = dict[str, Any]
@@ -79,7 +85,7 @@ class _Rebuilt:
         self._origin.append(position)
 
     def insert(self, op: str, name: str, inputs: list[list[int]], **attrs: str) -> int:
-        """A node that hands on what it reads, at new positions; its own position."""
+        """A node that reads ``inputs``, given at new positions; its own position."""
         while name in self._names:
             name += "_"
         self._names.add(name)
@@ -197,6 +203,89 @@ def insert_joins(raw: Raw, joins: Sequence[Join]) -> tuple[Raw, dict[int, int]]:
     return new.finished(), new.moved
 
 
+@dataclass(frozen=True)
+class Reservation:
+    """Blocks of memory that are there, and free, before a node of the file runs.
+
+    ``blocks``: elements of each, no less than ``width``, which is the argument's size along
+    ``axis``. The argument is the node's input ``slot``.
+    """
+
+    reader: int
+    slot: int
+    axis: int
+    width: int
+    blocks: Sequence[int]
+    dtype: str
+
+
+def insert_reservation(raw: Raw, wanted: Reservation) -> tuple[Raw, dict[int, int]]:
+    """Nodes that make the blocks, and an identity behind the argument that waits for all of them.
+
+    Returns:
+        The new content, and the new position of each old one.
+    """
+    new = _Rebuilt(raw)
+    for position, node in enumerate(raw["nodes"]):
+        if position == wanted.reader:
+            source = node["inputs"][wanted.slot]
+            argument = raw["nodes"][source[0]]["name"]
+            read: list[list[int]] = []
+            for number, elements in enumerate(wanted.blocks):
+                name = f"{argument}_reserved{number}"
+                shape = f"({elements},)"
+                block = new.insert(_BLOCK, name, [], shape=shape, dtype=wanted.dtype)
+                first = {} if read else {"axis": "0", "begin": "0", "end": str(wanted.width)}
+                op = _SLICES[len(read)]
+                part = new.insert(op, f"{name}_read", [[block, 0, 0], *read], **first)
+                read = [[part, 0, 0]]
+            place = new.insert(
+                _PASSES_ON, f"{argument}_behind", [[new.moved[source[0]], *source[1:]], *read],
+                lhs_begin=str(wanted.axis), lhs_end=str(wanted.axis + 1),
+                rhs_begin="0", rhs_end="1",
+            )  # fmt: skip
+            new.turned[position, wanted.slot] = (place, 0)
+        new.keep(position)
+    return new.finished(), new.moved
+
+
+def waiting_arguments(raw: Raw) -> list[int]:
+    """Positions of the arguments that an identity of :func:`insert_reservation` is behind."""
+    nodes = raw["nodes"]
+    return [nodes[p]["inputs"][0][0] for p in reservation(raw) if nodes[p]["op"] == _PASSES_ON]
+
+
+def reservation(raw: Raw) -> list[int]:
+    """Positions of all that :func:`insert_reservation` put into the content."""
+    return [
+        position
+        for position, node in enumerate(raw["nodes"])
+        if node["op"] in (_BLOCK, *_SLICES, _PASSES_ON)
+        and _attribute(node, INSERTED_KEY) is not None
+    ]
+
+
+def scaled_reservation(raw: Raw, new: int, old: int) -> Raw:
+    """The content with blocks for a batch of ``new`` that were reserved for one of ``old``.
+
+    Raises:
+        BadInput: a block whose size cannot be read.
+    """
+    nodes = list(raw["nodes"])
+    for position in reservation(raw):
+        node = nodes[position]
+        if node["op"] != _BLOCK:
+            continue
+        table = next(t for t in attribute_keys(node) if "shape" in node[t])
+        digits = node[table]["shape"].strip("()[], ")
+        if not digits.isdigit():
+            raise BadInput(f"nodes[{position}]: a reserved block of shape {digits!r}", _MEND)
+        # a slice of each is read, as long as some dimension of an argument
+        elements = max(int(digits) * new // old, min(int(digits), _LEAST_BLOCK))
+        nodes[position] = {**node, table: {**node[table], "shape": f"({elements},)"}}
+    return {**raw, "nodes": nodes}
+
+
 def undo(raw: Raw, where: str) -> Raw:
     """The content as it was before :func:`rewire` and :func:`insert_identities`.
 
@@ -209,7 +298,8 @@ def undo(raw: Raw, where: str) -> Raw:
     if not inserted and not rewired:
         return raw
     for p in inserted:
-        if old[p]["op"] not in (_IDENTITY, _JOIN) or not old[p]["inputs"]:
+        known = (_IDENTITY, _JOIN, _PASSES_ON, *_SLICES) if old[p]["inputs"] else (_BLOCK,)
+        if old[p]["op"] not in known:
             raise BadInput(f"{where}: nodes[{p}]: {INSERTED_KEY} is on no identity", _MEND)
 
     def root(source: Sequence[int]) -> list[int]:
@@ -281,9 +371,11 @@ def _renumbered(
         result["arg_nodes"] = [moved[p] for p in raw["arg_nodes"] if p in moved]
     rows = raw.get("node_row_ptr")
     if isinstance(rows, list) and len(rows) == len(raw["nodes"]) + 1:
-        # what is inserted has as many outputs as inputs
+        # an inserted join has as many outputs as inputs, all else one
         widths = [
-            len(node["inputs"]) if p is None else rows[p + 1] - rows[p]
+            rows[p + 1] - rows[p]
+            if p is not None
+            else (len(node["inputs"]) if node["op"] == _JOIN else 1)
             for p, node in zip(origin, nodes, strict=True)
         ]
         total = [0]

@@ -7,7 +7,7 @@ forward part first. Entries are the tensors: node ``v`` makes entries ``first[v]
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,8 @@ class TrainingGraph:
     # rows (position, output, elements) of all visible tensors in depth-first order
     internals: Ints = field(default_factory=lambda: np.zeros((0, 3), np.int64))
     alias: dict[int, int] = field(default_factory=dict)  # merged position -> the one that stayed
+    # over forward nodes: 1 for what is there to reserve blocks of the pool; none where empty
+    reserving: Flags = field(default_factory=lambda: np.zeros(0, np.uint8))
     # whether the gradient of a kept node reads the node's original inputs (MXNet), which stay with
     # it then, or any tensor can go by itself (PyTorch)
     keeps_inputs: bool = True
@@ -88,6 +90,16 @@ class TrainingGraph:
         self.entry_node = np.repeat(np.arange(self.n_nodes), np.diff(self.first))
         self.heads = self.entry_node[self.outputs]
         self.entry_bytes = np.maximum(self.elements, 0) * self.itemsize
+        if not len(self.reserving):
+            self.reserving = np.zeros(self.n_forward, np.uint8)
+
+    def without_reserved_blocks(self) -> TrainingGraph:
+        """The graph as if nothing of the pool were reserved."""
+        if not self.reserving.any():
+            return self
+        elements = self.elements.copy()
+        elements[np.isin(self.entry_node, np.flatnonzero(self.reserving))] = 0
+        return replace(self, elements=elements)
 
     def reads_of_own(self) -> Ints:
         """Places among the inputs where the gradient of a node reads an output of that node."""
@@ -143,9 +155,10 @@ class TrainingGraph:
         return total
 
     def operator_bytes(self) -> Ints:
-        """Over forward nodes: bytes of all outputs; 0 for variables, which are the caller's."""
+        """Over forward nodes: bytes of all outputs; 0 for variables, which are the caller's, and
+        for what reserves blocks."""
         sizes = self.node_bytes()[: self.n_forward]
-        sizes[self.variable[: self.n_forward] == 1] = 0
+        sizes[(self.variable[: self.n_forward] == 1) | (self.reserving == 1)] = 0
         return sizes
 
     def saved_entries(self) -> Flags:
@@ -170,4 +183,6 @@ class Plan:
     recompute: Flags  # over forward nodes: 0 kept, 1 recomputed, 2 recomputed behind a barrier
     cuts: list[list[int]] = field(default_factory=list)  # kept forward nodes, a list for each cut
     match_range: int = 16
+    # elements of blocks of the pool that the plan reserves, largest first
+    reserved: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     notes: dict[str, Any] = field(default_factory=dict)

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from memcli.graph.training import Flags, TrainingGraph
-from memcli.memory.fast_pool import ANY, fill, trace
+from memcli.memory.fast_pool import ANY, NOTHING, fill, trace
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, MXNetModel
 from memcli.memory.pool_layout import layout, scratch
 
@@ -36,7 +36,7 @@ def _enumerate(lay, s, nodes, choices, match_range, live_flags, pool_flags, need
     least_needed = np.int64(-1)
     while True:
         steps = trace(lay, s, flags)[0]
-        _, pool, live, needed = fill(lay, s, flags, steps, match_range, ANY, True)
+        _, pool, live, needed = fill(lay, s, flags, steps, match_range, ANY, True, NOTHING)
         needed = max(live, needed)
         if least_live < 0 or live < least_live:
             least_live = live

@@ -14,6 +14,8 @@ from memcli.memory.pool import AGAIN, BAD, KEPT, lower_bound, mapped
 
 # A pool that no evaluation stops at.
 ANY = np.iinfo(np.int64).max
+# Reserved blocks of a plan that reserves none.
+NOTHING = np.zeros(0, np.int64)
 
 
 @numba.njit(cache=True)
@@ -115,8 +117,33 @@ def trace(lay, s, mark):
 
 
 @numba.njit(cache=True)
-def fill(lay, s, mark, steps, match_range, ceiling, levels):
+def _release(block, size, before, behind, class_size, class_head, class_tail, n_classes):
+    """Put a block among the free ones, behind those of its size; how many sizes there are then."""
+    at = lower_bound(class_size, size, n_classes)
+    if at == n_classes or class_size[at] != size:
+        for t in range(n_classes, at, -1):
+            class_size[t] = class_size[t - 1]
+            class_head[t] = class_head[t - 1]
+            class_tail[t] = class_tail[t - 1]
+        n_classes += 1
+        class_size[at] = size
+        class_head[at] = block
+        before[block] = -1
+    else:
+        last = class_tail[at]
+        behind[last] = block
+        before[block] = last
+    behind[block] = -1
+    class_tail[at] = block
+    return n_classes
+
+
+@numba.njit(cache=True)
+def fill(lay, s, mark, steps, match_range, ceiling, levels, reserved):
     """The pool over the traced order.
+
+    ``reserved``: elements of blocks that are there, and free, from the layout's ``reserve_at`` on;
+    0 for none (:mod:`memcli.rewrites.reserved_blocks`).
 
     As soon as the pool is above ``ceiling``, bytes, the rest is left undone: what is returned are
     then lower bounds. ``levels``: whether the last of the results is wanted; 0 else.
@@ -171,7 +198,27 @@ def fill(lay, s, mark, steps, match_range, ceiling, levels):
     peak = 0
     total = 0
     pool = 0
+    n_reserved = 0
     for k in range(steps):
+        if k == lay.reserve_at:
+            for q in range(reserved.shape[0]):
+                size = reserved[q] * 4
+                if size == 0:
+                    continue
+                if n_reserved == 0:
+                    total += lay.reserve_extra
+                    pool += lay.reserve_extra
+                n_reserved += 1
+                block = n_blocks
+                n_blocks += 1
+                block_size[block] = size
+                block_true[block] = reserved[q] * lay.reserve_item
+                block_live[block] = 0
+                total += size
+                pool += block_true[block]
+                n_classes = _release(
+                    block, size, before, behind, class_size, class_head, class_tail, n_classes
+                )
         node = order[k]
         copy = node >= n
         base = node - n if copy else node
@@ -268,23 +315,10 @@ def fill(lay, s, mark, steps, match_range, ceiling, levels):
             if levels:
                 for t in range(block_level[block]):
                     level_now[t] -= 1
-            size = block_size[block]
-            at = lower_bound(class_size, size, n_classes)
-            if at == n_classes or class_size[at] != size:
-                for t in range(n_classes, at, -1):
-                    class_size[t] = class_size[t - 1]
-                    class_head[t] = class_head[t - 1]
-                    class_tail[t] = class_tail[t - 1]
-                n_classes += 1
-                class_size[at] = size
-                class_head[at] = block
-                before[block] = -1
-            else:
-                last = class_tail[at]
-                behind[last] = block
-                before[block] = last
-            behind[block] = -1
-            class_tail[at] = block
+            n_classes = _release(
+                block, block_size[block], before, behind, class_size, class_head, class_tail,
+                n_classes,
+            )  # fmt: skip
     least = 0
     for t in range(level_step.shape[0]):
         least += level_most[t] * level_step[t]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from memcli.formats.symbol_edits import reservation
 from memcli.graph.flops import backward_flops, forward_flops
 from memcli.graph.training import Flags, Kind, TrainingGraph
 from memcli.memory import mxnet_operators as table
@@ -164,6 +165,7 @@ def build(result: Mapping[str, Any], arrays_path: Path, raw: Mapping[str, Any]) 
         file_variable=[node["op"] == "null" for node in raw["nodes"]],
         stage_at={p: mark for p, mark in marks.items() if p < len(names)},
         internals=a["internals"],
+        reserving=np.isin(position[:n_forward], reservation(dict(raw))).astype(np.uint8),
     )
     graph.alias = find_merged(raw, graph.node_of_position())
     graph.fails_unread |= _reads_the_rest(graph)

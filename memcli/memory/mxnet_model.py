@@ -15,6 +15,8 @@ from memcli.memory import fast_pool, pool, pool_layout
 Seconds = NDArray[np.float64]
 
 DEFAULT_MATCH_RANGE = 16
+# Sizes of tensors that are told apart where it is said which blocks a plan needs.
+_SIZES = 256
 
 
 @dataclass
@@ -80,6 +82,7 @@ class MXNetModel:
         self.forward_flops = float(graph.flops[: graph.n_forward].sum())
         # whether only plans that MXNet's plain kernels run are made
         self.portable = False
+        self._reservable: pool_layout.Reservable | None = None
         self._own_read = graph.own_read()
         self._leading = graph.leading()
         self._waited_for = graph.waited_for()
@@ -92,10 +95,20 @@ class MXNetModel:
         self.forward_seconds = float(seconds.sum())
         self.__dict__.pop("layout", None)
 
+    @property
+    def reservable(self) -> pool_layout.Reservable | None:
+        """Where plans may reserve blocks of the pool; None: nowhere."""
+        return self._reservable
+
+    @reservable.setter
+    def reservable(self, where: pool_layout.Reservable | None) -> None:
+        self._reservable = where
+        self.__dict__.pop("layout", None)
+
     @cached_property
     def layout(self) -> pool_layout.Layout:
         """The graph arranged for many evaluations; worked out at the first."""
-        return pool_layout.layout(self.graph, self.seconds)
+        return pool_layout.layout(self.graph, self.seconds, self._reservable)
 
     @cached_property
     def _scratch(self) -> pool_layout.Scratch:
@@ -164,16 +177,22 @@ class MXNetModel:
         )  # fmt: skip
 
     def evaluate(
-        self, recompute: Flags, match_ranges: Sequence[int] = (DEFAULT_MATCH_RANGE,)
+        self,
+        recompute: Flags,
+        match_ranges: Sequence[int] = (DEFAULT_MATCH_RANGE,),
+        reserved: Ints = fast_pool.NOTHING,
     ) -> Cost:
-        """Cost of a plan at the best of ``match_ranges`` (``NNVM_EXEC_MATCH_RANGE``)."""
+        """Cost of a plan at the best of ``match_ranges`` (``NNVM_EXEC_MATCH_RANGE``).
+
+        ``reserved``: elements of blocks that the plan reserves (0: none).
+        """
         mark = (recompute * self.markable).astype(np.uint8)
         lay, scratch = self.layout, self._scratch
         steps, flops, seconds = fast_pool.trace(lay, scratch, mark)
         best: Cost | None = None
         for match_range in match_ranges:
             total, true, live, _ = fast_pool.fill(
-                lay, scratch, mark, steps, match_range, fast_pool.ANY, False
+                lay, scratch, mark, steps, match_range, fast_pool.ANY, False, reserved
             )
             if best is None or total < best.total_bytes:
                 best = Cost(
@@ -184,8 +203,24 @@ class MXNetModel:
         return best
 
     def plan_cost(self, plan: Plan) -> Cost:
-        """Cost of a plan with the match range that it names."""
-        return self.evaluate(plan.recompute, (plan.match_range,))
+        """Cost of a plan with the match range that it names, and the blocks that it reserves."""
+        return self.evaluate(plan.recompute, (plan.match_range,), plan.reserved)
+
+    def needed_blocks(self, recompute: Flags) -> Ints:
+        """The blocks that any pool needs for a plan, largest first, elements; small ones left out.
+
+        As many of each size and more as tensors of that size and more are alive at once.
+        """
+        mark = (recompute * self.markable).astype(np.uint8)
+        lay = pool_layout.with_levels(self.layout, _SIZES)
+        scratch = pool_layout.scratch(lay)
+        steps, _, _ = fast_pool.trace(lay, scratch, mark)
+        fast_pool.fill(
+            lay, scratch, mark, steps, DEFAULT_MATCH_RANGE, fast_pool.ANY, True, fast_pool.NOTHING
+        )
+        sizes = np.cumsum(lay.level_step)[::-1]
+        blocks = np.diff(scratch.level_most[::-1], prepend=0)
+        return np.repeat(sizes // lay.reserve_item, np.maximum(blocks, 0)).astype(np.int64)
 
     def timeline(self, recompute: Flags, match_range: int = DEFAULT_MATCH_RANGE) -> Timeline:
         """How the pool fills while the plan runs; MXNet allocates a block at its first use."""

@@ -22,6 +22,8 @@ from memcli.memory.pool import execution_order
 Array = NDArray[Any]
 # Sizes of tensors that are told apart in what any pool needs: smaller ones hardly count.
 _MOST_LEVELS = 24
+# The most blocks that a plan may reserve.
+MOST_RESERVED = 96
 
 
 class Layout(NamedTuple):
@@ -57,6 +59,9 @@ class Layout(NamedTuple):
     widest: int  # most in-place pairs of a node
     level: Array  # over entries: of how many levels of size it is, at least
     level_step: Array  # over levels: bytes by which it is larger than the one below
+    reserve_at: int  # before which step of the order a plan's reserved blocks are allocated
+    reserve_item: int  # bytes of an element of theirs
+    reserve_extra: int  # bytes that reserving some takes besides
 
 
 class Scratch(NamedTuple):
@@ -86,7 +91,18 @@ class Scratch(NamedTuple):
     level_most: Array
 
 
-def layout(graph: TrainingGraph, work: Array | None = None) -> Layout:
+class Reservable(NamedTuple):
+    """Where a graph may reserve blocks of its pool, and what that takes."""
+
+    before: int  # forward node
+    itemsize: int  # bytes of an element of theirs
+    least: int  # elements of a block
+    extra: int  # bytes at most that the pool has besides
+
+
+def layout(
+    graph: TrainingGraph, work: Array | None = None, reservable: Reservable | None = None
+) -> Layout:
     """The layout of a graph; ``work`` over forward nodes, FLOPs where it is not given."""
     n, m, n_forward = graph.n_nodes, graph.n_entries, graph.n_forward
     none = np.zeros(n_forward, np.uint8)
@@ -148,6 +164,9 @@ def layout(graph: TrainingGraph, work: Array | None = None) -> Layout:
         work=np.asarray(graph.flops[:n_forward] if work is None else work, np.float64),
         ignores_all=graph.ignores_all,
         widest=1 + int(np.diff(graph.in_ptr).max(initial=0)), level=level, level_step=level_step,
+        reserve_at=0 if reservable is None else int(np.flatnonzero(prefix == reservable.before)[0]),
+        reserve_item=4 if reservable is None else reservable.itemsize,
+        reserve_extra=0 if reservable is None else reservable.extra,
     )  # fmt: skip
 
 
@@ -197,15 +216,21 @@ def _tour(
     return np.array(tour, np.int64).reshape(-1, 2)
 
 
-def _levels(sizes: Array, made: Array) -> tuple[Array, Array]:
+def _levels(sizes: Array, made: Array, most: int = _MOST_LEVELS) -> tuple[Array, Array]:
     """Levels of size: of how many each entry is, and by how many bytes each is above the last.
 
-    ``sizes`` over entries, bytes; ``made``: the entries in question. The largest sizes are a level
-    each, and what is smaller is of none.
+    ``sizes`` over entries, bytes; ``made``: the entries in question. The ``most`` largest sizes
+    are a level each, and what is smaller is of none.
     """
-    steps = np.unique(sizes[made])[-_MOST_LEVELS:]
+    steps = np.unique(sizes[made])[-most:]
     level = np.searchsorted(steps, sizes, side="right").astype(np.int32)
     return level, np.diff(steps, prepend=0).astype(np.int64)
+
+
+def with_levels(lay: Layout, most: int) -> Layout:
+    """The layout with more levels of size, for what any pool needs in detail."""
+    level, level_step = _levels(lay.true, lay.out_entry, most)
+    return lay._replace(level=level, level_step=level_step)
 
 
 def scratch(lay: Layout) -> Scratch:
@@ -213,17 +238,18 @@ def scratch(lay: Layout) -> Scratch:
     n, m = lay.n, lay.m
     int32 = np.int32
     edges = 2 * len(lay.read_entry) + 1
+    blocks = 2 * m + 1 + MOST_RESERVED
     s = Scratch(
         order=np.zeros(2 * n, int32), seen=np.zeros(2 * n, int32), stack=np.zeros(2 * n + 1, int32),
         cursor=np.zeros(2 * n + 1, int32), counts=np.zeros(2 * m, int32),
         storage=np.zeros(2 * m, int32), source_ptr=np.zeros(2 * n + 1, int32),
-        source=np.zeros(edges, int32), block_size=np.zeros(2 * m + 1, np.int64),
-        block_refs=np.zeros(2 * m + 1, int32), block_live=np.zeros(2 * m + 1, np.int64),
-        block_true=np.zeros(2 * m + 1, np.int64),
-        before=np.zeros(2 * m + 1, int32), behind=np.zeros(2 * m + 1, int32),
-        class_size=np.zeros(2 * m + 1, np.int64), class_head=np.zeros(2 * m + 1, int32),
-        class_tail=np.zeros(2 * m + 1, int32), taken=np.zeros(lay.widest, np.uint8),
-        epoch=np.zeros(1, int32), block_level=np.zeros(2 * m + 1, int32),
+        source=np.zeros(edges, int32), block_size=np.zeros(blocks, np.int64),
+        block_refs=np.zeros(blocks, int32), block_live=np.zeros(blocks, np.int64),
+        block_true=np.zeros(blocks, np.int64),
+        before=np.zeros(blocks, int32), behind=np.zeros(blocks, int32),
+        class_size=np.zeros(blocks, np.int64), class_head=np.zeros(blocks, int32),
+        class_tail=np.zeros(blocks, int32), taken=np.zeros(lay.widest, np.uint8),
+        epoch=np.zeros(1, int32), block_level=np.zeros(blocks, int32),
         level_now=np.zeros(len(lay.level_step), np.int64),
         level_most=np.zeros(len(lay.level_step), np.int64),
     )  # fmt: skip

@@ -110,7 +110,11 @@ def stages(
             again[s] = again.get(s, 0.0) + float(graph.flops[base])
     result: list[Stage] = []
     for s in sorted(forward_end):
-        nodes = [v for v in np.flatnonzero(stage[:n_forward] == s) if not graph.variable[v]]
+        nodes = [
+            v
+            for v in np.flatnonzero(stage[:n_forward] == s)
+            if not graph.variable[v] and not graph.reserving[v]
+        ]
         result.append(
             Stage(
                 index=len(result),

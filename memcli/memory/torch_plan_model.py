@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from memcli.graph.training import Flags, TrainingGraph
+from memcli.graph.training import Flags, Ints, TrainingGraph
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost
 from memcli.memory.torch_graph import training_graph
 from memcli.memory.torch_model import TorchModel
@@ -24,6 +24,8 @@ class TorchPlanModel:
     """
 
     portable = False
+
+    reservable = None  # blocks are MXNet's
 
     def __init__(self, trace: Trace, graph: TrainingGraph | None = None) -> None:
         self.trace = trace
@@ -48,9 +50,12 @@ class TorchPlanModel:
         return recompute
 
     def evaluate(
-        self, recompute: Flags, match_ranges: Sequence[int] = (DEFAULT_MATCH_RANGE,)
+        self,
+        recompute: Flags,
+        match_ranges: Sequence[int] = (DEFAULT_MATCH_RANGE,),
+        reserved: Ints | None = None,
     ) -> Cost:
-        """Cost of a plan. ``match_ranges`` are MXNet's and without effect."""
+        """Cost of a plan. ``match_ranges`` and ``reserved`` are MXNet's and without effect."""
         cost = self.exact.evaluate(np.ascontiguousarray(recompute, np.uint8))
         peak = cost.live_peak_bytes if cost.feasible else _NEVER
         return Cost(

@@ -23,6 +23,8 @@ _MOST_COPIED = 24  # nodes of a part of the network that does as another one
 # How often a stretch of nodes does as it does in another good plan, where there are some, and how
 # long it is: powers of the number of nodes, from the first to the second.
 _CROSSED = 0.15
+# How often another set of reserved blocks is tried, where the graph may reserve some.
+_RESERVED = 0.2
 _SHORT, _LONG = 0.3, 0.9
 
 
@@ -259,10 +261,27 @@ def _propose(
     return count
 
 
+@numba.njit(cache=True)
+def _reserve(rng, reserved, sizes):
+    """Reserve another size of block, or none, in one of the places; which, and what was there."""
+    at = _below(rng, reserved.shape[0])
+    old = reserved[at]
+    kind = _below(rng, 4)
+    if old == 0 or kind == 0:
+        reserved[at] = sizes[_below(rng, sizes.shape[0])]
+    elif kind == 1:
+        reserved[at] = 0
+    else:
+        # the next size
+        place = lower_bound(sizes, old, sizes.shape[0]) + (1 if kind == 2 else -1)
+        reserved[at] = sizes[min(sizes.shape[0] - 1, max(0, place))]
+    return at, old
+
+
 @numba.njit(cache=True, nogil=True)
 def anneal(
     lay, scratch, drop, state, best, nodes, weights, can_barrier, group_ptr, group_of, group_node,
-    spare_ptr, spare_node, spare_chance, copy_chance, others, params, match_range, rng, steps,
+    spare_ptr, spare_node, spare_chance, copy_chance, others, params, engine, rng, steps,
     first_temperature, last_temperature, done, total_steps, lowest,
 ):  # fmt: skip
     """Run ``steps`` of ``total_steps``, of which ``done`` are done.
@@ -272,29 +291,42 @@ def anneal(
     of good plans that stretches are taken from, as in genetic algorithms. ``drop`` are the
     rules of :func:`memcli.memory.pool.drop_unread`. What any pool needs for the plan counts as
     well, less and less: where that is little, further changes can shrink the pool.
+
+    ``engine``: the match range; places for elements of blocks that the current plan reserves (0:
+    none), and those of the best plan, both changed; the sizes that such a block may have, sorted.
     """
+    match_range, reserved, best_reserved, block_sizes = engine
     undo_node = np.zeros(max(64, state.shape[0]), np.int64)
     undo_mark = np.zeros(max(64, state.shape[0]), np.uint8)
     flags = state.copy()
     drop_unread(flags, drop)
     length, flops, work = trace(lay, scratch, flags)
-    _, pool, _, least = fill(lay, scratch, flags, length, match_range, ANY, True)
+    _, pool, _, least = fill(lay, scratch, flags, length, match_range, ANY, True, reserved)
     energy = energy_of(params, float(pool), flops, work, 1.0)
     if energy < lowest:
         lowest = energy
         best[:] = flags
+        best_reserved[:] = reserved
     now = (float(pool), flops, work, float(least))
     ratio = last_temperature / first_temperature
     for step in range(steps):
         part = (done + step) / total_steps
         temperature = first_temperature * ratio**part
         weight = params[LEAST] * max(0.0, 1.0 - 1.5 * part)
-        count = _propose(
-            rng, state, nodes, weights, can_barrier, group_ptr, group_of, group_node, spare_ptr,
-            spare_node, spare_chance, copy_chance, others, undo_node, undo_mark,
-        )  # fmt: skip
-        if count == 0:
-            continue
+        count = 0
+        place = -1
+        old = 0
+        if reserved.shape[0] and _unit(rng) < _RESERVED:
+            place, old = _reserve(rng, reserved, block_sizes)
+            if reserved[place] == old:
+                continue
+        else:
+            count = _propose(
+                rng, state, nodes, weights, can_barrier, group_ptr, group_of, group_node,
+                spare_ptr, spare_node, spare_chance, copy_chance, others, undo_node, undo_mark,
+            )  # fmt: skip
+            if count == 0:
+                continue
         flags[:] = state
         drop_unread(flags, drop)
         length, flops, work = trace(lay, scratch, flags)
@@ -307,7 +339,7 @@ def anneal(
         if accepted:
             ceiling = np.int64(min(_ceiling(params, left, hard), 9e18))
             _, pool, _, least = fill(
-                lay, scratch, flags, length, match_range, ceiling, weight > 0.0
+                lay, scratch, flags, length, match_range, ceiling, weight > 0.0, reserved
             )
             new = energy_of(params, float(pool), flops, work, hard) + weight * least
             accepted = pool <= ceiling and new <= allowed
@@ -317,7 +349,10 @@ def anneal(
             if energy < lowest:
                 lowest = energy
                 best[:] = flags
+                best_reserved[:] = reserved
         else:
+            if place >= 0:
+                reserved[place] = old
             # the last first: a node may have been changed twice
             for k in range(count - 1, -1, -1):
                 state[undo_node[k]] = undo_mark[k]

@@ -15,6 +15,7 @@ from memcli.errors import BadInput
 from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
 from memcli.memory.bounds import best_lower_bound, program_bound
 from memcli.memory.exhaustive import all_plans
+from memcli.memory.fast_pool import NOTHING
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost, MXNetModel
 from memcli.memory.pool import AGAIN, BARRIER, KEPT
 from memcli.memory.pool_layout import scratch
@@ -209,13 +210,15 @@ class Search:
         flags: Flags,
         cuts: Sequence[list[int]],
         match_range: int = DEFAULT_MATCH_RANGE,
+        reserved: Ints = NOTHING,
     ) -> Found:
-        """Evaluate a candidate at one match range and remember it."""
+        """Evaluate a candidate at one match range, with reserved blocks, and remember it."""
         flags = self.admissible(flags)
-        cost = self.model.evaluate(flags, (match_range,))
+        cost = self.model.evaluate(flags, (match_range,), reserved)
         stays = self.is_kept(flags)
         kept = [[v for v in cut if stays[v]] for cut in cuts]
-        plan = Plan(strategy, flags, [c for c in kept if c], cost.match_range)
+        reserved = np.sort(reserved[reserved > 0])[::-1]
+        plan = Plan(strategy, flags, [c for c in kept if c], cost.match_range, reserved)
         found = Found(plan, cost)
         self.tried.append(found)
         self.evaluated += 1
@@ -223,7 +226,7 @@ class Search:
 
     def with_environment(self, found: Found) -> Found:
         """The same plan at its best match range, where that saves at least 1%."""
-        if self.settings.environment == "default":
+        if self.settings.environment == "default" or len(found.plan.reserved):
             return found
         best = self.model.evaluate(found.plan.recompute, MATCH_RANGES)
         if best.total_bytes > 0.99 * found.cost.total_bytes:

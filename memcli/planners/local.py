@@ -11,15 +11,18 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from memcli.graph.training import Flags
+from memcli.graph.training import Flags, Ints
+from memcli.memory.fast_pool import NOTHING
+from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE
 from memcli.planners import anneal
 from memcli.planners.base import Found, Search
 from memcli.planners.coarse import consider_roles
 from memcli.planners.cutpoints import last_forward_use
+from memcli.planners.reserved import block_sizes, first_blocks
 from memcli.planners.spared import consider_spared
 from memcli.planners.starts import consider_starts
 
@@ -37,6 +40,8 @@ _ROUNDS = ((0.3, 8), (0.25, 6), (0.25, 4), (0.2, 2))
 # With fewer steps than these in all: fewer chains, longer ones.
 _MANY_STEPS = 24_000
 _SHORT_ROUNDS = ((0.2, 4), (0.2, 2), (0.6, 1))
+# Chains that reserve blocks from each plan to start from, where the graph may; they go first.
+_RESERVING = 2
 # Ranges that annealed plans often end up best at, whatever was best before.
 _USUAL_RANGES = (2, 3, 4, 6)
 # First temperature of a chain of thousands of steps, as a part of its energy; short ones are
@@ -74,6 +79,7 @@ class _Chain:
     lowest: float = float("inf")
     steps: int = 0
     price: float = 1.0  # of what is over a limit at first, in times of the usual
+    reserved: Ints = field(default_factory=lambda: NOTHING)
 
 
 class _Annealer:
@@ -106,6 +112,7 @@ class _Annealer:
         self.heat = _HEAT_WITHIN if within else _HEAT
         # marks of plans that chains take stretches from: what the last round ended at
         self.others = np.zeros((0, graph.n_forward), np.uint8)
+        self.block_sizes = block_sizes(search)
         self.rate = 0.25e-6 * graph.n_nodes  # seconds a step, refined as chains run
 
     def energy(self, found: Found) -> float:
@@ -125,6 +132,8 @@ class _Annealer:
             params[begins] = min(params[ends], chain.price * params[begins])
         rng = np.array([0x9E3779B97F4A7C15 ^ (chain.seed * 0x2545F491)], np.uint64)
         state, best = chain.flags.copy(), chain.flags.copy()
+        reserved = chain.reserved.copy()
+        engine = (chain.match_range, chain.reserved.copy(), reserved, self.block_sizes)
         reference = chain.lowest if np.isfinite(chain.lowest) else 1.0
         first = self.heat * reference * min(1.0, steps / 4000) * (1.0 if live else _LATER) + 1e-12
         done, lowest = 0, chain.lowest
@@ -134,13 +143,11 @@ class _Annealer:
             lowest = walk(
                 state, best, self.nodes, self.weights, search.third_mark, *self.groups,
                 *search.spared, self.spare_chance, self.copy_chance, self.others, params,
-                chain.match_range, rng, part, first, first / 100, done, steps, lowest,
+                engine, rng, part, first, first / 100, done, steps, lowest,
             )  # fmt: skip
             self.rate = max(1e-7, (time.monotonic() - began) / part)
             done += part
-        return _Chain(
-            best, chain.match_range, chain.portable, chain.seed, lowest, done, chain.price
-        )
+        return replace(chain, flags=best, lowest=lowest, steps=done, reserved=reserved)
 
 
 def _parameters(search: Search, scale: float, least_memory: bool) -> np.ndarray:  # type: ignore[type-arg]
@@ -230,9 +237,12 @@ def _first_chains(search: Search, annealer: _Annealer, count: int) -> list[_Chai
         best = [pair for pair in options if pair[1] in _USUAL_RANGES][:3]
         queue = [options[0], *(pair for pair in best if pair != options[0])]
         seed = search.settings.seed * 101 + number
-        queues.append(
-            [_Chain(found.plan.recompute, r, False, seed, energy) for energy, r in queue]
-        )
+        chain = _Chain(found.plan.recompute, options[0][1], False, seed)
+        queues.append([replace(chain, match_range=r, lowest=energy) for energy, r in queue])
+        if len(annealer.block_sizes):
+            blocks = first_blocks(search, annealer.block_sizes, chain.flags)
+            own = replace(chain, match_range=DEFAULT_MATCH_RANGE, reserved=blocks)
+            queues[-1][:0] = [replace(own, seed=seed + 7 * k) for k in range(_RESERVING)]
     # the first of each, then the second of each
     for place in range(max(map(len, queues))):
         chains += [queue[place] for queue in queues if place < len(queue)]
@@ -310,7 +320,7 @@ def _rounds(search: Search, annealer: _Annealer, work: int, salt: int) -> _Chain
 def remember(search: Search, chain: _Chain) -> None:
     """Put a chain's best plan among the candidates."""
     cuts = search.kept_cuts(chain.flags)
-    found = search.consider(NAME, chain.flags, cuts, chain.match_range)
+    found = search.consider(NAME, chain.flags, cuts, chain.match_range, chain.reserved)
     found.plan.notes["seed"] = search.settings.seed
 
 

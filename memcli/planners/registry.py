@@ -20,6 +20,7 @@ from memcli.planners import (
     sqrt,
 )
 from memcli.planners.base import Found, Search, Settings
+from memcli.planners.reserved import without_needless
 
 # For any graph; what is compared where nothing is asked for.
 GENERAL: dict[str, Callable[[Search], None]] = {
@@ -77,7 +78,7 @@ def search_plan(
     """Run a strategy on one graph; the best plan, and the search with all it tried."""
     search = Search(graph, model, settings)
     STRATEGIES[strategy](search)
-    return search.answer(), search
+    return without_needless(search, search.answer()), search
 
 
 def _best_first(searches: Sequence[Search]) -> list[tuple[Cost, Search]]:
@@ -124,6 +125,6 @@ def search_variants(
             close = _near(close)
         for search in close:
             refine(search)
-    answers = [search.answer() for search in searches]
+    answers = [without_needless(search, search.answer()) for search in searches]
     best = min(range(len(answers)), key=lambda k: searches[k].key(answers[k].cost))
     return answers[best], best, sum(search.evaluated for search in searches)

@@ -218,4 +218,14 @@ def transferred(plan: Plan, one: TrainingGraph, other: TrainingGraph, model: MXN
                 flags[to[v]] = plan.recompute[v]
         cuts = [[to[v] for v in cut if v in to] for cut in plan.cuts]
     flags = model.without_unread((flags * other.can_recompute).astype(np.uint8))
-    return dataclasses.replace(plan, recompute=flags, cuts=[c for c in cuts if c])
+    reserved = plan.reserved
+    if len(reserved):
+        reserved = reserved * _largest_pooled(other) // _largest_pooled(one)
+    cuts = [c for c in cuts if c]
+    return dataclasses.replace(plan, recompute=flags, cuts=cuts, reserved=reserved)
+
+
+def _largest_pooled(graph: TrainingGraph) -> int:
+    """Elements of the largest tensor of the pool, which grows with the batch."""
+    pooled = (graph.external == 0) & (graph.variable[graph.entry_node] == 0)
+    return int(graph.elements[pooled].max(initial=1))

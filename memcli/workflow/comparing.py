@@ -19,6 +19,7 @@ from memcli.planners.registry import GENERAL, search_variants
 from memcli.units import parse_size
 from memcli.workflow.costs import set_costs
 from memcli.workflow.planning import environment_of, read_symbol, shape_notes, unplanned
+from memcli.workflow.reserving import allow_reservation
 from memcli.workflow.variants import Variant, analyze_variants
 
 Progress = Callable[[str, float | None], None]
@@ -111,6 +112,10 @@ def compare(
         on_progress("compiling the memory model (first run only)", None)
     notes += set_costs(graphs, settings.cost, device, on_progress)
     baseline = analysis.model.evaluate(analysis.model.none())
+
+    if settings.rewrite:
+        for graph in graphs:
+            allow_reservation(graph.analysis)
 
     def search(strategy: str, budget: str | None, mine: Settings) -> Row:
         return _search(graphs, strategy, budget, mine)

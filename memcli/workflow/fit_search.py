@@ -147,7 +147,9 @@ class FitSearch(ABC, Generic[A]):
         )
 
     def _evaluated(self, analysis: A, plan: Plan, ranges: tuple[int, ...]) -> Evaluated:
-        cost = analysis.model.evaluate(plan.recompute, ranges)
+        if len(plan.reserved):
+            ranges = (DEFAULT_MATCH_RANGE,)
+        cost = analysis.model.evaluate(plan.recompute, ranges, plan.reserved)
         plan = dataclasses.replace(plan, match_range=cost.match_range)
         return Evaluated(plan, cost, self.breakdown(analysis, cost.pool_bytes))
 

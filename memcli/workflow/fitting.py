@@ -13,6 +13,7 @@ from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.onnx_file import OnnxFile
 from memcli.graph.training import Plan
 from memcli.memory.bounds import plan_bound
+from memcli.memory.mxnet_model import MXNetModel
 from memcli.memory.stages import stages
 from memcli.planners.base import MATCH_RANGES, Found, Settings
 from memcli.planners.registry import AS_PUBLISHED, search_plan
@@ -29,6 +30,7 @@ from memcli.workflow.planning import (
     unplanned,
     write_plan,
 )
+from memcli.workflow.reserving import allow_reservation, with_reserved_blocks
 from memcli.workflow.variants import Edits, Variant, edits_of, exact_parts
 
 Progress = Callable[[str, float | None], None]
@@ -126,11 +128,14 @@ class _Fit(FitSearch[Analysis]):
 
     def transferred(self, candidate: Candidate[Analysis], analysis: Analysis) -> Plan:
         """By node; see :func:`memcli.workflow.batches.transferred`."""
+        if len(candidate.plan.reserved):
+            allow_reservation(analysis)
         return transferred(candidate.plan, candidate.analysis.graph, analysis.graph, analysis.model)
 
     def found(self, analysis: Analysis, settings: Settings) -> Plan:
         """A plan of the strategy that was asked for."""
         analysis.model.portable = self.portable
+        allow_reservation(analysis)
         return search_plan(analysis.graph, analysis.model, self.strategy, settings)[0].plan
 
 
@@ -199,9 +204,10 @@ def fit(
     if settings.rewrite and strategy not in AS_PUBLISHED:
         pool = found.planned.breakdown.pool + available - found.planned.breakdown.total
         variant, plain = on_plain_kernels(variant, Found(found.plan, found.planned.cost), pool)
-        found.plan = plain.plan
-        found.planned.cost = plain.cost
-        found.planned.breakdown = search.breakdown(variant.analysis, plain.cost.pool_bytes)
+        variant, made = with_reserved_blocks(variant, plain)
+        found.plan = made.plan
+        found.planned.cost = made.cost
+        found.planned.breakdown = search.breakdown(variant.analysis, made.cost.pool_bytes)
     saved = batches.at(found.planned.batch) or found.analysis
     fitted = Fitted(
         source=source,
@@ -236,6 +242,7 @@ def _as_planned(fitted: Fitted, original: tuple[str, str]) -> Planned:
     saved, model = fitted.analysis.model, fitted.variant.analysis.model
     listed, timeline, _ = stages(model, fitted.plan)
     bare = saved.timeline(saved.none())
+    ground = model.graph.without_reserved_blocks()
     return Planned(
         source=fitted.source,
         original=original,
@@ -246,7 +253,7 @@ def _as_planned(fitted: Fitted, original: tuple[str, str]) -> Planned:
         plan=fitted.plan,
         baseline=saved.evaluate(saved.none()),
         cost=fitted.planned.cost,
-        lower_bound=plan_bound(model.graph, model, fitted.planned.cost),
+        lower_bound=plan_bound(ground, MXNetModel(ground), fitted.planned.cost),
         baseline_allocated=int(bare.touched_bytes[-1]),
         allocated=int(timeline.touched_bytes[-1]),
         stages=listed,

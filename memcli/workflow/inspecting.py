@@ -15,6 +15,7 @@ from memcli.formats.plan_record import PlanRecord
 from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
 from memcli.memory.bounds import plan_bound
 from memcli.memory.breakdown import Split, forward_op, live_at_peak
+from memcli.memory.mxnet_model import MXNetModel
 from memcli.memory.stages import kept_entries, stages
 from memcli.units import format_size
 from memcli.workflow.inspected import (
@@ -74,12 +75,14 @@ def inspect(
     order = timeline.order
     again = np.zeros(analysis.graph.n_nodes, bool)
     again[order[order >= analysis.graph.n_nodes] - analysis.graph.n_nodes] = True
-    kept = kept_entries(analysis.graph, bare.recompute)
+    # what is reserved is the plan's, as its marks are
+    ground = MXNetModel(analysis.graph.without_reserved_blocks())
+    kept = kept_entries(ground.graph, bare.recompute)
     planned_kept = kept_entries(analysis.graph, plan.recompute) if has_plan else None
-    unplanned = figures(analysis, bare, kept, stage_of, len(listed))
+    unplanned = figures(ground, bare, kept, stage_of, len(listed))
     planned, facts = None, None
     if planned_kept is not None:
-        planned = figures(analysis, plan, planned_kept, stage_of, len(listed))
+        planned = figures(model, plan, planned_kept, stage_of, len(listed))
         facts = PlanFacts(
             strategy=plan.strategy,
             environment=dict(record.environment) if record else environment_of(plan, analysis),
@@ -96,17 +99,17 @@ def inspect(
         inputs=_inputs(analysis),
         outputs=_outputs(analysis, source),
         loss_added=analysis.loss_heads > 0,
-        kinds=operator_kinds(analysis.graph, kept, planned_kept, again),
+        kinds=operator_kinds(ground.graph, kept, planned_kept, again),
         forward_flops=model.forward_flops,
         unplanned=unplanned,
         planned=planned,
         plan=facts,
-        lower_bound=plan_bound(analysis.graph, model, model.plan_cost(shown)),
+        lower_bound=plan_bound(ground.graph, ground, ground.plan_cost(shown)),
         parameter_bytes=analysis.parameter_bytes,
         state_bytes=analysis.state_bytes,
         stages=listed,
         largest=largest_tensors(
-            analysis.graph, kept if planned_kept is None else planned_kept, again, top
+            ground.graph, kept if planned_kept is None else planned_kept, again, top
         ),
         stage_marks=_stage_marks(source),
         listed=_nodes(analysis, source, again),
@@ -117,13 +120,11 @@ def inspect(
     return inspected
 
 
-def figures(
-    analysis: Analysis, plan: Plan, kept: Ints, stage_of: Ints, n_stages: int
-) -> Figures:
+def figures(model: MXNetModel, plan: Plan, kept: Ints, stage_of: Ints, n_stages: int) -> Figures:
     """Cost of a plan, and what is alive at its live peak, by operator kind and by stage."""
-    graph = analysis.graph
-    cost = analysis.model.plan_cost(plan)
-    peak = live_at_peak(analysis.model, plan.recompute, plan.match_range)
+    graph = model.graph
+    cost = model.plan_cost(plan)
+    peak = live_at_peak(model, plan.recompute, plan.match_range)
     by_operator = peak.grouped(lambda tensor: forward_op(graph, tensor.node))
     by_stage = peak.grouped(lambda tensor: int(stage_of[tensor.node]))
     return Figures(
@@ -166,9 +167,7 @@ def operator_kinds(
     return sorted(kinds.values(), key=lambda k: (-k.output_bytes, -k.flops, k.op))
 
 
-def largest_tensors(
-    graph: TrainingGraph, kept: Ints, again: Flags, top: int
-) -> list[LargeTensor]:
+def largest_tensors(graph: TrainingGraph, kept: Ints, again: Flags, top: int) -> list[LargeTensor]:
     """The ``top`` largest tensors of the pool, of equal ones the earliest first.
 
     Callers' memory (parameters, inputs, and the gradients of both) is not in the pool.

@@ -9,16 +9,13 @@ and is what a save barrier stands behind.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
-
 from memcli.engines.analysis import analyze
 from memcli.errors import BadInput
 from memcli.formats.symbol_edits import insert_identities
 from memcli.memory.pool import AGAIN
 from memcli.planners.base import Found
-from memcli.workflow.variants import Variant
+from memcli.workflow.reserving import allow_reservation
+from memcli.workflow.variants import Variant, carried_over
 
 # So much more memory is worth it.
 _WORTH = 1.005
@@ -51,23 +48,18 @@ def on_plain_kernels(
         after = analyze(raw, request, environment=before.environment)
     except BadInput:
         return variant, found
-    after.assumed = list(before.assumed)
     now = after.graph.node_of_position()
-    old = {int(p): v for p, v in graph.node_of_position().items() if p < len(graph.file_names)}
     if any(moved[p] not in now or moved[p] + 1 not in now for p in behind):
         return variant, found
-    marks = np.zeros(after.graph.n_forward, np.uint8)
-    seconds = np.zeros(after.graph.n_forward)
-    to = {v: now[moved[p]] for p, v in old.items() if moved[p] in now}
-    for v, w in to.items():
-        marks[w], seconds[w] = flags[v], before.model.seconds[v]
+    plan = carried_over(before, after, moved, found.plan)
+    marks = plan.recompute
     for p, v in behind.items():
         # the identity stands right behind; what was kept is kept there
         marks[now[moved[p] + 1]] = flags[v]
         marks[now[moved[p]]] = AGAIN
-    after.model.set_seconds(seconds)
     after.model.portable = True
-    cost = after.model.evaluate(marks, (found.plan.match_range,))
+    allow_reservation(after)
+    cost = after.model.plan_cost(plan)
     worse = (
         cost.pool_bytes > _WORTH * found.cost.pool_bytes
         or (budget is not None and found.cost.pool_bytes <= budget < cost.pool_bytes)
@@ -76,7 +68,5 @@ def on_plain_kernels(
     )
     if worse:
         return variant, found
-    cuts = [[to[v] for v in cut if v in to] for cut in found.plan.cuts]
-    plan = replace(found.plan, recompute=marks, cuts=[cut for cut in cuts if cut])
     rewrites = [*variant.rewrites, f"{len(behind)} identities behind convolutions"]
     return Variant(variant.source.with_content(raw), after, rewrites), Found(plan, cost)

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +18,18 @@ from memcli.formats.detect import detect_format, read_model_bytes
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.newest import remember_plan
 from memcli.formats.plan_record import PlanRecord
-from memcli.formats.symbol_edits import INSERTED_KEY
-from memcli.graph.training import Plan
+from memcli.formats.symbol_edits import INSERTED_KEY, waiting_arguments
+from memcli.graph.training import Plan, TrainingGraph
 from memcli.memory.bounds import gap, plan_bound, recompute_bound
-from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost
+from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost, MXNetModel
 from memcli.memory.pool import BARRIER
 from memcli.memory.stages import Stage, stages
-from memcli.planners.base import Settings
+from memcli.planners.base import Found, Settings
 from memcli.planners.registry import AS_PUBLISHED, search_variants
 from memcli.units import format_size, parse_size
 from memcli.workflow.costs import set_costs
 from memcli.workflow.plain_kernels import on_plain_kernels
+from memcli.workflow.reserving import allow_reservation, with_reserved_blocks
 from memcli.workflow.variants import (
     Variant,
     analyze_variants,
@@ -190,7 +192,10 @@ def make_plan(
     source = unplanned(given, notes)
     started = time.monotonic()
     graphs = analyze_variants(
-        source, request, rewrite=settings.rewrite, environment=settings.environment,
+        source,
+        request,
+        rewrite=settings.rewrite,
+        environment=settings.environment,
         on_progress=on_progress,
     )
     analysis = graphs[0].analysis
@@ -202,14 +207,7 @@ def make_plan(
     if budget is not None:
         settings.budget = parse_size(budget, whole=baseline.pool_bytes)
     settings.on_progress = on_progress
-    found, chosen, evaluated = search_variants(
-        [(v.analysis.graph, v.analysis.model) for v in graphs], strategy, settings
-    )
-    variant = graphs[chosen]
-    if settings.rewrite and strategy not in AS_PUBLISHED:
-        variant, found = on_plain_kernels(variant, found, settings.budget)
-        if variant is not graphs[chosen]:
-            graphs.append(variant)
+    variant, found, evaluated = search_forms(graphs, strategy, settings)
     seconds = time.monotonic() - started
     listed, timeline, _ = stages(variant.analysis.model, found.plan)
     unplanned_run = analysis.model.timeline(analysis.model.none())
@@ -223,7 +221,7 @@ def make_plan(
         plan=found.plan,
         baseline=baseline,
         cost=found.cost,
-        lower_bound=min(plan_bound(v.analysis.graph, v.analysis.model, found.cost) for v in graphs),
+        lower_bound=min(plan_bound(g, m, found.cost) for g, m in searched_graphs(graphs, variant)),
         baseline_allocated=int(unplanned_run.touched_bytes[-1]),
         allocated=int(timeline.touched_bytes[-1]),
         stages=listed,
@@ -236,11 +234,51 @@ def make_plan(
     if settings.budget is not None and planned.cost.recompute_flops:
         within = settings.budget
         planned.recompute_bound = min(
-            recompute_bound(v.analysis.graph, v.analysis.model, within) for v in graphs
+            recompute_bound(g, m, within) for g, m in searched_graphs(graphs, variant)
         )
     if out is not None:
         write_plan(planned, out, force)
     return planned
+
+
+def search_forms(
+    graphs: Sequence[Variant], strategy: str, settings: Settings
+) -> tuple[Variant, Found, int]:
+    """The best plan of some forms of a network, and the form that it is for.
+
+    That may be one of them with more put into it: identities behind convolutions, and the blocks
+    that the plan reserves.
+
+    Returns:
+        The form, the plan, and the number of plans evaluated.
+
+    Raises:
+        EngineFailed: MXNet is missing or crashed.
+    """
+    rewrite = settings.rewrite and strategy not in AS_PUBLISHED
+    if rewrite:
+        for graph in graphs:
+            allow_reservation(graph.analysis)
+    found, chosen, evaluated = search_variants(
+        [(v.analysis.graph, v.analysis.model) for v in graphs], strategy, settings
+    )
+    variant = graphs[chosen]
+    if rewrite:
+        variant, found = on_plain_kernels(variant, found, settings.budget)
+        variant, found = with_reserved_blocks(variant, found)
+    return variant, found, evaluated
+
+
+def searched_graphs(
+    graphs: Sequence[Variant], variant: Variant
+) -> list[tuple[TrainingGraph, MXNetModel]]:
+    """All forms of a network that a plan may be for, to prove bounds on: without what a plan
+    reserves, which is no tensor of theirs."""
+    pairs = [(v.analysis.graph, v.analysis.model) for v in graphs]
+    if all(variant is not graph for graph in graphs):
+        bare = variant.analysis.graph.without_reserved_blocks()
+        pairs.append((bare, MXNetModel(bare, variant.analysis.model.seconds)))
+    return pairs
 
 
 def refuse_misses(cost: Cost, lower_bound: int, settings: Settings) -> None:
@@ -318,6 +356,17 @@ def _read(file: SymbolFile, position: int) -> list[tuple[int, int]]:
     return [tuple(i) for i in node.inputs] if INSERTED_KEY in node.attrs else []  # type: ignore[misc]
 
 
+def given_shapes(variant: Variant, file: SymbolFile) -> dict[int, dict[str, str]]:
+    """Shapes of the parameters that MXNet infers none for behind what reserves blocks."""
+    analysis = variant.analysis
+    shapes = {a["name"]: tuple(a["shape"]) for a in analysis.arguments}
+    return {
+        p: {"__shape__": str(shapes[file.nodes[p].name])}
+        for p in waiting_arguments(file.raw)
+        if file.nodes[p].name not in analysis.inputs
+    }
+
+
 def guards(source: SymbolFile, positions: set[int]) -> dict[int, dict[str, str]]:
     """Attributes that keep a recomputed node exact on every device.
 
@@ -334,12 +383,22 @@ def guards(source: SymbolFile, positions: set[int]) -> dict[int, dict[str, str]]
     }
 
 
+def marked_file(
+    variant: Variant,
+    plan: Plan,
+    record_of: Callable[[SymbolFile, Mapping[int, int]], PlanRecord] | None = None,
+) -> bytes:
+    """A plan's graph as the bytes of a file; without ``record_of`` no record travels in it."""
+    file, moved = with_barriers(variant, plan.recompute)
+    positions = {moved[p] for p in marked_positions(variant.analysis, plan.recompute)}
+    added = guards(file, positions) | given_shapes(variant, file)
+    record = None if record_of is None else record_of(file, moved)
+    return file.with_marks(positions, record, added)
+
+
 def planned_file(planned: Planned) -> bytes:
     """The planned graph as the bytes of a file."""
-    file, moved = with_barriers(planned.variant, planned.plan.recompute)
-    marked = marked_positions(planned.variant.analysis, planned.plan.recompute)
-    positions = {moved[p] for p in marked}
-    return file.with_marks(positions, plan_record(planned, file, moved), guards(file, positions))
+    return marked_file(planned.variant, planned.plan, partial(plan_record, planned))
 
 
 def write_plan(planned: Planned, out: str, force: bool) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from memcli.formats.symbol_edits import (
     insert_joins,
     rewire,
 )
-from memcli.graph.training import Flags
+from memcli.graph.training import Flags, Plan
 from memcli.memory.pool import BARRIER
 from memcli.rewrites.exactness import concats_keep_sums, joins_keep_sums
 from memcli.rewrites.flatten_concats import flatten_concats, grouped_sums, unread_convolutions
@@ -271,6 +271,26 @@ def _exactly(
             return _rewritten(changed, after, edits)
         edits = exact
     return None
+
+
+def carried_over(before: Analysis, after: Analysis, moved: Mapping[int, int], plan: Plan) -> Plan:
+    """A plan of one form of a network for another that has all of its nodes, and more.
+
+    ``moved``: the new position of each old one. What operators cost, what was assumed and which
+    plans are made is handed on to ``after``, too.
+    """
+    now, old = after.graph.node_of_position(), before.graph.node_of_position()
+    n_file = len(before.graph.file_names)
+    to = {v: now[moved[p]] for p, v in old.items() if p < n_file and moved[p] in now}
+    marks = np.zeros(after.graph.n_forward, np.uint8)
+    seconds = np.zeros(after.graph.n_forward)
+    for v, w in to.items():
+        marks[w], seconds[w] = plan.recompute[v], before.model.seconds[v]
+    after.model.set_seconds(seconds)
+    after.model.portable = before.model.portable
+    after.assumed = list(before.assumed)
+    cuts = [[to[v] for v in cut if v in to] for cut in plan.cuts]
+    return replace(plan, recompute=marks, cuts=[cut for cut in cuts if cut])
 
 
 def with_barriers(variant: Variant, flags: Flags) -> tuple[SymbolFile, dict[int, int]]:

@@ -21,6 +21,7 @@ from memcli.errors import BadInput, EngineFailed, MemcliError
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.plan_record import PlanRecord
+from memcli.formats.symbol_edits import reservation, scaled_reservation
 from memcli.graph.training import Flags, Plan
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE
 from memcli.memory.stages import stages
@@ -336,6 +337,13 @@ def verify(
             lambda shapes: analysis_of(planned, shapes),
         )  # fmt: skip
     notes += scaled_notes(scaled)
+    if record is not None and reservation(planned.raw):
+        shapes = record.shapes.values()
+        made_for, now_at = next((s[0] for s in shapes if s), 1), batch_of(analysis)
+        if now_at != made_for:
+            # blocks are reserved for the batch of the plan
+            planned = planned.with_content(scaled_reservation(planned.raw, now_at, made_for))
+            analysis = analysis_of(planned, analysis.request())
     now = analysis.request()
     same = _same_graph(planned, source) and not analysis.environment
     base_analysis = analysis if same else analysis_of(source, now)

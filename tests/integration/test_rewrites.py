@@ -127,6 +127,26 @@ def test_recurrent_steps_are_joined_and_exact(memcli: Command, tmp_path: Path) -
     assert any("gradient joins" in text for text in plan["rewrites"])
 
 
+def test_reserved_blocks_are_exact_and_take_no_variable(memcli: Command, tmp_path: Path) -> None:
+    model = EXAMPLES / "mobilenet-v2-symbol.json"
+    plan = check(memcli, tmp_path, model, "--batch", "2")
+    assert any("reserved blocks" in text for text in plan["rewrites"])
+    assert plan["environment"] == {}
+    bare = only_json(memcli("plan", str(model), "--batch", "2", "--no-rewrite", "--json"))
+    assert plan["memory"]["planned_bytes"] < 0.95 * bare["memory"]["planned_bytes"]
+    # what is reserved is no part of the network
+    shown = only_json(memcli("inspect", "p.json", "--json"))
+    assert shown["memory"]["baseline_bytes"] == plan["memory"]["baseline_bytes"]
+    assert plan["stages"][0]["first"] == "conv0"
+    # the graph is not bound to the batch; verifying at another one reserves for that
+    half = only_json(memcli("verify", "p.json", "--batch", "1", "--json"))
+    assert half["ok"] is True
+    measured = half["planned"]["measured_bytes"]
+    assert abs(measured / half["planned"]["estimated_bytes"] - 1) < 0.02
+    assert measured < 0.55 * plan["verify"]["planned"]["measured_bytes"]
+    stock(tmp_path / "p.json", {"data": [3, 3, 224, 224], "softmax_label": [3]}, {})
+
+
 def test_a_planned_file_is_planned_anew_as_the_original_is(
     memcli: Command, tmp_path: Path
 ) -> None:

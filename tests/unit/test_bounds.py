@@ -196,7 +196,9 @@ def arranged(graph: TrainingGraph) -> Arranged:
 def needed(work: Arranged, flags: Flags) -> tuple[int, float]:
     """Bytes that any pool needs for a plan, and FLOPs that it runs again."""
     steps, flops, _ = fast_pool.trace(*work, flags)
-    _, pool, live, sizes = fast_pool.fill(*work, flags, steps, 16, fast_pool.ANY, True)
+    _, pool, live, sizes = fast_pool.fill(
+        *work, flags, steps, 16, fast_pool.ANY, True, fast_pool.NOTHING
+    )
     assert max(live, sizes) <= pool
     return max(live, sizes), flops
 

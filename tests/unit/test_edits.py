@@ -10,18 +10,23 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from memcli.errors import BadInput
 from memcli.formats.symbol_edits import (
     Chain,
     Join,
+    Reservation,
     insert_chains,
     insert_identities,
     insert_joins,
+    insert_reservation,
+    reservation,
     rewire,
+    scaled_reservation,
     undo,
+    waiting_arguments,
 )
 from memcli.rewrites.flatten_concats import flatten_concats, grouped_sums
 
@@ -65,6 +70,8 @@ def values(raw: dict[str, Any]) -> list[str]:
             texts.append([node["name"]])
         elif node["op"] in ("_copy", "amp_multicast"):
             texts.append(sources)
+        elif node["op"] == "reshape_like":  # looks at the other one's shape alone
+            texts.append(sources[:1])
         elif node["op"] == "Concat":
             inner = [s[4:-1] if s.startswith("cat(") else s for s in sources]
             texts.append(["cat(" + " ".join(inner) + ")"])
@@ -141,6 +148,52 @@ def test_joins_hand_on_and_come_off(seed: int, size: int) -> None:
         if node["op"] != "amp_multicast":
             assert text == names[node["name"]]
     assert undo(new, "x") == raw
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 10**6), st.integers(4, 30), st.lists(st.integers(8, 99), min_size=1))
+def test_reserved_blocks_hand_on_and_come_off(seed: int, size: int, blocks: list[int]) -> None:
+    raw = symbol(seed, size)
+    slots = [
+        (k, slot)
+        for k, node in enumerate(raw["nodes"])
+        for slot, source in enumerate(node["inputs"])
+        if raw["nodes"][source[0]]["op"] == "null"
+    ]
+    assume(slots)
+    reader, slot = random.Random(seed).choice(slots)
+    new, moved = insert_reservation(raw, Reservation(reader, slot, 0, 8, blocks, "float32"))
+    assert is_ordered(new)
+    names = {n["name"]: t for n, t in zip(raw["nodes"], values(raw), strict=True)}
+    added = {new["nodes"][p]["name"] for p in reservation(new)}
+    for node, text in zip(new["nodes"], values(new), strict=True):
+        assert node["name"] in added or text == names[node["name"]]
+    # the chain that the identity waits for: each slice reads its block, then the slice before, so
+    # that all blocks are made before any of them is let go
+    part = new["nodes"][new["nodes"][moved[reader]]["inputs"][slot][0]]["inputs"][1]
+    shapes = []
+    while part:
+        block, *before = new["nodes"][part[0]]["inputs"]
+        shapes.append(new["nodes"][block[0]]["attrs"]["shape"])
+        part = before[0] if before else None
+    assert shapes == [f"({elements},)" for elements in reversed(blocks)]
+    argument = raw["nodes"][reader]["inputs"][slot][0]
+    assert waiting_arguments(new) == [moved[argument]]
+    operators = [k for k, n in enumerate(new["nodes"][:-1]) if n["op"] == "Activation"]
+    both, _ = insert_identities(new, operators)
+    assert undo(both, "x") == raw
+    assert undo(scaled_reservation(both, 1, 2), "x") == raw
+
+
+def test_reserved_blocks_shrink_with_the_batch() -> None:
+    raw = symbol(1, 6)
+    reader = next(k for k, n in enumerate(raw["nodes"]) if n["op"] != "null")
+    new, _ = insert_reservation(
+        raw, Reservation(reader, 0, 0, 8, [1 << 20, 1 << 18, 100], "float32")
+    )
+    half = scaled_reservation(new, 3, 6)
+    shapes = [n["attrs"]["shape"] for n in half["nodes"] if n["op"] == "_zeros"]
+    assert shapes == [f"({1 << 19},)", f"({1 << 17},)", "(100,)"]
 
 
 def test_nested_concats_become_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -126,9 +127,12 @@ def to_graph(nodes: list[dict[str, Any]], n_forward: int, chance: random.Random)
     )
 
 
-def restated(graph: TrainingGraph, mark: list[int], match_range: int) -> tuple[int, int]:
+def restated(
+    graph: TrainingGraph, mark: list[int], match_range: int, reserved: Sequence[int] = ()
+) -> tuple[int, int]:
     """Pool total and live peak, restated with dictionaries and lists: names for nodes are
-    ``(v, copy)``, an entry is ``(v, copy, k)``. Marks are 0, 1 or 2 (behind a save barrier)."""
+    ``(v, copy)``, an entry is ``(v, copy, k)``. Marks are 0, 1 or 2 (behind a save barrier).
+    ``reserved``: elements of blocks that are free before anything runs."""
     n_forward = graph.n_forward
 
     def source(reader: tuple[int, bool], node: int) -> tuple[int, bool]:
@@ -195,6 +199,11 @@ def restated(graph: TrainingGraph, mark: list[int], match_range: int) -> tuple[i
         at = sum(size <= blocks[block] for size, _ in free)
         free.insert(at, (blocks[block], block))
 
+    for elements in reserved:
+        blocks.append(elements * 4)
+        count.append(0)
+        holds.append(0)
+        release(len(blocks) - 1)
     for node in order:
         v, copy = node
         if graph.variable[v]:
@@ -281,6 +290,26 @@ def test_pool_equals_its_restatement(seed: int, size: int, match_range: int) -> 
     assert cost.recompute_flops == graph.flops[again].sum()
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 10**6), st.integers(3, 24), st.sampled_from([1, 4, 16]))
+def test_reserved_blocks_are_there_from_the_start(
+    seed: int, size: int, match_range: int
+) -> None:
+    graph = random_graph(seed, size)
+    chance = random.Random(seed + 1)
+    mark = [int(graph.can_recompute[v]) * chance.choice((0, 1, 1, 2)) for v in range(size)]
+    operators = [v for v in range(graph.n_forward) if not graph.variable[v]]
+    assume(operators)
+    model = MXNetModel(graph)
+    first = int(pool_layout.layout(graph).prefix[0])
+    model.reservable = pool_layout.Reservable(first, 4, 1, 0)
+    reserved = [chance.choice((0, 1, 7, 64, 300)) for _ in range(chance.randint(0, 5))]
+    flags, blocks = np.array(mark, np.uint8), np.array(reserved, np.int64)
+    cost = model.evaluate(flags, (match_range,), blocks)
+    asked = [elements for elements in reserved if elements]
+    assert (cost.total_bytes, cost.live_peak_bytes) == restated(graph, mark, match_range, asked)
+
+
 @settings(max_examples=100, deadline=None)
 @example(seed=1706, size=17, match_range=1)
 @given(st.integers(0, 10**6), st.integers(3, 20), st.sampled_from([1, 3, 16]))
@@ -293,14 +322,21 @@ def test_every_pool_has_a_block_for_each_tensor(seed: int, size: int, match_rang
     mark *= graph.can_recompute
     layout, scratch = model.layout, pool_layout.scratch(model.layout)
     steps, _, _ = fast_pool.trace(layout, scratch, mark)
-    whole = fast_pool.fill(layout, scratch, mark, steps, match_range, fast_pool.ANY, True)
+
+    def filled(ceiling: int) -> tuple[int, int, int, int]:
+        result: tuple[int, int, int, int] = fast_pool.fill(
+            layout, scratch, mark, steps, match_range, ceiling, True, fast_pool.NOTHING
+        )
+        return result
+
+    whole = filled(fast_pool.ANY)
     _, pool, live, least = whole
     assert live <= least <= pool
+    assert model.needed_blocks(mark).sum() * 4 == least
     # an evaluation that stops at a ceiling tells as much: the pool is above it
     for ceiling in (pool - 1, pool // 2):
-        _, part, _, _ = fast_pool.fill(layout, scratch, mark, steps, match_range, ceiling, True)
-        assert ceiling < part <= pool
-    assert fast_pool.fill(layout, scratch, mark, steps, match_range, pool, True) == whole
+        assert ceiling < filled(ceiling)[1] <= pool
+    assert filled(pool) == whole
 
 
 @settings(max_examples=60, deadline=None)

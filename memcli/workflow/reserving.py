@@ -1,0 +1,74 @@
+"""Blocks that a plan reserves, put into its graph: from the search's figures to MXNet's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from memcli.engines.analysis import Analysis, analyze
+from memcli.errors import BadInput
+from memcli.formats.symbol_edits import Reservation, insert_reservation
+from memcli.memory.fast_pool import NOTHING
+from memcli.memory.pool_layout import Reservable
+from memcli.planners.base import Found
+from memcli.rewrites.reserved_blocks import block_dtype, find_carrier
+from memcli.workflow.variants import Variant, carried_over
+
+# So much more memory than the search saw, a part of it, may come of what runs before the blocks are
+# there.
+_SEEN = 1.002
+
+
+def allow_reservation(analysis: Analysis) -> None:
+    """Let plans of a graph reserve blocks, where it has an argument that is suited."""
+    carrier = find_carrier(analysis.graph, analysis.inputs)
+    if carrier is not None:
+        _, item = block_dtype(analysis.graph)
+        # the copy of the argument, and two slices at a time
+        extra = carrier.size + 2 * 4 * carrier.width
+        analysis.model.reservable = Reservable(carrier.before, item, carrier.width, extra)
+
+
+def with_reserved_blocks(variant: Variant, found: Found) -> tuple[Variant, Found]:
+    """The plan's graph with the blocks that it reserves; as given where it reserves none.
+
+    What MXNet says of that graph is what the plan is judged by from here on. Where it is not what
+    the search saw, the plan goes without.
+
+    Raises:
+        EngineFailed: MXNet is missing or crashed.
+    """
+    plan, before = found.plan, variant.analysis
+    if not len(plan.reserved):
+        return variant, found
+    graph = before.graph
+    carrier = find_carrier(graph, before.inputs)
+    bare = replace(plan, reserved=NOTHING)
+    without = Found(bare, before.model.plan_cost(bare))
+    if carrier is None:
+        return variant, without
+    dtype, _ = block_dtype(graph)
+    wanted = Reservation(
+        carrier.reader, carrier.slot, carrier.axis, carrier.width, plan.reserved.tolist(), dtype
+    )
+    raw, moved = insert_reservation(variant.source.raw, wanted)
+    request = before.request()
+    name = graph.file_names[carrier.argument]
+    if name not in before.inputs:
+        # MXNet infers no shape through what waits for the blocks
+        shape = next(a["shape"] for a in before.arguments if a["name"] == name)
+        request.shapes[name] = list(shape)
+    try:
+        after = analyze(raw, request, environment=before.environment)
+    except BadInput:
+        return variant, without
+    after.inputs = dict(before.inputs)
+    made = carried_over(before, after, moved, bare)
+    cost = after.model.plan_cost(made)
+    if cost.pool_bytes > _SEEN * found.cost.pool_bytes or (
+        np.count_nonzero(made.recompute) != np.count_nonzero(plan.recompute)
+    ):
+        return variant, without
+    rewrites = [*variant.rewrites, f"{len(plan.reserved)} reserved blocks"]
+    return Variant(variant.source.with_content(raw), after, rewrites), Found(made, cost)
