@@ -25,6 +25,7 @@ from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES, search_plan
 from memcli.reports.tables import mib, new_table
 from memcli.workflow.planning import read_symbol
+from memcli.workflow.reserving import allow_reservation
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -60,6 +61,7 @@ def main() -> None:
 def compare(console: Console, name: str, analysis: Analysis, options: argparse.Namespace) -> None:
     """The table of one network."""
     graph, model = analysis.graph, analysis.model
+    allow_reservation(analysis)
     columns = [("strategy", "left"), ("MiB", "right"), ("live MiB", "right"), ("%", "right"),
                ("again %", "right"), ("range", "right"), ("s", "right")]  # fmt: skip
     table = new_table(f"{name}: {graph.n_nodes} nodes", columns)

@@ -30,6 +30,8 @@ _LARGE = 20_000
 # A plan that runs on MXNet's plain kernels, too, is preferred up to this much more memory (with
 # a budget: recomputation).
 _PORTABLE = 1.005
+# And one that takes no variable up to this much more.
+_PLAIN = 1.001
 
 
 @dataclass
@@ -266,7 +268,11 @@ class Search:
         if self.settings.budget is not None:
             again = _PORTABLE * best.cost.recompute_seconds
             near = [f for f in near if f.cost.recompute_seconds <= again]
-        return min(near or [best], key=lambda found: self.key(found.cost))
+        chosen = min(near or [best], key=lambda found: self.key(found.cost))
+        # a plan that takes no variable is preferred where it costs hardly anything
+        plain = [f for f in near if f.plan.match_range == DEFAULT_MATCH_RANGE]
+        plain = [f for f in plain if f.cost.pool_bytes <= _PLAIN * chosen.cost.pool_bytes]
+        return min(plain or [chosen], key=lambda found: self.key(found.cost))
 
     def is_portable(self, found: Found) -> bool:
         """Whether MXNet's plain kernels run the plan, oneDNN's and cuDNN's aside."""

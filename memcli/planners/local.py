@@ -32,6 +32,9 @@ NAME = "local"
 _WORK = 120_000_000
 _USUAL_NODES = 700
 _MOST_WORK = 180_000_000  # of graphs that take milliseconds to evaluate
+# What is enough where plans reserve blocks, as a part of it, on a graph of the usual size; on
+# larger ones as many steps.
+_ENOUGH = 0.3
 _LARGE = 10_000
 _LEAST_STEPS = 48
 _MOST_STEPS = 1000  # for each node to decide on: small graphs are searched through before
@@ -40,14 +43,18 @@ _ROUNDS = ((0.3, 8), (0.25, 6), (0.25, 4), (0.2, 2))
 # With fewer steps than these in all: fewer chains, longer ones.
 _MANY_STEPS = 24_000
 _SHORT_ROUNDS = ((0.2, 4), (0.2, 2), (0.6, 1))
-# Chains that reserve blocks from each plan to start from, where the graph may; they go first.
+# Chains that reserve blocks from each plan to start from, where the graph may: without a budget,
+# when they go first, and within one.
 _RESERVING = 2
+_RESERVING_WITHIN = 1
 # Ranges that annealed plans often end up best at, whatever was best before.
 _USUAL_RANGES = (2, 3, 4, 6)
 # First temperature of a chain of thousands of steps, as a part of its energy; short ones are
 # colder. Within a budget chains start from plans that are filled up to it.
 _HEAT = 0.012
 _HEAT_WITHIN = 0.006
+# Where blocks are reserved the pool follows the plan closely, and good plans are near one another.
+_HEAT_RESERVING = 0.001
 _LATER = 0.5  # of it in later rounds, which go on from good plans
 # What plans to start from differ in, as a part of the nodes to decide on: with less, a search that
 # goes on from an earlier one starts from one plan several times.
@@ -106,6 +113,7 @@ class _Annealer:
         self.scale = max(1.0, float(base.pool_bytes))
         self.params = _parameters(search, self.scale, least_memory)
         within = search.settings.budget is not None and not least_memory
+        self.within = within
         self.spare_chance = 0.15 if within else 0.0
         seldom = search.settings.budget is not None or len(self.nodes) < _FEW_PARTS
         self.copy_chance = _COPIED_SELDOM if seldom else _COPIED
@@ -135,7 +143,8 @@ class _Annealer:
         reserved = chain.reserved.copy()
         engine = (chain.match_range, chain.reserved.copy(), reserved, self.block_sizes)
         reference = chain.lowest if np.isfinite(chain.lowest) else 1.0
-        first = self.heat * reference * min(1.0, steps / 4000) * (1.0 if live else _LATER) + 1e-12
+        heat = self.heat if self.within or not len(chain.reserved) else _HEAT_RESERVING
+        first = heat * reference * min(1.0, steps / 4000) * (1.0 if live else _LATER) + 1e-12
         done, lowest = 0, chain.lowest
         while done < steps and not search.out_of_time:
             part = min(steps - done, max(16, int(_SLICE_SECONDS / self.rate)))
@@ -211,7 +220,7 @@ def _workers() -> int:
     return max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1))
 
 
-def _first_chains(search: Search, annealer: _Annealer, count: int) -> list[_Chain]:
+def _first_chains(search: Search, annealer: _Annealer, most: int) -> list[_Chain]:
     """Different plans among the best tried, at several match ranges each."""
     ranked = sorted(search.tried, key=annealer.energy)
     if search.settings.budget is None:
@@ -242,13 +251,15 @@ def _first_chains(search: Search, annealer: _Annealer, count: int) -> list[_Chai
         if len(annealer.block_sizes):
             blocks = first_blocks(search, annealer.block_sizes, chain.flags)
             own = replace(chain, match_range=DEFAULT_MATCH_RANGE, reserved=blocks)
-            queues[-1][:0] = [replace(own, seed=seed + 7 * k) for k in range(_RESERVING)]
+            count = _RESERVING_WITHIN if annealer.within else _RESERVING
+            place = 1 if annealer.within else 0
+            queues[-1][place:place] = [replace(own, seed=seed + 7 * k) for k in range(count)]
     # the first of each, then the second of each
     for place in range(max(map(len, queues))):
         chains += [queue[place] for queue in queues if place < len(queue)]
     for number, chain in enumerate(chains):
         chain.price = _PRICES[number % len(_PRICES)]
-    return chains[:count]
+    return chains[:most]
 
 
 def refine(search: Search, part: float = 1.0) -> None:
@@ -260,9 +271,12 @@ def refine(search: Search, part: float = 1.0) -> None:
         return
     search.progress("local search")
     size = max(1, search.graph.n_nodes)
-    effort = _WORK * max(1.0, size / _USUAL_NODES) ** 0.5
+    larger = max(1.0, size / _USUAL_NODES)
+    effort = _WORK * larger**0.5
     if size > _LARGE:
         effort = _MOST_WORK
+    if search.settings.budget is None and len(block_sizes(search)):
+        effort = min(effort, _ENOUGH * _WORK * larger)
     work = max(_LEAST_STEPS, min(search.most_steps, int(part * search.effort * effort / size)))
     if search.settings.budget is not None:
         # a plan of little memory first: what it leaves of the budget is room to keep more

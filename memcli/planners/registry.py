@@ -62,7 +62,7 @@ DESCRIPTIONS = {
 # has little more: memory, or recomputation where there is a budget.
 _CLOSE = 1.15
 _GLANCE = 0.05
-_NEAR = 1.03
+_NEAR = 1.01
 _NEAR_WITHIN = 1.1
 
 # Strategies that look around on every graph first, and go into depth on the most promising one.
