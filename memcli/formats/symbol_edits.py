@@ -294,13 +294,29 @@ def undo(raw: Raw, where: str) -> Raw:
     """
     old: list[Raw] = raw["nodes"]
     inserted = {p for p, node in enumerate(old) if _attribute(node, INSERTED_KEY) is not None}
-    rewired = [p for p, node in enumerate(old) if _attribute(node, REWIRED_KEY) is not None]
+    rewired = {p for p, node in enumerate(old) if _attribute(node, REWIRED_KEY) is not None}
     if not inserted and not rewired:
         return raw
     for p in inserted:
         known = (_IDENTITY, _JOIN, _PASSES_ON, *_SLICES) if old[p]["inputs"] else (_BLOCK,)
         if old[p]["op"] not in known:
             raise BadInput(f"{where}: nodes[{p}]: {INSERTED_KEY} is on no identity", _MEND)
+    return _without(raw, inserted, rewired, where)
+
+
+def without_reservation(raw: Raw, where: str) -> Raw:
+    """The content without what :func:`insert_reservation` put into it; all else stays.
+
+    Raises:
+        BadInput: the graph was changed since; begins with ``where``.
+    """
+    inserted = set(reservation(raw))
+    return _without(raw, inserted, (), where) if inserted else raw
+
+
+def _without(raw: Raw, inserted: Collection[int], rewired: Collection[int], where: str) -> Raw:
+    """The content with nodes bypassed and dropped, and the inputs of others as they were."""
+    old: list[Raw] = raw["nodes"]
 
     def root(source: Sequence[int]) -> list[int]:
         entry = list(source)
@@ -330,7 +346,7 @@ def undo(raw: Raw, where: str) -> Raw:
         if "control_deps" in node:
             node["control_deps"] = [moved[root([c])[0]] for c in node["control_deps"]]
         text = _attribute(node, REWIRED_KEY)
-        if text is not None:
+        if text is not None and p in rewired:
             _restore(node, text, by_name, f"{where}: nodes[{p}]: {REWIRED_KEY}")
         nodes.append(node)
     heads = [root(head) for head in raw["heads"]]

@@ -46,12 +46,12 @@ def with_reserved_blocks(variant: Variant, found: Found) -> tuple[Variant, Found
     carrier = find_carrier(graph, before.inputs)
     bare = replace(plan, reserved=NOTHING)
     without = Found(bare, before.model.plan_cost(bare))
-    if carrier is None:
+    if carrier is None or plan.reserved[0] < carrier.width:
         return variant, without
     dtype, _ = block_dtype(graph)
-    wanted = Reservation(
-        carrier.reader, carrier.slot, carrier.axis, carrier.width, plan.reserved.tolist(), dtype
-    )
+    # at a smaller batch than it was searched for at, a block may be too small to be read
+    blocks = [elements for elements in plan.reserved.tolist() if elements >= carrier.width]
+    wanted = Reservation(carrier.reader, carrier.slot, carrier.axis, carrier.width, blocks, dtype)
     raw, moved = insert_reservation(variant.source.raw, wanted)
     request = before.request()
     name = graph.file_names[carrier.argument]
@@ -70,5 +70,5 @@ def with_reserved_blocks(variant: Variant, found: Found) -> tuple[Variant, Found
         np.count_nonzero(made.recompute) != np.count_nonzero(plan.recompute)
     ):
         return variant, without
-    rewrites = [*variant.rewrites, f"{len(plan.reserved)} reserved blocks"]
+    rewrites = [*variant.rewrites, f"{len(blocks)} reserved blocks"]
     return Variant(variant.source.with_content(raw), after, rewrites), Found(made, cost)

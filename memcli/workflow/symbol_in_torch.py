@@ -15,7 +15,7 @@ from memcli.engines.analysis import Analysis, ShapeRequest, analyze
 from memcli.engines.live_memory import available_bytes
 from memcli.engines.torch_analysis import record
 from memcli.formats.mxnet_symbol import SymbolFile
-from memcli.formats.symbol_edits import INSERTED_KEY
+from memcli.formats.symbol_edits import INSERTED_KEY, without_reservation
 from memcli.graph.training import Flags
 from memcli.marks import AGAIN, KEPT
 from memcli.workflow.planning import read_symbol, shape_notes
@@ -81,6 +81,8 @@ def verify_symbol_in_torch(
     planned = read_symbol(planned_path)
     plan_record = planned.plan()
     source, where = find_original(planned, plan_record, original)
+    # what is reserved is of MXNet's pool
+    planned = planned.with_content(without_reservation(planned.raw, planned_path))
 
     def analysis_of(file: SymbolFile, shapes: ShapeRequest) -> Analysis:
         return analyze(file.raw, shapes, on_progress=on_progress)

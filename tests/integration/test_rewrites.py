@@ -145,6 +145,10 @@ def test_reserved_blocks_are_exact_and_take_no_variable(memcli: Command, tmp_pat
     assert abs(measured / half["planned"]["estimated_bytes"] - 1) < 0.02
     assert measured < 0.55 * plan["verify"]["planned"]["measured_bytes"]
     stock(tmp_path / "p.json", {"data": [3, 3, 224, 224], "softmax_label": [3]}, {})
+    # PyTorch's allocator has no use for it
+    torch = only_json(memcli("verify", "p.json", "--batch", "1", "--engine", "torch", "--json"))
+    assert torch["ok"] is True
+    assert torch["planned"]["measured_bytes"] < 0.5 * torch["baseline"]["measured_bytes"]
 
 
 def test_a_planned_file_is_planned_anew_as_the_original_is(

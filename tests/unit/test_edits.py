@@ -27,6 +27,7 @@ from memcli.formats.symbol_edits import (
     scaled_reservation,
     undo,
     waiting_arguments,
+    without_reservation,
 )
 from memcli.rewrites.flatten_concats import flatten_concats, grouped_sums
 
@@ -179,8 +180,9 @@ def test_reserved_blocks_hand_on_and_come_off(seed: int, size: int, blocks: list
     assert shapes == [f"({elements},)" for elements in reversed(blocks)]
     argument = raw["nodes"][reader]["inputs"][slot][0]
     assert waiting_arguments(new) == [moved[argument]]
-    operators = [k for k, n in enumerate(new["nodes"][:-1]) if n["op"] == "Activation"]
-    both, _ = insert_identities(new, operators)
+    back = [k for k, n in enumerate(raw["nodes"][:-1]) if n["op"] == "Activation"]
+    both, _ = insert_identities(new, [moved[k] for k in back])
+    assert without_reservation(both, "x") == insert_identities(raw, back)[0]
     assert undo(both, "x") == raw
     assert undo(scaled_reservation(both, 1, 2), "x") == raw
 
