@@ -82,7 +82,9 @@ def read_symbol(symbol: Any, shapes: dict[str, tuple[int, ...]]) -> Reader:
                 continue
             seen.add((reader, slot))
             at = nodes[reader]
-            if at["op"] in _PASSING and len(seen) < 1000:
+            # reshape_like looks at the shape alone of what it reads second
+            passes = at["op"] in _PASSING or (at["op"] == "reshape_like" and slot == 0)
+            if passes and len(seen) < 1000:
                 waiting.extend(consumers[reader])
                 continue
             found.append(

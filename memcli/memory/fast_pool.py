@@ -170,6 +170,7 @@ def fill(lay, s, mark, steps, match_range, ceiling, levels, reserved):
     pair_ptr = lay.pair_ptr
     pair_slot = lay.pair_slot
     reserve_at = lay.reserve_at
+    reserve_copied = lay.reserve_copied
     reserve_extra = lay.reserve_extra
     reserve_item = lay.reserve_item
     sizes = lay.size
@@ -205,27 +206,49 @@ def fill(lay, s, mark, steps, match_range, ceiling, levels, reserved):
     peak = 0
     total = 0
     pool = 0
-    n_reserved = 0
     for k in range(steps):
         if k == reserve_at:
+            n_reserved = 0
+            taken_by_copy = -1
             for q in range(reserved.shape[0]):
                 size = reserved[q] * 4
                 if size == 0:
                     continue
-                if n_reserved == 0:
-                    total += reserve_extra
-                    pool += reserve_extra
                 n_reserved += 1
+                # the copy of the argument takes one that fits, or a smaller one that grows
+                low, high = reserve_copied // match_range, reserve_copied * match_range
+                if not low <= size <= high:
+                    continue
+                best = reserved[taken_by_copy] * 4 if taken_by_copy >= 0 else 0
+                if size >= reserve_copied:
+                    better = best < reserve_copied or size < best
+                else:
+                    better = best < size
+                if better:
+                    taken_by_copy = q
+            for q in range(reserved.shape[0]):
+                size = reserved[q] * 4
+                if size == 0:
+                    continue
+                whole = reserved[q] * reserve_item
+                if q == taken_by_copy:
+                    total += max(size, reserve_copied)
+                    pool += max(whole, reserve_copied)
+                    continue
                 block = n_blocks
                 n_blocks += 1
                 block_size[block] = size
-                block_true[block] = reserved[q] * reserve_item
+                block_true[block] = whole
                 block_live[block] = 0
                 total += size
-                pool += block_true[block]
+                pool += whole
                 n_classes = _release(
                     block, size, before, behind, class_size, class_head, class_tail, n_classes
                 )
+            if n_reserved:
+                besides = reserve_extra + (reserve_copied if taken_by_copy < 0 else 0)
+                total += besides
+                pool += besides
         node = order[k]
         copy = node >= n
         base = node - n if copy else node

@@ -61,6 +61,7 @@ class Layout(NamedTuple):
     level_step: Array  # over levels: bytes by which it is larger than the one below
     reserve_at: int  # before which step of the order a plan's reserved blocks are allocated
     reserve_item: int  # bytes of an element of theirs
+    reserve_copied: int  # bytes of what takes one of them, or a block of its own
     reserve_extra: int  # bytes that reserving some takes besides
 
 
@@ -97,6 +98,7 @@ class Reservable(NamedTuple):
     before: int  # forward node
     itemsize: int  # bytes of an element of theirs
     least: int  # elements of a block
+    copied: int  # bytes of the argument, whose copy stays
     extra: int  # bytes at most that the pool has besides
 
 
@@ -166,6 +168,7 @@ def layout(
         widest=1 + int(np.diff(graph.in_ptr).max(initial=0)), level=level, level_step=level_step,
         reserve_at=0 if reservable is None else int(np.flatnonzero(prefix == reservable.before)[0]),
         reserve_item=4 if reservable is None else reservable.itemsize,
+        reserve_copied=0 if reservable is None else reservable.copied,
         reserve_extra=0 if reservable is None else reservable.extra,
     )  # fmt: skip
 

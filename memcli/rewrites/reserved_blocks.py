@@ -46,8 +46,9 @@ _READERS = {
     "broadcast_add": (0, 1),
     "broadcast_mul": (0, 1),
 }
-# The argument is at most this part of the largest tensor.
+# The argument is at most this part of the largest tensor; one of so many bytes is as good as any.
 _SMALL = 1 / 256
+_TINY = 4096
 # How many operators may run before: what they leave in the pool is not foreseen.
 _EARLY = 24
 
@@ -73,6 +74,7 @@ def find_carrier(graph: TrainingGraph, inputs: Collection[str]) -> Carrier | Non
     forward = graph.in_entry[: graph.in_ptr[graph.n_forward]]
     times_read = np.bincount(forward, minlength=graph.n_entries)
     most = _SMALL * int(graph.entry_bytes.max(initial=0))
+    found: list[tuple[int, Carrier]] = []
     seen = 0
     for node in range(graph.n_forward):
         if graph.variable[node]:
@@ -80,7 +82,6 @@ def find_carrier(graph: TrainingGraph, inputs: Collection[str]) -> Carrier | Non
         seen += 1
         if seen > _EARLY:
             break
-        found = []
         for slot in _READERS.get(graph.op(node), ()):
             at = int(graph.in_ptr[node]) + slot
             if at >= graph.in_ptr[node + 1]:
@@ -98,9 +99,9 @@ def find_carrier(graph: TrainingGraph, inputs: Collection[str]) -> Carrier | Non
             ):
                 places = int(graph.position[node]), slot, int(graph.position[source])
                 found.append((size, Carrier(*places, axis, shape[axis], node, size)))
-        if found:
-            return min(found, key=lambda pair: (pair[0], pair[1].slot))[1]
-    return None
+        if any(size <= _TINY for size, _ in found):
+            break
+    return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def _alone(graph: TrainingGraph, node: int) -> bool:

@@ -15,26 +15,26 @@ from memcli.planners.base import Found
 from memcli.rewrites.reserved_blocks import block_dtype, find_carrier
 from memcli.workflow.variants import Variant, carried_over
 
-# So much more memory than the search saw, a part of it, may come of what runs before the blocks are
-# there.
-_SEEN = 1.002
-
 
 def allow_reservation(analysis: Analysis) -> None:
     """Let plans of a graph reserve blocks, where it has an argument that is suited."""
     carrier = find_carrier(analysis.graph, analysis.inputs)
     if carrier is not None:
         _, item = block_dtype(analysis.graph)
-        # the copy of the argument, and two slices at a time
-        extra = carrier.size + 2 * 4 * carrier.width
-        analysis.model.reservable = Reservable(carrier.before, item, carrier.width, extra)
+        analysis.model.reservable = Reservable(
+            carrier.before,
+            item,
+            least=carrier.width,
+            copied=carrier.size,
+            extra=2 * 4 * carrier.width,  # two slices at a time
+        )
 
 
 def with_reserved_blocks(variant: Variant, found: Found) -> tuple[Variant, Found]:
     """The plan's graph with the blocks that it reserves; as given where it reserves none.
 
-    What MXNet says of that graph is what the plan is judged by from here on. Where it is not what
-    the search saw, the plan goes without.
+    What MXNet says of that graph is what the plan is judged by from here on. It goes without where
+    that takes no more.
 
     Raises:
         EngineFailed: MXNet is missing or crashed.
@@ -66,7 +66,7 @@ def with_reserved_blocks(variant: Variant, found: Found) -> tuple[Variant, Found
     after.inputs = dict(before.inputs)
     made = carried_over(before, after, moved, bare)
     cost = after.model.plan_cost(made)
-    if cost.pool_bytes > _SEEN * found.cost.pool_bytes or (
+    if cost.pool_bytes > without.cost.pool_bytes or (
         np.count_nonzero(made.recompute) != np.count_nonzero(plan.recompute)
     ):
         return variant, without

@@ -302,7 +302,7 @@ def test_reserved_blocks_are_there_from_the_start(
     assume(operators)
     model = MXNetModel(graph)
     first = int(pool_layout.layout(graph).prefix[0])
-    model.reservable = pool_layout.Reservable(first, 4, 1, 0)
+    model.reservable = pool_layout.Reservable(first, 4, least=1, copied=0, extra=0)
     reserved = [chance.choice((0, 1, 7, 64, 300)) for _ in range(chance.randint(0, 5))]
     flags, blocks = np.array(mark, np.uint8), np.array(reserved, np.int64)
     cost = model.evaluate(flags, (match_range,), blocks)
