@@ -128,11 +128,16 @@ def to_graph(nodes: list[dict[str, Any]], n_forward: int, chance: random.Random)
 
 
 def restated(
-    graph: TrainingGraph, mark: list[int], match_range: int, reserved: Sequence[int] = ()
+    graph: TrainingGraph,
+    mark: list[int],
+    match_range: int,
+    reserved: Sequence[int] = (),
+    copied: int = 0,
 ) -> tuple[int, int]:
     """Pool total and live peak, restated with dictionaries and lists: names for nodes are
     ``(v, copy)``, an entry is ``(v, copy, k)``. Marks are 0, 1 or 2 (behind a save barrier).
-    ``reserved``: elements of blocks that are free before anything runs."""
+    ``reserved``: elements of blocks that are free before anything runs but what takes ``copied``
+    bytes to the end of the step."""
     n_forward = graph.n_forward
 
     def source(reader: tuple[int, bool], node: int) -> tuple[int, bool]:
@@ -199,11 +204,34 @@ def restated(
         at = sum(size <= blocks[block] for size, _ in free)
         free.insert(at, (blocks[block], block))
 
+    def taken_for(wanted: int) -> int:
+        chosen = None
+        for at, (have, _) in enumerate(free):
+            if have >= wanted:
+                if have <= wanted * match_range:
+                    chosen = at
+                break
+        if chosen is None:
+            smaller = [
+                a for a, (have, _) in enumerate(free) if wanted // match_range <= have < wanted
+            ]
+            chosen = smaller[-1] if smaller else None
+        if chosen is None:
+            blocks.append(wanted)
+            count.append(0)
+            holds.append(0)
+            return len(blocks) - 1
+        _, block = free.pop(chosen)
+        blocks[block] = max(blocks[block], wanted)
+        return block
+
     for elements in reserved:
         blocks.append(elements * 4)
         count.append(0)
         holds.append(0)
         release(len(blocks) - 1)
+    if reserved:
+        taken_for(copied)
     for node in order:
         v, copy = node
         if graph.variable[v]:
@@ -230,25 +258,7 @@ def restated(
                 rest.append((int(graph.elements[e]), k))
         for size, k in sorted(rest, reverse=True):
             wanted = size * 4
-            chosen = None
-            for at, (have, _) in enumerate(free):
-                if have >= wanted:
-                    if have <= wanted * match_range:
-                        chosen = at
-                    break
-            if chosen is None:
-                smaller = [
-                    a for a, (have, _) in enumerate(free) if wanted // match_range <= have < wanted
-                ]
-                chosen = smaller[-1] if smaller else None
-            if chosen is None:
-                blocks.append(wanted)
-                count.append(0)
-                holds.append(0)
-                block = len(blocks) - 1
-            else:
-                _, block = free.pop(chosen)
-                blocks[block] = max(blocks[block], wanted)
+            block = taken_for(wanted)
             where[(v, copy, k)] = block
             count[block] = refs.get((v, copy, k), 0)
             holds[block] = wanted
@@ -302,12 +312,15 @@ def test_reserved_blocks_are_there_from_the_start(
     assume(operators)
     model = MXNetModel(graph)
     first = int(pool_layout.layout(graph).prefix[0])
-    model.reservable = pool_layout.Reservable(first, 4, least=1, copied=0, extra=0)
+    copied = 4 * chance.choice((1, 16, 500))
+    model.reservable = pool_layout.Reservable(first, 4, least=1, copied=copied, extra=0)
     reserved = [chance.choice((0, 1, 7, 64, 300)) for _ in range(chance.randint(0, 5))]
     flags, blocks = np.array(mark, np.uint8), np.array(reserved, np.int64)
     cost = model.evaluate(flags, (match_range,), blocks)
     asked = [elements for elements in reserved if elements]
-    assert (cost.total_bytes, cost.live_peak_bytes) == restated(graph, mark, match_range, asked)
+    assert (cost.total_bytes, cost.live_peak_bytes) == restated(
+        graph, mark, match_range, asked, copied
+    )
 
 
 @settings(max_examples=100, deadline=None)
