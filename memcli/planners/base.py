@@ -32,6 +32,8 @@ _LARGE = 20_000
 _PORTABLE = 1.005
 # And one that takes no variable up to this much more.
 _PLAIN = 1.001
+# Blocks smaller than this part of the unplanned pool are not reserved.
+_COUNTS = 1e-4
 
 
 @dataclass
@@ -126,6 +128,21 @@ class Search:
             gone = np.concatenate([[0], np.cumsum(again)])
             return starts - gone[starts], nodes[~again]
         return starts, nodes
+
+    @cached_property
+    def block_sizes(self) -> Ints:
+        """What reserved blocks may have for sizes, elements, sorted; none where none may be.
+
+        Those of tensors large enough to count.
+        """
+        reservable = self.model.reservable
+        if not self.settings.rewrite or reservable is None:
+            return NOTHING
+        layout = self.model.layout
+        sizes = layout.size[layout.out_entry]
+        least = _COUNTS * self.model.evaluate(self.model.none()).pool_bytes
+        large = np.unique(sizes[sizes >= least] // 4).astype(np.int64)
+        return large[large >= reservable.least]
 
     def sparing(self, flags: Flags, nodes: Iterable[int]) -> Flags:
         """The marks with all kept that it takes so that none of ``nodes`` need run again."""

@@ -22,7 +22,7 @@ from memcli.planners import anneal
 from memcli.planners.base import Found, Search
 from memcli.planners.coarse import consider_roles
 from memcli.planners.cutpoints import last_forward_use
-from memcli.planners.reserved import block_sizes, first_blocks
+from memcli.planners.reserved import first_blocks
 from memcli.planners.spared import consider_spared
 from memcli.planners.starts import consider_starts
 
@@ -120,7 +120,6 @@ class _Annealer:
         self.heat = _HEAT_WITHIN if within else _HEAT
         # marks of plans that chains take stretches from: what the last round ended at
         self.others = np.zeros((0, graph.n_forward), np.uint8)
-        self.block_sizes = block_sizes(search)
         self.rate = 0.25e-6 * graph.n_nodes  # seconds a step, refined as chains run
 
     def energy(self, found: Found) -> float:
@@ -141,7 +140,7 @@ class _Annealer:
         rng = np.array([0x9E3779B97F4A7C15 ^ (chain.seed * 0x2545F491)], np.uint64)
         state, best = chain.flags.copy(), chain.flags.copy()
         reserved = chain.reserved.copy()
-        engine = (chain.match_range, chain.reserved.copy(), reserved, self.block_sizes)
+        engine = (chain.match_range, chain.reserved.copy(), reserved, search.block_sizes)
         reference = chain.lowest if np.isfinite(chain.lowest) else 1.0
         heat = self.heat if self.within or not len(chain.reserved) else _HEAT_RESERVING
         first = heat * reference * min(1.0, steps / 4000) * (1.0 if live else _LATER) + 1e-12
@@ -248,8 +247,8 @@ def _first_chains(search: Search, annealer: _Annealer, most: int) -> list[_Chain
         seed = search.settings.seed * 101 + number
         chain = _Chain(found.plan.recompute, options[0][1], False, seed)
         queues.append([replace(chain, match_range=r, lowest=energy) for energy, r in queue])
-        if len(annealer.block_sizes):
-            blocks = first_blocks(search, annealer.block_sizes, chain.flags)
+        if len(search.block_sizes):
+            blocks = first_blocks(search, chain.flags)
             own = replace(chain, match_range=DEFAULT_MATCH_RANGE, reserved=blocks)
             count = _RESERVING_WITHIN if annealer.within else _RESERVING
             place = 1 if annealer.within else 0
@@ -275,7 +274,7 @@ def refine(search: Search, part: float = 1.0) -> None:
     effort = _WORK * larger**0.5
     if size > _LARGE:
         effort = _MOST_WORK
-    if search.settings.budget is None and len(block_sizes(search)):
+    if search.settings.budget is None and len(search.block_sizes):
         effort = min(effort, _ENOUGH * _WORK * larger)
     work = max(_LEAST_STEPS, min(search.most_steps, int(part * search.effort * effort / size)))
     if search.settings.budget is not None:

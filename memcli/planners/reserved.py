@@ -1,4 +1,4 @@
-"""Blocks of the pool that a plan reserves: which sizes, how many at first, and which are needless.
+"""Blocks of the pool that a plan reserves: which at first, and which are needless.
 
 What reserving is for: :mod:`memcli.rewrites.reserved_blocks`.
 """
@@ -14,8 +14,6 @@ from memcli.memory.fast_pool import NOTHING
 from memcli.memory.pool_layout import MOST_RESERVED
 from memcli.planners.base import Found, Search
 
-# Blocks smaller than this part of the unplanned pool are not reserved.
-_COUNTS = 1e-4
 _SPARE = 8  # places for more blocks than a plan needs at first
 # So much more memory without blocks is better than with them, a part of it: of all of them, and of
 # the needless ones together.
@@ -23,25 +21,10 @@ _ALL, _SOME = 1.005, 1.0002
 _LARGE = 20_000  # nodes; one by one takes too long then
 
 
-def block_sizes(search: Search) -> Ints:
-    """What reserved blocks may have for sizes, elements, sorted; none where none may be.
-
-    Those of tensors large enough to count.
-    """
-    reservable = search.model.reservable
-    if not search.settings.rewrite or reservable is None:
-        return NOTHING
-    layout = search.model.layout
-    sizes = layout.size[layout.out_entry]
-    least = _COUNTS * search.model.evaluate(search.model.none()).pool_bytes
-    large = np.unique(sizes[sizes >= least] // 4).astype(np.int64)
-    return large[large >= reservable.least]
-
-
-def first_blocks(search: Search, sizes: Ints, flags: Flags) -> Ints:
+def first_blocks(search: Search, flags: Flags) -> Ints:
     """What any pool needs for a plan, and places for more (0)."""
     blocks = search.model.needed_blocks(flags)
-    blocks = blocks[blocks >= sizes[0]][: MOST_RESERVED - _SPARE]
+    blocks = blocks[blocks >= search.block_sizes[0]][: MOST_RESERVED - _SPARE]
     return np.concatenate([blocks, np.zeros(_SPARE, np.int64)])
 
 
