@@ -255,7 +255,7 @@ def waiting_arguments(raw: Raw) -> list[int]:
     return [nodes[p]["inputs"][0][0] for p in reservation(raw) if nodes[p]["op"] == _PASSES_ON]
 
 
-def reservation(raw: Raw) -> list[int]:
+def reservation(raw: Mapping[str, Any]) -> list[int]:
     """Positions of all that :func:`insert_reservation` put into the content."""
     return [
         position

@@ -165,7 +165,7 @@ def build(result: Mapping[str, Any], arrays_path: Path, raw: Mapping[str, Any]) 
         file_variable=[node["op"] == "null" for node in raw["nodes"]],
         stage_at={p: mark for p, mark in marks.items() if p < len(names)},
         internals=a["internals"],
-        reserving=np.isin(position[:n_forward], reservation(dict(raw))).astype(np.uint8),
+        reserving=np.isin(position[:n_forward], reservation(raw)).astype(np.uint8),
     )
     graph.alias = find_merged(raw, graph.node_of_position())
     graph.fails_unread |= _reads_the_rest(graph)
