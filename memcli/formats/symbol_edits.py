@@ -3,7 +3,8 @@
 An inserted node hands each input on unchanged as the output of the same number: ``_copy`` one,
 ``amp_multicast`` several of one type. Both share their inputs' memory in both directions.
 ``reshape_like`` hands its first input on, whose shape it keeps; behind its second one are nodes
-that nobody else reads (:func:`insert_reservation`).
+that nobody else reads (:func:`insert_reservation`). Where a node runs in pieces
+(:func:`insert_splits`), it is the first of them, so that its inputs and readers find one another.
 
 What an edit replaced travels in attributes of the nodes that it touched, by node names, so that
 it can be undone on a file that MXNet saved anew (and numbered anew), as well.
@@ -29,6 +30,9 @@ _JOIN = "amp_multicast"
 _PASSES_ON = "reshape_like"
 _BLOCK = "_zeros"
 _SLICES = ("slice_axis", "slice_like")
+_CUT = "SliceChannel"
+_GLUE = "Concat"
+_PIECES = ("LeakyReLU", "Activation")
 _LEAST_BLOCK = 1 << 16  # elements, of a block that is scaled down
 _MEND = "plan the original again"
 
@@ -249,6 +253,53 @@ def insert_reservation(raw: Raw, wanted: Reservation) -> tuple[Raw, dict[int, in
     return new.finished(), new.moved
 
 
+@dataclass(frozen=True)
+class Split:
+    """The node at ``position``, of one input and one output, in ``parts`` pieces along axis 1."""
+
+    position: int
+    parts: int
+
+
+def insert_splits(raw: Raw, splits: Sequence[Split]) -> tuple[Raw, dict[int, int]]:
+    """Each split's node on the first piece of what it reads, nodes like it on the others.
+
+    All that read the node read the pieces put together instead. What it reads must come before it
+    in the file, and it must be no output of the graph.
+
+    Returns:
+        The new content, and the new position of each old one.
+    """
+    parts = {split.position: split.parts for split in splits}
+    readers: dict[int, list[tuple[int, int]]] = {p: [] for p in parts}
+    for reader, node in enumerate(raw["nodes"]):
+        for slot, source in enumerate(node["inputs"]):
+            if source[0] in readers:
+                readers[source[0]].append((reader, slot))
+    new = _Rebuilt(raw)
+    for position, node in enumerate(raw["nodes"]):
+        if position not in parts:
+            new.keep(position)
+            continue
+        count, name = str(parts[position]), node["name"]
+        source = node["inputs"][0]
+        read = [new.moved[source[0]], *source[1:]]
+        if (position, 0) in new.turned:  # the whole of what is in pieces, too
+            read = [*new.turned[position, 0], *source[2:]]
+        cut = new.insert(_CUT, f"{name}_pieces", [read], num_outputs=count, axis="1")
+        new.turned[position, 0] = (cut, 0)
+        new.keep(position)
+        own = {k: v for k, v in _attributes(node).items() if not k.startswith("__")}
+        pieces = [new.moved[position]]
+        for k in range(1, parts[position]):
+            pieces.append(new.insert(node["op"], f"{name}_piece{k}", [[cut, k, 0]], **own))
+        whole = new.insert(
+            _GLUE, f"{name}_whole", [[p, 0, 0] for p in pieces], num_args=count, dim="1"
+        )
+        new.turned.update(dict.fromkeys(readers[position], (whole, 0)))
+    return new.finished(), new.moved
+
+
 def waiting_arguments(raw: Raw) -> list[int]:
     """Positions of the arguments that an identity of :func:`insert_reservation` is behind."""
     nodes = raw["nodes"]
@@ -298,10 +349,30 @@ def undo(raw: Raw, where: str) -> Raw:
     if not inserted and not rewired:
         return raw
     for p in inserted:
-        known = (_IDENTITY, _JOIN, _PASSES_ON, *_SLICES) if old[p]["inputs"] else (_BLOCK,)
-        if old[p]["op"] not in known:
+        known = (_IDENTITY, _JOIN, _PASSES_ON, *_SLICES, _CUT) if old[p]["inputs"] else (_BLOCK,)
+        if old[p]["op"] not in known and not _is_of_split(old, p, inserted):
             raise BadInput(f"{where}: nodes[{p}]: {INSERTED_KEY} is on no identity", _MEND)
     return _without(raw, inserted, rewired, where)
+
+
+def _is_of_split(nodes: Sequence[Raw], position: int, inserted: Collection[int]) -> bool:
+    """Whether a node is one of the pieces of :func:`insert_splits`, or puts them together."""
+
+    def maker(source: Sequence[int]) -> int:
+        """What made a tensor, save barriers aside."""
+        p = source[0]
+        while p in inserted and nodes[p]["op"] == _IDENTITY:
+            p = nodes[p]["inputs"][0][0]
+        return p
+
+    def is_piece(p: int) -> bool:
+        read = [maker(source) for source in nodes[p]["inputs"]]
+        cut = len(read) == 1 and read[0] in inserted and nodes[read[0]]["op"] == _CUT
+        return cut and nodes[p]["op"] in _PIECES
+
+    if nodes[position]["op"] != _GLUE:
+        return is_piece(position)
+    return all(is_piece(maker(source)) for source in nodes[position]["inputs"])
 
 
 def without_reservation(raw: Raw, where: str) -> Raw:
@@ -353,6 +424,14 @@ def _without(raw: Raw, inserted: Collection[int], rewired: Collection[int], wher
     return _renumbered({**raw, "heads": heads}, nodes, moved, list(moved))
 
 
+def _attributes(node: Raw) -> dict[str, str]:
+    """What MXNet takes from a node's tables together."""
+    found: dict[str, str] = {}
+    for table in attribute_keys(node):
+        found = {**node[table], **found}
+    return found
+
+
 def _attribute(node: Raw, key: str) -> str | None:
     for table in attribute_keys(node):
         if key in node[table]:
@@ -387,11 +466,11 @@ def _renumbered(
         result["arg_nodes"] = [moved[p] for p in raw["arg_nodes"] if p in moved]
     rows = raw.get("node_row_ptr")
     if isinstance(rows, list) and len(rows) == len(raw["nodes"]) + 1:
-        # an inserted join has as many outputs as inputs, all else one
+        # an inserted node has one output but where it says how many
         widths = [
             rows[p + 1] - rows[p]
             if p is not None
-            else (len(node["inputs"]) if node["op"] == _JOIN else 1)
+            else int(node["attrs"].get("num_outputs", 1))
             for p, node in zip(origin, nodes, strict=True)
         ]
         total = [0]

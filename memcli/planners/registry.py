@@ -101,6 +101,19 @@ def _near(searches: Sequence[Search]) -> list[Search]:
     return [first, *(search for _, search in others[:1])]
 
 
+def most_promising(
+    graphs: Sequence[tuple[TrainingGraph, MXNetModel]], strategy: str, settings: Settings
+) -> int:
+    """The index of the graph of one network that a strategy gets furthest on at a glance."""
+    searches = [Search(graph, model, settings) for graph, model in graphs]
+    explore, refine = _IN_TWO_STEPS.get(strategy, (STRATEGIES[strategy], None))
+    for search in searches:
+        explore(search)
+        if refine is not None:
+            refine(search, _GLANCE)
+    return searches.index(_best_first(searches)[0][1])
+
+
 def search_variants(
     graphs: Sequence[tuple[TrainingGraph, MXNetModel]], strategy: str, settings: Settings
 ) -> tuple[Found, int, int]:

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from memcli.engines.analysis import Analysis, ShapeRequest
+from memcli.engines.analysis import Analysis, ShapeRequest, analyze
 from memcli.engines.torch_analysis import TorchAnalysis
+from memcli.errors import BadInput
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.onnx_file import OnnxFile
 from memcli.graph.training import Plan
@@ -16,7 +17,7 @@ from memcli.memory.bounds import plan_bound
 from memcli.memory.mxnet_model import MXNetModel
 from memcli.memory.stages import stages
 from memcli.planners.base import MATCH_RANGES, Found, Settings
-from memcli.planners.registry import AS_PUBLISHED, search_plan
+from memcli.planners.registry import AS_PUBLISHED, most_promising, search_plan
 from memcli.workflow.batches import Batches, transferred
 from memcli.workflow.costs import Costs
 from memcli.workflow.fit_search import OPTIMIZERS, Breakdown, Candidate, FitSearch, Side
@@ -31,7 +32,7 @@ from memcli.workflow.planning import (
     write_plan,
 )
 from memcli.workflow.reserving import allow_reservation, with_reserved_blocks
-from memcli.workflow.variants import Edits, Variant, edits_of, exact_parts
+from memcli.workflow.variants import Edits, Variant, edits_of, exact_parts, with_splits
 
 Progress = Callable[[str, float | None], None]
 
@@ -186,7 +187,7 @@ def fit(
     notes += shape_notes(batches.first)
     available = memory - reserve
     settings = dataclasses.replace(settings, on_progress=on_progress)
-    edits = edits_of(source, batches.first, settings.environment) if settings.rewrite else Edits()
+    edits = _edits(source, batches.first, strategy, settings) if settings.rewrite else Edits()
     rewritten = batches
     if edits:
         changed = source.with_content(edits.applied(source.raw))
@@ -233,6 +234,30 @@ def fit(
         fitted.output = out
     fitted.seconds = time.monotonic() - started
     return fitted
+
+
+def _edits(source: SymbolFile, first: Analysis, strategy: str, settings: Settings) -> Edits:
+    """The rewrites to plan under at all batches: of several, those that promise most at the first.
+
+    Raises:
+        EngineFailed: MXNet is missing or crashed.
+    """
+    edits = edits_of(source, first, settings.environment)
+    forms, analyses = [edits], [first]
+    for form in with_splits(source, first, edits):
+        try:
+            analyses.append(analyze(form.applied(source.raw), first.request()))
+            forms.append(form)
+        except BadInput:
+            continue
+    if len(forms) == 1:
+        return edits
+    if edits:
+        analyses[0] = analyze(edits.applied(source.raw), first.request())
+    for analysis in analyses:
+        allow_reservation(analysis)
+    pairs = [(analysis.graph, analysis.model) for analysis in analyses]
+    return forms[most_promising(pairs, strategy, settings)]
 
 
 def _as_planned(fitted: Fitted, original: tuple[str, str]) -> Planned:

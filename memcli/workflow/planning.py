@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -233,9 +234,11 @@ def make_plan(
     refuse_misses(planned.cost, planned.lower_bound, settings)
     if settings.budget is not None and planned.cost.recompute_flops:
         within = settings.budget
-        planned.recompute_bound = min(
-            recompute_bound(g, m, within) for g, m in searched_graphs(graphs, variant)
-        )
+        pairs = searched_graphs(graphs, variant)
+        # solved two at a time: seconds each on large graphs
+        with ThreadPoolExecutor(2) as pool:
+            bounds = [pool.submit(recompute_bound, g, m, within) for g, m in pairs]
+            planned.recompute_bound = min(bound.result() for bound in bounds)
     if out is not None:
         write_plan(planned, out, force)
     return planned

@@ -16,9 +16,11 @@ from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.symbol_edits import (
     Join,
     Rewiring,
+    Split,
     insert_chains,
     insert_identities,
     insert_joins,
+    insert_splits,
     rewire,
 )
 from memcli.graph.training import Flags, Plan
@@ -27,6 +29,7 @@ from memcli.rewrites.exactness import concats_keep_sums, joins_keep_sums
 from memcli.rewrites.flatten_concats import flatten_concats, grouped_sums, unread_convolutions
 from memcli.rewrites.gradient_joins import LARGE, gradient_joins, possible_joins
 from memcli.rewrites.read_normalizations import unread_normalizations
+from memcli.rewrites.split_activations import PARTS, split_activations
 
 Progress = Callable[[str, float | None], None]
 T = TypeVar("T")
@@ -47,9 +50,10 @@ class Edits:
     concats: list[Rewiring] = field(default_factory=list)
     joins: list[Join] = field(default_factory=list)
     reads: list[int] = field(default_factory=list)  # identities behind the nodes at these places
+    splits: list[Split] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.concats or self.joins or self.reads)
+        return bool(self.concats or self.joins or self.reads or self.splits)
 
     @property
     def names(self) -> list[str]:
@@ -61,17 +65,22 @@ class Edits:
             found.append(f"{len(self.joins)} gradient joins")
         if self.reads:
             found.append(f"{len(self.reads)} identities behind normalizations")
+        if self.splits:
+            found.append(f"{len(self.splits)} activations in {self.splits[0].parts} pieces")
         return found
 
     def applied(self, raw: dict[str, Any]) -> dict[str, Any]:
         """The content with the edits."""
         if self.concats:
             raw = rewire(raw, self.concats)
-        moved = {change.position: change.position for change in self.concats}
+        moved = {p: p for p in range(len(raw["nodes"]))}
         if self.joins:
-            raw, places = insert_joins(raw, self.joins)
-            moved = {p: places[p] for p in moved}
-        chains = grouped_sums(raw, set(moved.values()))
+            raw, moved = insert_joins(raw, self.joins)
+        if self.splits:
+            splits = [replace(split, position=moved[split.position]) for split in self.splits]
+            raw, places = insert_splits(raw, splits)
+            moved = {p: places[q] for p, q in moved.items()}
+        chains = grouped_sums(raw, {moved[change.position] for change in self.concats})
         if chains:
             raw = insert_chains(raw, chains)
         read = unread_normalizations(raw) if self.reads else []
@@ -103,14 +112,21 @@ def edits_of(source: SymbolFile, analysis: Analysis, environment: str) -> Edits:
     )
 
 
+def with_splits(source: SymbolFile, analysis: Analysis, edits: Edits) -> list[Edits]:
+    """The edits with the largest activations in pieces, for each number of pieces."""
+    found = [split_activations(source.raw, analysis.graph, parts) for parts in PARTS]
+    return [replace(edits, splits=splits) for splits in found if splits]
+
+
 def exact_parts(edits: Edits, source: SymbolFile, before: Analysis, after: Analysis) -> Edits:
     """The edits that leave every sum of gradients as it was; ``after`` has all of them."""
     concats, joins = edits.concats, edits.joins
     if concats and not concats_keep_sums(after.graph, source.raw, concats):
         concats = []
-    if joins and not joins_keep_sums(before.graph, after.graph, source.raw, joins):
-        joins = []
-    return Edits(concats, joins, edits.reads)
+    splits = edits.splits
+    if (joins or splits) and not joins_keep_sums(before.graph, after.graph, source.raw, joins):
+        joins, splits = [], []
+    return Edits(concats, joins, edits.reads, splits)
 
 
 def _rewritten(source: SymbolFile, analysis: Analysis, edits: Edits) -> Variant:
@@ -216,7 +232,8 @@ def variants(
     on_progress: Progress | None = None,
 ) -> list[Variant]:
     """The symbol as saved, and rewritten where that applies, with Concats flattened whole and in
-    groups of several sizes: which takes the least memory, only the search shows.
+    groups of several sizes, and activations in several numbers of pieces: which takes the least
+    memory, only the search shows.
 
     Raises:
         EngineFailed: MXNet is missing or crashed.
@@ -233,6 +250,7 @@ def variants(
         ]
     concats = [c for k, c in enumerate(concats) if c not in concats[:k]]
     wanted = [Edits(c, grouped.joins, grouped.reads) for c in concats]
+    wanted += with_splits(source, analysis, grouped)
     for changed in _side_by_side(partial(_exactly, source, analysis), wanted, on_progress):
         if changed is not None and all(changed.source.raw != other.source.raw for other in found):
             found.append(changed)

@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from memcli.engines.analysis import ShapeRequest, analyze
 from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.rewrites.split_activations import split_activations
 from tests.conftest import EXAMPLES, Command, needs_mxnet, only_json, stock
 
 pytestmark = needs_mxnet
@@ -32,10 +36,13 @@ class Builder:
         self.nodes.append(node)
         return len(self.nodes) - 1
 
-    def normalised(self, data: int, name: str) -> int:
+    def batch_norm(self, data: int, name: str) -> int:
         parts = [self.variable(f"{name}_{p}") for p in ("gamma", "beta")]
         parts += [self.variable(f"{name}_moving_{p}") for p in ("mean", "var")]
-        norm = self.operator("BatchNorm", name, [data, *parts], fix_gamma="False")
+        return self.operator("BatchNorm", name, [data, *parts], fix_gamma="False")
+
+    def normalised(self, data: int, name: str) -> int:
+        norm = self.batch_norm(data, name)
         return self.operator("Activation", f"{name}_relu", [norm], act_type="relu")
 
     def convolution(self, data: int, name: str, filters: int) -> int:
@@ -120,6 +127,71 @@ def test_flattening_pays_where_dropout_is_behind_the_convolutions(
     assert any("Concats flattened" in text for text in plan["rewrites"])
     bare = only_json(memcli("plan", str(model), "--no-rewrite", "--json"))
     assert plan["memory"]["planned_bytes"] < 0.85 * bare["memory"]["planned_bytes"]
+
+
+def residual_network(activation: str, kind: str) -> str:
+    """Two stages of bottlenecks, tensors of the second half as large; activations before sums."""
+    b = Builder()
+
+    def unit(x: int, name: str, filters: int) -> int:
+        inner = b.normalised(b.convolution(x, f"{name}_a", filters // 4), f"{name}_bn")
+        out = b.batch_norm(b.convolution(inner, f"{name}_b", filters), f"{name}_last")
+        out = b.operator(activation, f"{name}_act", [out], act_type=kind)
+        return b.operator("elemwise_add", f"{name}_sum", [x, out])
+
+    x = b.variable("data", __shape__="(2, 3, 32, 32)")
+    for stage, filters in enumerate((16, 32)):
+        x = b.convolution(x, f"stem{stage}", filters)
+        for k in range(4):
+            x = unit(x, f"unit{stage}{k}", filters)
+        x = b.operator("Pooling", f"pool{stage}", [x], kernel="(2, 2)", stride="(2, 2)",
+                       pool_type="max")  # fmt: skip
+    x = b.operator("FullyConnected", "fc", [x, b.variable("w"), b.variable("bias")],
+                   num_hidden="10")  # fmt: skip
+    return b.text(b.operator("SoftmaxOutput", "softmax", [x, b.variable("softmax_label")]))
+
+
+@pytest.mark.parametrize(("activation", "kind"), [("LeakyReLU", "leaky"), ("Activation", "relu")])
+def test_activations_in_pieces_are_exact(
+    memcli: Command, tmp_path: Path, activation: str, kind: str
+) -> None:
+    model = tmp_path / "residual.json"
+    model.write_text(residual_network(activation, kind))
+    plan = check(memcli, tmp_path, model)
+    assert "4 activations in 2 pieces" in plan["rewrites"]
+    bare = only_json(memcli("plan", str(model), "--no-rewrite", "--json"))
+    assert plan["memory"]["planned_bytes"] < bare["memory"]["planned_bytes"]
+    # the file trains at another batch, and in PyTorch
+    for options in (["--batch", "3"], ["--engine", "torch"]):
+        verified = memcli("verify", "p.json", "--original", str(model), "--cpu", *options, "--json")
+        assert verified.returncode == 0, verified.stderr
+        assert only_json(verified)["ok"] is True
+
+
+def test_only_what_sums_alone_read_is_split() -> None:
+    b = Builder()
+    x = b.convolution(b.variable("data", __shape__="(2, 3, 8, 8)"), "stem", 6)
+
+    def in_front_of_a_sum(x: int, name: str, op: str, kind: str, times: int = 1) -> tuple[int, int]:
+        norm = b.batch_norm(b.convolution(x, f"{name}_conv", 6), f"{name}_bn")
+        act = b.operator(op, name, [norm], act_type=kind)
+        for k in range(times):
+            x = b.operator("elemwise_add", f"{name}_sum{k}", [x, act])
+        return x, norm
+
+    x, _ = in_front_of_a_sum(x, "leaky", "LeakyReLU", "leaky")
+    x, _ = in_front_of_a_sum(x, "twice", "Activation", "relu", times=2)
+    x, _ = in_front_of_a_sum(x, "curved", "Activation", "tanh")  # rounds as it likes
+    x, norm = in_front_of_a_sum(x, "beside", "Activation", "relu")
+    x = b.operator("elemwise_add", "other", [x, norm])
+    x = b.operator("Activation", "to_all", [x], act_type="relu")
+    x = b.operator("elemwise_add", "on", [x, b.convolution(x, "last", 6)])
+    raw = json.loads(b.text(b.operator("MakeLoss", "loss", [x])))
+    graph = analyze(raw, ShapeRequest()).graph
+    split = {p: [s.position for s in split_activations(raw, graph, p)] for p in (2, 3, 4)}
+    names = [raw["nodes"][k]["name"] for k in split[2]]
+    assert names == ["leaky", "twice"]
+    assert split[3] == split[2] and split[4] == []  # of six channels
 
 
 def test_recurrent_steps_are_joined_and_exact(memcli: Command, tmp_path: Path) -> None:

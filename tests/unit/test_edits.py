@@ -18,10 +18,12 @@ from memcli.formats.symbol_edits import (
     Chain,
     Join,
     Reservation,
+    Split,
     insert_chains,
     insert_identities,
     insert_joins,
     insert_reservation,
+    insert_splits,
     reservation,
     rewire,
     scaled_reservation,
@@ -73,6 +75,15 @@ def values(raw: dict[str, Any]) -> list[str]:
             texts.append(sources)
         elif node["op"] == "reshape_like":  # looks at the other one's shape alone
             texts.append(sources[:1])
+        elif node["op"] == "SliceChannel":
+            count = int(node["attrs"]["num_outputs"])
+            texts.append([f"{sources[0]}#{k}/{count}" for k in range(count)])
+        elif node["op"] == "Concat" and "__memcli_inserted__" in node["attrs"]:
+            # the whole of its pieces, where they are all there and in their order
+            count = len(sources)
+            whole = sources[0].removesuffix(f"#0/{count}]") + "]"
+            assert sources == [f"{whole[:-1]}#{k}/{count}]" for k in range(count)]
+            texts.append([whole])
         elif node["op"] == "Concat":
             inner = [s[4:-1] if s.startswith("cat(") else s for s in sources]
             texts.append(["cat(" + " ".join(inner) + ")"])
@@ -84,7 +95,10 @@ def values(raw: dict[str, Any]) -> list[str]:
 
 def is_ordered(raw: dict[str, Any]) -> bool:
     """Whether every node comes after what it reads, and the row index counts outputs."""
-    widths = [len(node["inputs"]) if node["op"] == "amp_multicast" else 1 for node in raw["nodes"]]
+    several = ("amp_multicast", "SliceChannel")
+    widths = [
+        int(node["attrs"]["num_outputs"]) if node["op"] in several else 1 for node in raw["nodes"]
+    ]
     rows = raw["node_row_ptr"]
     return (
         all(i[0] < k for k, n in enumerate(raw["nodes"]) for i in n["inputs"])
@@ -149,6 +163,35 @@ def test_joins_hand_on_and_come_off(seed: int, size: int) -> None:
         if node["op"] != "amp_multicast":
             assert text == names[node["name"]]
     assert undo(new, "x") == raw
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 10**6), st.integers(4, 30))
+def test_splits_hand_on_and_come_off(seed: int, size: int) -> None:
+    raw = symbol(seed, size)
+    chance = random.Random(seed)
+    heads = {head[0] for head in raw["heads"]}
+    splits = [
+        Split(k, chance.choice([2, 3, 4]))
+        for k, node in enumerate(raw["nodes"])
+        if node["op"] == "Activation" and k not in heads and chance.random() < 0.7
+    ]
+    new, moved = insert_splits(raw, splits)
+    assert is_ordered(new)
+    old = dict(enumerate(values(raw)))
+    texts = dict(zip((node["name"] for node in new["nodes"]), values(new), strict=True))
+    cut = {split.position: split.parts for split in splits}
+    for k, node in enumerate(raw["nodes"]):
+        assert new["nodes"][moved[k]]["name"] == node["name"]
+        if k in cut:  # it is the first piece, and others read the whole
+            assert texts[node["name"]] == f"{old[k][:-1]}#0/{cut[k]}]"
+            assert texts[f"{node['name']}_whole"] == old[k]
+        else:
+            assert texts[node["name"]] == old[k]
+    assert undo(new, "x") == raw
+    operators = [k for k, node in enumerate(new["nodes"]) if node["op"] != "null"]
+    both, _ = insert_identities(new, chance.sample(operators, len(operators) // 2))
+    assert undo(both, "x") == raw
 
 
 @settings(max_examples=200, deadline=None)
@@ -296,9 +339,10 @@ def test_an_edit_that_no_longer_fits_is_told(text: str) -> None:
         undo(raw, "model.json")
 
 
-def test_an_inserted_mark_on_something_else_is_told() -> None:
-    raw = symbol(1, 8)
-    node = next(n for n in raw["nodes"] if n["op"] not in ("null", "_copy"))
+@pytest.mark.parametrize("op", ["Activation", "Concat", "elemwise_add"])
+def test_an_inserted_mark_on_something_else_is_told(op: str) -> None:
+    raw = symbol(1, 30)
+    node = next(n for n in raw["nodes"] if n["op"] == op)
     node["attrs"] = {"__memcli_inserted__": "1"}
     with pytest.raises(BadInput, match="is on no identity"):
         undo(raw, "model.json")
