@@ -65,9 +65,10 @@ _AT_THE_BUDGET = 0.6
 _AT_THE_LIMIT = 3.0
 # Both are guesses: chains take them in turns as they are, and higher.
 _PRICES = (1.0, 1.7)
-# How often a part of the network does as another one like it; less often within a budget, where
-# parts differ by what it leaves room for, and in networks of few parts.
+# How often a part of the network does as another one like it; more often within a budget, where
+# most parts are to be alike, less often in networks of few parts.
 _COPIED = 0.1
+_COPIED_WITHIN = 0.3
 _COPIED_SELDOM = 0.04
 _FEW_PARTS = 100  # nodes to decide on
 _PENALTIES = ((anneal.OVER_FIRST, anneal.OVER), (anneal.WASTED_FIRST, anneal.WASTED))
@@ -115,8 +116,9 @@ class _Annealer:
         within = search.settings.budget is not None and not least_memory
         self.within = within
         self.spare_chance = 0.15 if within else 0.0
-        seldom = search.settings.budget is not None or len(self.nodes) < _FEW_PARTS
-        self.copy_chance = _COPIED_SELDOM if seldom else _COPIED
+        self.copy_chance = _COPIED if search.settings.budget is None else _COPIED_WITHIN
+        if len(self.nodes) < _FEW_PARTS:
+            self.copy_chance = _COPIED_SELDOM
         self.heat = _HEAT_WITHIN if within else _HEAT
         # marks of plans that chains take stretches from: what the last round ended at
         self.others = np.zeros((0, graph.n_forward), np.uint8)
