@@ -34,7 +34,8 @@ _CURRENT_VERSION = 10901
 # itself, because MXNet may number the nodes anew when it saves the planned graph.
 ORIGINAL_MARK_KEY = "__memcli_original_mark__"
 
-# Which other attributes memcli gave a node: JSON list of keys, none of which it had before.
+# Which other attributes memcli gave a node: JSON list of keys that it did not have before, and of
+# [key, table, value] of those that it had.
 ADDED_KEY = "__memcli_added__"
 
 _TABLES = ("attrs", "attr", "param")
@@ -137,6 +138,7 @@ class SymbolFile:
         mirrored: Collection[int],
         plan: PlanRecord | None,
         added: Mapping[int, Mapping[str, str]] | None = None,
+        replaced: Mapping[int, Mapping[str, str]] | None = None,
     ) -> bytes:
         """The file's JSON with exactly the nodes at positions ``mirrored`` marked.
 
@@ -144,6 +146,7 @@ class SymbolFile:
         that an output needs carries it, and nodes that had marks of their own remember them, so
         that :meth:`stripped` brings them back. A plan that is there already is taken off first.
         ``added``: by position, other attributes to give a node; what it has already stays.
+        ``replaced``: the same, in place of what it has.
 
         Raises:
             ValueError: a position is not one of this file.
@@ -166,12 +169,20 @@ class SymbolFile:
                 node.set(MARK_KEY, "True")
             else:
                 node.drop(MARK_KEY)
-            extra = (added or {}).get(position, {})
-            fresh = [key for key in extra if node.get(key) is None]
-            for key in fresh:
-                node.set(key, extra[key])
-            if fresh:
-                node.set(ADDED_KEY, json.dumps(fresh, separators=(",", ":")))
+            noted: list[str | list[str]] = []
+            for key, value in (added or {}).get(position, {}).items():
+                if node.get(key) is None:
+                    noted.append(key)
+                    node.set(key, value)
+            for key, value in (replaced or {}).get(position, {}).items():
+                table = node.table_of(key)
+                if table is None:
+                    noted.append(key)
+                elif node.get(key) != value:
+                    noted.append([key, table, str(node.get(key))])
+                node.set(key, value, table)
+            if noted:
+                node.set(ADDED_KEY, json.dumps(noted, separators=(",", ":")))
             if plan is not None and position == carrier:
                 node.set(PLAN_KEY, plan.to_text())
             nodes.append(node.result())
@@ -244,11 +255,13 @@ class _Tables:
             if key in self._raw.get(table, ())
         ]
 
+    def table_of(self, key: str) -> str | None:
+        """The table in which MXNet finds the attribute."""
+        return next((t for t in attribute_keys(self._raw) if key in self._raw[t]), None)
+
     def get(self, key: str) -> str | None:
-        for table in attribute_keys(self._raw):
-            if key in self._raw[table]:
-                return self._raw[table][key]
-        return None
+        table = self.table_of(key)
+        return None if table is None else self._raw[table][key]
 
     def set(self, key: str, value: str, table: str | None = None) -> None:
         """Sets the attribute where MXNet looks first; ``table``, where it is there, instead."""
@@ -307,21 +320,36 @@ def _unplanned(raw: dict[str, Any], was_planned: bool, renamed: bool) -> dict[st
         node.drop(LEGACY_MARK_KEY)
     node.drop(PLAN_KEY)
     node.drop(ORIGINAL_MARK_KEY)
-    for key in _added_keys(node.get(ADDED_KEY)):
-        node.drop(key)
+    for key, before in _added(node.get(ADDED_KEY)):
+        if before is None:
+            node.drop(key)
+        else:
+            node.set(key, before[1], before[0])
     node.drop(ADDED_KEY)
     for table, key, value in _original_marks(text):
         node.set(MARK_KEY if renamed else key, value, table)
     return node.result()
 
 
-def _added_keys(text: str | None) -> list[str]:
-    """What ADDED_KEY holds; anything else in it is passed over."""
+def _added(text: str | None) -> list[tuple[str, tuple[str, str] | None]]:
+    """What ADDED_KEY holds: keys, each with the table and value that it had, if any; anything
+    else in it is passed over."""
     try:
-        keys = json.loads(text) if text is not None else []
+        noted = json.loads(text) if text is not None else []
     except (ValueError, RecursionError):
         return []
-    return [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
+    found: list[tuple[str, tuple[str, str] | None]] = []
+    for entry in noted if isinstance(noted, list) else []:
+        if isinstance(entry, str):
+            found.append((entry, None))
+        elif (
+            isinstance(entry, list)
+            and len(entry) == 3
+            and all(isinstance(part, str) for part in entry)
+            and entry[1] in _TABLES
+        ):
+            found.append((entry[0], (entry[1], entry[2])))
+    return found
 
 
 def _original_marks(text: str | None) -> list[tuple[str, str, str]]:

@@ -360,7 +360,8 @@ def _read(file: SymbolFile, position: int) -> list[tuple[int, int]]:
 
 
 def given_shapes(variant: Variant, file: SymbolFile) -> dict[int, dict[str, str]]:
-    """Shapes of the parameters that MXNet infers none for behind what reserves blocks."""
+    """Shapes of the parameters that MXNet infers none for behind what reserves blocks; files may
+    say of them that they are not known, "(0,)"."""
     analysis = variant.analysis
     shapes = {a["name"]: tuple(a["shape"]) for a in analysis.arguments}
     return {
@@ -394,9 +395,10 @@ def marked_file(
     """A plan's graph as the bytes of a file; without ``record_of`` no record travels in it."""
     file, moved = with_barriers(variant, plan.recompute)
     positions = {moved[p] for p in marked_positions(variant.analysis, plan.recompute)}
-    added = guards(file, positions) | given_shapes(variant, file)
     record = None if record_of is None else record_of(file, moved)
-    return file.with_marks(positions, record, added)
+    return file.with_marks(
+        positions, record, guards(file, positions), replaced=given_shapes(variant, file)
+    )
 
 
 def planned_file(planned: Planned) -> bytes:

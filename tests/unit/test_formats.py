@@ -417,6 +417,26 @@ def test_marks_go_on_exactly_there_and_come_off_again(data: st.DataObject) -> No
     assert planned.with_marks(others, None) == symbol.with_marks(others, None)
 
 
+@FUZZ
+@given(data=st.data())
+def test_attributes_in_place_of_others_come_off_again(data: st.DataObject) -> None:
+    content = copy.deepcopy(SMALL[data.draw(st.sampled_from(ALL_SMALL))])
+    places = st.sets(st.integers(0, len(content["nodes"]) - 1))
+    for p in data.draw(places):
+        node = content["nodes"][p]
+        table = next((t for t in ("attrs", "attr", "param") if t in node), "attrs")
+        node.setdefault(table, {})["__shape__"] = "(0,)"
+    symbol = parsed(content)
+    given = {p: {"__shape__": "(7,)"} for p in data.draw(places)}
+    text = symbol.with_marks((), record(symbol), replaced=given)
+    planned = SymbolFile.from_bytes(text, "planned.json")
+    assert all(planned.nodes[p].attrs["__shape__"] == "(7,)" for p in given)
+    others = set(range(len(symbol.nodes))) - set(given)
+    shapes = [symbol.nodes[p].attrs.get("__shape__") for p in others]
+    assert [planned.nodes[p].attrs.get("__shape__") for p in others] == shapes
+    assert planned.stripped().raw == symbol.raw
+
+
 def test_a_file_without_a_plan_is_not_touched() -> None:
     symbol = parsed(SMALL["resnet"])
     assert symbol.stripped() is symbol
