@@ -40,7 +40,7 @@ STRATEGIES: dict[str, Callable[[Search], None]] = {
     recompute_grad.NAME: recompute_grad.run,
     **caffe_dense.RUNS,
 }
-# Plans of these are as they were published: nothing is put into the graph for them afterwards.
+# Plans of these are as they were published: of the graph as saved, nothing is put into it.
 AS_PUBLISHED = STRATEGIES.keys() - GENERAL.keys() | {memonger.NAME}
 DESCRIPTIONS = {
     auto.NAME: "the best plan of all strategies",

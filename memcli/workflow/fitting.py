@@ -187,7 +187,8 @@ def fit(
     notes += shape_notes(batches.first)
     available = memory - reserve
     settings = dataclasses.replace(settings, on_progress=on_progress)
-    edits = _edits(source, batches.first, strategy, settings) if settings.rewrite else Edits()
+    rewrite = settings.rewrite and strategy not in AS_PUBLISHED
+    edits = _edits(source, batches.first, strategy, settings) if rewrite else Edits()
     rewritten = batches
     if edits:
         changed = source.with_content(edits.applied(source.raw))
@@ -202,7 +203,7 @@ def fit(
     found = search.answer()
     notes += costs.notes
     variant = Variant(rewritten.source, found.analysis, edits.names if edits else [])
-    if settings.rewrite and strategy not in AS_PUBLISHED:
+    if rewrite:
         pool = found.planned.breakdown.pool + available - found.planned.breakdown.total
         variant, plain = on_plain_kernels(variant, Found(found.plan, found.planned.cost), pool)
         variant, made = with_reserved_blocks(variant, plain)

@@ -195,7 +195,7 @@ def make_plan(
     graphs = analyze_variants(
         source,
         request,
-        rewrite=settings.rewrite,
+        rewrite=settings.rewrite and strategy not in AS_PUBLISHED,
         environment=settings.environment,
         on_progress=on_progress,
     )
