@@ -361,7 +361,9 @@ def _is_of_split(nodes: Sequence[Raw], position: int, inserted: Collection[int])
     def maker(source: Sequence[int]) -> int:
         """What made a tensor, save barriers aside."""
         p = source[0]
-        while p in inserted and nodes[p]["op"] == _IDENTITY:
+        for _ in range(len(nodes)):  # a damaged file may have them in a circle
+            if p not in inserted or nodes[p]["op"] != _IDENTITY or not nodes[p]["inputs"]:
+                break
             p = nodes[p]["inputs"][0][0]
         return p
 
@@ -372,7 +374,8 @@ def _is_of_split(nodes: Sequence[Raw], position: int, inserted: Collection[int])
 
     if nodes[position]["op"] != _GLUE:
         return is_piece(position)
-    return all(is_piece(maker(source)) for source in nodes[position]["inputs"])
+    pieces = [maker(source) for source in nodes[position]["inputs"]]
+    return bool(pieces) and all(map(is_piece, pieces))
 
 
 def without_reservation(raw: Raw, where: str) -> Raw:

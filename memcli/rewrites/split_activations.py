@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from memcli.formats.symbol_check import attribute_keys
 from memcli.formats.symbol_edits import Split
 from memcli.graph.training import TrainingGraph
 
@@ -75,7 +76,7 @@ def split_activations(raw: dict[str, Any], graph: TrainingGraph, parts: int) -> 
 
 
 def _kind(node: dict[str, Any]) -> str:
-    for table in ("attrs", "attr", "param"):
-        if "act_type" in node.get(table, {}):
+    for table in attribute_keys(node):
+        if "act_type" in node[table]:
             return str(node[table]["act_type"])
     return "leaky" if node["op"] == "LeakyReLU" else ""

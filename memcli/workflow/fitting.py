@@ -202,7 +202,8 @@ def fit(
     )  # fmt: skip
     found = search.answer()
     notes += costs.notes
-    variant = Variant(rewritten.source, found.analysis, edits.names if edits else [])
+    names = edits.names if rewritten is not batches else []
+    variant = Variant(rewritten.source, found.analysis, names)
     if rewrite:
         pool = found.planned.breakdown.pool + available - found.planned.breakdown.total
         variant, plain = on_plain_kernels(variant, Found(found.plan, found.planned.cost), pool)

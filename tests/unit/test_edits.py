@@ -346,3 +346,15 @@ def test_an_inserted_mark_on_something_else_is_told(op: str) -> None:
     node["attrs"] = {"__memcli_inserted__": "1"}
     with pytest.raises(BadInput, match="is on no identity"):
         undo(raw, "model.json")
+
+
+def test_identities_in_a_circle_behind_pieces_are_told() -> None:
+    raw = symbol(1, 8)
+    inserted = {"__memcli_inserted__": "1"}
+    for name, source in (("a", 9), ("b", 8)):
+        raw["nodes"].append(
+            {"op": "_copy", "name": name, "attrs": inserted, "inputs": [[source, 0, 0]]}
+        )
+    raw["nodes"].append({"op": "Concat", "name": "c", "attrs": inserted, "inputs": [[8, 0, 0]]})
+    with pytest.raises(BadInput, match="is on no identity"):
+        undo(raw, "model.json")
