@@ -26,7 +26,7 @@ from memcli.planners.registry import DESCRIPTIONS, STRATEGIES
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.model_facts import ending
 from memcli.reports.plan_report import plan_json, print_plan
-from memcli.workflow.by_format import is_of_torch, make_plan
+from memcli.workflow.by_format import check_card, is_of_torch, make_plan
 
 _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
 
@@ -107,6 +107,8 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
         rewrite=not options["no_rewrite"],
         seed=options["seed"],
     )
+    if options["measure"]:
+        check_card(model, gpus)
     with progress_bar("planning") as report:
         planned = make_plan(
             model, request, options["strategy"], settings,

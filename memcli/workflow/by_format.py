@@ -117,6 +117,16 @@ def engine_for(gpu: int | None, wanted: str) -> tuple[str, str]:
     return "mxnet", ""
 
 
+def check_card(model: str, gpus: Sequence[int]) -> None:
+    """Refuse a card that an MXNet symbol could not be verified on, before any work is done.
+
+    Raises:
+        EngineFailed: there is no such card, or neither MXNet nor PyTorch trains on it here.
+    """
+    if gpus and not is_of_torch(model) and engine_for(gpus[0], "auto")[0] == "mxnet":
+        check_gpu(gpus[0])
+
+
 def verify(
     planned: str,
     *,

@@ -98,3 +98,14 @@ def test_float16_that_the_cpu_cannot_train_says_what_can(memcli: Command) -> Non
     result = memcli("verify", "p.json")
     assert result.returncode == 3
     assert "float16" in result.stderr and "--engine torch" in result.stderr.splitlines()[-1]
+
+
+def test_a_card_that_is_not_there_is_told_before_the_search(
+    memcli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # nor where there is one
+    model = EXAMPLES / "mobilenet-v2-symbol.json"
+    result = memcli("plan", str(model), "-o", "p.json", "--measure", "--gpu", "0")
+    assert result.returncode == 3 and result.stdout == ""
+    assert "No GPU here" in result.stderr and "planning" not in result.stderr
+    assert not (tmp_path / "p.json").exists()
