@@ -316,6 +316,30 @@ def reservation(raw: Mapping[str, Any]) -> list[int]:
     ]
 
 
+def own_positions(raw: Mapping[str, Any]) -> list[int]:
+    """Positions of the nodes that no edit put in: what :func:`undo` leaves, in its order."""
+    nodes = raw["nodes"]
+    return [p for p, node in enumerate(nodes) if _attribute(node, INSERTED_KEY) is None]
+
+
+def changes_tensors(raw: Mapping[str, Any]) -> bool:
+    """Whether an edit makes other tensors, or in another order, than the graph without it does.
+
+    Identities share what they read, and what :func:`insert_reservation` put in is no tensor of the
+    network.
+    """
+    reserving = set(reservation(raw))
+    return any(
+        _attribute(node, REWIRED_KEY) is not None
+        or (
+            _attribute(node, INSERTED_KEY) is not None
+            and node["op"] != _IDENTITY
+            and position not in reserving
+        )
+        for position, node in enumerate(raw["nodes"])
+    )
+
+
 def scaled_reservation(raw: Raw, new: int, old: int) -> Raw:
     """The content with blocks for a batch of ``new`` that were reserved for one of ``old``.
 

@@ -1,4 +1,4 @@
-"""What a graph holds and where its training memory goes. Reads, asks MXNet once, writes nothing."""
+"""What a graph holds and where its training memory goes. Reads, asks MXNet, writes nothing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from collections.abc import Callable
 import numpy as np
 
 from memcli.engines.analysis import Analysis, ShapeRequest, analyze, graph_environment
+from memcli.errors import BadInput
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.plan_record import PlanRecord
+from memcli.formats.symbol_edits import changes_tensors, own_positions
 from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
 from memcli.memory.bounds import plan_bound
 from memcli.memory.breakdown import Split, forward_op, live_at_peak
@@ -80,6 +82,15 @@ def inspect(
     kept = kept_entries(ground.graph, bare.recompute)
     planned_kept = kept_entries(analysis.graph, plan.recompute) if has_plan else None
     unplanned = figures(ground, bare, kept, stage_of, len(listed))
+    bound = plan_bound(ground.graph, ground, ground.plan_cost(shown))
+    saved = _as_saved(source, asked) if record is not None else None
+    if saved is not None:
+        # rewrites are the plan's, too
+        stage_as_saved = _stage_as_saved(saved.graph, analysis.graph, stage_of, source)
+        plain = Plan("none", saved.none())
+        kept_as_saved = kept_entries(saved.graph, plain.recompute)
+        unplanned = figures(saved, plain, kept_as_saved, stage_as_saved, len(listed))
+        bound = min(bound, plan_bound(saved.graph, saved, ground.plan_cost(shown)))
     planned, facts = None, None
     if planned_kept is not None:
         planned = figures(model, plan, planned_kept, stage_of, len(listed))
@@ -104,7 +115,7 @@ def inspect(
         unplanned=unplanned,
         planned=planned,
         plan=facts,
-        lower_bound=plan_bound(ground.graph, ground, ground.plan_cost(shown)),
+        lower_bound=bound,
         parameter_bytes=analysis.parameter_bytes,
         state_bytes=analysis.state_bytes,
         stages=listed,
@@ -118,6 +129,38 @@ def inspect(
     )
     inspected.notes = _notes(inspected, record)
     return inspected
+
+
+def _as_saved(source: SymbolFile, request: ShapeRequest) -> MXNetModel | None:
+    """The graph without its plan; None where the file's own has the same tensors, or where it
+    cannot be told any more.
+
+    Raises:
+        EngineFailed: MXNet is missing or crashed.
+    """
+    if not changes_tensors(source.raw):
+        return None
+    try:
+        return analyze(source.stripped().raw, request).model
+    except BadInput:
+        return None
+
+
+def _stage_as_saved(
+    saved: TrainingGraph, graph: TrainingGraph, stage_of: Ints, source: SymbolFile
+) -> Ints:
+    """The stage of each node of the graph as saved; ``graph`` is that of the file with its plan."""
+    places, now = own_positions(source.raw), graph.node_of_position()
+    stage = np.zeros(saved.n_nodes, np.int64)
+    previous = 0
+    for node in range(saved.n_nodes):
+        place, owner = int(saved.position[node]), int(saved.owner[node])
+        if node >= saved.n_forward:
+            previous = int(stage[owner]) if owner >= 0 else previous
+        elif 0 <= place < len(places) and places[place] in now:
+            previous = int(stage_of[now[places[place]]])
+        stage[node] = previous
+    return stage
 
 
 def figures(model: MXNetModel, plan: Plan, kept: Ints, stage_of: Ints, n_stages: int) -> Figures:

@@ -91,6 +91,9 @@ def check(memcli: Command, folder: Path, model: Path, *shapes: str) -> dict[str,
     shape = {name: list(dims) for name, dims in plan["shapes"].items()}
     real = stock(folder / "p.json", shape, plan["environment"])
     assert real["total_mb"] == plan["memory"]["planned_bytes"] >> 20
+    shown = only_json(memcli("inspect", "p.json", "--json"))
+    for figure in ("baseline_bytes", "baseline_live_peak_bytes", "planned_bytes"):
+        assert shown["memory"][figure] == plan["memory"][figure], figure
     original = SymbolFile.read(model)
     assert real["arguments"] == [
         original.nodes[p].name
