@@ -63,6 +63,19 @@ def attribute_keys(node: dict[str, Any]) -> list[str]:
     return own[-1:] + (["param"] if "param" in node else [])
 
 
+def attributes(node: dict[str, Any]) -> dict[str, str]:
+    """What MXNet takes from a raw node's tables together."""
+    found: dict[str, str] = {}
+    for table in reversed(attribute_keys(node)):
+        found.update(node[table])
+    return found
+
+
+def attribute(node: dict[str, Any], key: str) -> str | None:
+    """One of :func:`attributes`; None where it is not there."""
+    return next((node[t][key] for t in attribute_keys(node) if key in node[t]), None)
+
+
 def depth_first_order(
     nodes: list[SymbolNode], heads: list[Entry], control: dict[int, list[int]]
 ) -> tuple[list[int], int | None]:
@@ -186,19 +199,16 @@ def _node(raw: Any, where: str, count: int, depth: int) -> SymbolNode:
             continue
         table = raw[key]
         _expect(isinstance(table, dict), f"{where}.{key}", table, "an object of strings")
-        for attribute, value in table.items():
+        for name_of, value in table.items():
             if not isinstance(value, str):
                 raise BadInput(
-                    f"{where}.{key}[{shown(attribute)}]: is {shown(value)}, not a string",
+                    f"{where}.{key}[{shown(name_of)}]: is {shown(value)}, not a string",
                     "MXNet wants every attribute in quotes",
                 )
     if not _USUAL_KEYS.issuperset(raw):
         _check_rare_keys(raw, where, count, depth)
-    attrs: dict[str, str] = {}
-    for key in reversed(attribute_keys(raw)):
-        attrs.update(raw[key])
     inputs = _entries(raw["inputs"], f"{where}.inputs", None, count)
-    return SymbolNode(op, name, tuple(inputs), attrs)
+    return SymbolNode(op, name, tuple(inputs), attributes(raw))
 
 
 def _check_rare_keys(raw: dict[str, Any], where: str, count: int, depth: int) -> None:

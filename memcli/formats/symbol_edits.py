@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memcli.errors import BadInput
-from memcli.formats.symbol_check import attribute_keys
+from memcli.formats.symbol_check import attribute, attribute_keys, attributes
 
 # On a node that memcli put in: the identity is bypassed and dropped when the plan is taken off.
 INSERTED_KEY = "__memcli_inserted__"
@@ -289,7 +289,7 @@ def insert_splits(raw: Raw, splits: Sequence[Split]) -> tuple[Raw, dict[int, int
         cut = new.insert(_CUT, f"{name}_pieces", [read], num_outputs=count, axis="1")
         new.turned[position, 0] = (cut, 0)
         new.keep(position)
-        own = {k: v for k, v in _attributes(node).items() if not k.startswith("__")}
+        own = {k: v for k, v in attributes(node).items() if not k.startswith("__")}
         pieces = [new.moved[position]]
         for k in range(1, parts[position]):
             pieces.append(new.insert(node["op"], f"{name}_piece{k}", [[cut, k, 0]], **own))
@@ -312,14 +312,14 @@ def reservation(raw: Mapping[str, Any]) -> list[int]:
         position
         for position, node in enumerate(raw["nodes"])
         if node["op"] in (_BLOCK, *_SLICES, _PASSES_ON)
-        and _attribute(node, INSERTED_KEY) is not None
+        and attribute(node, INSERTED_KEY) is not None
     ]
 
 
 def own_positions(raw: Mapping[str, Any]) -> list[int]:
     """Positions of the nodes that no edit put in: what :func:`undo` leaves, in its order."""
     nodes = raw["nodes"]
-    return [p for p, node in enumerate(nodes) if _attribute(node, INSERTED_KEY) is None]
+    return [p for p, node in enumerate(nodes) if attribute(node, INSERTED_KEY) is None]
 
 
 def changes_tensors(raw: Mapping[str, Any]) -> bool:
@@ -330,9 +330,9 @@ def changes_tensors(raw: Mapping[str, Any]) -> bool:
     """
     reserving = set(reservation(raw))
     return any(
-        _attribute(node, REWIRED_KEY) is not None
+        attribute(node, REWIRED_KEY) is not None
         or (
-            _attribute(node, INSERTED_KEY) is not None
+            attribute(node, INSERTED_KEY) is not None
             and node["op"] != _IDENTITY
             and position not in reserving
         )
@@ -368,8 +368,8 @@ def undo(raw: Raw, where: str) -> Raw:
         BadInput: what an edit wrote down does not fit the graph any more; begins with ``where``.
     """
     old: list[Raw] = raw["nodes"]
-    inserted = {p for p, node in enumerate(old) if _attribute(node, INSERTED_KEY) is not None}
-    rewired = {p for p, node in enumerate(old) if _attribute(node, REWIRED_KEY) is not None}
+    inserted = {p for p, node in enumerate(old) if attribute(node, INSERTED_KEY) is not None}
+    rewired = {p for p, node in enumerate(old) if attribute(node, REWIRED_KEY) is not None}
     if not inserted and not rewired:
         return raw
     for p in inserted:
@@ -443,27 +443,12 @@ def _without(raw: Raw, inserted: Collection[int], rewired: Collection[int], wher
         node["inputs"] = [[moved[s[0]], *s[1:]] for s in map(root, node["inputs"])]
         if "control_deps" in node:
             node["control_deps"] = [moved[root([c])[0]] for c in node["control_deps"]]
-        text = _attribute(node, REWIRED_KEY)
+        text = attribute(node, REWIRED_KEY)
         if text is not None and p in rewired:
             _restore(node, text, by_name, f"{where}: nodes[{p}]: {REWIRED_KEY}")
         nodes.append(node)
     heads = [root(head) for head in raw["heads"]]
     return _renumbered({**raw, "heads": heads}, nodes, moved, list(moved))
-
-
-def _attributes(node: Raw) -> dict[str, str]:
-    """What MXNet takes from a node's tables together."""
-    found: dict[str, str] = {}
-    for table in attribute_keys(node):
-        found = {**node[table], **found}
-    return found
-
-
-def _attribute(node: Raw, key: str) -> str | None:
-    for table in attribute_keys(node):
-        if key in node[table]:
-            return node[table][key]
-    return None
 
 
 def _restore(node: Raw, text: str, by_name: Mapping[str, int], where: str) -> None:

@@ -170,6 +170,12 @@ class TrainingGraph:
         saved[self.variable[self.entry_node] == 1] = 0
         return saved
 
+    def alone(self) -> NDArray[np.bool_]:
+        """Over forward nodes: whether a node stands for one place in the file, and no other."""
+        place = self.position[: self.n_forward]
+        own = (place >= 0) & (place < len(self.file_names))
+        return own & ~np.isin(place, list(self.alias.values()))
+
     def node_of_position(self) -> dict[int, int]:
         """Forward node of each place in the file; nodes that the engine merged are absent."""
         return {int(p): v for v, p in enumerate(self.position[: self.n_forward]) if p >= 0}

@@ -38,9 +38,13 @@ def stage_of_nodes(graph: TrainingGraph, cuts: list[list[int]]) -> Ints:
     they sum up.
     """
     ends = sorted({max(cut) for cut in cuts if cut})
+    return with_gradients(graph, np.searchsorted(ends, np.arange(graph.n_forward), side="left"))
+
+
+def with_gradients(graph: TrainingGraph, forward: Ints) -> Ints:
+    """Stage numbers of every node, from those of forward nodes; see :func:`stage_of_nodes`."""
     stage = np.zeros(graph.n_nodes, np.int64)
-    forward = np.arange(graph.n_forward)
-    stage[: graph.n_forward] = np.searchsorted(ends, forward, side="left")
+    stage[: graph.n_forward] = forward
     previous = int(stage[graph.n_forward - 1]) if graph.n_forward else 0
     for v in range(graph.n_forward, graph.n_nodes):
         owner = int(graph.owner[v])

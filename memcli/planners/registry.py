@@ -101,43 +101,52 @@ def _near(searches: Sequence[Search]) -> list[Search]:
     return [first, *(search for _, search in others[:1])]
 
 
-def most_promising(
+def _explored(
     graphs: Sequence[tuple[TrainingGraph, MXNetModel]], strategy: str, settings: Settings
-) -> int:
-    """The index of the graph of one network that a strategy gets furthest on at a glance."""
-    searches = [Search(graph, model, settings) for graph, model in graphs]
-    explore, refine = _IN_TWO_STEPS.get(strategy, (STRATEGIES[strategy], None))
-    for search in searches:
-        explore(search)
-        if refine is not None:
-            refine(search, _GLANCE)
-    return searches.index(_best_first(searches)[0][1])
+) -> tuple[list[Search], list[Search]]:
+    """Searches on several graphs of one network; all, and those that it may pay to go on with.
 
-
-def search_variants(
-    graphs: Sequence[tuple[TrainingGraph, MXNetModel]], strategy: str, settings: Settings
-) -> tuple[Found, int, int]:
-    """Run a strategy on several graphs of one network.
-
-    Returns:
-        The best plan, the index of the graph that it is for, and the number of plans evaluated.
+    Strategies that go into depth have glanced at these.
     """
+    if strategy in AS_PUBLISHED:
+        graphs = graphs[:1]
     searches = [Search(graph, model, settings) for graph, model in graphs]
     explore, refine = _IN_TWO_STEPS.get(strategy, (STRATEGIES[strategy], None))
     for search in searches[:-1]:
         search.superseded = True
     for search in searches:
         explore(search)
-    if refine is not None:
-        ranked = _best_first(searches)
-        most = _CLOSE * ranked[0][0].pool_bytes
-        close = [s for k, (cost, s) in enumerate(ranked) if k == 0 or cost.pool_bytes <= most]
-        if len(close) > 1:
-            for search in close:
-                refine(search, _GLANCE)
-            close = _near(close)
+    if refine is None:
+        return searches, []
+    ranked = _best_first(searches)
+    most = _CLOSE * ranked[0][0].pool_bytes
+    close = [s for k, (cost, s) in enumerate(ranked) if k == 0 or cost.pool_bytes <= most]
+    if len(close) > 1:
         for search in close:
-            refine(search)
+            refine(search, _GLANCE)
+        close = _near(close)
+    return searches, close
+
+
+def most_promising(
+    graphs: Sequence[tuple[TrainingGraph, MXNetModel]], strategy: str, settings: Settings
+) -> int:
+    """The index of the graph of one network that a strategy gets furthest on at a glance."""
+    searches, _ = _explored(graphs, strategy, settings)
+    return searches.index(_best_first(searches)[0][1])
+
+
+def search_variants(
+    graphs: Sequence[tuple[TrainingGraph, MXNetModel]], strategy: str, settings: Settings
+) -> tuple[Found, int, int]:
+    """Run a strategy on several graphs of one network, the first one as saved.
+
+    Returns:
+        The best plan, the index of the graph that it is for, and the number of plans evaluated.
+    """
+    searches, close = _explored(graphs, strategy, settings)
+    for search in close:
+        _IN_TWO_STEPS[strategy][1](search)
     answers = [without_needless(search, search.answer()) for search in searches]
     best = min(range(len(answers)), key=lambda k: searches[k].key(answers[k].cost))
     return answers[best], best, sum(search.evaluated for search in searches)

@@ -31,7 +31,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from memcli.formats.symbol_check import attribute_keys
+from memcli.formats.symbol_check import attribute
 from memcli.formats.symbol_edits import Chain, Rewiring
 
 _CONCATS = frozenset({"Concat", "concat"})
@@ -156,7 +156,4 @@ def _ends_of_groups(
 
 
 def _axis(node: dict[str, Any]) -> str:
-    for table in attribute_keys(node):
-        if "dim" in node[table]:
-            return str(node[table]["dim"])
-    return "1"
+    return attribute(node, "dim") or "1"

@@ -48,8 +48,8 @@ def gradient_joins(raw: dict[str, Any], graph: TrainingGraph, model: MXNetModel)
     for v in range(graph.n_forward):
         for i in range(graph.in_ptr[v], graph.in_ptr[v + 1]):
             readers[int(graph.in_node[i])] = readers.get(int(graph.in_node[i]), 0) + 1
-    heads = {int(graph.entry_node[e]) for e in graph.outputs[: graph.n_forward_outputs]}
-    merged = set(graph.alias.values())
+    heads = set(graph.heads[: graph.n_forward_outputs].tolist())
+    alone = graph.alone()
     nodes = raw["nodes"]
     joins = []
     for v in range(graph.n_forward):
@@ -61,8 +61,7 @@ def gradient_joins(raw: dict[str, Any], graph: TrainingGraph, model: MXNetModel)
             and readers.get(u) == 1
             and u in runs
             and u not in heads
-            and 0 <= graph.position[u] < len(graph.file_names)
-            and int(graph.position[u]) not in merged
+            and alone[u]
             for u in pair
         ):
             continue

@@ -74,6 +74,7 @@ def find_carrier(graph: TrainingGraph, inputs: Collection[str]) -> Carrier | Non
     forward = graph.in_entry[: graph.in_ptr[graph.n_forward]]
     times_read = np.bincount(forward, minlength=graph.n_entries)
     most = _SMALL * int(graph.entry_bytes.max(initial=0))
+    alone = graph.alone()
     found: list[tuple[int, Carrier]] = []
     seen = 0
     for node in range(graph.n_forward):
@@ -94,20 +95,14 @@ def find_carrier(graph: TrainingGraph, inputs: Collection[str]) -> Carrier | Non
                 and times_read[entry] == 1
                 and 0 < size <= most
                 and (axis > 0 or graph.names[source] not in inputs)
-                and _alone(graph, node)
-                and _alone(graph, source)
+                and alone[node]
+                and alone[source]
             ):
                 places = int(graph.position[node]), slot, int(graph.position[source])
                 found.append((size, Carrier(*places, axis, shape[axis], node, size)))
         if any(size <= _TINY for size, _ in found):
             break
     return min(found, key=lambda pair: pair[0])[1] if found else None
-
-
-def _alone(graph: TrainingGraph, node: int) -> bool:
-    """Whether a forward node stands for one place in the file."""
-    place = int(graph.position[node])
-    return 0 <= place < len(graph.file_names) and place not in graph.alias.values()
 
 
 def block_dtype(graph: TrainingGraph) -> tuple[str, int]:

@@ -15,7 +15,7 @@ from memcli.formats.onnx_file import OnnxFile
 from memcli.memory.bounds import plan_bound
 from memcli.memory.mxnet_model import Cost
 from memcli.planners.base import Found, Settings
-from memcli.planners.registry import AS_PUBLISHED, GENERAL, search_variants
+from memcli.planners.registry import GENERAL, search_variants
 from memcli.units import parse_size
 from memcli.workflow.costs import set_costs
 from memcli.workflow.planning import environment_of, read_symbol, shape_notes, unplanned
@@ -118,8 +118,7 @@ def compare(
             allow_reservation(graph.analysis)
 
     def search(strategy: str, budget: str | None, mine: Settings) -> Row:
-        forms = graphs[:1] if strategy in AS_PUBLISHED else graphs
-        return _search(forms, strategy, budget, mine)
+        return _search(graphs, strategy, budget, mine)
 
     rows = search_rows(search, strategies, budgets, baseline.pool_bytes, settings, on_progress)
     return Comparison(

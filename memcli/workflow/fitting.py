@@ -248,10 +248,12 @@ def _edits(source: SymbolFile, first: Analysis, strategy: str, settings: Setting
     forms, analyses = [edits], [first]
     for form in with_splits(source, first, edits):
         try:
-            analyses.append(analyze(form.applied(source.raw), first.request()))
-            forms.append(form)
+            after = analyze(form.applied(source.raw), first.request())
         except BadInput:
             continue
+        if exact_parts(form, source, first, after) == form:
+            forms.append(form)
+            analyses.append(after)
     if len(forms) == 1:
         return edits
     if edits:

@@ -18,7 +18,7 @@ from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
 from memcli.memory.bounds import plan_bound
 from memcli.memory.breakdown import Split, forward_op, live_at_peak
 from memcli.memory.mxnet_model import MXNetModel
-from memcli.memory.stages import kept_entries, stages
+from memcli.memory.stages import kept_entries, stages, with_gradients
 from memcli.units import format_size
 from memcli.workflow.inspected import (
     Figures,
@@ -81,10 +81,11 @@ def inspect(
     ground = MXNetModel(analysis.graph.without_reserved_blocks())
     kept = kept_entries(ground.graph, bare.recompute)
     planned_kept = kept_entries(analysis.graph, plan.recompute) if has_plan else None
-    unplanned = figures(ground, bare, kept, stage_of, len(listed))
     bound = plan_bound(ground.graph, ground, ground.plan_cost(shown))
     saved = _as_saved(source, asked) if record is not None else None
-    if saved is not None:
+    if saved is None:
+        unplanned = figures(ground, bare, kept, stage_of, len(listed))
+    else:
         # rewrites are the plan's, too
         stage_as_saved = _stage_as_saved(saved.graph, analysis.graph, stage_of, source)
         plain = Plan("none", saved.none())
@@ -151,16 +152,13 @@ def _stage_as_saved(
 ) -> Ints:
     """The stage of each node of the graph as saved; ``graph`` is that of the file with its plan."""
     places, now = own_positions(source.raw), graph.node_of_position()
-    stage = np.zeros(saved.n_nodes, np.int64)
+    stage = np.zeros(saved.n_forward, np.int64)
     previous = 0
-    for node in range(saved.n_nodes):
-        place, owner = int(saved.position[node]), int(saved.owner[node])
-        if node >= saved.n_forward:
-            previous = int(stage[owner]) if owner >= 0 else previous
-        elif 0 <= place < len(places) and places[place] in now:
+    for node, place in enumerate(saved.position[: saved.n_forward].tolist()):
+        if 0 <= place < len(places) and places[place] in now:
             previous = int(stage_of[now[places[place]]])
         stage[node] = previous
-    return stage
+    return with_gradients(saved, stage)
 
 
 def figures(model: MXNetModel, plan: Plan, kept: Ints, stage_of: Ints, n_stages: int) -> Figures:

@@ -114,7 +114,7 @@ def edits_of(source: SymbolFile, analysis: Analysis, environment: str) -> Edits:
 
 def with_splits(source: SymbolFile, analysis: Analysis, edits: Edits) -> list[Edits]:
     """The edits with the largest activations in pieces, for each number of pieces."""
-    found = [split_activations(source.raw, analysis.graph, parts) for parts in PARTS]
+    found = split_activations(source.raw, analysis.graph, PARTS)
     return [replace(edits, splits=splits) for splits in found if splits]
 
 

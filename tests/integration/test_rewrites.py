@@ -193,7 +193,9 @@ def test_only_what_sums_alone_read_is_split() -> None:
     x = b.operator("elemwise_add", "on", [x, b.convolution(x, "last", 6)])
     raw = json.loads(b.text(b.operator("MakeLoss", "loss", [x])))
     graph = analyze(raw, ShapeRequest()).graph
-    split = {p: [s.position for s in split_activations(raw, graph, p)] for p in (2, 3, 4)}
+    numbers = (2, 3, 4)
+    found = zip(numbers, split_activations(raw, graph, numbers), strict=True)
+    split = {p: [s.position for s in splits] for p, splits in found}
     names = [raw["nodes"][k]["name"] for k in split[2]]
     assert names == ["leaky", "twice"]
     assert split[3] == split[2] and split[4] == []  # of six channels
