@@ -1,6 +1,6 @@
 """``python -m memcli``."""
 
-from memcli.cli.main import run
+from memcli.cli.entry import run
 
 if __name__ == "__main__":
     run()

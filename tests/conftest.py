@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,14 @@ needs_corpus = pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus of gra
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
+# In the background of a shell, or under nohup, signals are ignored, and commands inherit that.
+for _number, _usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
+
 
 def run_memcli(*arguments: str, cwd: Path, timeout: float = 300) -> Any:
     """The real command in a real process; its state kept within ``cwd``."""
@@ -39,12 +48,12 @@ def run_memcli(*arguments: str, cwd: Path, timeout: float = 300) -> Any:
     )
 
 
-def start_memcli(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+def start_memcli(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
     """The real command, started in a process group of its own, for a test to interrupt."""
     return subprocess.Popen(
         [sys.executable, "-m", "memcli", *arguments],
         cwd=cwd,
-        env={**os.environ, "XDG_STATE_HOME": str(cwd), "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "XDG_STATE_HOME": str(cwd), "PYTHONPATH": str(ROOT), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

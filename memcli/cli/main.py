@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import importlib
+import io
 import json
 import os
 import sys
@@ -12,12 +13,15 @@ from typing import Any
 
 import click
 
-from memcli import __version__, highs
-from memcli.cli import interrupts
+from memcli import __version__, highs, time_limit, unfinished
+from memcli.cli.entry import run as run  # where programs of earlier versions look for it
+from memcli.cli.output import OutputFailed, watch_output
 from memcli.errors import AnswerIsNo, MemcliError
+from memcli.formats.wording import shown_message, shown_path
 
-# What writing to standard output fails with: full, gone, closed.
-_CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT})
+# What writing to a file fails with where a disk is full, or the user has no more of it.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_FOLDER = "No usable temporary directory"  # all that tempfile would take are full
 _OBJECTS = 100_000  # new ones between two collections of the youngest garbage
 COMMANDS = {
     "plan": "memcli.cli.plan",
@@ -26,6 +30,7 @@ COMMANDS = {
     "compare": "memcli.cli.compare",
     "fit": "memcli.cli.fit",
     "export": "memcli.cli.export",
+    "strip": "memcli.cli.strip",
     "solve": "memcli.cli.solve",
     "doctor": "memcli.cli.doctor",
 }
@@ -58,6 +63,7 @@ def main() -> None:
     memcli compare resnet-50-symbol.json                all strategies and several budgets
     memcli fit resnet-50-symbol.json --memory 16GiB     the largest batch that trains
     memcli export planned.onnx --to torch               a plan as code that needs no memcli
+    memcli strip planned.json -o graph.json             the graph without its plan
     memcli solve costs.json --budget 80%                a schedule for any graph of costs
     memcli doctor                                       which engines and devices work here
 
@@ -65,18 +71,21 @@ def main() -> None:
     """
 
 
-def run(arguments: list[str] | None = None) -> None:
-    """Entry point: errors that the user can mend are one or two lines, never a traceback."""
+def work(arguments: list[str] | None = None) -> None:
+    """The command, in the process that does its work; ends the process."""
+    time_limit.command_begins()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, to the end of the process
-    interrupts.raise_lost_ones_again()
-    interrupts.end_as_by_ctrl_c()
+        # a name that the terminal's encoding lacks is no reason to fail after all the work
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    watch_output()
     # graphs are millions of small objects, none in a cycle: looked through less often
     gc.set_threshold(_OBJECTS, 20, 100)
     code = status(arguments)
-    interrupts.take_no_more()
-    if highs.left_behind():
+    unfinished.done(code)
+    if highs.left_behind() or time_limit.left_behind():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -97,8 +106,8 @@ def status(arguments: list[str] | None = None) -> int:
         return _fail(error.lines(), error.exit_status)
     except click.exceptions.Exit as error:
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return _interrupted()
+    except (click.Abort, KeyboardInterrupt):  # where nobody watches over this process
+        return _fail(["interrupted"], 130)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         return 2
@@ -115,15 +124,13 @@ def status(arguments: list[str] | None = None) -> int:
             raise
         sys.stdout = stream
         return _read_enough()
-    except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
-            raise
+    except OutputFailed as error:
         _say_nothing_more()
         return _fail([f"standard output cannot be written to: {error.strerror}"], 2)
-    except Exception:
-        if interrupts.lost():
-            return _interrupted()
-        raise
+    except OSError as error:
+        if error.errno not in _FULL and _NO_FOLDER not in str(error.strerror):
+            raise
+        return _no_room(error)
 
 
 def _print_no(error: AnswerIsNo) -> None:
@@ -141,16 +148,18 @@ def _say_nothing_more() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _interrupted() -> int:
-    if interrupts.lost():
-        # the lost one is raised again soon
-        interrupts.take_no_more()
-    return _fail(["interrupted; nothing was written"], interrupts.exit_status())
+def _no_room(error: OSError) -> int:
+    """The disk is full; files that the user named are told of where they are written."""
+    folder = unfinished.temporary_folder()
+    name = shown_path(error.filename) if error.filename else f"temporary files in {folder}"
+    why = "no folder for them takes any" if error.errno == errno.ENOENT else error.strerror
+    lines = [f"{name} cannot be written: {why}"]
+    return _fail([*lines, "free some space, or set TMPDIR to a folder with room"], 3)
 
 
 def _fail(lines: list[str], code: int) -> int:
     for number, line in enumerate(lines):
-        text = " ".join(line.split())
+        text = shown_message(line)
         print(f"memcli: {text}" if number == 0 else f"  {text}", file=sys.stderr)
     return code
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from memcli import unfinished
+from memcli.engines.limits import Limits, out_of_memory_kills
 from memcli.errors import BadInput, EngineFailed, MemcliError
 
 Progress = Callable[[str, float | None], None]
@@ -23,6 +25,7 @@ PREFIX = b"@progress "
 _TAIL_LINES = 30
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 5.0
+_END_SECONDS = 5.0  # for a process that was killed to be gone
 
 # What the child runs before the module: -m would put the current folder first on the path, where
 # a file of the user's named numpy.py would be found, and -P exists from Python 3.11 only.
@@ -62,6 +65,14 @@ class EngineProcess(Protocol):
     def status(self) -> int:
         """How it ended, as Popen's ``returncode``; once it has."""
 
+    @property
+    def leader(self) -> int:
+        """The number of the process that leads its session; its host's while that loads."""
+
+    @property
+    def started(self) -> bool:
+        """Whether it runs, and waits for no host that is still loading."""
+
     def poll(self) -> int | None:
         """Its status, or None while it runs."""
 
@@ -91,12 +102,19 @@ class Child:
         self.label = label
         self.text = ""
         self.ended = False
+        self.limits = Limits()
+        self._kills_before = out_of_memory_kills()
         self.open = True  # the pipe may still tell something
         self.answer: dict[str, Any] | None = None
         self._pending = b""
+        self._told: dict[str, Any] | None = None  # an answer that came over the pipe
         job_file, self.result_file = folder / "job.json", folder / "result.json"
         self.log_file = folder / "log"
-        job_file.write_text(json.dumps({"workdir": str(workdir), "job": job}, default=plain_json))
+        told = json.dumps({"workdir": str(workdir), "job": job}, default=plain_json)
+        try:
+            job_file.write_text(told)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
         with self.log_file.open("ab") as log:  # appended to from both sides
             self.process = start(module, job_file, self.result_file, log)
         self.pipe = self.process.output
@@ -115,11 +133,15 @@ class Child:
 
     def _hear(self, line: bytes, on_progress: Progress | None) -> None:
         if not line.startswith(PREFIX):
-            with self.log_file.open("ab") as log:
+            with contextlib.suppress(OSError), self.log_file.open("ab") as log:
                 log.write(line + b"\n")
             return
+        self.limits.heard()
         try:
             said = json.loads(line[len(PREFIX) :])
+            if "error" in said:  # its result cannot be written
+                self._told = {"error": dict(said["error"])}
+                return
             text, fraction = str(said["text"]), said.get("fraction")
         except (ValueError, KeyError, TypeError, AttributeError):
             return
@@ -135,9 +157,20 @@ class Child:
             self.answer = _read_result(self.result_file)
             self.ended = True
 
+    def hung(self) -> str:
+        """Why it is taken for one that hangs, in words; "" while it is not."""
+        return "" if self.ended else self.limits.passed(self.process.leader, self.loading)
+
+    @property
+    def loading(self) -> bool:
+        """Whether it has not yet come to the job itself."""
+        return not self.process.started or not self.text or self.text.startswith("loading ")
+
     @property
     def failed(self) -> bool:
         """Whether it ended without a result."""
+        if self.ended and not self.open and self.answer is None:
+            self.answer = self._told
         return self.ended and (self.answer is None or "error" in self.answer)
 
     @property
@@ -148,13 +181,15 @@ class Child:
     def where(self, doing: str) -> str:
         """What it was at, in words."""
         text = f"{doing}, {self.label}" if self.label else doing
-        return f"{text} ({self.text})" if self.text else text
+        at = self.text or ("loading the engine" if not self.ended else "")
+        return f"{text} ({at})" if at else text
 
     def error(self, doing: str) -> MemcliError:
         """Why it failed."""
         tail = tail_of(self.log_file)
         if self.answer is None:
-            return _crash(self.process.status, self.where(doing), tail)
+            starved = out_of_memory_kills() > self._kills_before
+            return _crash(self.process.status, self.where(doing), tail, starved=starved)
         error = _told_error(self.answer["error"], self.where(doing), tail)
         if self.label and type(error) is EngineFailed:
             return EngineFailed(f"{self.label}: {error.message}", error.hint)
@@ -166,11 +201,12 @@ def listen(
     on_progress: Progress | None,
     timeout: float | None,
     started: float,
-) -> bool:
-    """Reads progress until all children have ended, or one has failed.
+) -> str:
+    """Reads progress until all children have ended, or one has failed; "" then.
 
-    True: ``timeout`` seconds since ``started`` were over before. Waits for the children's end, not
-    their pipes': a process that the engine left behind may hold a pipe open for ever.
+    Else why they are to be ended, in words: ``timeout`` seconds since ``started`` are over, or all
+    that still run hang. Waits for the children's end, not their pipes': a process that the engine
+    left behind may hold a pipe open for ever.
     """
     failed_at: float | None = None
     with selectors.DefaultSelector() as selector:
@@ -184,8 +220,11 @@ def listen(
             if timeout is not None and running:
                 left = started + timeout - time.monotonic()
                 if left <= 0:
-                    return True
+                    return f"took longer than {timeout:g} s"
                 wait = min(wait, left)
+            hung = [child.hung() for child in running]
+            if hung and all(hung):  # one that waits for another is none
+                return hung[0]
             drained = [child for child in children if child.ended and child.open]
             ready = []
             if any(child.open for child in children):
@@ -201,14 +240,14 @@ def listen(
                 if not child.open and child.pipe in selector.get_map():
                     selector.unregister(child.pipe)
             if not running and not any(child.open for child in children):
-                return False
+                return ""
             failed = [child for child in children if child.failed and not child.open]
             if failed:
                 now = time.monotonic()
                 failed_at = now if failed_at is None else failed_at
                 # the one that began it may take longer to end than those that it left alone
                 if not all(c.lost_peers for c in failed) or now - failed_at > _GRACE_SECONDS:
-                    return False
+                    return ""
 
 
 def end_all(children: Sequence[Child]) -> None:
@@ -221,8 +260,8 @@ class Spawned(subprocess.Popen[bytes]):
     """A fresh process of ``python -m module arguments...``, its working folder not on its path.
 
     ``environ``: all of its environment. ``log``: where its standard error goes; ``piped``: whether
-    its standard output can be read. ``keep``: descriptors that it inherits. ``orphan``: it sees
-    for itself when this process is gone, else it ends with the thread that started it.
+    its standard output can be read. ``keep``: descriptors that it inherits. It ends with the
+    thread that started it, on Linux.
 
     Raises EngineFailed if it cannot be started.
     """
@@ -235,11 +274,11 @@ class Spawned(subprocess.Popen[bytes]):
         log: BinaryIO,
         piped: bool = True,
         keep: Sequence[int] = (),
-        orphan: bool = False,
     ) -> None:
         root = str(Path(__file__).resolve().parents[2])
-        parent = "0" if orphan else str(os.getpid())
-        command = [sys.executable, "-c", _BOOTSTRAP, root, parent, module, *arguments]
+        # the second number is for whoever looks at a list of processes
+        numbers = [str(os.getpid()), str(unfinished.command_pid())]
+        command = [sys.executable, "-c", _BOOTSTRAP, root, *numbers, module, *arguments]
         try:
             super().__init__(
                 command,
@@ -265,6 +304,16 @@ class Spawned(subprocess.Popen[bytes]):
         return self.stdout  # type: ignore[return-value]
 
     @property
+    def leader(self) -> int:
+        """Itself."""
+        return self.pid
+
+    @property
+    def started(self) -> bool:
+        """From the beginning."""
+        return True
+
+    @property
     def status(self) -> int:
         """How it ended."""
         return int(self.returncode)
@@ -276,7 +325,9 @@ class Spawned(subprocess.Popen[bytes]):
                 # The group may outlive its first process, so it is sent to in any case.
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(self.pid, signal.SIGKILL)
-                self.wait()
+                # the kernel may hold it, on a disk or a card that does not answer
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.wait(_END_SECONDS)
                 if self.stdout is not None:
                     self.stdout.close()
                 return
@@ -331,19 +382,32 @@ def _told_error(error: Mapping[str, Any], where: str, tail: str) -> MemcliError:
     )
 
 
+def cannot_write(folder: Path, error: OSError) -> EngineFailed:
+    """The error for a temporary file that cannot be written."""
+    return EngineFailed(
+        f"Cannot write temporary files to {folder}: {error.strerror or error}.",
+        "Free some space there, or set TMPDIR to a folder with room.",
+    )
+
+
+_STARVED = "The kernel ended it for want of memory: try a smaller --batch, or a machine with more."
 _SIGNAL_HELP = {
-    "SIGKILL": "It was probably out of memory: try a smaller --batch, or a machine with more.",
-    "SIGSEGV": "The engine itself faults on this graph; see whether the original graph trains.",
+    "SIGKILL": "Perhaps for want of memory: try a smaller --batch, or a machine with more.",
+    "SIGSEGV": "The engine itself crashes on this graph; see whether the original graph trains.",
     "SIGBUS": "Memory or the disk that temporary files are on may be full (see TMPDIR).",
-    "SIGABRT": "The engine gave up; often memory is short: try a smaller --batch.",
+    "SIGABRT": "The engine gave up. Where its words tell of memory, try a smaller --batch.",
     "SIGILL": "The engine was built for another kind of processor than this machine's.",
     "SIGFPE": "The engine divided by zero on this graph: a shape of size 0?",
     "SIGTERM": "Something outside memcli ended it.",
 }
+_CRASHES = {"SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE"}
 
 
-def _crash(code: int, where: str, tail: str) -> WorkerFailed:
-    """The error for a child that ended without a result; ``code`` as Popen tells it."""
+def _crash(code: int, where: str, tail: str, *, starved: bool) -> WorkerFailed:
+    """The error for a child that ended without a result; ``code`` as Popen tells it.
+
+    ``starved``: the kernel has ended a process for want of memory meanwhile.
+    """
     last = _last_words(tail)
     said = f" Its last words: {last}" if last else ""
     if code > 0 and re.search(r"^(Segmentation fault|Fatal Error: Segm)", tail, re.MULTILINE):
@@ -354,8 +418,11 @@ def _crash(code: int, where: str, tail: str) -> WorkerFailed:
         except ValueError:
             name = f"signal {-code}"
         hint = _SIGNAL_HELP.get(name, "`memcli doctor` shows whether the engine works at all.")
+        if starved and name == "SIGKILL":
+            hint = _STARVED
+        how = "crashed with" if name in _CRASHES else "was ended by"
         return WorkerFailed(
-            f"The engine's process was ended by {name} while {where}.{said}", hint, tail, -code
+            f"The engine's process {how} {name} while {where}.{said}", hint, tail, -code
         )
     return WorkerFailed(
         f"The engine's process ended with status {code} and no result while {where}.{said}",

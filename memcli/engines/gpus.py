@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import dataclass
 
 from memcli.errors import EngineFailed
+from memcli.formats.wording import whole_number
 
 # mxnet-cu112 1.9.1 holds machine code for these and no PTX. Machine code for 8.6 could run on 8.9,
 # but MXNet's CUDA libraries are older than those cards, and nobody has tried.
@@ -55,18 +56,20 @@ def list_gpus(timeout: float = 20.0) -> list[Gpu]:
         ("index", "name", "memory.total", "driver_version", "uuid"),
     ):
         try:
-            answer = subprocess.run(
+            asked = subprocess.Popen(
                 [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            )
-        except (OSError, subprocess.SubprocessError):
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                text=True, errors="replace",
+            )  # fmt: skip
+        except OSError:
             return []
-        if answer.returncode == 0:
-            return [g for line in answer.stdout.splitlines() if (g := _parse(fields, line))]
+        try:
+            answer, _ = asked.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            asked.kill()  # not waited for: a driver that hangs does not let go of it
+            return []
+        if asked.returncode == 0:
+            return [g for line in answer.splitlines() if (g := _parse(fields, line))]
     return []
 
 
@@ -162,10 +165,11 @@ def _parse(fields: tuple[str, ...], line: str) -> Gpu | None:
 
 def _capability(text: str) -> tuple[int, int] | None:
     major, _, minor = text.partition(".")
-    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+    version = whole_number(major), whole_number(minor)
+    return None if None in version else version  # type: ignore[return-value]
 
 
 def _mebibytes(text: str) -> int:
     """Bytes of ``24576 MiB``; 0 for ``[N/A]``."""
     number = text.split()[0] if text.split() else ""
-    return int(number) << 20 if number.isdigit() else 0
+    return (whole_number(number) or 0) << 20

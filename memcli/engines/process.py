@@ -28,12 +28,14 @@ from memcli.engines.child import (
     Spawned,
     Start,
     WorkerFailed,
+    cannot_write,
     end_all,
     environment,
     listen,
     tail_of,
 )
-from memcli.errors import EngineFailed
+from memcli.engines.forked import Forked
+from memcli.engines.limits import VARIABLE
 
 
 def run_job(
@@ -46,6 +48,7 @@ def run_job(
     on_progress: Progress | None = None,
     doing: str = "",
     warm: bool = False,
+    here: bool = False,
 ) -> dict[str, Any]:
     """Runs ``job`` (JSON) in ``python -m module`` and returns what its handler returned.
 
@@ -53,15 +56,16 @@ def run_job(
     one that is gone afterwards. ``env`` is laid over this process's environment, a value of None
     takes a variable away. ``timeout`` in seconds. ``doing`` says in a few words what the job is,
     for error messages ("training one step of planned.json"); the last progress text is added.
-    ``warm``: in a fork of a process that has the module's engine loaded (:mod:`.warm`).
+    ``warm``: in a fork of a process that has the module's engine loaded (:mod:`.warm`). ``here``:
+    in a fork of this process, for what it alone knows (:mod:`.forked`).
 
     Raises BadInput or EngineFailed as the worker says, WorkerFailed (an EngineFailed) if it
-    crashed, was killed or took longer than ``timeout``. No process is left behind, whatever
-    happens, an interrupt by the user included.
+    crashed, was killed, took longer than ``timeout`` or hangs (:mod:`.limits`). No process is left
+    behind, whatever happens, an interrupt by the user included.
     """
     return run_jobs(
         module, [job], workdir=workdir, env=env, timeout=timeout, on_progress=on_progress,
-        doing=doing, warm=warm,
+        doing=doing, warm=warm, here=here,
     )[0]  # fmt: skip
 
 
@@ -76,6 +80,7 @@ def run_jobs(
     on_progress: Progress | None = None,
     doing: str = "",
     warm: bool = False,
+    here: bool = False,
 ) -> list[dict[str, Any]]:
     """:func:`run_job` for processes that work together; their results in the order of ``jobs``.
 
@@ -86,7 +91,7 @@ def run_jobs(
         if workdir is None:
             workdir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="memcli-")))
         started = time.monotonic()
-        start = _start(environment(env), warm)
+        start: Start = Forked if here else _start(environment(env), warm)
         children: list[Child] = []
         try:
             for number, job in enumerate(jobs):
@@ -94,15 +99,16 @@ def run_jobs(
                 stack.callback(shutil.rmtree, folder, ignore_errors=True)
                 label = labels[number] if labels else ""
                 children.append(Child(module, job, folder, workdir, start, label))
-            timed_out = listen(children, on_progress, timeout, started)
+            late = listen(children, on_progress, timeout, started)
         finally:
             end_all(children)
         where = doing or f"running {module.rsplit('.', 1)[-1]}"
-        if timed_out:
+        if late:
             slow = next(child for child in children if not child.ended)
             raise WorkerFailed(
-                f"The engine's process took longer than {timeout:g} s: {slow.where(where)}.",
-                "A smaller batch (--batch N) takes less time.",
+                f"The engine's process {late}, and was ended: {slow.where(where)}.",
+                "`memcli doctor` shows whether the engine works; a smaller batch takes less time"
+                f" (--batch N); {VARIABLE}=SECONDS is the longest wait.",
                 tail_of(slow.log_file),
             )
         failed = [child for child in children if child.failed]
@@ -129,7 +135,4 @@ def _job_folder(workdir: Path) -> Path:
     try:
         return Path(tempfile.mkdtemp(prefix="job-", dir=workdir))
     except OSError as error:
-        raise EngineFailed(
-            f"Cannot write to {workdir}: {error.strerror}.",
-            "Free some space there, or set TMPDIR to a folder with room.",
-        ) from error
+        raise cannot_write(workdir, error) from error

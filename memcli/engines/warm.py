@@ -5,8 +5,9 @@ Importing MXNet takes longer than most of what it is asked, and planning asks se
 loaded, nothing yet run, and crashes alone. Linux only: elsewhere every job loads the engine anew.
 
 The host gets a message for each job over a socket, with three descriptors: the job's own socket
-(the host tells its exit status there; closed on the other side, the job is ended), the pipe for
-its standard output and the log for its standard error. It ends when the first socket is closed.
+(the host tells its number there, later its exit status; closed on the other side, the job is
+ended), the pipe for its standard output and the log for its standard error. It ends when the first
+socket is closed, and the kernel ends it with the process that started it.
 """
 
 from __future__ import annotations
@@ -26,16 +27,34 @@ import threading
 import traceback
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from memcli.engines.child import EngineProcess, Spawned
-from memcli.engines.worker import answer_job, die_with_parent
+from memcli.engines.parent import die_with_parent
+from memcli.engines.worker import answer_job
 
 AVAILABLE = sys.platform.startswith("linux") and hasattr(socket, "send_fds")
 _MOST_BYTES = 65536
+_NUMBER = b"pid "
+_LOAD_SECONDS = 1.0  # for a host to have loaded, once a job is to be ended
+_END_SECONDS = 5.0  # for a job that was killed to be gone, and a host that takes no more jobs
 _hosts: dict[str, _Host] = {}
 _lock = threading.Lock()
+# Starts all hosts: the kernel ends a process with the thread that started it, and this one stays.
+_starter: ThreadPoolExecutor | None = None
+
+
+def _forget() -> None:
+    """In a fork of a program that uses memcli: hosts, and the thread, are the other process's."""
+    global _lock, _starter
+    _hosts.clear()
+    _lock, _starter = threading.Lock(), None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 # --------------------------------------------------------------------------- the parent's side
@@ -44,20 +63,24 @@ _lock = threading.Lock()
 class _Host:
     """A process that has ``module`` imported, and runs jobs in forks of itself.
 
-    ``environ`` is its environment, and that of all its jobs.
+    ``environ`` is its environment, and that of all its jobs. ``starter``: a thread that stays.
     """
 
-    def __init__(self, module: str, environ: dict[str, str]) -> None:
+    def __init__(
+        self, module: str, environ: dict[str, str], starter: ThreadPoolExecutor
+    ) -> None:
         self.environ = environ
+        self._owner = os.getpid()
+        self._ended = False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - outlives this call
         self._lock = threading.Lock()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             keep = theirs.fileno()
-            self.process = Spawned(
-                "memcli.engines.warm", module, str(keep),
-                environ=environ, log=self._log, piped=False, keep=[keep], orphan=True,
-            )  # fmt: skip
+            self.process = starter.submit(
+                Spawned, "memcli.engines.warm", module, str(keep),
+                environ=environ, log=self._log, piped=False, keep=[keep],
+            ).result()  # fmt: skip
 
     @property
     def alive(self) -> bool:
@@ -82,8 +105,19 @@ class _Host:
         size = os.fstat(self._log.fileno()).st_size
         return os.pread(self._log.fileno(), _MOST_BYTES, max(0, size - _MOST_BYTES))
 
+    def ended(self) -> int:
+        """How it ended; 1 where it was ended from here, as is one that takes jobs no more."""
+        try:
+            status = self.process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.end()
+        return 1 if self._ended else status
+
     def end(self) -> None:
         """End it, and with it all its jobs."""
+        if self._ended or os.getpid() != self._owner:
+            return
+        self._ended = True
         self._socket.close()
         self.process.end()
         self._log.close()
@@ -97,7 +131,18 @@ class _Fork:
         self._host = host
         self._socket = told
         self._log = log
+        self._pid: int | None = None
         self._status: int | None = None
+
+    @property
+    def leader(self) -> int:
+        """Itself, or the host while that loads."""
+        return self._host.process.pid if self._pid is None else self._pid
+
+    @property
+    def started(self) -> bool:
+        """Whether the host has told its number."""
+        return self._pid is not None
 
     @property
     def status(self) -> int:
@@ -114,7 +159,7 @@ class _Fork:
 
     def wait(self, timeout: float | None = None) -> int:
         """Its status; TimeoutExpired if it still runs after ``timeout`` seconds."""
-        if self._status is None:
+        while self._status is None:
             self._socket.settimeout(timeout)
             try:
                 told = self._socket.recv(64)
@@ -122,10 +167,12 @@ class _Fork:
                 raise subprocess.TimeoutExpired("a job", timeout or 0.0) from None
             except ConnectionError:
                 told = b""
-            if told:
+            if told.startswith(_NUMBER):
+                self._pid = int(told[len(_NUMBER) :])
+            elif told:
                 self._status = int(told)
             else:
-                self._status = self._host.process.wait() or -int(signal.SIGKILL)
+                self._status = self._host.ended()  # and the job with it
                 with contextlib.suppress(OSError, ValueError), open(self._log, "ab") as log:
                     log.write(self._host.last_words())
         return self._status
@@ -136,7 +183,11 @@ class _Fork:
             try:
                 with contextlib.suppress(OSError):
                     self._socket.shutdown(socket.SHUT_WR)
-                self.wait()
+                try:
+                    self.wait(_END_SECONDS if self.started else _LOAD_SECONDS)
+                except subprocess.TimeoutExpired:
+                    # a host that hangs while it loads sees nothing
+                    self._host.end()
                 self._socket.close()
                 self.output.close()
                 return
@@ -154,11 +205,14 @@ def host(module: str, environ: Mapping[str, str]) -> _Host:
     Raises:
         EngineFailed: no process can be started.
     """
+    global _starter
     with _lock:
+        if _starter is None:
+            _starter = ThreadPoolExecutor(1, "memcli-hosts")
         kept = _hosts.get(module)
         if kept is None or not kept.alive or kept.environ != environ:
             # the one before may have jobs of another thread's: it stays until memcli ends
-            kept = _hosts[module] = _Host(module, dict(environ))
+            kept = _hosts[module] = _Host(module, dict(environ), _starter)
             atexit.register(kept.end)
         return kept
 
@@ -217,6 +271,8 @@ class _Jobs:
             self.become(told, output, log, me)
         os.close(output)
         os.close(log)
+        with contextlib.suppress(OSError):  # who asked is gone already
+            job.send(_NUMBER + str(pid).encode())
         self.running[pid] = job
         self.selector.register(job, selectors.EVENT_READ, pid)
 

@@ -7,11 +7,10 @@ standard error, which is a log; standard output is for progress.
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import errno
 import json
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,30 +18,24 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from memcli.engines.child import PREFIX, PeerLost, Progress, plain_json
+from memcli.engines.parent import die_with_parent
 from memcli.errors import BadInput, MemcliError
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 Handler = Callable[[dict[str, Any], Path, Progress], dict[str, Any]]
 
 
 def boot() -> None:
-    """Entry of the child: argv = ["-c", root, parent's pid, module, job file, result file]."""
+    """Entry of the child: argv = ["-c", root, parent, command, module, job file, result file].
+
+    ``parent`` and ``command`` are numbers of processes: that which started it, and the command's.
+    """
     import runpy
 
-    _root, parent, module, *rest = sys.argv[1:]
-    if int(parent):
-        die_with_parent(int(parent))
+    _root, parent, _command, module, *rest = sys.argv[1:]
+    die_with_parent(int(parent))
     sys.argv = [module, *rest]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
-def die_with_parent(parent: int) -> None:
-    """Has the kernel kill this process when memcli is gone (Linux; elsewhere nothing)."""
-    if not sys.platform.startswith("linux"):
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(1, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:  # it was gone before the call above
-        os._exit(1)
 
 
 def worker_main(handler: Handler) -> NoReturn:
@@ -64,10 +57,14 @@ def answer_job(handler: Handler, job_file: Path, result_file: Path) -> NoReturn:
     os.set_inheritable(pipe, False)
     os.dup2(2, 1)
 
-    def progress(text: str, fraction: float | None = None) -> None:
-        line = json.dumps({"text": text, "fraction": fraction})
+    def say(told: dict[str, Any]) -> None:
+        data = PREFIX + json.dumps(told).encode() + b"\n"
         with contextlib.suppress(OSError):
-            os.write(pipe, PREFIX + line.encode() + b"\n")
+            while data:
+                data = data[os.write(pipe, data) :]
+
+    def progress(text: str, fraction: float | None = None) -> None:
+        say({"text": text, "fraction": fraction})
 
     answer: dict[str, Any]
     try:
@@ -75,15 +72,18 @@ def answer_job(handler: Handler, job_file: Path, result_file: Path) -> NoReturn:
         answer = {"result": handler(told["job"], Path(told["workdir"]), progress)}
         text = json.dumps(answer, default=plain_json)
     except BaseException as error:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the log's disk may be what is full
+            traceback.print_exc()
         text = json.dumps({"error": describe_error(error)})
     status = 0
     try:
         partial = result_file.with_suffix(".part")
         partial.write_text(text)
         os.replace(partial, result_file)
-    except OSError:
-        traceback.print_exc()
+    except OSError as error:
+        say({"error": describe_error(error)})
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         status = 1
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -117,6 +117,13 @@ def describe_error(error: BaseException) -> dict[str, str]:
         half = re.search(r"FP16 .* on cpu|float16 .* CuDNN", text)
         hint = "--engine torch trains it in PyTorch, which has float16 on the CPU" if half else ""
         return {"kind": "engine", "message": f"MXNet: {engine_text(text)}", "hint": hint}
+    if isinstance(error, OSError) and error.errno in _FULL:
+        where = error.filename or f"temporary files in {os.environ.get('TMPDIR', '/tmp')}"
+        return {
+            "kind": "engine",
+            "message": f"Cannot write {where}: {error.strerror}",
+            "hint": "Free some space there, or set TMPDIR to a folder with room.",
+        }
     if isinstance(error, OSError) and error.filename:
         return {"kind": "engine", "message": f"{error.filename}: {error.strerror}", "hint": ""}
     return {

@@ -9,6 +9,7 @@ import secrets
 import stat
 from pathlib import Path
 
+from memcli import unfinished
 from memcli.errors import BadInput
 from memcli.formats.wording import shown_path
 
@@ -16,12 +17,15 @@ from memcli.formats.wording import shown_path
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes, *, overwrite: bool) -> None:
+def write_atomically(
+    path: str | os.PathLike[str], data: bytes, *, overwrite: bool, asked_for: bool = True
+) -> None:
     """Puts ``data`` at ``path`` in one step; no reader ever sees a part of it.
 
     The bytes go to a temporary file in the same folder, are flushed to the disk, and take the
     name last. The temporary file is removed whatever happens, an interrupt from the keyboard
     included. A file that is replaced passes its permissions on; a symbolic link is followed.
+    ``asked_for``: the user named the file, and is told of it where the command is interrupted.
 
     Raises:
         BadInput: the path is empty, a folder or no regular file, its folder is missing or not
@@ -30,17 +34,22 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, *, overwrite: bo
     name = shown_path(os.fspath(path))
     target = _checked_target(Path(path), name, overwrite=overwrite)
     temporary = target.with_name(f".memcli-{secrets.token_hex(6)}.tmp")
+    unfinished.making(temporary)
     try:
         _write_whole(temporary, data, mode=_mode_of(target))
+        unfinished.placing(temporary, target, name if asked_for else "")
         if overwrite:
             os.replace(temporary, target)
         else:
             _take_free_name(temporary, target, name)
+        unfinished.placed(temporary)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise _cannot_write(name, error) from error
     finally:
+        unfinished.failed(temporary)  # unless it was placed
         with contextlib.suppress(OSError, ValueError):
             temporary.unlink()
+        unfinished.gone(temporary)
     _flush_folder(target.parent)
 
 
@@ -102,6 +111,7 @@ def _take_free_name(temporary: Path, target: Path, name: str) -> None:
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         raise _exists_already(name) from None
+    unfinished.reserved(temporary)
     try:
         os.replace(temporary, target)
     except BaseException:

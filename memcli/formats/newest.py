@@ -13,6 +13,7 @@ from typing import Any
 
 from memcli.errors import BadInput
 from memcli.formats.atomic import write_atomically
+from memcli.formats.wording import STANDARD
 
 _PLANS_PER_FOLDER = 20
 _FOLDERS = 200
@@ -22,8 +23,10 @@ _LARGEST_STATE = 4 << 20  # bytes; what is larger was not written here
 def remember_plan(out_path: str | os.PathLike[str]) -> None:
     """Notes that a command started in the current folder has just written ``out_path``.
 
-    Never raises for anything that the system or the state file does.
+    Never raises for anything that the system or the state file does. Standard output is no file.
     """
+    if out_path == STANDARD:
+        return
     with contextlib.suppress(OSError, ValueError, RuntimeError, BadInput):
         folder, plan = os.path.realpath(os.getcwd()), os.path.realpath(out_path)
         folders = _load()
@@ -34,7 +37,7 @@ def remember_plan(out_path: str | os.PathLike[str]) -> None:
         path = _state_file()
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"schema": 1, "folders": kept}, indent=1)
-        write_atomically(path, text.encode(), overwrite=True)
+        write_atomically(path, text.encode(), overwrite=True, asked_for=False)
 
 
 def newest_plan(folder: str | os.PathLike[str] = ".") -> Path | None:

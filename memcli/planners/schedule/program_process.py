@@ -12,12 +12,17 @@ import os
 import sys
 from typing import Any
 
+from memcli.engines.parent import die_with_parent
 from memcli.graph.cost_graph import CostGraph
 from memcli.planners.schedule.program import Program
 
 
-def main() -> None:
-    """The process: a request from standard input, bounds to standard output."""
+def main(parent: int) -> None:
+    """The process, started by ``parent``: a request from standard input, bounds to standard output.
+
+    It ends with the thread that started it.
+    """
+    die_with_parent(parent)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     asked = json.load(sys.stdin)

@@ -7,6 +7,7 @@ can, at once. See :mod:`memcli.planners.schedule.program_process` for what they 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -44,7 +45,8 @@ class Proof:
     def __enter__(self) -> Proof:
         # The child finds this very package, however the parent did.
         start = f"import sys; sys.path.insert(0, {str(Path(memcli.__file__).parents[1])!r})"
-        code = f"{start}; from memcli.planners.schedule.program_process import main; main()"
+        code = f"{start}; from memcli.planners.schedule.program_process import main"
+        code += f"; main({os.getpid()})"
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
