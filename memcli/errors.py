@@ -5,6 +5,9 @@ Everything that is not one of these is a bug in memcli and may show a traceback.
 
 from __future__ import annotations
 
+# How a message goes on where PyTorch itself does not take an operator's arguments.
+REFUSED = "PyTorch refuses it"
+
 
 class MemcliError(Exception):
     """Base of all errors that end a command with a message and no traceback.

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from memcli.convert.values import Unsupported
+from memcli.formats.wording import cut
 
 Held = TypeVar("Held")
 
@@ -75,11 +76,18 @@ class Names:
         return unique
 
 
+def said(error: BaseException) -> str:
+    """What an exception says, on one line; its kind where it says nothing."""
+    first = (str(error).strip().splitlines() or [""])[0][:200]
+    return first or type(error).__name__
+
+
 def complaints(wrong: Mapping[tuple[str, str], list[str]]) -> str:
     """All that is not supported, in words; ``wrong``: {(what, why): names of the nodes}."""
     parts = []
     for (what, why), names in wrong.items():
-        first = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+        first = ", ".join(cut(name, 80) for name in names[:_NAMES_SHOWN])
+        first += ", …" if len(names) > _NAMES_SHOWN else ""
         count = f"{len(names)} node{'s' if len(names) > 1 else ''}"
         parts.append(f"{what} ({count}: {first}): {why}")
     return "; ".join(parts)

@@ -13,17 +13,20 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from memcli.convert import onnx_operators
-from memcli.convert.calls import REFUSALS, Call, Names, complaints
+from memcli.convert.calls import REFUSALS, Call, Names, complaints, said
 from memcli.convert.default_roles import CONSTANT, graphs_of, nodes_of
 from memcli.convert.filling import Filling
 from memcli.convert.registry import NOT_KNOWN, OPERATORS, REASONS, Host, Site
 from memcli.convert.values import Unsupported, Value, has_data, stored_tensor, tensor_of, torch_type
 from memcli.engines.torch.rules import draws
-from memcli.errors import BadInput
+from memcli.errors import REFUSED, BadInput, MemcliError
+from memcli.formats.onnx_check import LARGEST_TENSOR
 
 # Constants larger than this are computed in each run, as the exported code did.
 _LARGEST_FOLDED = 16 << 20
 _SMALL = 1 << 16
+# What a few numbers may become: a mask for all positions, and no more memory than there is.
+_LARGEST_MADE = 256 << 20
 
 Scope = dict[str, Value]
 
@@ -119,6 +122,9 @@ class Conversion:
             except Unsupported as error:
                 self._poisoned.add(tensor.name)
                 self._wrong["initializer", str(error)].append(tensor.name)
+            except (*REFUSALS, KeyError) as error:
+                self._poisoned.add(tensor.name)
+                self._wrong["initializer", said(error)].append(tensor.name)
         needed = _needed(graph)
         for position, node in enumerate(graph.node):
             if position not in needed:
@@ -127,8 +133,16 @@ class Conversion:
             try:
                 self._run_node(node, scope)
             except Unsupported as error:
-                self._wrong[_operator(node), str(error)].append(_label(node))
-                self._poisoned.update(node.output)
+                self._refuse(node, str(error))
+            except (MemcliError, MemoryError):
+                raise
+            except Exception as error:
+                # attributes and inputs that the operator's schema allows and nothing can mean
+                self._refuse(node, f"its attributes or inputs do not fit: {said(error)}")
+
+    def _refuse(self, node: onnx.NodeProto, why: str) -> None:
+        self._wrong[_operator(node), why].append(_label(node))
+        self._poisoned.update(node.output)
 
     def _run_node(self, node: onnx.NodeProto, scope: Scope) -> None:
         if node.domain not in ("", "ai.onnx"):
@@ -230,26 +244,31 @@ class Conversion:
         if draws(call.function) or any(value.known is None for value in values):
             return False
         counts = [max(1, value.tensor.numel()) for value in values]
-        if math.prod(counts) <= _SMALL:
-            return True
-        results = self._fake_result(call)
+        small = math.prod(counts) <= _SMALL
+        try:
+            results = self._fake_result(call)
+        except Exception:  # its result's shape depends on the values
+            return small
         total = 0
         for item in results if isinstance(results, (tuple, list)) else (results,):
             if isinstance(item, torch.Tensor) and not _is_view(call.function):
                 total += item.numel() * item.element_size()
-        return total <= _LARGEST_FOLDED
+        return total <= (_LARGEST_MADE if small else _LARGEST_FOLDED)
 
     def _fake_result(self, call: Call) -> Any:
         with self._mode, torch.no_grad():
-            return self._called(call, self._fake_of)
+            found = self._called(call, self._fake_of)
+        for item in found if isinstance(found, (tuple, list)) else (found,):
+            if isinstance(item, torch.Tensor) and item.numel() > LARGEST_TENSOR:
+                raise Unsupported(f"its output would have {item.numel()} elements")
+        return found
 
     def _called(self, call: Call, form: Callable[[Value], Any]) -> Any:
         args, kwargs = call.filled(Value, form)
         try:
             return call.function(*args, **kwargs)
         except REFUSALS as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise Unsupported(f"PyTorch refuses it: {first}") from error
+            raise Unsupported(f"{REFUSED}: {said(error)}") from error
 
     def _store(self, name: str, tensor: torch.Tensor, scope: Scope) -> None:
         """A value known now; a parameter where the roles say that training changes it."""

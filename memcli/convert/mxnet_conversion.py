@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memcli.convert.calls import REFUSALS, Call, Names, complaints
+from memcli.convert.calls import REFUSALS, Call, Names, complaints, said
 from memcli.convert.mxnet_operators import register_all
 from memcli.convert.mxnet_operators.attributes import Attributes, type_of
 from memcli.convert.mxnet_operators.registry import (
@@ -25,7 +25,7 @@ from memcli.convert.mxnet_operators.registry import (
 )
 from memcli.convert.onnx_graph import FreeInput
 from memcli.convert.values import Unsupported
-from memcli.errors import BadInput
+from memcli.errors import REFUSED, BadInput, MemcliError
 from memcli.formats.symbol_check import Entry, SymbolNode, depth_first_order
 
 Shape = tuple[int, ...]
@@ -99,6 +99,12 @@ class SymbolConversion:
                 self._convert(position, node)
             except Unsupported as error:
                 self._wrong[node.op, str(error)].append(self._names[position])
+                self._poisoned.add(position)
+            except (MemcliError, MemoryError):
+                raise
+            except Exception as error:
+                why = f"its attributes or inputs do not fit: {said(error)}"
+                self._wrong[node.op, why].append(self._names[position])
                 self._poisoned.add(position)
         if self._wrong:
             raise BadInput(
@@ -273,8 +279,7 @@ class SymbolConversion:
             with self._mode, torch.no_grad():
                 return call.function(*args, **kwargs)
         except REFUSALS as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise Unsupported(f"PyTorch refuses it: {first}") from error
+            raise Unsupported(f"{REFUSED}: {said(error)}") from error
 
     def _empty(self, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
         with self._mode:

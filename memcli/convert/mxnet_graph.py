@@ -146,6 +146,10 @@ def convert_analyzed(
     )
     if [h.prepared for h in result.arguments] != [a["prepared"] for a in analysis.arguments]:
         raise BadInput(f"{name}: MXNet has other arguments than the file")
+    trained = {a["prepared"] for a in analysis.arguments if a["gradient"]}
+    for held_one in result.arguments if analysis.frozen else ():
+        if held_one.role == "parameter" and held_one.prepared not in trained:
+            result.module.get_parameter(held_one.attribute).requires_grad_(False)
     result.heads = analysis.loss_heads
     return result
 

@@ -14,6 +14,7 @@ from memcli.convert.calls import Call, axis_from_front
 from memcli.convert.default_roles import STATE
 from memcli.convert.values import Unsupported, Value, stored_tensor
 
+_MOST_INTS = 1 << 16
 _LARGEST = float(np.finfo(np.float32).max)
 NOT_KNOWN = "depends on data, not on shapes and constants alone"
 
@@ -98,7 +99,15 @@ class Site:
         return known
 
     def ints(self, i: int) -> tuple[int, ...]:
-        return tuple(int(item) for item in self.array(i).reshape(-1).tolist())
+        """Input ``i`` as sizes, axes or places.
+
+        Raises:
+            Unsupported: as :meth:`array`, or more of them than any operator has use for.
+        """
+        array = self.array(i)
+        if array.numel() > _MOST_INTS:
+            raise Unsupported(f"its input {i} ({self.value(i).name!r}) has {array.numel()} numbers")
+        return tuple(int(item) for item in array.reshape(-1).tolist())
 
     def number(self, i: int) -> Any:
         """A scalar input as a Python number."""

@@ -7,8 +7,10 @@ then knows every tensor of the graph. Each guess is reported.
 
 from __future__ import annotations
 
-import ast
 import fnmatch
+import math
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from memcli.errors import BadInput
+from memcli.formats.symbol_values import impossible, tuple_of
+from memcli.formats.wording import whole_number
 
 # Shapes without the batch, most usual first: image networks, then small images and vectors.
 USUAL_SHAPES: tuple[tuple[int, ...], ...] = (
@@ -118,15 +122,8 @@ def _complete(shape: tuple[int, ...] | None) -> bool:
 
 def _file_shape(attributes: dict[str, str]) -> tuple[int, ...] | None:
     """The ``__shape__`` attribute, with 0 for what it leaves open."""
-    try:
-        value = ast.literal_eval(attributes.get("__shape__", "None"))
-    except (ValueError, SyntaxError):
-        return None
-    if isinstance(value, int):
-        value = (value,)
-    if not isinstance(value, (tuple, list)) or not all(isinstance(d, int) for d in value):
-        return None
-    return tuple(max(0, d) for d in value)
+    value = tuple_of(attributes.get("__shape__"))
+    return None if value is None else tuple(max(0, d or 0) for d in value)
 
 
 class Resolver:
@@ -158,8 +155,7 @@ class Resolver:
 
     def position(self, prepared: str) -> int | None:
         """Position in the file of a variable, None for one that MXNet put in while upgrading."""
-        digits = prepared[1:]
-        return int(digits) if digits.isdigit() and int(digits) < len(self.names) else None
+        return whole_number(prepared[1:], len(self.names) - 1)
 
     def original(self, prepared: str) -> str:
         """The file's name of a prepared variable."""
@@ -333,16 +329,104 @@ def resolve_shapes(
                 missing = []
                 break
     if missing:
-        wanted = [a for a in missing if resolver.role[a] != "parameter"] or missing
-        shown = ", ".join(f"'{resolver.original(a)}'" for a in wanted[:6])
-        more = f" and {len(wanted) - 6} more" if len(wanted) > 6 else ""
-        raise BadInput(
-            f"the shape of input {shown}{more} is not in the file and cannot be inferred",
-            f"give it: --shape {resolver.original(wanted[0])}=32,3,224,224",
-        )
+        raise _unknown_shapes(resolver, raw, known, missing)
     return _finish(
         resolver, known, job.get("dtype") or "float32", job.get("dtypes") or {}, assumed
     )
+
+
+def _unknown_shapes(
+    resolver: Resolver,
+    raw: dict[str, Any],
+    known: dict[str, tuple[int, ...]],
+    missing: list[str],
+) -> BadInput:
+    """The error that names the inputs without a shape, and how to give it.
+
+    Inputs whose names differ in a number are named together, by a glob that fits no others. What
+    is not known of a shape is a letter: no shape is proposed that may be none.
+    """
+    wanted = [a for a in missing if resolver.role[a] == "input"]
+    wanted = wanted or [a for a in missing if resolver.role[a] != "parameter"] or missing
+    groups = _grouped_names(
+        [resolver.original(a) for a in wanted], [resolver.original(a) for a in resolver.arguments]
+    )
+    first = {resolver.original(a): a for a in reversed(wanted)}
+    texts = [f"'{n}' ({len(g)} inputs)" if len(g) > 1 else f"'{n}'" for n, g in groups.items()]
+    more = f" and {len(texts) - 6} more" if len(texts) > 6 else ""
+    options = [
+        shlex.quote(f"{name}={_possible_shape(resolver, raw, known, first[group[0]])}")
+        for name, group in groups.items()
+    ]
+    give = " ".join(f"--shape {option}" for option in options[:3])
+    if len(options) > 3:
+        give += " ..."
+    if len(wanted) > 1:
+        give += ', or all at once: --shapes FILE.json ({"NAME": [D, D, ...], ...})'
+    word = "inputs" if len(wanted) > 1 else "input"
+    return BadInput(
+        f"the shape of {word} {', '.join(texts[:6])}{more} is not in the file and cannot be "
+        "inferred",
+        f"give it, a number for each letter: {give}" if re.search(r"=\S*[A-Z]", give)
+        else f"give it: {give}",
+    )  # fmt: skip
+
+
+def _grouped_names(wanted: list[str], others: list[str]) -> dict[str, list[str]]:
+    """Names by a glob for those that differ in their digits alone, or each by itself."""
+    by_glob: dict[str, list[str]] = {}
+    for name in dict.fromkeys(wanted):
+        by_glob.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+    groups: dict[str, list[str]] = {}
+    for glob, names in by_glob.items():
+        fits = {name for name in others if fnmatch.fnmatchcase(name, glob)}
+        if len(names) > 1 and fits == set(names):
+            groups[glob] = names
+        else:
+            groups |= {name: [name] for name in names}
+    return groups
+
+
+def _possible_shape(
+    resolver: Resolver, raw: dict[str, Any], known: dict[str, tuple[int, ...]], argument: str
+) -> str:
+    """What is known of an input's shape, as ``--shape`` takes it, with letters for the rest."""
+    try:
+        inferred = resolver.partial(known).get(argument) or ()
+    except BadInput:
+        inferred = ()
+    if inferred:
+        return ",".join(str(d) if d > 0 else "D" for d in inferred)
+    usual = (DEFAULT_BATCH, *USUAL_SHAPES[0])
+    position = resolver.position(argument)
+    if position is not None and _is_image(raw, position):
+        agrees = resolver.agrees({**known, argument: usual})
+        return ",".join(map(str, usual)) if agrees else "N,C,H,W"
+    return "D,D,..."
+
+
+# Operators of one input that keep its shape, which may stand between a picture and a convolution.
+_KEEPS_SHAPE = frozenset({
+    "BatchNorm", "Activation", "LeakyReLU", "Cast", "cast", "_copy", "identity", "BlockGrad",
+    "_minus_scalar", "_plus_scalar", "_mul_scalar", "_div_scalar", "_rdiv_scalar", "_rminus_scalar",
+    "Dropout", "clip", "amp_cast", "_MinusScalar", "_PlusScalar", "_MulScalar", "_DivScalar",
+})  # fmt: skip
+
+
+def _is_image(raw: dict[str, Any], position: int) -> bool:
+    """Whether a convolution or pooling over two dimensions reads a variable."""
+    same = {position}
+    for number, node in enumerate(raw["nodes"]):
+        if not node["inputs"] or node["inputs"][0][0] not in same:
+            continue
+        if node["op"] in ("Convolution", "Convolution_v1", "Pooling", "Pooling_v1"):
+            attributes = node.get("attrs") or node.get("attr") or node.get("param") or {}
+            kernel = re.findall(r"\d+", str(attributes.get("kernel", "")))
+            # where the layout is another, so are the places of the channels
+            return len(kernel) == 2 and attributes.get("layout", "NCHW") in ("NCHW", "None")
+        if node["op"] in _KEEPS_SHAPE:
+            same.add(number)
+    return False
 
 
 def _guesses(
@@ -421,9 +505,13 @@ def _finish(
         seen[node] = index + 1
         entry_types[f"{node}:{index}"] = np.dtype(kind).name
         position = resolver.position(node)
-        elements = 1
-        for d in shape:
-            elements *= d
+        if impossible(shape):
+            raise BadInput(
+                f"'{resolver.original(node)}' would have the shape {tuple(shape)}, and MXNet has "
+                "no tensors of more than 2^31 elements",
+                "give a smaller --batch or --shape, or see the sizes among its attributes",
+            )
+        elements = math.prod(shape)
         rows.append((-1 if position is None else position, index, elements))
     aux_names = symbol.list_auxiliary_states()
 

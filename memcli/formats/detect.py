@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
 import os
 import stat
+import sys
 import zlib
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import BinaryIO, Literal, TypeAlias
 
 from memcli.errors import BadInput
 from memcli.formats.caffe.detect import looks_like_caffe
 from memcli.formats.protobuf import looks_like_onnx
-from memcli.formats.wording import shown, shown_path
+from memcli.formats.wording import STANDARD, shown, shown_path
 
 ModelFormat = Literal["mxnet-symbol", "onnx", "caffe-prototxt"]
 
@@ -21,6 +24,7 @@ ModelFormat = Literal["mxnet-symbol", "onnx", "caffe-prototxt"]
 LARGEST_FILE = 2 << 30
 # A gzip member can hold a thousand times its size; real graphs stay under a hundred times.
 LARGEST_UNPACKED = 1 << 30
+_CHUNK = 16 << 20  # bytes that are read at a time
 _FREE_UNPACKED = 64 << 20
 _LARGEST_RATIO = 200
 
@@ -28,8 +32,45 @@ _GZIP = b"\x1f\x8b"
 _WANTED = "memcli reads MXNet symbol JSON, ONNX and Caffe prototxt"
 
 
+@dataclass(frozen=True)
+class ModelSource:
+    """A model as it was read, once: every later step of a command works on these bytes.
+
+    Pipes can be read only once, and a file may be another one a moment later.
+    """
+
+    path: str  # as given; "-" is standard input
+    data: bytes = field(repr=False)  # gzip taken off
+    sha256: str  # of what was read, as stored
+    format: ModelFormat
+
+
+# What the functions that take a model take: its path, or what was read already.
+Model: TypeAlias = "str | os.PathLike[str] | ModelSource"
+
+
+def read_source(model: Model) -> ModelSource:
+    """A model's bytes and what they are; what was read already comes back as it is.
+
+    Raises:
+        BadInput: as :func:`read_model_bytes` and :func:`detect_format`.
+    """
+    if isinstance(model, ModelSource):
+        return model
+    path = os.fspath(model)
+    data, sha256 = read_model_bytes(path)
+    return ModelSource(path, data, sha256, detect_format(data, shown_path(path)))
+
+
+def model_path(model: Model) -> str:
+    """The path that a model has, or was read from."""
+    return model.path if isinstance(model, ModelSource) else os.fspath(model)
+
+
 def read_model_bytes(path: str | os.PathLike[str]) -> tuple[bytes, str]:
     """The content of a model file, gzip taken off, and the SHA-256 of the file as stored.
+
+    ``path`` may be a pipe, or ``-``, which is standard input.
 
     Raises:
         BadInput: missing, unreadable, a folder or device, too large, or gzip that is damaged or
@@ -98,13 +139,12 @@ def unpacked(stored: bytes, name: str) -> bytes:
 
 def _read(path: str | os.PathLike[str], name: str) -> bytes:
     try:
+        if os.fspath(path) == STANDARD:
+            if sys.stdin is None:
+                raise BadInput(f"{name}: is closed", "give the model's path")
+            return _whole(sys.stdin.buffer, name)
         with open(path, "rb") as file:
-            kind = os.fstat(file.fileno())
-            if not (stat.S_ISREG(kind.st_mode) or stat.S_ISFIFO(kind.st_mode)):
-                raise BadInput(f"{name}: is not a file that can be read to its end")
-            if stat.S_ISREG(kind.st_mode) and kind.st_size > LARGEST_FILE:
-                raise BadInput(f"{name}: is larger than 2 GiB", f"{_WANTED} up to that size")
-            data = file.read(LARGEST_FILE + 1)
+            return _whole(file, name)
     except FileNotFoundError as error:
         raise BadInput(f"{name}: there is no such file") from error
     except IsADirectoryError as error:
@@ -114,9 +154,27 @@ def _read(path: str | os.PathLike[str], name: str) -> bytes:
         raise BadInput(f"{name}: cannot be read: {why}") from error
     except MemoryError as error:
         raise BadInput(f"{name}: does not fit in memory") from error
-    if len(data) > LARGEST_FILE:
-        raise BadInput(f"{name}: is larger than 2 GiB", f"{_WANTED} up to that size")
-    return data
+
+
+def _whole(file: BinaryIO, name: str) -> bytes:
+    """All of an open file or pipe."""
+    with contextlib.suppress(io.UnsupportedOperation):  # no file of the system's
+        found = os.fstat(file.fileno())
+        kind = found.st_mode
+        if file.isatty():
+            raise BadInput(f"{name}: is a terminal", "give a model's path, or pipe one in")
+        nothing = stat.S_ISCHR(kind) and found.st_rdev == os.stat(os.devnull).st_rdev
+        if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind) or nothing):
+            raise BadInput(f"{name}: is not a file that can be read to its end")
+        if stat.S_ISREG(kind) and found.st_size > LARGEST_FILE:
+            raise BadInput(f"{name}: is larger than 2 GiB", f"{_WANTED} up to that size")
+    chunks, size = [], 0
+    while chunk := file.read(_CHUNK):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > LARGEST_FILE:
+            raise BadInput(f"{name}: is larger than 2 GiB", f"{_WANTED} up to that size")
+    return b"".join(chunks)
 
 
 def _known_other(data: bytes, start: bytes) -> tuple[str, str] | None:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 from memcli.formats.caffe.file import CaffeFile, is_onnx_name, parse_caffe
-from memcli.formats.detect import detect_format, read_model_bytes
+from memcli.formats.detect import Model, read_source
 from memcli.formats.onnx_file import OnnxFile, parse_onnx, read_onnx
 from memcli.formats.onnx_plan import strip_plan, write_plan
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.onnx_shapes import ShapesAsked
-from memcli.formats.wording import shown_path
 
 
-def read_model(
-    path: str | os.PathLike[str], asked: ShapesAsked, *, as_planned: bool = False
-) -> OnnxFile:
+def read_model(model: Model, asked: ShapesAsked, *, as_planned: bool = False) -> OnnxFile:
     """An ONNX file, or a Caffe net as the graph that it becomes at the shapes asked for.
 
     ``as_planned``: a net's plan gives the shapes that are not asked for.
@@ -23,10 +18,10 @@ def read_model(
     Raises:
         BadInput: it cannot be read, or is neither.
     """
-    data, sha256 = read_model_bytes(path)
-    if detect_format(data, shown_path(os.fspath(path))) != "caffe-prototxt":
-        return read_onnx(path)
-    return parse_caffe(data, os.fspath(path), sha256, asked, as_planned=as_planned)
+    source = read_source(model)
+    if source.format != "caffe-prototxt":
+        return read_onnx(source)
+    return parse_caffe(source.data, source.path, source.sha256, asked, as_planned=as_planned)
 
 
 def unplanned_file(file: OnnxFile) -> OnnxFile:

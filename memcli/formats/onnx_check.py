@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 from google.protobuf.message import Message
-from onnx import AttributeProto, GraphProto, NodeProto, defs
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, defs
 
 from memcli.errors import BadInput
+from memcli.formats.symbol_values import LARGEST_TENSOR
 from memcli.formats.wording import shown
 
 # Operators with subgraphs nest; exporters stay within three or four levels.
 _DEEPEST_SUBGRAPH = 20
+# Nodes of a graph that is planned. PyTorch records a step of 50,000 in minutes.
+LARGEST_GRAPH = 50_000
 
 
 def check_graph(graph: GraphProto, opsets: Mapping[str, int], name: str) -> None:
@@ -30,6 +34,12 @@ def check_graph(graph: GraphProto, opsets: Mapping[str, int], name: str) -> None
         raise BadInput(f"{name}: the graph has no nodes", "is it the whole model?")
     if not graph.output:
         raise BadInput(f"{name}: the graph has no outputs", "there is nothing to train")
+    if len(graph.node) > LARGEST_GRAPH:
+        raise BadInput(
+            f"{name}: has {len(graph.node)} nodes; memcli plans ONNX graphs of up to "
+            f"{LARGEST_GRAPH}",
+            "export a part of the model, or fewer steps of it",
+        )
     _check(graph, frozenset(), opsets, name, 0)
 
 
@@ -90,7 +100,7 @@ def _check(
             raise BadInput(f"{name}: has an initializer without a name")
         if tensor.name in known:
             raise BadInput(f"{name}: has two initializers named {shown(tensor.name)}")
-        if any(size < 0 for size in tensor.dims):
+        if impossible(tensor.dims):
             raise BadInput(
                 f"{name}: initializer {shown(tensor.name)} has the shape {shown(list(tensor.dims))}"
             )
@@ -113,6 +123,7 @@ def _check(
                 "its opset_import should list each domain with a version",
             )
         _check_inputs(node, opsets[domain_of(node)], place)
+        _check_attributes(node, opsets[domain_of(node)], place)
         for output in node.output:
             if not output:
                 continue
@@ -161,14 +172,99 @@ def _check_inputs(node: NodeProto, version: int, place: str) -> None:
             raise BadInput(f"{place}: lacks its input {position} ({what})")
 
 
+def _check_attributes(node: NodeProto, version: int, place: str) -> None:
+    """Checks that a node has the attributes that its operator must have, each of its type, and as
+    many outputs as it may. Attributes that the operator does not have are passed over: exporters
+    leave some behind."""
+    known = _attributes_of(node.op_type, version, domain_of(node))
+    if known is None:
+        return
+    types, required, outputs = known
+    if not outputs[0] <= len(node.output) <= outputs[1]:
+        raise BadInput(
+            f"{place}: has {len(node.output)} outputs, but the operator has "
+            f"{outputs[0] if outputs[0] == outputs[1] else f'{outputs[0]} to {outputs[1]}'}"
+        )
+    given: set[str] = set()
+    for attribute in node.attribute:
+        if attribute.name in given:
+            raise BadInput(f"{place}: has two attributes named {shown(attribute.name)}")
+        given.add(attribute.name)
+        wanted = types.get(attribute.name)
+        if wanted is not None and attribute.type != wanted:
+            raise BadInput(
+                f"{place}: its attribute {shown(attribute.name)} is "
+                f"{_TYPE_WORDS.get(attribute.type, 'of no type')}, not "
+                f"{_TYPE_WORDS.get(wanted, 'that')}"
+            )
+        if attribute.type == AttributeProto.TENSOR:
+            _check_tensor(attribute.t, f"{place}: its attribute {shown(attribute.name)}")
+    for name in required:
+        if name not in given:
+            raise BadInput(f"{place}: lacks its attribute {shown(name)}")
+
+
+def impossible(dims: Iterable[int]) -> bool:
+    """Whether no tensor has this shape; sizes of 0 do not excuse the others."""
+    sizes = list(dims)
+    return any(size < 0 for size in sizes) or (
+        math.prod(max(1, size) for size in sizes) > LARGEST_TENSOR
+    )
+
+
+def _check_tensor(tensor: TensorProto, place: str) -> None:
+    if impossible(tensor.dims):
+        raise BadInput(f"{place} has the shape {shown(list(tensor.dims))}")
+
+
+_TYPE_WORDS: Mapping[int, str] = {
+    AttributeProto.FLOAT: "a float",
+    AttributeProto.INT: "an integer",
+    AttributeProto.STRING: "a string",
+    AttributeProto.TENSOR: "a tensor",
+    AttributeProto.GRAPH: "a graph",
+    AttributeProto.SPARSE_TENSOR: "a sparse tensor",
+    AttributeProto.TYPE_PROTO: "a type",
+    AttributeProto.FLOATS: "a list of floats",
+    AttributeProto.INTS: "a list of integers",
+    AttributeProto.STRINGS: "a list of strings",
+    AttributeProto.TENSORS: "a list of tensors",
+    AttributeProto.GRAPHS: "a list of graphs",
+    AttributeProto.SPARSE_TENSORS: "a list of sparse tensors",
+    AttributeProto.TYPE_PROTOS: "a list of types",
+}
+
+
+@cache
+def _attributes_of(
+    operator: str, version: int, domain: str
+) -> tuple[dict[str, int], list[str], tuple[int, int]] | None:
+    """({attribute: AttributeProto's number of its type}, those that must be there, the least and
+    the most outputs); None: unknown."""
+    schema = _schema(operator, version, domain)
+    if schema is None:
+        return None
+    # onnx's stubs know no values of its enumerations
+    types = {n: int(a.type.value) for n, a in schema.attributes.items()}  # type: ignore[attr-defined]
+    required = [name for name, a in schema.attributes.items() if a.required]
+    return types, required, (schema.min_output, schema.max_output)
+
+
+@cache
+def _schema(operator: str, version: int, domain: str) -> defs.OpSchema | None:
+    try:
+        return defs.get_schema(operator, version, domain)
+    except defs.SchemaError:
+        return None
+
+
 @cache
 def _inputs_of(
     operator: str, version: int, domain: str
 ) -> tuple[list[tuple[int, str]], int] | None:
     """((position, name) of inputs that must be there, the most there may be); None: unknown."""
-    try:
-        schema = defs.get_schema(operator, version, domain)
-    except defs.SchemaError:
+    schema = _schema(operator, version, domain)
+    if schema is None:
         return None
     single = defs.OpSchema.FormalParameterOption.Single
     needed = [(i, p.name) for i, p in enumerate(schema.inputs) if p.option == single]

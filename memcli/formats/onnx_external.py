@@ -11,10 +11,20 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from memcli.errors import BadInput
+from memcli.formats.detect import LARGEST_FILE
 from memcli.formats.onnx_check import subgraphs
-from memcli.formats.wording import shown, shown_path
+from memcli.formats.wording import STANDARD, shown, shown_path, whole_number
 
 _REPLACE = "save the model anew with its data beside it (onnx.save, save_as_external_data=True)"
+
+
+def data_folder(path: str | os.PathLike[str]) -> Path | None:
+    """The folder that a model's external data is in: its own. None for what came through a pipe
+    of the shell's, which is in none."""
+    text = os.fspath(path)
+    if text == STANDARD or os.path.abspath(text).startswith(("/dev/", "/proc/")):
+        return None
+    return Path(text).parent
 
 
 def is_external(tensor: TensorProto) -> bool:
@@ -67,22 +77,29 @@ def check_locations(
         where = f"{name}: tensor {shown(tensor.name)}"
         if not location or "\0" in location:
             raise BadInput(f"{where}: is external, but does not say in which file", _REPLACE)
-        found[location] = _within_folder(location, Path(path).parent, where)
+        folder = data_folder(path)
+        # where there is no folder, the location is checked all the same
+        found[location] = _within_folder(location, folder or Path(os.devnull).parent, where)
     return found
 
 
-def read_external(tensor: TensorProto, path: str | os.PathLike[str]) -> TensorProto | None:
+def read_external(
+    tensor: TensorProto, path: str | os.PathLike[str], most: int = LARGEST_FILE
+) -> TensorProto | None:
     """The tensor with its values in it; None where the file that has them is not there.
 
-    ``path`` is the model's own.
+    Args:
+        tensor: as the model has it.
+        path: the model's own.
+        most: bytes that are read.
 
     Raises:
         BadInput: a location outside of the model's folder, or a file that is too short, cannot
-            be read or does not fit the tensor's shape.
+            be read, does not fit the tensor's shape, or is larger than ``most``.
     """
     where = f"{shown_path(os.fspath(path))}: tensor {shown(tensor.name)}"
     source = check_locations([tensor], path)[_entry(tensor, "location")]
-    if not source.is_file():
+    if data_folder(path) is None or not source.is_file():
         return None
     offset = _whole(_entry(tensor, "offset") or "0", where)
     needed = _bytes_of(tensor, where)
@@ -92,18 +109,31 @@ def read_external(tensor: TensorProto, path: str | os.PathLike[str]) -> TensorPr
         raise BadInput(
             f"{where}: has {length} bytes, but its shape takes {needed}", _REPLACE
         )
+    if length > most:
+        raise BadInput(
+            f"{where}: takes {length} bytes, and {most} at most are read of it",
+            "a tensor that decides about shapes has a few numbers" if most < LARGEST_FILE else "",
+        )
     try:
         with open(source, "rb") as file:
+            there = os.fstat(file.fileno()).st_size
+            if there < offset + length:
+                raise BadInput(
+                    f"{where}: wants bytes {offset} to {offset + length} of "
+                    f"{shown_path(source.name)}, which ends {offset + length - there} bytes too "
+                    "early",
+                    "the data file is cut short or of another model: copy it again",
+                )
             file.seek(offset)
             raw = file.read(length)
     except OSError as error:
-        raise BadInput(f"{where}: {source.name} cannot be read: {error.strerror}") from error
-    if len(raw) != length:
         raise BadInput(
-            f"{where}: wants bytes {offset} to {offset + length} of {source.name}, which ends "
-            f"{length - len(raw)} bytes too early",
-            "the data file is cut short or of another model: copy it again",
-        )
+            f"{where}: {shown_path(source.name)} cannot be read: {error.strerror}"
+        ) from error
+    except MemoryError as error:
+        raise BadInput(f"{where}: its {length} bytes do not fit in memory") from error
+    if len(raw) != length:
+        raise BadInput(f"{where}: {shown_path(source.name)} was cut while it was read")
     whole = TensorProto(dims=tensor.dims, data_type=tensor.data_type, name=tensor.name)
     whole.raw_data = raw
     return whole
@@ -126,8 +156,11 @@ def tensor_array(
         tensor = loaded
     try:
         return numpy_helper.to_array(tensor)
-    except (ValueError, TypeError, KeyError) as error:
-        raise BadInput(f"tensor {shown(tensor.name)}: its values do not fit its shape") from error
+    except (ValueError, TypeError, KeyError, MemoryError) as error:
+        where = "" if path is None else f"{shown_path(os.fspath(path))}: "
+        raise BadInput(
+            f"{where}tensor {shown(tensor.name)}: its values do not fit its shape"
+        ) from error
 
 
 def same_place(tensor: TensorProto) -> tuple[str, str, str] | None:
@@ -165,9 +198,10 @@ def _within_folder(location: str, folder: Path, where: str) -> Path:
 
 
 def _whole(text: str, where: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
+    number = whole_number(text)
+    if number is None:
         raise BadInput(f"{where}: {shown(text)} is no place in its data file", _REPLACE)
-    return int(text)
+    return number
 
 
 def _bytes_of(tensor: TensorProto, where: str) -> int:

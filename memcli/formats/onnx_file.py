@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, inliner
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 from memcli.errors import BadInput
-from memcli.formats.detect import detect_format, read_model_bytes
-from memcli.formats.onnx_check import check_graph, check_texts, domain_of, subgraphs
+from memcli.formats.detect import Model, read_source
+from memcli.formats.onnx_check import check_graph, check_texts, domain_of, impossible, subgraphs
 from memcli.formats.onnx_external import check_locations, external_tensors
+from memcli.formats.onnx_functions import with_functions_inlined
 from memcli.formats.onnx_hash import graph_sha256
 from memcli.formats.onnx_plan_record import PLAN_KEY, OnnxPlan
 from memcli.formats.onnx_types import element_types
@@ -22,6 +23,7 @@ from memcli.formats.wording import shown, shown_path
 
 OLDEST_OPSET = 9
 _LARGEST_DIMENSION = 1 << 31
+_LARGEST_OPSET = (1 << 31) - 1  # that onnx's own library takes
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class OnnxFile:
         ]
 
 
-def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
+def read_onnx(model: Model) -> OnnxFile:
     """Reads an ONNX file, gzipped or not. External data may be missing.
 
     Raises:
@@ -177,12 +179,10 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
             installed ``onnx`` knows, its graph is unsound, external data is outside of the model's
             folder, or tensors that shapes depend on are in a file that is not there.
     """
-    data, sha256 = read_model_bytes(path)
-    name = shown_path(os.fspath(path))
-    kind = detect_format(data, name)
-    if kind != "onnx":
-        raise BadInput(f"{name}: is {kind}, not ONNX")
-    return parse_onnx(data, path, sha256)
+    source = read_source(model)
+    if source.format != "onnx":
+        raise BadInput(f"{shown_path(source.path)}: is {source.format}, not ONNX")
+    return parse_onnx(source.data, source.path, source.sha256)
 
 
 def parse_onnx(
@@ -235,7 +235,7 @@ def _checked(model: ModelProto, data: bytes, path: str, sha256: str) -> OnnxFile
     if not model.HasField("graph"):
         raise BadInput(f"{name}: has no graph", "is it a whole ONNX model?")
     _check_opsets(model, name)
-    working = _inlined(model, name)
+    working = with_functions_inlined(model, name)
     opsets = opset_versions(working)
     check_graph(working.graph, opsets, name)
     external = external_tensors(model)
@@ -245,14 +245,23 @@ def _checked(model: ModelProto, data: bytes, path: str, sha256: str) -> OnnxFile
         working = with_values(working, types, path, copy=working is model)
     file = OnnxFile(path, sha256, data, model, working, _unique_names(working.graph))
     for value in file.inputs + file.outputs:
-        if value.dims is not None and any(
-            isinstance(d, int) and not 0 <= d < _LARGEST_DIMENSION for d in value.dims
-        ):
-            raise BadInput(f"{name}: {shown(value.name)} has the impossible shape {value.dims}")
+        known = [d for d in value.dims or () if isinstance(d, int)]
+        if impossible(known) or any(d >= _LARGEST_DIMENSION for d in known):
+            raise BadInput(
+                f"{name}: {shown(value.name)} has the impossible shape "
+                f"({', '.join(map(shown, value.dims or ()))})"
+            )
     return file
 
 
 def _check_opsets(model: ModelProto, name: str) -> None:
+    of_functions = (opset for function in model.functions for opset in function.opset_import)
+    for opset in (*model.opset_import, *of_functions):
+        if not 0 <= opset.version <= _LARGEST_OPSET:
+            raise BadInput(
+                f"{name}: uses version {shown(opset.version)} of the operators of domain "
+                f"{shown(opset.domain)}, which no version is"
+            )
     version = opset_versions(model).get("")
     if version is None:
         raise BadInput(f"{name}: does not say which version of ONNX's operators it uses")
@@ -268,16 +277,6 @@ def _check_opsets(model: ModelProto, name: str) -> None:
             f"{name}: is of operator set {version}; memcli reads {OLDEST_OPSET} and later",
             "convert it: onnx.version_converter.convert_version(model, 13)",
         )
-
-
-def _inlined(model: ModelProto, name: str) -> ModelProto:
-    """The model with the bodies of its own functions in the place of their calls."""
-    if not model.functions:
-        return model
-    try:
-        return inliner.inline_local_functions(model)
-    except (RuntimeError, ValueError) as error:  # the C++ side's exceptions
-        raise BadInput(f"{name}: its functions cannot be put in place: {error}") from error
 
 
 def _unique_names(graph: GraphProto) -> list[str]:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memcli.errors import BadInput
-from memcli.formats.atomic import write_atomically
 from memcli.formats.detect import LARGEST_FILE
-from memcli.formats.onnx_external import check_locations, external_tensors
+from memcli.formats.onnx_external import check_locations, data_folder, external_tensors
 from memcli.formats.onnx_file import OnnxFile
 from memcli.formats.onnx_plan_record import MARK_KEY, MARKS, PLAN_KEY, OnnxPlan
 from memcli.formats.onnx_wire import with_metadata, without_metadata
-from memcli.formats.wording import first_of, shown, shown_path
+from memcli.formats.output import write_output
+from memcli.formats.wording import STANDARD, first_of, shown, shown_path
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,20 @@ def write_plan(
     Raises:
         BadInput: ``out`` cannot be written, or exists and ``overwrite`` is false.
     """
-    write_atomically(out, planned_bytes(file, plan), overwrite=overwrite)
+    write_output(out, planned_bytes(file, plan), overwrite=overwrite)
     return moved_notes(file, out)
 
 
 def moved_notes(file: OnnxFile, out: str | os.PathLike[str]) -> list[str]:
     """What to say where ``out`` is not in the folder that the file's external data is in."""
     locations = check_locations(external_tensors(file.model), file.path)
+    if locations and data_folder(file.path) is None:
+        return [
+            f"the model refers to weights in {first_of(map(shown, locations))}, which a pipe does "
+            "not bring along: put the planned file beside them to run it"
+        ]
+    if os.fspath(out) == STANDARD:
+        return []
     here, there = (os.path.realpath(Path(p).parent) for p in (file.path, out))
     present = [location for location, path in locations.items() if path.is_file()]
     if here == there or not present:

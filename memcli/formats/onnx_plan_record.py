@@ -60,6 +60,7 @@ class OnnxPlan:
     recompute: dict[str, int | float] = field(default_factory=dict)  # FLOPs and fractions
     device: str = "cpu"  # whose memory was counted: cpu or cuda
     workers: int = 1  # that train together; shapes and memory are of each
+    frozen: list[str] = field(default_factory=list)  # globs of parameters that are not trained
     memcli_version: str = __version__
     schema: int = SCHEMA
 
@@ -77,8 +78,9 @@ class OnnxPlan:
         Raises:
             BadInput: not such a text; the message begins with ``where`` and names the field.
         """
-        # the first plans did not say their device, nor that there was one worker
-        checked = read_record(text, where, _FIELDS, SCHEMA, _MEND, optional=("device", "workers"))
+        # the first plans did not say these: the CPU, one worker, nothing frozen
+        optional = ("device", "workers", "frozen")
+        checked = read_record(text, where, _FIELDS, SCHEMA, _MEND, optional=optional)
         nodes = checked.pop("nodes")
         if len({n for n, _, _ in nodes}) != len(nodes) or len({o for _, o, _ in nodes}) != len(
             nodes
@@ -120,4 +122,5 @@ _FIELDS: dict[str, tuple[Check, str]] = {
     "workers": (lambda value: is_count(value) and 0 < value < 1 << 20, "a number of workers"),
     "nodes": (list_of(_is_node), "a list of [node, first output, kept or again or each]"),
     "as_training": (list_of(is_text), "a list of strings"),
+    "frozen": (list_of(is_text), "a list of strings"),
 }

@@ -253,7 +253,8 @@ def _is_parameter_name(name: str) -> bool:
 def _looks_like_mask(leaf: _Source) -> bool:
     if leaf.tensor is None or is_external(leaf.tensor):
         return False
-    values = np.asarray(tensor_array(leaf.tensor), dtype=np.float64)
+    with np.errstate(all="ignore"):  # what is no number is no mask
+        values = np.asarray(tensor_array(leaf.tensor), dtype=np.float64)
     huge = np.abs(values) >= _MASK_VALUE  # infinities as well
     return bool(huge.any() and (huge | (values == 0)).all())
 

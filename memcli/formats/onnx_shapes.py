@@ -76,9 +76,10 @@ class _Binding:
 
     def bound(self) -> BoundShapes:
         """The whole."""
-        for name, shape in self.asked.shapes.items():
-            for target in self._targets(name):
-                self._give(target, shape)
+        # of two that name one input the later one counts
+        said = {t: shape for n, shape in self.asked.shapes.items() for t in self._targets(n)}
+        for target, shape in said.items():
+            self._give(target, shape)
         if self.asked.unnamed is not None:
             self._give(self._unnamed_target(self.asked.unnamed), self.asked.unnamed)
         dims = {name: self._known(value) for name, value in self.inputs.items()}
@@ -156,7 +157,7 @@ class _Binding:
         if value.dims is None:
             raise BadInput(
                 f"the shape of input {shown(value.name)} is not in the file",
-                f"give it: --shape {value.name}=32,3,224,224",
+                f"give it: --shape {value.name}=D,D,... (its dimensions)",
             )
         return list(value.dims)
 
@@ -246,6 +247,19 @@ class _Binding:
         return found
 
 
+def guess_hint(file: OnnxFile, bound: BoundShapes) -> str:
+    """What may mend an operator's refusal of its inputs' shapes, where some were guessed."""
+    name = bound.assumed[0]
+    value = next(v for v in file.inputs if v.name == name)
+    guess = ",".join(map(str, bound.shapes[name]))
+    leading = {s: size for s, size in bound.symbols.items() if s == _batch_symbol(file.inputs)}
+    more = f" (and of {len(bound.assumed) - 1} more)" if len(bound.assumed) > 1 else ""
+    return (
+        f"the shape of input {shown(name)}{more} is a guess, {guess}, which may be the cause; give "
+        f"its own: --shape {name}={_example(value, leading)}"
+    )
+
+
 def batch_dims(file: OnnxFile) -> dict[str, list[int]]:
     """Positions of the batch among each free input's dimensions; inputs without it left out.
 
@@ -333,7 +347,7 @@ def _fixed(value: TensorValue) -> bool:
 def _example(value: TensorValue, symbols: dict[str, int]) -> str:
     """The input's shape with what is known filled in and the rest by name."""
     if value.dims is None:
-        return "32,3,224,224"
+        return "D,D,..."
     return ",".join(
         str(d) if isinstance(d, int) else str(symbols.get(d, d.upper())) if d else "?"
         for d in value.dims

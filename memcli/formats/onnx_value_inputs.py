@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from memcli.errors import BadInput
-from memcli.formats.onnx_external import is_external, read_external
+from memcli.formats.onnx_external import data_folder, is_external, read_external
 from memcli.formats.onnx_types import FLOATS
 from memcli.formats.wording import shown, shown_path
 
@@ -47,6 +47,10 @@ _VALUE_INPUTS: dict[str, tuple[int, ...]] = {
         )
     },
 }  # fmt: skip
+# Bytes of one tensor that decides about shapes, and of all; masks and tables of indices are the
+# largest that exporters compute shapes from.
+_LARGEST_VALUE = 32 << 20
+_LARGEST_VALUES = 128 << 20
 # What these make depends on the shapes of their inputs alone.
 _SHAPES_ALONE = ("Shape", "Size")
 
@@ -101,15 +105,30 @@ def with_values(
     if copy:
         original, model = model, ModelProto()
         model.CopyFrom(original)
+    total = 0
     for leaf, tensor in _leaf_tensors(model.graph):
         if leaf not in needed or not is_external(tensor):
             continue
-        loaded = read_external(tensor, path)
+        loaded = read_external(tensor, path, _LARGEST_VALUE)
+        if loaded is not None:
+            total += len(loaded.raw_data)
+        if total > _LARGEST_VALUES:
+            raise BadInput(
+                f"{shown_path(path)}: the tensors that decide about shapes take over "
+                f"{_LARGEST_VALUES >> 20} MiB",
+                "a network's take some kilobytes: is the file damaged?",
+            )
         if loaded is None:
             location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+            gone = f"{shown_path(path)}: {shown(leaf)} decides about shapes ({needed[leaf]}), but "
+            if data_folder(path) is None:
+                raise BadInput(
+                    f"{gone}its values are in a file of their own, {shown(location)}, which a pipe "
+                    "does not bring along",
+                    "give the path of the model, or export it with small tensors inside",
+                )
             raise BadInput(
-                f"{shown_path(path)}: {shown(leaf)} decides about shapes ({needed[leaf]}), but "
-                "its values are in a file that is not there",
+                f"{gone}its values are in a file that is not there",
                 f"put {shown(location)} beside the model, or export it with small tensors inside",
             )
         tensor.CopyFrom(loaded)

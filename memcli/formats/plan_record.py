@@ -40,10 +40,12 @@ class PlanRecord:
     original_name: str  # file name without folder
     original_sha256: str  # of the file as stored, 64 hex digits
     n_nodes: int  # of the planned graph
+    kernels: str = ""  # that run it: plain, any (oneDNN's or cuDNN's); '' where an older file
     original_marks: dict[int, list[str]] = field(default_factory=dict)  # position: [key, value]
     cuts: list[int] = field(default_factory=list)  # positions of the nodes that are kept
     memory: dict[str, int] = field(default_factory=dict)  # bytes
     recompute: dict[str, int | float] = field(default_factory=dict)  # FLOPs and fractions
+    frozen: list[str] = field(default_factory=list)  # globs of parameters that are not trained
     memcli_version: str = __version__
     schema: int = SCHEMA
 
@@ -64,7 +66,8 @@ class PlanRecord:
         Raises:
             BadInput: not such a text; the message begins with ``where`` and names the field.
         """
-        checked = read_record(text, where, _FIELDS, SCHEMA, _MEND)
+        # the first plans trained every parameter, and did not say so
+        checked = read_record(text, where, _FIELDS, SCHEMA, _MEND, optional=("frozen",))
         checked["original_marks"] = {int(k): v for k, v in checked["original_marks"].items()}
         record = cls(**checked)
         if record.cuts and max(record.cuts) >= record.n_nodes:
@@ -89,4 +92,5 @@ _FIELDS: dict[str, tuple[Check, str]] = {
         "a table from node positions to [key, value]",
     ),
     "cuts": (list_of(is_count), "a list of node positions"),
+    "frozen": (list_of(is_text), "a list of strings"),
 }

@@ -9,8 +9,11 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from memcli.errors import BadInput
+from memcli.formats.plan_environment import check_environment
 from memcli.formats.wording import shown
 
+# Types of the inputs that a plan is made for.
+DTYPES = ("float32", "float16", "float64", "bfloat16")
 Check = Callable[[Any], bool]
 
 
@@ -51,8 +54,8 @@ def common_fields(schema: int) -> dict[str, tuple[Check, str]]:
         "memcli_version": (is_text, "a string"),
         "strategy": (is_text, "a string"),
         "shapes": (dict_of(list_of(is_count)), "a table of lists of integers"),
-        "dtype": (is_text, "a string"),
-        "environment": (dict_of(is_text), "a table of strings"),
+        "dtype": (DTYPES.__contains__, f"one of {', '.join(DTYPES)}"),
+        "environment": (lambda value: isinstance(value, dict), "a table of strings"),
         "original_name": (is_text, "a string"),
         "original_sha256": (is_sha256, "a SHA-256 of 64 hexadecimal digits"),
         "n_nodes": (is_count, "a number of nodes"),
@@ -97,4 +100,6 @@ def read_record(
         if not is_good(values[name]):
             raise BadInput(f"{where}: '{name}' is not {wanted}", mend)
         checked[name] = values[name]
+    if "environment" in checked:
+        checked["environment"] = check_environment(checked["environment"], where, mend)
     return checked

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memcli.errors import BadInput
+from memcli.formats.symbol_values import impossible, tuple_of
 from memcli.formats.wording import shown
 
 _TOP_KEYS = {"nodes", "arg_nodes", "node_row_ptr", "heads", "attrs"}
@@ -23,6 +24,10 @@ _ITEM_TYPES = {
     "list_int": "int", "list_str": "str", "list_shape": "list_int", "list_layout": "str",
 }  # fmt: skip
 _ATTR_TYPES = ("int", "str", "size_t", *_ITEM_TYPES)
+
+# Attributes that say how many; MXNet checks none of them before it counts or divides by them.
+_COUNTS = frozenset({"num_group", "num_groups", "num_outputs", "num_args", "heads"})
+_LARGEST_COUNT = 1 << 16
 
 # Loops within loops; each level is four of JSON, and Python's own JSON writer has a limit.
 _DEEPEST_SUBGRAPH = 20
@@ -208,7 +213,30 @@ def _node(raw: Any, where: str, count: int, depth: int) -> SymbolNode:
     if not _USUAL_KEYS.issuperset(raw):
         _check_rare_keys(raw, where, count, depth)
     inputs = _entries(raw["inputs"], f"{where}.inputs", None, count)
-    return SymbolNode(op, name, tuple(inputs), attributes(raw))
+    attrs = attributes(raw)
+    shape = attrs.get("__shape__")
+    if shape is not None and shape.strip() not in ("", "None"):
+        sizes = tuple_of(shape)
+        if sizes is None or impossible(sizes):
+            raise BadInput(
+                f"{where}: the __shape__ of {shown(name)} is {shown(shape)}, which no tensor has",
+                "correct it, or take the attribute off",
+            )
+    if not _COUNTS.isdisjoint(attrs):
+        _check_counts(op, attrs, f"{where} ({shown(op)} {shown(name)})")
+    return SymbolNode(op, name, tuple(inputs), attrs)
+
+
+def _check_counts(op: str, attrs: dict[str, str], where: str) -> None:
+    """Numbers that MXNet divides by, or makes as many outputs or inputs of, before it looks."""
+    for key in _COUNTS.intersection(attrs):
+        number = (tuple_of(attrs[key]) or (None,))[0]
+        least = 0 if key == "num_args" else 1
+        if number is not None and op != "null" and not least <= number <= _LARGEST_COUNT:
+            raise BadInput(
+                f"{where}: its {key} is {shown(attrs[key])}, which should be from {least} to "
+                f"{_LARGEST_COUNT}"
+            )
 
 
 def _check_rare_keys(raw: dict[str, Any], where: str, count: int, depth: int) -> None:

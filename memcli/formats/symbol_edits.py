@@ -19,9 +19,12 @@ from typing import Any
 
 from memcli.errors import BadInput
 from memcli.formats.symbol_check import attribute, attribute_keys, attributes
+from memcli.formats.wording import shown, whole_number
 
 # On a node that memcli put in: the identity is bypassed and dropped when the plan is taken off.
 INSERTED_KEY = "__memcli_inserted__"
+# How a save barrier is called: as what it keeps, and this.
+BARRIER_SUFFIX = "_kept"
 # On a node whose inputs memcli changed: JSON {"inputs": [[name, output], ...], "attrs": {...}}.
 REWIRED_KEY = "__memcli_original_inputs__"
 
@@ -33,6 +36,7 @@ _SLICES = ("slice_axis", "slice_like")
 _CUT = "SliceChannel"
 _GLUE = "Concat"
 _PIECES = ("LeakyReLU", "Activation")
+_LARGEST_BLOCK = 1 << 40  # elements, that a file may say of one
 _LEAST_BLOCK = 1 << 16  # elements, of a block that is scaled down
 _MEND = "plan the original again"
 
@@ -115,7 +119,7 @@ class _Rebuilt:
 
 
 def insert_identities(
-    raw: Raw, after: Collection[int], suffix: str = "_kept"
+    raw: Raw, after: Collection[int], suffix: str = BARRIER_SUFFIX
 ) -> tuple[Raw, dict[int, int]]:
     """An identity behind each output that is read of the nodes at positions ``after``.
 
@@ -145,11 +149,15 @@ def insert_identities(
 
 @dataclass(frozen=True)
 class Chain:
-    """Readers (position, slot) of output ``output`` of ``position``, in the order of the file."""
+    """Readers (position, slot) of output ``output`` of ``position``, in the order of the file.
+
+    ``together``: all of them read one identity, rather than one behind the other.
+    """
 
     position: int
     output: int
     readers: Sequence[tuple[int, int]]
+    together: bool = False
 
 
 def insert_chains(raw: Raw, chains: Sequence[Chain], suffix: str = "_shared") -> Raw:
@@ -167,6 +175,10 @@ def insert_chains(raw: Raw, chains: Sequence[Chain], suffix: str = "_shared") ->
         new.keep(position)
         for chain in behind.get(position, ()):
             source = (new.moved[position], chain.output)
+            if chain.together:
+                at = new.insert(_IDENTITY, f"{node['name']}{suffix}", [[*source, 0]])
+                new.turned.update(dict.fromkeys(chain.readers, (at, 0)))
+                continue
             for number, reader in enumerate(chain.readers[1:], start=1):
                 if number < len(chain.readers) - 1:
                     name = f"{node['name']}{suffix}{number}"
@@ -351,12 +363,13 @@ def scaled_reservation(raw: Raw, new: int, old: int) -> Raw:
         node = nodes[position]
         if node["op"] != _BLOCK:
             continue
-        table = next(t for t in attribute_keys(node) if "shape" in node[t])
-        digits = node[table]["shape"].strip("()[], ")
-        if not digits.isdigit():
-            raise BadInput(f"nodes[{position}]: a reserved block of shape {digits!r}", _MEND)
+        table = next((t for t in attribute_keys(node) if "shape" in node[t]), "")
+        shape = node[table]["shape"] if table else None
+        size = None if shape is None else whole_number(shape.strip("()[], "), _LARGEST_BLOCK)
+        if size is None:
+            raise BadInput(f"nodes[{position}]: a reserved block of shape {shown(shape)}", _MEND)
         # a slice of each is read, as long as some dimension of an argument
-        elements = max(int(digits) * new // old, min(int(digits), _LEAST_BLOCK))
+        elements = max(size * new // old, min(size, _LEAST_BLOCK))
         nodes[position] = {**node, table: {**node[table], "shape": f"({elements},)"}}
     return {**raw, "nodes": nodes}
 
@@ -455,7 +468,7 @@ def _restore(node: Raw, text: str, by_name: Mapping[str, int], where: str) -> No
     """Give ``node`` back the inputs and attributes that ``text`` holds."""
     try:
         before = json.loads(text)
-        inputs = [[by_name[name], int(output), 0] for name, output in before["inputs"]]
+        inputs = [[by_name[name], _output(output), 0] for name, output in before["inputs"]]
         attrs = {str(key): str(value) for key, value in before["attrs"].items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadInput(f"{where}: does not fit the graph", _MEND) from error
@@ -466,6 +479,13 @@ def _restore(node: Raw, text: str, by_name: Mapping[str, int], where: str) -> No
         for key, value in attrs.items():
             if key in node[table]:
                 node[table] = {**node[table], key: value}
+
+
+def _output(value: object) -> int:
+    """The number of an output; ValueError for anything else."""
+    if type(value) is not int or not 0 <= value < 1 << 31:
+        raise ValueError
+    return value
 
 
 def _renumbered(

@@ -14,8 +14,10 @@ from typing import Any
 from memcli.errors import BadInput
 from memcli.formats.wording import shown
 
-# About a million nodes; larger is no graph, and parsing takes ten times this in memory.
+# Parsing takes ten times this in memory.
 LARGEST_SYMBOL_BYTES = 256 << 20
+# Nodes of a graph that is planned; MXNet's joint graph of 100,000 takes two minutes and 1.5 GB.
+LARGEST_SYMBOL = 200_000
 
 _ESCAPE = re.compile(r"\\(.?)", re.DOTALL)
 _STRING_OR_SPACE = re.compile(r'"(?:[^"\\\n\r]|\\.)*"|[\v\f]', re.DOTALL)
@@ -36,6 +38,8 @@ def parse_symbol_text(data: bytes, name: str) -> dict[str, Any]:
             f"{name}: is {len(data) >> 20} MiB of text, more than any symbol graph",
             "is it the right file?",
         )
+    # told before all is parsed: every node has this key, and hardly anything else
+    refuse_too_large(data.count(b'"op"'), name)
     if data.startswith(b"\xef\xbb\xbf"):
         raise BadInput(
             f"{name}: begins with a byte order mark, which MXNet does not read",
@@ -53,6 +57,15 @@ def parse_symbol_text(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadInput(f"{name}: holds {shown(value)}, not an object with 'nodes' and 'heads'")
     return value
+
+
+def refuse_too_large(nodes: int, name: str) -> None:
+    """Raises BadInput for a graph of more nodes than memcli plans."""
+    if nodes > LARGEST_SYMBOL:
+        raise BadInput(
+            f"{name}: has {nodes} nodes; memcli plans symbols of up to {LARGEST_SYMBOL}",
+            "plan a part of the network, or fewer of its steps",
+        )
 
 
 def symbol_text(value: dict[str, Any], *, indent: int | None = 2) -> bytes:

@@ -470,7 +470,9 @@ def test_the_plan_goes_where_mxnet_keeps_it() -> None:
 
 @settings(max_examples=60)
 @given(
-    st.text(), st.dictionaries(st.text(), st.text()), st.dictionaries(st.text(), st.integers(0, 99))
+    st.text(),
+    st.dictionaries(st.just("NNVM_EXEC_MATCH_RANGE"), st.integers(1, 99).map(str)),
+    st.dictionaries(st.text(), st.integers(0, 99)),
 )
 def test_a_record_survives_text(
     name: str, variables: dict[str, str], sizes: dict[str, int]

@@ -8,7 +8,9 @@ from memcli.convert.calls import Call
 from memcli.convert.functions import recurrent as functions
 from memcli.convert.registry import Result, Site, operator
 from memcli.convert.values import Unsupported
+from memcli.errors import REFUSED
 
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _ACTIVATIONS = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"]}
 
 
@@ -18,7 +20,8 @@ def recurrent(site: Site) -> Result:
     direction = site.get("direction", "forward") or "forward"
     layout = site.get("layout", 0)
     x, w, r, b = site.value(0), site.value(1), site.value(2), site.optional(3)
-    hidden = site.get("hidden_size", r.shape[-1])
+    hidden = site.get("hidden_size", r.shape[-1] if r.shape else 0)
+    _check_shapes(site, hidden, 2 if direction == "bidirectional" else 1, layout)
     _check_lengths(site, x.shape[1 if layout else 0])
     if site.get("clip", 0.0):
         raise Unsupported("clipping within the layer")
@@ -40,6 +43,27 @@ def recurrent(site: Site) -> Result:
     if layout:
         return Call(functions.batch_first, (name, *args), many=True)
     return Call(function, args, many=True)
+
+
+def _check_shapes(site: Site, hidden: int, directions: int, layout: int) -> None:
+    """Refuses tensors that do not fit one another: PyTorch's kernels read beyond them."""
+    x = tuple(site.value(0).shape)
+    if len(x) != 3 or hidden < 1:
+        raise Unsupported(f"an input of shape {x} with hidden_size {hidden}")
+    gates = _GATES[site.node.op_type] * hidden
+    batch = x[0 if layout else 1]
+    state = (batch, directions, hidden) if layout else (directions, batch, hidden)
+    wanted = {
+        1: (directions, gates, x[2]), 2: (directions, gates, hidden), 3: (directions, 2 * gates),
+        5: state, 6: state,
+    }  # fmt: skip
+    for position, shape in wanted.items():
+        given = site.optional(position)
+        if given is not None and tuple(given.shape) != shape:
+            raise Unsupported(
+                f"{REFUSED}: input {position} has the shape {tuple(given.shape)}, and {shape} goes "
+                f"with an input of {x}"
+            )
 
 
 def _check_lengths(site: Site, steps: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from memcli import __version__
-from memcli.errors import BadInput
+from memcli.errors import BadInput, MemcliError
 from memcli.formats.caffe import layers as _layers
 from memcli.formats.caffe.building import OPSET, Builder, Shape, Tensor
 from memcli.formats.caffe.layers.normalization import folded_into_batch_norm
@@ -106,6 +106,11 @@ class _Conversion:
             made = translate(site)
         except Unsupported as error:
             self._problem(position, str(error))
+            return
+        except MemcliError:
+            raise
+        except Exception as error:  # numbers that the schema allows and nothing can mean
+            self._problem(position, f"its parameters do not fit: {type(error).__name__}: {error}")
             return
         tops = made if isinstance(made, list) else [made]
         for top, value in enumerate(tops):

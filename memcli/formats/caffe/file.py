@@ -12,7 +12,6 @@ from pathlib import Path
 from onnx import helper
 
 from memcli.errors import BadInput
-from memcli.formats.atomic import write_atomically
 from memcli.formats.caffe.annotate import carried_plan, with_plan, without_plan
 from memcli.formats.caffe.building import OPSET
 from memcli.formats.caffe.convert import converted, definition_sha256
@@ -22,7 +21,8 @@ from memcli.formats.caffe.text import parse_net
 from memcli.formats.onnx_file import OnnxFile, from_model
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.onnx_shapes import BoundShapes, ShapesAsked, bind_shapes
-from memcli.formats.wording import shown_path
+from memcli.formats.output import write_output
+from memcli.formats.wording import STANDARD, shown_path
 
 PROTOTXT_ENDINGS = (".prototxt", ".pbtxt", ".txt")
 ONNX_ENDING = ".onnx"
@@ -73,7 +73,7 @@ class CaffeFile(OnnxFile):
         """
         base = hashlib.sha256(self.text.encode()).hexdigest()
         plan = dataclasses.replace(plan, base_sha256=base)
-        write_atomically(out, self.annotated(plan), overwrite=overwrite)
+        write_output(out, self.annotated(plan), overwrite=overwrite)
 
 
 def check_caffe_output(out: str) -> None:
@@ -82,7 +82,7 @@ def check_caffe_output(out: str) -> None:
     Raises:
         BadInput: it ends in neither ``.prototxt`` (or ``.pbtxt``, ``.txt``) nor ``.onnx``.
     """
-    if not out.lower().endswith((*PROTOTXT_ENDINGS, ONNX_ENDING)):
+    if out != STANDARD and not out.lower().endswith((*PROTOTXT_ENDINGS, ONNX_ENDING)):
         raise BadInput(
             f"{shown_path(out)}: a planned Caffe net is written as .prototxt or as .onnx",
             "give the output a name that ends so",
