@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from memcli.engines.child import WorkerFailed
 from memcli.engines.process import run_job
+from memcli.engines.user_code import refuse_unknown
 from memcli.errors import BadInput
 from memcli.graph.training import TrainingGraph
 from memcli.memory.mxnet_graph import build
@@ -32,6 +35,15 @@ class ShapeRequest:
     batch: int | None = None
     dtype: str | None = None  # of the inputs; None: float32
     dtypes: dict[str, str] = field(default_factory=dict)  # of single arguments, before dtype
+    # Globs of parameters that are not trained. With any, the inputs have no gradient either.
+    frozen: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()  # the user's Python files, run first: they register operators
+
+    @property
+    def asks_shapes(self) -> bool:
+        """Whether it says anything of shapes or types."""
+        known = self.shapes or self.dtypes or self.unnamed or self.batch or self.dtype
+        return bool(known)
 
 
 @dataclass
@@ -53,32 +65,42 @@ class Analysis:
     bind_seconds: float  # what MXNet took for it
     # variables that the joint graph was made under
     environment: dict[str, str] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()  # as in the request
+    imports: tuple[str, ...] = ()
 
     def request(self) -> ShapeRequest:
         """What analyzes another form of the network at the same shapes and type."""
-        return ShapeRequest(shapes=dict(self.inputs), dtype=self.dtype)
+        return ShapeRequest(
+            shapes=dict(self.inputs), dtype=self.dtype, frozen=self.frozen, imports=self.imports
+        )
 
-    def binding(self) -> dict[str, dict[str, Any]]:
-        """Shapes, types and the file's names of what a job binds, by name in the prepared copy."""
+    @property
+    def parameter_gradient_bytes(self) -> int:
+        """Bytes of the gradients of parameters: of those that are trained."""
+        return sum(
+            a["bytes"] for a in self.arguments
+            if a["role"] == "parameter" and (not self.frozen or a["gradient"])
+        )  # fmt: skip
+
+    def gradient_requests(self) -> dict[str, str]:
+        """MXNet's ``grad_req`` of each argument, by name in the prepared copy."""
+        return {a["prepared"]: "write" if a["gradient"] else "null" for a in self.arguments}
+
+    def binding(self) -> dict[str, Any]:
+        """Shapes, types and the file's names of what a job binds, by name in the prepared copy, and
+        the user's files that it runs first."""
         return {
             "shapes": {a["prepared"]: a["shape"] for a in self.arguments},
             "dtypes": {a["prepared"]: a["dtype"] for a in self.arguments},
             "names": {a["prepared"]: a["name"] for a in self.arguments + self.auxiliary},
+            "imports": list(self.imports),
         }
 
 
 def graph_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of a plan that change the joint graph itself, not the pool alone.
-
-    Raises:
-        BadInput: one that MXNet cannot read as a number.
-    """
+    """The variables of a plan that change the joint graph itself, not the pool alone."""
     text = environment.get(SUM_CAP)
-    if text is None:
-        return {}
-    if not text.isdigit() or int(text) > 1 << 30:
-        raise BadInput(f"the plan has {SUM_CAP}={text!r}, which is no number")
-    return {SUM_CAP: text}
+    return {} if text is None else {SUM_CAP: text}
 
 
 def ask_mxnet(
@@ -91,6 +113,7 @@ def ask_mxnet(
     losses: bool = True,
     no_gradient: Collection[int] = (),
     environment: dict[str, str] | None = None,
+    here: bool = False,
     on_progress: Progress | None = None,
 ) -> tuple[dict[str, Any], int]:
     """The analysis job's result (arrays in ``workdir``) and the number of losses put on.
@@ -98,12 +121,21 @@ def ask_mxnet(
     ``losses``: put a loss on the outputs of a graph that has none; without, such a graph is
     bound as it is, with the outputs' gradients coming from outside. ``no_gradient``: positions of
     variables to bind without a gradient; by default all have one, as the classic planner counts.
-    ``environment``: variables that shape the joint graph (:func:`graph_environment`).
+    ``environment``: variables that shape the joint graph (:func:`graph_environment`). ``here``: in
+    a fork of this very process, which knows operators that others do not.
 
     Raises:
-        BadInput: MXNet refuses the graph or its shapes.
+        BadInput: MXNet refuses the graph or its shapes, it has no outputs, or it has user operators
+            and no file that registers them is named.
         EngineFailed: MXNet is missing or crashed.
     """
+    if not raw["heads"]:
+        raise BadInput(
+            "heads: the list is empty: a graph without outputs has nothing to train",
+            "export the network with its outputs, or its loss",
+        )
+    if not here:
+        refuse_unknown(raw, request.imports)
     text, heads = prepare(raw, marked=marked, losses=losses)
     (workdir / "prepared.json").write_text(text)
     job = {
@@ -116,11 +148,24 @@ def ask_mxnet(
         "dtypes": request.dtypes,
         "bind": bind,
         "no_gradient": [f"n{position}" for position in sorted(no_gradient)],
+        "frozen": list(request.frozen),
+        "imports": list(request.imports),
+        "here": here,
         "environment": environment or {},
     }
-    result = run_job(
-        "memcli.engines.mxnet_analyze", job, workdir=workdir, on_progress=on_progress, warm=True
-    )
+    try:
+        result = run_job(
+            "memcli.engines.mxnet_analyze", job, workdir=workdir, on_progress=on_progress,
+            warm=not here, here=here,
+        )  # fmt: skip
+    except WorkerFailed as error:
+        if error.signal != signal.SIGFPE:
+            raise
+        # nothing is computed here but shapes: it divided by a size that an attribute gives
+        raise BadInput(
+            "MXNet divides by zero where it infers the graph's shapes",
+            "an attribute such as a stride, a number of groups or a scale is 0",
+        ) from error
     return result, heads
 
 
@@ -132,19 +177,20 @@ def analyze(
     losses: bool = True,
     no_gradient: Collection[int] = (),
     environment: dict[str, str] | None = None,
+    here: bool = False,
     on_progress: Progress | None = None,
 ) -> Analysis:
     """Bind the graph once and read its joint training graph.
 
     ``marked``: positions recomputed in the graph that is bound; none by default, so that any
     plan's graph can be derived from it. None keeps the file's own marks. ``losses``,
-    ``no_gradient`` and ``environment``: as for :func:`ask_mxnet`.
+    ``no_gradient``, ``environment`` and ``here``: as for :func:`ask_mxnet`.
     """
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         workdir = Path(folder)
         result, heads = ask_mxnet(
             raw, request, workdir, marked=marked, losses=losses,
-            no_gradient=no_gradient, environment=environment, on_progress=on_progress,
+            no_gradient=no_gradient, environment=environment, here=here, on_progress=on_progress,
         )  # fmt: skip
         graph = build(result, workdir / "joint.npz", raw)
     return Analysis(
@@ -162,4 +208,6 @@ def analyze(
         bound_total_mb=result["total_mb"],
         bind_seconds=result["bind_seconds"],
         environment=dict(environment or {}),
+        frozen=tuple(request.frozen),
+        imports=tuple(request.imports),
     )

@@ -30,7 +30,7 @@ _MOST_ROWS = 20_000  # at one place, up to which each band has a place of its ow
 _PROGRAM_SECONDS = 3.0
 # Recomputable nodes up to which recomputation within a budget gets a bound, and seconds for it.
 _MOST_BUDGETED = 2500
-_BUDGET_SECONDS = 20.0
+BUDGET_SECONDS = 20.0
 
 
 @dataclass
@@ -119,7 +119,7 @@ def recompute_bound(
     budget: int,
     *,
     most_nodes: int = _MOST_BUDGETED,
-    time_limit: float = _BUDGET_SECONDS,
+    time_limit: float = BUDGET_SECONDS,
 ) -> float:
     """FLOPs that every plan whose pool fits ``budget`` bytes runs again at least.
 

@@ -201,10 +201,12 @@ def live_at_peak(
 ) -> LivePeak:
     """The tensors alive when most bytes are, under the plan ``flags`` (over forward nodes).
 
-    Their sizes add up to ``model.evaluate(flags, (match_range,)).live_peak_bytes``. Tensors that
+    Blocks that the plan reserves hold nothing; what lives in them later is what is told. Sizes add
+    up to ``model.evaluate(flags, (match_range,)).live_peak_bytes``. Tensors that
     share a block (in-place operators, views) count once, as what the block holds at that moment:
     the tensor written last, where a view does not count as writing.
     """
+    model = model.without_reserved_blocks
     graph = model.graph
     mark = (flags & model.markable).astype(np.uint8)
     order = model.execution_order(mark)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from memcli.formats.symbol_edits import reservation
+from memcli.formats.wording import whole_number
 from memcli.graph.flops import backward_flops, forward_flops
 from memcli.graph.training import Flags, Kind, TrainingGraph
 from memcli.memory import mxnet_operators as table
@@ -127,7 +128,7 @@ def build(result: Mapping[str, Any], arrays_path: Path, raw: Mapping[str, Any]) 
     marks = {
         int(name[1:]): attrs["__mirror_stage__"]
         for name, attrs in result["attributes"].items()
-        if name[1:].isdigit()
+        if whole_number(name[1:]) is not None
     }
     graph = TrainingGraph(
         n_forward=n_forward,
@@ -271,8 +272,8 @@ def find_merged(raw: Mapping[str, Any], present: Mapping[int, int]) -> dict[int,
 def _original(engine_name: str, names: list[str]) -> str:
     """``n17_backward`` with the file's name of node 17; nodes behind the file's are the loss."""
     head, _, tail = engine_name.partition("_")
-    if head[:1] == "n" and head[1:].isdigit():
-        number = int(head[1:])
+    number = whole_number(head[1:]) if head[:1] == "n" else None
+    if number is not None:
         name = names[number] if number < len(names) else "added_loss"
         return name + ("_" + tail if tail else "")
     return engine_name

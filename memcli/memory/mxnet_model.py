@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
 from memcli.memory import fast_pool, pool, pool_layout
+from memcli.memory.engine_buffers import kept_by_operators
 
 Seconds = NDArray[np.float64]
 
@@ -57,7 +58,8 @@ class Timeline:
     """A plan's run, step by step: nodes in execution order and what is allocated after each."""
 
     order: Ints  # node numbers; n + f is the recomputed copy of forward node f
-    touched_bytes: Ints  # bytes of pool blocks touched up to and with each step
+    # bytes of pool blocks touched, and of what operators keep beside, up to and with each step
+    touched_bytes: Ints
     storage: Ints
     block_bytes: Ints  # true bytes of each block after gradient sums were merged
 
@@ -81,7 +83,7 @@ class MXNetModel:
         )
         self.forward_flops = float(graph.flops[: graph.n_forward].sum())
         # whether only plans that MXNet's plain kernels run are made
-        self.portable = False
+        self.portable = True
         self._reservable: pool_layout.Reservable | None = None
         self._own_read = graph.own_read()
         self._leading = graph.leading()
@@ -104,6 +106,13 @@ class MXNetModel:
     def reservable(self, where: pool_layout.Reservable | None) -> None:
         self._reservable = where
         self.__dict__.pop("layout", None)
+
+    @cached_property
+    def without_reserved_blocks(self) -> MXNetModel:
+        """The model of the graph as if nothing of the pool were reserved; nodes are the same."""
+        graph = self.graph.without_reserved_blocks()
+        same = np.array_equal(graph.elements, self.graph.elements)
+        return self if same else MXNetModel(graph, self.seconds)
 
     @cached_property
     def layout(self) -> pool_layout.Layout:
@@ -136,6 +145,10 @@ class MXNetModel:
         flags = recompute.copy()
         pool.drop_unread(flags, self.unread_rules(portable=portable))
         return flags
+
+    def on_plain_kernels(self, recompute: Flags) -> bool:
+        """Whether MXNet's plain kernels run the plan; where not, it needs oneDNN or cuDNN."""
+        return bool((self.without_unread(recompute, portable=True) == recompute).all())
 
     def unread_copies(self, recompute: Flags) -> list[int]:
         """Forward nodes that are run again though nobody reads their first output."""
@@ -200,6 +213,10 @@ class MXNetModel:
                     self.forward_seconds,
                 )  # fmt: skip
         assert best is not None
+        if self.without_reserved_blocks is not self:
+            # Reserved blocks hold nothing of the step: what is alive are the tensors within.
+            tensors = self.without_reserved_blocks.evaluate(recompute, (best.match_range,))
+            best.live_peak_bytes = tensors.live_peak_bytes
         return best
 
     def plan_cost(self, plan: Plan) -> Cost:
@@ -222,8 +239,24 @@ class MXNetModel:
         blocks = np.diff(scratch.level_most[::-1], prepend=0)
         return np.repeat(sizes // lay.reserve_item, np.maximum(blocks, 0)).astype(np.int64)
 
-    def timeline(self, recompute: Flags, match_range: int = DEFAULT_MATCH_RANGE) -> Timeline:
-        """How the pool fills while the plan runs; MXNet allocates a block at its first use."""
+    def live_bytes(self, recompute: Flags, match_range: int = DEFAULT_MATCH_RANGE) -> Ints:
+        """Bytes of tensors alive at each step of the execution order, reserved blocks left out."""
+        model = self.without_reserved_blocks
+        g = model.graph
+        mark = (recompute * model.markable).astype(np.uint8)
+        order = model.execution_order(mark)
+        counts = model.reference_counts(order, mark)
+        storage, _, _, _ = model.allocate(order, counts, mark, match_range)
+        return pool.live_bytes(
+            order, g.n_nodes, g.n_entries, g.first, g.in_ptr, g.in_node, g.in_entry, g.in_ignored,
+            g.variable, storage, counts, g.elements, g.itemsize, mark, g.owner,
+        )  # fmt: skip
+
+    def _merged(
+        self, recompute: Flags, match_range: int
+    ) -> tuple[Ints, Ints, Ints, Flags]:
+        """Execution order, storage of each entry, blocks, and the additions that never run
+        since an operator adds in place."""
         g = self.graph
         mark = (recompute * self.markable).astype(np.uint8)
         order = self.execution_order(mark)
@@ -233,8 +266,21 @@ class MXNetModel:
             order, g.n_nodes, g.n_entries, g.first, g.in_ptr, g.in_node, g.in_entry,
             g.is_grad_add, g.variable, g.outputs, storage, mark, g.owner,
         )  # fmt: skip
+        return order, storage, blocks, skipped
+
+    def added_in_place(self, recompute: Flags, match_range: int = DEFAULT_MATCH_RANGE) -> Flags:
+        """Over nodes: 1 for each ``_grad_add`` that an operator does in place under a plan."""
+        skipped = self._merged(recompute, match_range)[-1]
+        return np.asarray(skipped[: self.graph.n_nodes])
+
+    def timeline(self, recompute: Flags, match_range: int = DEFAULT_MATCH_RANGE) -> Timeline:
+        """How the pool fills while the plan runs; MXNet allocates a block at its first use."""
+        g = self.graph
+        order, storage, blocks, skipped = self._merged(recompute, match_range)
         true = pool.true_block_bytes(storage, len(blocks), g.elements, g.itemsize, g.n_entries)
         touched = pool.touched_bytes(
             order, g.n_nodes, g.n_entries, g.first, g.in_ptr, g.variable, storage, true, skipped
         )
+        for node, size in kept_by_operators(g).items():
+            touched[np.flatnonzero(order == node)[0] :] += size
         return Timeline(order, touched, storage, true)

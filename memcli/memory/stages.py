@@ -7,6 +7,7 @@ only grows: to the end of a stage's forward, and further to the end of its backw
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,8 @@ from memcli.memory.pool import AGAIN, KEPT
 @dataclass
 class Stage:
     """Sizes in bytes. ``forward_bytes`` and ``peak_bytes``: the pool at the end of the stage's
-    forward and of its backward."""
+    forward and of its backward. ``live_forward_bytes`` and ``live_backward_bytes``: of the tensors
+    alive, the most while they run; None where the former are that already (PyTorch)."""
 
     index: int
     first: str
@@ -29,6 +31,8 @@ class Stage:
     forward_bytes: int
     peak_bytes: int
     recompute_flops: float
+    live_forward_bytes: int | None = None
+    live_backward_bytes: int | None = None
 
 
 def stage_of_nodes(graph: TrainingGraph, cuts: list[list[int]]) -> Ints:
@@ -87,9 +91,16 @@ def kept_entries(graph: TrainingGraph, recompute: Flags) -> Ints:
 
 
 def stages(
-    model: MXNetModel, plan: Plan, cuts: list[list[int]] | None = None
+    model: MXNetModel,
+    plan: Plan,
+    cuts: list[list[int]] | None = None,
+    barriers: Collection[int] = (),
 ) -> tuple[list[Stage], Timeline, Ints]:
-    """The plan's stages, its timeline, and each node's stage."""
+    """The plan's stages, its timeline, and each node's stage.
+
+    ``barriers``: nodes that are save barriers of a plan: they belong to what they keep, and are
+    neither named nor counted.
+    """
     graph = model.graph
     cuts = cuts if cuts is not None else (plan.cuts or default_cuts(graph))
     stage = stage_of_nodes(graph, cuts)
@@ -102,12 +113,19 @@ def stages(
     forward_end: dict[int, int] = {}
     end: dict[int, int] = {}
     again: dict[int, float] = {}
-    for node, touched in zip(timeline.order.tolist(), timeline.touched_bytes.tolist(), strict=True):
+    alive: tuple[dict[int, int], dict[int, int]] = ({}, {})  # forward, backward
+    live = model.live_bytes(plan.recompute, plan.match_range)
+    steps = zip(
+        timeline.order.tolist(), timeline.touched_bytes.tolist(), live.tolist(), strict=True
+    )
+    for node, touched, size in steps:
         base = node - n if node >= n else node
         if graph.variable[base]:
             continue
         s = int(stage[base])
         end[s] = max(end.get(s, 0), touched)
+        most = alive[0 if node < n_forward else 1]
+        most[s] = max(most.get(s, 0), size)
         if node < n_forward:
             forward_end[s] = max(forward_end.get(s, 0), touched)
         elif node >= n:
@@ -119,16 +137,19 @@ def stages(
             for v in np.flatnonzero(stage[:n_forward] == s)
             if not graph.variable[v] and not graph.reserving[v]
         ]
+        named = [v for v in nodes if v not in barriers] or nodes
         result.append(
             Stage(
                 index=len(result),
-                first=graph.names[nodes[0]],
-                last=graph.names[nodes[-1]],
-                operators=len(nodes),
+                first=graph.names[named[0]],
+                last=graph.names[named[-1]],
+                operators=len(named),
                 kept_bytes=int(by_node[nodes].sum()),
                 forward_bytes=forward_end[s],
                 peak_bytes=end[s],
                 recompute_flops=again.get(s, 0.0),
+                live_forward_bytes=alive[0].get(s, 0),
+                live_backward_bytes=alive[1].get(s, 0),
             )
         )
     # numbers without holes, as in the list

@@ -45,6 +45,10 @@ class TorchPlanModel:
         """The plan that keeps everything."""
         return self.exact.none()
 
+    def on_plain_kernels(self, recompute: Flags) -> bool:
+        """Always: PyTorch runs every plan."""
+        return True
+
     def without_unread(self, recompute: Flags, *, portable: bool = False) -> Flags:
         """The plan itself: nothing runs here whose result nobody reads."""
         return recompute

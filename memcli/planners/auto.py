@@ -16,10 +16,10 @@ def explore(search: Search) -> None:
     if search.graph.stage_at:
         memonger.search_marks(search, "memonger")
     none.run(search)
-    if search.superseded and search.graph.n_nodes > _MOST_NODES:
+    if search.out_of_time or (search.superseded and search.graph.n_nodes > _MOST_NODES):
         return
     memonger.search_cuts(search, "memonger")
-    least = search.of_all_plans()
+    least = None if search.out_of_time else search.of_all_plans()
     if least is not None:
         search.consider("all plans", least, [])
     consider_starts(search, "cuts")

@@ -16,12 +16,14 @@ from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
 from memcli.memory.bounds import best_lower_bound, program_bound
 from memcli.memory.exhaustive import all_plans
 from memcli.memory.fast_pool import NOTHING
+from memcli.memory.in_place_sums import plan_keeps_sums
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost, MXNetModel
 from memcli.memory.pool import AGAIN, BARRIER, KEPT
 from memcli.memory.pool_layout import scratch
 from memcli.planners import anneal
 from memcli.planners.cutpoints import CutPoint, find_cuts, pinned_bytes
 from memcli.planners.roles import find_roles, spared_with
+from memcli.time_limit import seconds_left
 
 # Every whole number works; above 16 the pool is the default's on all graphs tried.
 MATCH_RANGES = (16, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1)
@@ -32,6 +34,12 @@ _LARGE = 20_000
 _PORTABLE = 1.005
 # And one that takes no variable up to this much more.
 _PLAIN = 1.001
+# Plans that are looked at at every match range, at the end of a search.
+_SHORTLIST = 8
+# Kept for that at most, as a part of the time of a search; how much the latest evaluation counts in
+# the mean of how long they take.
+_ANSWER = 0.05
+_LATEST = 0.1
 # Blocks smaller than this part of the unplanned pool are not reserved.
 _COUNTS = 1e-4
 
@@ -47,11 +55,21 @@ class Settings:
     budget: int | None = None
     max_recompute: float | None = None  # part of one forward pass
     time_limit: float | None = None
+    deadline: float | None = None  # by time.monotonic(); None: the time limit from a search's start
     environment: str = "best"
+    # plain: MXNet's own kernels run every plan; any: a plan may need oneDNN's or cuDNN's
+    kernels: str = "plain"
     cost: str = "roofline"  # what searches take as the cost of running an operator again
     rewrite: bool = True  # whether the plan may put save barriers into the graph
     seed: int = 0
     on_progress: Callable[[str, float | None], None] | None = None
+
+
+    def ends(self) -> float | None:
+        """When a search that starts now is to end, by ``time.monotonic()``; None: at no time."""
+        if self.deadline is not None or self.time_limit is None:
+            return self.deadline
+        return time.monotonic() + self.time_limit
 
 
 @dataclass
@@ -74,6 +92,10 @@ class Search:
         self.model = model
         self.settings = settings
         self.started = time.monotonic()
+        # When to stop, by the monotonic clock; None: at no time. A search on one of several forms
+        # of a network has a part of the time, which its caller sets.
+        self.until = settings.ends()
+        self._evaluation_seconds = 0.0
         self.hinted_keep = match_names(graph, settings.keep, "--keep")
         self.hinted_again = match_names(graph, settings.recompute, "--recompute")
         both = self.hinted_keep & self.hinted_again
@@ -206,8 +228,21 @@ class Search:
     @property
     def out_of_time(self) -> bool:
         """Whether the time limit has passed; at least one candidate is always tried."""
-        limit = self.settings.time_limit
-        return bool(self.tried) and limit is not None and time.monotonic() - self.started > limit
+        return bool(self.tried) and self.seconds_left < self.answer_seconds
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the search is to end; infinite without a time limit."""
+        return seconds_left(self.until)
+
+    @property
+    def answer_seconds(self) -> float:
+        """About how long :meth:`answer` takes, by how long candidates took; a part of the time."""
+        if self.until is None:
+            return 0.0
+        plans = 2 if self.graph.n_nodes > _LARGE else 2 * _SHORTLIST
+        needed = plans * len(self.match_ranges) * self._evaluation_seconds
+        return min(needed, _ANSWER * max(0.0, self.until - self.started))
 
     def progress(self, text: str, fraction: float | None = None) -> None:
         """Say what is going on."""
@@ -233,7 +268,13 @@ class Search:
     ) -> Found:
         """Evaluate a candidate at one match range, with reserved blocks, and remember it."""
         flags = self.admissible(flags)
+        began = time.monotonic()
         cost = self.model.evaluate(flags, (match_range,), reserved)
+        # of the first one the compiler may be a part
+        if self.tried:
+            took = time.monotonic() - began
+            usual = self._evaluation_seconds or took
+            self._evaluation_seconds = usual + _LATEST * (took - usual)
         stays = self.is_kept(flags)
         kept = [[v for v in cut if stays[v]] for cut in cuts]
         reserved = np.sort(reserved[reserved > 0])[::-1]
@@ -270,14 +311,31 @@ class Search:
         """Whether ``new`` is to be preferred, or at least no worse."""
         return self.key(new) <= self.key(old)
 
-    def answer(self, shortlist: int = 8) -> Found:
+    def answer(self) -> Found:
+        """The best candidate under the settings that keeps every bit, at its best match range."""
+        while True:
+            found = self._best()
+            if self.is_exact(found):
+                return found
+            marks = found.plan.recompute
+            self.tried = [f for f in self.tried if not np.array_equal(f.plan.recompute, marks)]
+            if not self.tried:  # recomputing nothing is exact
+                self.consider("none", np.zeros_like(marks), [])
+
+    def is_exact(self, found: Found) -> bool:
+        """Whether gradients are added in the order in which they are without the plan."""
+        return not found.plan.recompute.any() or plan_keeps_sums(
+            self.graph, self.model, found.plan
+        )
+
+    def _best(self, shortlist: int = _SHORTLIST) -> Found:
         """The best candidate under the settings, at its best match range."""
         ranked = sorted(self.tried, key=lambda found: self.key(found.cost))
         if self.graph.n_nodes > _LARGE:
             shortlist = 2
         portable = [f for f in ranked if self.is_portable(f)]
         short = [*ranked[:shortlist], *portable[:shortlist]]
-        wider = [*(self.with_environment(found) for found in short), *ranked]
+        wider = [*(self.with_environment(f) for f in short if self.seconds_left > 0), *ranked]
         best = min(wider, key=lambda found: self.key(found.cost))
         limit = _PORTABLE * best.cost.pool_bytes
         near = [f for f in wider if f.cost.pool_bytes <= limit and self.is_portable(f)]
@@ -297,7 +355,7 @@ class Search:
 
     def is_portable_flags(self, flags: Flags) -> bool:
         """As :meth:`is_portable`, of bare marks."""
-        return bool((self.model.without_unread(flags, portable=True) == flags).all())
+        return self.model.on_plain_kernels(flags)
 
 
 def match_names(graph: TrainingGraph, globs: Sequence[str], option: str) -> set[int]:

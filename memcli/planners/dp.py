@@ -296,8 +296,11 @@ def run(search: Search) -> None:
     graph = search.graph
     seen: set[bytes] = set()
     search.consider(NAME, search.model.none(), [])
-    for number, family in enumerate(family_list(search)):
+    families = () if search.out_of_time else family_list(search)
+    for number, family in enumerate(families):
         for barriers in (False, True):
+            if search.out_of_time:
+                return
             search.progress("lower sets", number / 2 + barriers / 4)
             keep = keep_marks(search, barriers)
             if barriers and not keep.any():

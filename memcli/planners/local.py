@@ -74,6 +74,10 @@ _FEW_PARTS = 100  # nodes to decide on
 _PENALTIES = ((anneal.OVER_FIRST, anneal.OVER), (anneal.WASTED_FIRST, anneal.WASTED))
 # Chains are cut into slices, so that a time limit is met.
 _SLICE_SECONDS = 0.5
+_LEAST_SECONDS = 0.05
+_LEAST_SLICE = 4  # steps
+# Part of the time left, where there is a limit, for the plan of little memory to begin with.
+_LOW_PART = 0.25
 
 
 @dataclass(eq=False)
@@ -124,6 +128,16 @@ class _Annealer:
         self.others = np.zeros((0, graph.n_forward), np.uint8)
         self.rate = 0.25e-6 * graph.n_nodes  # seconds a step, refined as chains run
 
+    def affordable(self, steps: int) -> int:
+        """So many steps of all chains together, or what there is time for.
+
+        A chain that is cut short has been hot to its end, and ends at a worse plan.
+        """
+        left = self.search.seconds_left
+        if left == float("inf"):
+            return steps
+        return max(_LEAST_STEPS, min(steps, int(max(0.0, left) * _workers() / self.rate)))
+
     def energy(self, found: Found) -> float:
         """What a chain minimizes, of a plan that was evaluated."""
         cost = found.cost
@@ -148,7 +162,8 @@ class _Annealer:
         first = heat * reference * min(1.0, steps / 4000) * (1.0 if live else _LATER) + 1e-12
         done, lowest = 0, chain.lowest
         while done < steps and not search.out_of_time:
-            part = min(steps - done, max(16, int(_SLICE_SECONDS / self.rate)))
+            seconds = min(_SLICE_SECONDS, max(_LEAST_SECONDS, search.seconds_left / 3))
+            part = min(steps - done, max(_LEAST_SLICE, int(seconds / self.rate)))
             began = time.monotonic()
             lowest = walk(
                 state, best, self.nodes, self.weights, search.third_mark, *self.groups,
@@ -268,7 +283,7 @@ def refine(search: Search, part: float = 1.0) -> None:
 
     ``part`` of the usual work; with less than all of it a time limit allows no further rounds.
     """
-    if not search.tried:
+    if not search.tried or search.out_of_time:
         return
     search.progress("local search")
     size = max(1, search.graph.n_nodes)
@@ -283,8 +298,14 @@ def refine(search: Search, part: float = 1.0) -> None:
         # a plan of little memory first: what it leaves of the budget is room to keep more
         low = _Annealer(search, least_memory=True)
         if len(low.nodes):
-            _rounds(search, low, work // 3, 0)
+            end = search.until
+            if end is not None:
+                search.until = end - (1 - _LOW_PART) * max(0.0, search.seconds_left)
+            _rounds(search, low, low.affordable(work // 3), 0)
+            search.until = end
     consider_spared(search, NAME)
+    if search.out_of_time:
+        return
     consider_roles(search, NAME)
     annealer = _Annealer(search)
     if not len(annealer.nodes):
@@ -292,7 +313,7 @@ def refine(search: Search, part: float = 1.0) -> None:
     work = min(work, max(_LEAST_STEPS, _MOST_STEPS * len(annealer.nodes)))
     extra = 0
     while True:
-        best = _rounds(search, annealer, work, extra)
+        best = _rounds(search, annealer, annealer.affordable(work), extra)
         extra += 1
         if part < 1 or search.settings.time_limit is None or search.out_of_time or best is None:
             return

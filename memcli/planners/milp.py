@@ -12,11 +12,11 @@ For PyTorch all plans of tiny graphs are tried as well; the proof of larger ones
 
 from __future__ import annotations
 
-import time
-
+from memcli.graph.training import Flags
 from memcli.memory.bounds import MEDIUM
 from memcli.planners import dp, sqrt
 from memcli.planners.base import Search
+from memcli.time_limit import finished_by
 
 NAME = "milp"
 _SECONDS = 20.0  # where the user sets no limit
@@ -27,15 +27,16 @@ def run(search: Search) -> None:
     graph = search.graph
     dp.run(search)
     sqrt.run(search)
-    limit = search.settings.time_limit
-    left = _SECONDS if limit is None else limit - (time.monotonic() - search.started)
     if search.out_of_time or graph.can_recompute.sum() > MEDIUM:
         return
     least = search.of_all_plans()
     if least is not None:
         search.consider(NAME, least, [])
     search.progress("mixed-integer program")
-    proven, flags = search.prove(left)
+    seconds = _SECONDS if search.until is None else search.seconds_left
+    nothing: tuple[int, Flags | None] = (0, None)
+    # the solver keeps its time only roughly
+    proven, flags = finished_by(search.until, lambda: search.prove(max(0.0, seconds)), nothing)
     if flags is not None:
         search.consider(NAME, flags, [])
     for found in search.tried:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from memcli.graph.training import TrainingGraph
 from memcli.memory.mxnet_model import Cost, MXNetModel
@@ -21,6 +23,7 @@ from memcli.planners import (
 )
 from memcli.planners.base import Found, Search, Settings
 from memcli.planners.reserved import without_needless
+from memcli.time_limit import seconds_left
 
 # For any graph; what is compared where nothing is asked for.
 GENERAL: dict[str, Callable[[Search], None]] = {
@@ -63,6 +66,8 @@ DESCRIPTIONS = {
 _CLOSE = 1.15
 _GLANCE = 0.05
 _NEAR = 1.01
+# Part of the time left, where there is a limit, that looking around on all graphs may take.
+_EXPLORE = 0.5
 _NEAR_WITHIN = 1.1
 
 # Strategies that look around on every graph first, and go into depth on the most promising one.
@@ -114,26 +119,44 @@ def _explored(
     explore, refine = _IN_TWO_STEPS.get(strategy, (STRATEGIES[strategy], None))
     for search in searches[:-1]:
         search.superseded = True
+    end = settings.ends()
+    for number, search in enumerate(searches):
+        _give_time(search, end, _EXPLORE if refine else 1.0, len(searches) - number)
+        # with no time at all there is still a plan, of the graph as saved
+        if search is searches[0] or search.seconds_left > 0:
+            explore(search)
+    searches = [search for search in searches if search.tried]
     for search in searches:
-        explore(search)
+        search.until = end
     if refine is None:
         return searches, []
     ranked = _best_first(searches)
     most = _CLOSE * ranked[0][0].pool_bytes
     close = [s for k, (cost, s) in enumerate(ranked) if k == 0 or cost.pool_bytes <= most]
     if len(close) > 1:
-        for search in close:
+        for number, search in enumerate(close):
+            _give_time(search, end, _EXPLORE, len(close) - number)
             refine(search, _GLANCE)
         close = _near(close)
+    for search in searches:
+        search.until = end
     return searches, close
+
+
+def _give_time(search: Search, end: float | None, part: float, number: int) -> None:
+    """Let a search have its share of a part of the time that is left; it is the first of some."""
+    if end is not None:
+        search.until = min(end, time.monotonic() + part * seconds_left(end) / number)
 
 
 def most_promising(
     graphs: Sequence[tuple[TrainingGraph, MXNetModel]], strategy: str, settings: Settings
 ) -> int:
     """The index of the graph of one network that a strategy gets furthest on at a glance."""
+    settings = replace(settings, deadline=settings.ends())
     searches, _ = _explored(graphs, strategy, settings)
-    return searches.index(_best_first(searches)[0][1])
+    best = _best_first(searches)[0][1]
+    return next(k for k, (graph, _) in enumerate(graphs) if graph is best.graph)
 
 
 def search_variants(
@@ -144,9 +167,12 @@ def search_variants(
     Returns:
         The best plan, the index of the graph that it is for, and the number of plans evaluated.
     """
+    settings = replace(settings, deadline=settings.ends())
     searches, close = _explored(graphs, strategy, settings)
-    for search in close:
+    for number, search in enumerate(close):
+        _give_time(search, settings.deadline, 1.0, len(close) - number)
         _IN_TWO_STEPS[strategy][1](search)
     answers = [without_needless(search, search.answer()) for search in searches]
     best = min(range(len(answers)), key=lambda k: searches[k].key(answers[k].cost))
-    return answers[best], best, sum(search.evaluated for search in searches)
+    chosen = next(k for k, (graph, _) in enumerate(graphs) if graph is searches[best].graph)
+    return answers[best], chosen, sum(search.evaluated for search in searches)

@@ -15,7 +15,7 @@ from memcli.memory import torch_kernels
 from memcli.memory.torch_bound import TorchBound, all_plans, torch_bound
 from memcli.memory.torch_plan_model import TorchPlanModel
 from memcli.planners import anneal_torch
-from memcli.planners.base import Search, Settings
+from memcli.planners.base import Found, Search, Settings
 
 # Slack of a limit on recomputation, in forward passes.
 _ROUNDED = 1e-9
@@ -52,6 +52,14 @@ class TorchSearch(Search):
     def third_mark(self) -> Flags:
         """Every step may run at each need."""
         return self.graph.can_recompute
+
+    def is_exact(self, found: Found) -> bool:
+        """Always: what is recomputed does not change the order in which autograd adds."""
+        return True
+
+    def is_portable_flags(self, flags: Flags) -> bool:
+        """Always: plain kernels are a matter of MXNet's."""
+        return True
 
     def admissible(self, flags: Flags, *, portable: bool = False) -> Flags:
         """The marks with the user's hints."""

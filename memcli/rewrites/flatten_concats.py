@@ -12,7 +12,8 @@ Rules:
    more, the gradients of the pieces would be grouped differently.
 3. The order of what is concatenated stays.
 4. Names that are written down to undo the change are unique in the file.
-5. Where three or four operators read a piece afterwards, identities group them two by two.
+5. Where three or four operators read a piece afterwards, identities group them two by two; where
+   more, and not Concats alone, the Concats read an identity of it.
 6. A long chain is flattened in groups: every k-th of its n Concats stays for those behind it, with
    k the square root of n rounded up to a multiple of four; of the longest chains those at given
    parts of their length instead (whole blocks of pieces are used again by MXNet's pool more often
@@ -40,12 +41,16 @@ _ONLY_FORWARD = _CONCATS | {"Dropout", "elemwise_add", "_plus", "_Plus", "broadc
 
 
 def grouped_sums(raw: dict[str, Any], rewired: Collection[int]) -> list[Chain]:
-    """Chains of identities for the pieces that three or four operators read after flattening.
+    """Identities for pieces that more than two operators read after flattening.
 
-    ``rewired``: positions in ``raw`` of the Concats that were flattened. MXNet adds up three or
-    four gradients from the right
-    (``elemwise_sum.h``), two, or more than four, from the left, which is the order that the chain
-    of Concats had.
+    MXNet adds three or four gradients from the right (``elemwise_sum.h``), two, or more than four,
+    from the left, which is the order that the chain of Concats had: three or four are grouped two
+    by two. Where something else than Concats reads a piece of five readers or more, the Concats get
+    an identity of their own, so that only gradients that move values are added one by one.
+
+    Args:
+        raw: the content with the Concats flattened.
+        rewired: positions in ``raw`` of the Concats that were flattened.
     """
     heads = {(head[0], head[1] if len(head) > 1 else 0) for head in raw["heads"]}
     readers: dict[tuple[int, int], list[tuple[int, int]]] = {}
@@ -53,15 +58,22 @@ def grouped_sums(raw: dict[str, Any], rewired: Collection[int]) -> list[Chain]:
         for slot, source in enumerate(node["inputs"]):
             key = (source[0], source[1] if len(source) > 1 else 0)
             readers.setdefault(key, []).append((position, slot))
-    return [
-        Chain(position, output, found)
-        for (position, output), found in readers.items()
-        if len(found) in (3, 4)
-        and raw["nodes"][position]["op"] != "null"
-        and (position, output) not in heads
-        and any(reader in rewired for reader, _ in found)
-        and all(reader > position for reader, _ in found)
-    ]
+    chains = []
+    for (position, output), found in readers.items():
+        if (
+            len(found) < 3
+            or raw["nodes"][position]["op"] == "null"
+            or (position, output) in heads
+            or not any(reader in rewired for reader, _ in found)
+            or not all(reader > position for reader, _ in found)
+        ):
+            continue
+        concats = [at for at in found if raw["nodes"][at[0]]["op"] in _CONCATS]
+        if len(found) < 5 or (len(concats) < 5 and concats != found):
+            chains.append(Chain(position, output, found))
+        elif concats != found:
+            chains.append(Chain(position, output, concats, together=True))
+    return chains
 
 
 def unread_convolutions(raw: dict[str, Any]) -> list[int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Any
 
 from memcli.formats.symbol_text import symbol_text
 from memcli.rewrites.loss_heads import add_loss_heads, has_loss
 
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
 MARK_KEYS = ("__force_mirroring__", "force_mirroring")
 
 
@@ -17,7 +19,15 @@ def attribute_dicts(node: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _copied(node: dict[str, Any]) -> dict[str, Any]:
-    return {k: dict(v) if isinstance(v, dict) else v for k, v in node.items()}
+    return {k: _plain(v) if isinstance(v, dict) else v for k, v in node.items()}
+
+
+def _plain(table: dict[str, str]) -> dict[str, str]:
+    """A copy of an attribute table, blanks in place of control characters: MXNet tells of its
+    graph in lines, and what stands in an attribute should not look like one."""
+    if all(value.isprintable() and key.isprintable() for key, value in table.items()):
+        return dict(table)
+    return {_CONTROL.sub(" ", k): _CONTROL.sub(" ", v) for k, v in table.items()}
 
 
 def prepare(

@@ -1,4 +1,4 @@
-"""A plan that only oneDNN and cuDNN run, made so that MXNet's plain kernels run it, too.
+"""A published technique's plan that only oneDNN and cuDNN run, made for MXNet's plain kernels.
 
 Marks may ask for a convolution's copy that nobody reads: MXNet runs it all the same, since the
 convolution's gradient waits for it, with the request to write nothing. oneDNN takes as long as for
@@ -14,20 +14,13 @@ from memcli.errors import BadInput
 from memcli.formats.symbol_edits import insert_identities
 from memcli.memory.pool import AGAIN
 from memcli.planners.base import Found
-from memcli.workflow.reserving import allow_reservation
 from memcli.workflow.variants import Variant, carried_over
 
-# So much more memory is worth it.
-_WORTH = 1.005
 
-
-def on_plain_kernels(
-    variant: Variant, found: Found, budget: int | None = None
-) -> tuple[Variant, Found]:
+def on_plain_kernels(variant: Variant, found: Found) -> tuple[Variant, Found]:
     """The plan with an identity behind each convolution whose copy nobody reads.
 
-    As given where there is none, or where the pool grows by more than half a percent, or beyond
-    ``budget`` bytes.
+    As given where there is none, or where identities cannot do it.
 
     Raises:
         EngineFailed: MXNet is missing or crashed.
@@ -57,16 +50,8 @@ def on_plain_kernels(
         # the identity stands right behind; what was kept is kept there
         marks[now[moved[p] + 1]] = flags[v]
         marks[now[moved[p]]] = AGAIN
-    after.model.portable = True
-    allow_reservation(after)
-    cost = after.model.plan_cost(plan)
-    worse = (
-        cost.pool_bytes > _WORTH * found.cost.pool_bytes
-        or (budget is not None and found.cost.pool_bytes <= budget < cost.pool_bytes)
-        or cost.recompute_flops > found.cost.recompute_flops
-        or (after.model.without_unread(marks) != marks).any()
-    )
-    if worse:
+    if not after.model.on_plain_kernels(marks):
         return variant, found
+    cost = after.model.plan_cost(plan)
     rewrites = [*variant.rewrites, f"{len(behind)} identities behind convolutions"]
     return Variant(variant.source.with_content(raw), after, rewrites), Found(plan, cost)

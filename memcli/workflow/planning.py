@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-from memcli.engines.analysis import Analysis, ShapeRequest
+from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.engines.mxnet_variables import onednn_off
 from memcli.errors import AnswerIsNo, BadInput
-from memcli.formats.atomic import check_target, write_atomically
-from memcli.formats.detect import detect_format, read_model_bytes
+from memcli.formats.detect import Model, read_source
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.newest import remember_plan
+from memcli.formats.output import check_output, write_output
 from memcli.formats.plan_record import PlanRecord
 from memcli.formats.symbol_edits import INSERTED_KEY, waiting_arguments
+from memcli.formats.wording import first_of, shown, shown_path
 from memcli.graph.training import Plan, TrainingGraph
-from memcli.memory.bounds import gap, plan_bound, recompute_bound
+from memcli.memory.bounds import BUDGET_SECONDS, gap, plan_bound, recompute_bound
+from memcli.memory.in_place_sums import plan_keeps_sums
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost, MXNetModel
 from memcli.memory.pool import BARRIER
 from memcli.memory.stages import Stage, stages
+from memcli.planners import none
 from memcli.planners.base import Found, Settings
 from memcli.planners.registry import AS_PUBLISHED, search_variants
-from memcli.units import format_size, parse_size
+from memcli.time_limit import deadline, finished_by, seconds_left
+from memcli.units import distinct_sizes, parse_size
+from memcli.workflow.bit_check import may_run_on_onednn, problem_on_onednn
 from memcli.workflow.costs import set_costs
+from memcli.workflow.inference import Inference, inference
 from memcli.workflow.plain_kernels import on_plain_kernels
 from memcli.workflow.reserving import allow_reservation, with_reserved_blocks
+from memcli.workflow.step_size import batch_of
+from memcli.workflow.time_shares import UNLIMITED, TimeShares
 from memcli.workflow.variants import (
     Variant,
     analyze_variants,
@@ -58,11 +67,14 @@ class Planned:
     baseline_allocated: int  # bytes that MXNet really takes: see Timeline
     allocated: int
     stages: list[Stage]
+    kernels: str  # that run it: plain, or any where it needs oneDNN's or cuDNN's
     environment: dict[str, str]
     notes: list[str]
     evaluated: int
     seconds: float
     recompute_bound: float = 0.0  # FLOPs that every plan within the budget runs again
+    # of a written file whose plan has nodes of its own: what it takes where nothing is trained
+    inference: Inference | None = None
     output: str | None = None
 
     format = "mxnet-symbol"
@@ -88,38 +100,42 @@ class Planned:
         return gap(self.lower_bound, self.cost.pool_bytes)
 
 
-def read_symbol(path: str) -> SymbolFile:
+def read_symbol(model: Model) -> SymbolFile:
     """A symbol file, told by its content.
 
     Raises:
         BadInput: unreadable, or not a symbol (an ONNX file is named as such).
     """
-    data, sha256 = read_model_bytes(path)
-    kind = detect_format(data, path)
-    if kind != "mxnet-symbol":
-        what = "an ONNX file" if kind == "onnx" else "a Caffe net"
+    source = read_source(model)
+    if source.format != "mxnet-symbol":
+        what = "an ONNX file" if source.format == "onnx" else "a Caffe net"
         raise BadInput(
-            f"{path} is {what}, and this version of memcli plans MXNet symbols only",
+            f"{shown_path(source.path)}: is {what}, and an MXNet symbol is asked for here",
             "export the network as an MXNet symbol JSON",
         )
-    return SymbolFile.from_bytes(data, path, sha256)
+    return SymbolFile.from_bytes(source.data, source.path, source.sha256)
 
 
-def check_output(model: str, out: str | None, force: bool) -> None:
-    """Refuse an output that could not, or must not, be written, before any work is done.
+# How files of all versions spell the attribute that names the device group of a node.
+_GROUP_KEYS = ("__ctx_group__", "ctx_group")
 
-    Raises:
-        BadInput: OUT is MODEL, exists without ``force``, or its folder cannot be written to.
-    """
-    if out is None:
-        return
-    if os.path.exists(out) and os.path.exists(model) and os.path.samefile(model, out):
-        raise BadInput(f"{out}: the output is the model itself, which is never overwritten")
-    check_target(out, overwrite=force)
+
+def group_notes(source: SymbolFile) -> list[str]:
+    """That a graph divided into device groups is planned for one device, in words."""
+    groups = {node.attrs[key] for node in source.nodes for key in _GROUP_KEYS if key in node.attrs}
+    if len(groups) < 2:
+        return []
+    return [
+        f"the graph names {len(groups)} device groups (ctx_group: "
+        f"{first_of(map(shown, sorted(groups)))}): it is planned for one device, as MXNet trains "
+        "it without group2ctx. With group2ctx every device has a pool of its own, which is not "
+        "modelled: the figures do not hold there"
+    ]
 
 
 def unplanned(source: SymbolFile, notes: list[str]) -> SymbolFile:
     """The graph to plan: without an earlier plan of memcli's; marks by others are reported."""
+    notes += group_notes(source)
     if source.plan() is not None:
         notes.append("the file carries a plan already; the graph is planned anew without it")
         source = source.stripped()
@@ -152,16 +168,35 @@ def shape_notes(analysis: Analysis) -> list[str]:
     return notes
 
 
-def environment_of(plan: Plan, analysis: Analysis) -> dict[str, str]:
-    """Variables that the engine must run with; none where the plan uses the defaults."""
+def kernels_of(plan: Plan, analysis: Analysis) -> str:
+    """What runs a plan: ``plain``, MXNet's own kernels, or ``any``, oneDNN's or cuDNN's alone."""
+    return "plain" if analysis.model.on_plain_kernels(plan.recompute) else "any"
+
+
+def environment_of(
+    plan: Plan, analysis: Analysis, environment: str, kernels: str
+) -> dict[str, str]:
+    """Variables that training must run with to get a plan's memory and its bits.
+
+    Args:
+        plan: the plan.
+        analysis: of the graph that it is for.
+        environment: whether variables may be named, ``best``, or not, ``default``.
+        kernels: see :func:`kernels_of`. oneDNN, MXNet's default on CPUs, keeps layouts and
+            buffers of its own beside the pool: a plan for plain kernels switches it off where the
+            graph has operators that it would run. A plan that recomputes nothing names no variable
+            for it.
+    """
     needed = dict(analysis.environment)
     if plan.match_range != DEFAULT_MATCH_RANGE:
         needed["NNVM_EXEC_MATCH_RANGE"] = str(plan.match_range)
+    if environment == "best" and kernels == "plain" and plan.recompute.any():
+        needed |= onednn_off({kind.op for kind in analysis.graph.kinds})
     return needed
 
 
 def make_plan(
-    model: str,
+    model: Model,
     request: ShapeRequest,
     strategy: str,
     settings: Settings,
@@ -192,23 +227,37 @@ def make_plan(
     )
     source = unplanned(given, notes)
     started = time.monotonic()
-    graphs = analyze_variants(
-        source,
-        request,
-        rewrite=settings.rewrite and strategy not in AS_PUBLISHED,
-        environment=settings.environment,
-        on_progress=on_progress,
-    )
+    settings = dataclasses.replace(settings, deadline=deadline(settings.time_limit))
+    saved, shares = analyze_first(source, request, budget, settings, on_progress)
+    within = saved is not None and fits_unplanned(saved, budget, settings)
+    if saved is not None and within:
+        graphs = [Variant(source, saved)]
+    else:
+        graphs = analyze_variants(
+            source,
+            request,
+            rewrite=settings.rewrite and strategy not in AS_PUBLISHED,
+            environment=settings.environment,
+            kernels=settings.kernels,
+            saved=saved,
+            shares=shares,
+            on_progress=on_progress,
+        )
     analysis = graphs[0].analysis
     notes += shape_notes(analysis)
     if on_progress:
         on_progress("compiling the memory model (first run only)", None)
-    notes += set_costs(graphs, settings.cost, device, on_progress)
+    notes += set_costs(graphs, "roofline" if within else settings.cost, device, on_progress)
     baseline = analysis.model.evaluate(analysis.model.none())
     if budget is not None:
         settings.budget = parse_size(budget, whole=baseline.pool_bytes)
+    if within:
+        notes.append(fits_note(baseline.pool_bytes, settings.budget))
     settings.on_progress = on_progress
-    variant, found, evaluated = search_forms(graphs, strategy, settings)
+    searched_by = none.NAME if within else strategy
+    variant, found, evaluated = search_forms(graphs, searched_by, settings, shares)
+    variant, found, more = exact_on_onednn(graphs, variant, found, strategy, settings, notes)
+    evaluated += more
     seconds = time.monotonic() - started
     listed, timeline, _ = stages(variant.analysis.model, found.plan)
     unplanned_run = analysis.model.timeline(analysis.model.none())
@@ -222,30 +271,105 @@ def make_plan(
         plan=found.plan,
         baseline=baseline,
         cost=found.cost,
-        lower_bound=min(plan_bound(g, m, found.cost) for g, m in searched_graphs(graphs, variant)),
+        lower_bound=proven_bound(graphs, variant, found.cost, settings.deadline),
         baseline_allocated=int(unplanned_run.touched_bytes[-1]),
         allocated=int(timeline.touched_bytes[-1]),
         stages=listed,
-        environment=environment_of(found.plan, variant.analysis),
+        kernels=kernels_of(found.plan, variant.analysis),
+        environment={},
         notes=notes,
         evaluated=evaluated,
         seconds=seconds,
     )
+    planned.environment = environment_of(
+        found.plan, variant.analysis, settings.environment, planned.kernels
+    )
     refuse_misses(planned.cost, planned.lower_bound, settings)
     if settings.budget is not None and planned.cost.recompute_flops:
-        within = settings.budget
-        pairs = searched_graphs(graphs, variant)
-        # solved two at a time: seconds each on large graphs
-        with ThreadPoolExecutor(2) as pool:
-            bounds = [pool.submit(recompute_bound, g, m, within) for g, m in pairs]
-            planned.recompute_bound = min(bound.result() for bound in bounds)
+        limit = settings.budget
+        planned.recompute_bound = finished_by(
+            settings.deadline,
+            lambda: proven_recomputation(graphs, variant, limit, settings.deadline),
+            0.0,
+        )
     if out is not None:
         write_plan(planned, out, force)
     return planned
 
 
+def analyze_first(
+    source: SymbolFile,
+    request: ShapeRequest,
+    budget: str | None,
+    settings: Settings,
+    on_progress: Progress | None,
+) -> tuple[Analysis | None, TimeShares]:
+    """The analysis of the symbol itself, where it decides whether there is more to do: it may fit
+    the budget, or the time may be over. And how the time is to be shared.
+
+    Raises:
+        BadInput: MXNet refuses the graph or its shapes.
+        EngineFailed: MXNet is missing or crashed.
+    """
+    if settings.deadline is None and not is_whole_budget(budget):
+        return None, UNLIMITED
+    began = time.monotonic()
+    saved = analyze(source.raw, request, on_progress=on_progress)
+    took = time.monotonic() - began
+    return saved, TimeShares(settings.deadline, settings.time_limit or 0.0, took)
+
+
+def is_whole_budget(budget: str | None) -> bool:
+    """Whether a budget may be no less than what the unplanned graph takes."""
+    if budget is None:
+        return False
+    return not budget.strip().endswith("%") or parse_size(budget, whole=100) >= 100
+
+
+def fits_unplanned(saved: Analysis, budget: str | None, settings: Settings) -> bool:
+    """Whether the unplanned graph fits the budget, so that there is nothing to search for.
+
+    Not where the user asks for nodes to be recomputed in any case.
+    """
+    if budget is None or settings.recompute:
+        return False
+    pool = saved.model.evaluate(saved.model.none()).pool_bytes
+    return pool <= parse_size(budget, whole=pool)
+
+
+def fits_note(size: int, budget: int | None) -> str:
+    """What the user is told where there is nothing to do."""
+    have, most = distinct_sizes(size, budget or size)
+    return f"fits as saved: {have} of the {most} of the budget; nothing is recomputed or rewritten"
+
+
+def proven_bound(
+    graphs: Sequence[Variant], variant: Variant, cost: Cost, ends: float | None
+) -> int:
+    """What no plan of any of the forms gets under, bytes; 0 where no time is left to prove it."""
+    pairs = searched_graphs(graphs, variant)
+    return finished_by(ends, lambda: min(plan_bound(g, m, cost) for g, m in pairs), 0)
+
+
+def proven_recomputation(
+    graphs: Sequence[Variant], variant: Variant, budget: int, ends: float | None
+) -> float:
+    """FLOPs that every plan within the budget runs again at least."""
+    seconds = min(BUDGET_SECONDS, max(0.0, seconds_left(ends)))
+    # solved two at a time: seconds each on large graphs
+    with ThreadPoolExecutor(2) as pool:
+        bounds = [
+            pool.submit(recompute_bound, g, m, budget, time_limit=seconds)
+            for g, m in searched_graphs(graphs, variant)
+        ]
+        return min(bound.result() for bound in bounds)
+
+
 def search_forms(
-    graphs: Sequence[Variant], strategy: str, settings: Settings
+    graphs: Sequence[Variant],
+    strategy: str,
+    settings: Settings,
+    shares: TimeShares = UNLIMITED,
 ) -> tuple[Variant, Found, int]:
     """The best plan of some forms of a network, and the form that it is for.
 
@@ -258,18 +382,142 @@ def search_forms(
     Raises:
         EngineFailed: MXNet is missing or crashed.
     """
-    rewrite = settings.rewrite and strategy not in AS_PUBLISHED
-    if rewrite:
+    published = strategy in AS_PUBLISHED
+    if published and settings.rewrite and settings.kernels == "plain":
+        return search_published(graphs[0], strategy, settings)
+    rewrite = settings.rewrite and not published
+    reserving = rewrite and strategy != none.NAME and shares.for_reserving()
+    if reserving:
         for graph in graphs:
-            allow_reservation(graph.analysis)
+            for analysis in filter(None, (graph.analysis, graph.without_variables)):
+                allow_reservation(analysis)
+    ends = shares.search_ends(reserving=reserving)
+    if ends is not None:
+        settings = dataclasses.replace(settings, deadline=ends)
     found, chosen, evaluated = search_variants(
         [(v.analysis.graph, v.analysis.model) for v in graphs], strategy, settings
     )
-    variant = graphs[chosen]
-    if rewrite:
-        variant, found = on_plain_kernels(variant, found, settings.budget)
+    variant, found = without_needless_variables(graphs[chosen], found, settings.budget)
+    if settings.rewrite and not published:
         variant, found = with_reserved_blocks(variant, found)
     return variant, found, evaluated
+
+
+# A plan that takes no variable is preferred up to so much more memory.
+_WITHOUT_VARIABLES = 1.001
+
+
+def without_needless_variables(
+    variant: Variant, found: Found, budget: int | None
+) -> tuple[Variant, Found]:
+    """The same plan without a variable that buys next to nothing.
+
+    Args:
+        variant: the form that the plan is for.
+        found: the plan.
+        budget: bytes that the plan is to stay within, if it does.
+    """
+    most = _WITHOUT_VARIABLES * found.cost.pool_bytes
+    if budget is not None and found.cost.pool_bytes <= budget:
+        most = min(most, float(budget))
+    plan = replace(found.plan, match_range=DEFAULT_MATCH_RANGE)
+    choices = [(variant, plan)]
+    if variant.without_variables is not None:
+        bare = Variant(variant.source, variant.without_variables, variant.rewrites)
+        choices = [(bare, plan), (bare, found.plan), *choices]
+    for form, choice in choices:
+        analysis = form.analysis
+        cost = analysis.model.plan_cost(choice)
+        exact = plan_keeps_sums(analysis.graph, analysis.model, choice)
+        if cost.pool_bytes <= most and exact:
+            return form, Found(choice, cost)
+    return variant, found
+
+
+def search_published(
+    variant: Variant, strategy: str, settings: Settings
+) -> tuple[Variant, Found, int]:
+    """A published technique's plan, made for plain kernels by identities behind convolutions.
+
+    It is searched for as it was published, for cuDNN. Where identities cannot do it, the search
+    leaves out what plain kernels refuse.
+    """
+    model = variant.analysis.model
+    pair = [(variant.analysis.graph, model)]
+    model.portable = False
+    found, _, evaluated = search_variants(pair, strategy, settings)
+    made, plain = on_plain_kernels(variant, found)
+    if kernels_of(plain.plan, made.analysis) == "plain":
+        return made, plain, evaluated
+    model.portable = True
+    found, _, more = search_variants(pair, strategy, settings)
+    return variant, found, evaluated + more
+
+
+def exact_on_onednn(
+    graphs: Sequence[Variant],
+    variant: Variant,
+    found: Found,
+    strategy: str,
+    settings: Settings,
+    notes: list[str],
+) -> tuple[Variant, Found, int]:
+    """The plan if it keeps every bit on oneDNN's kernels, where it may run on them; else one that
+    does.
+
+    Without the rewrites, and then without recomputation; what was given up is put into ``notes``.
+
+    Returns:
+        The form, the plan, and the number of further plans evaluated.
+    """
+    saved = graphs[0]
+    evaluated = 0
+    for rewrite in (settings.rewrite, False):
+        kernels = kernels_of(found.plan, variant.analysis)
+        if not found.plan.recompute.any() or not may_run_on_onednn(
+            variant.analysis, settings.environment, kernels
+        ):
+            return variant, found, evaluated
+        problem = onednn_problem(
+            saved.source, saved.analysis, variant, found.plan, settings.on_progress
+        )
+        if not problem:
+            return variant, found, evaluated
+        if strategy in AS_PUBLISHED:
+            notes.append(f"with oneDNN, MXNet's default on CPUs, bits change: {problem}")
+            return variant, found, evaluated
+        if rewrite:
+            notes.append(f"planned without rewrites: with oneDNN, {problem}")
+            bare = dataclasses.replace(settings, rewrite=False)
+            variant, found, evaluated = search_forms(graphs[:1], strategy, bare)
+    notes.append(f"nothing is recomputed: with oneDNN, {problem}; --environment best may do better")
+    model = saved.analysis.model
+    plan = Plan("none", model.none())
+    return saved, Found(plan, model.plan_cost(plan)), evaluated
+
+
+def onednn_problem(
+    source: SymbolFile,
+    analysis: Analysis,
+    variant: Variant,
+    plan: Plan,
+    on_progress: Progress | None,
+) -> str:
+    """What is wrong with a plan on oneDNN's kernels; '' where every bit is equal.
+
+    Args:
+        source: the graph without the plan.
+        analysis: of that graph.
+        variant: the form that the plan is for.
+        plan: the plan.
+        on_progress: told what is being done.
+    """
+    if not plan.recompute.any():
+        return ""
+    planned = source.with_content(json.loads(marked_file(variant, plan)))
+    return problem_on_onednn(
+        source, planned, analysis.request(), batch_of(analysis), on_progress
+    )
 
 
 def searched_graphs(
@@ -287,12 +535,14 @@ def searched_graphs(
 def refuse_misses(cost: Cost, lower_bound: int, settings: Settings) -> None:
     """Raises AnswerIsNo where the best plan breaks a limit that the user set."""
     if settings.budget is not None and cost.pool_bytes > settings.budget:
+        budget, least, bound = distinct_sizes(settings.budget, cost.pool_bytes, lower_bound)
+        within = "" if settings.time_limit is None else " within the time limit"
         raise AnswerIsNo(
-            f"no plan found fits {format_size(settings.budget)}: the least is "
-            f"{format_size(cost.pool_bytes)} with {cost.recompute_fraction:.0%} "
-            "of the forward pass recomputed",
-            f"nothing can get under {format_size(lower_bound)} at these shapes; "
-            "a smaller --batch needs less",
+            f"no plan found{within} fits {budget}: the least is {least} with "
+            f"{cost.recompute_fraction:.0%} of the forward pass recomputed",
+            f"nothing can get under {bound} at these shapes; a smaller --batch needs less"
+            if lower_bound
+            else "a longer --time-limit or a smaller --batch may help",
         )
     limit = settings.max_recompute
     if limit is not None and cost.recompute_fraction > limit + 1e-12:
@@ -343,13 +593,16 @@ def plan_record(planned: Planned, file: SymbolFile, moved: Mapping[int, int]) ->
         shapes=analysis.inputs,
         dtype=analysis.dtype,
         environment=planned.environment,
+        kernels=planned.kernels,
         original_name=planned.original[0],
         original_sha256=planned.original[1],
         n_nodes=file.node_count,
         original_marks={p: list(m) for p, m in file.existing_marks().items()},
         cuts=cuts,
-        memory=recorded_memory(planned.baseline, planned.cost, planned.lower_bound),
+        memory=recorded_memory(planned.baseline, planned.cost, planned.lower_bound)
+        | (planned.inference.recorded() if planned.inference else {}),
         recompute=recorded_recomputation(planned.cost),
+        frozen=list(analysis.frozen),
     )
 
 
@@ -406,8 +659,20 @@ def planned_file(planned: Planned) -> bytes:
     return marked_file(planned.variant, planned.plan, partial(plan_record, planned))
 
 
+def _inference(planned: Planned) -> Inference | None:
+    """What the planned graph takes where nothing is trained; None where it has the same nodes."""
+    variant = planned.variant
+    file = variant.source.with_content(json.loads(marked_file(variant, planned.plan)))
+    if file.node_count == planned.source.node_count:
+        return None
+    return inference(
+        planned.source, planned.analysis, file, variant.analysis, planned.plan.match_range
+    )
+
+
 def write_plan(planned: Planned, out: str, force: bool) -> None:
     """Write the planned graph, whole or not at all, and remember it as the newest."""
-    write_atomically(Path(out), planned_file(planned), overwrite=force)
+    planned.inference = _inference(planned)
+    write_output(out, planned_file(planned), overwrite=force)
     planned.output = out
     remember_plan(out)

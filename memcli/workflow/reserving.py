@@ -10,6 +10,7 @@ from memcli.engines.analysis import Analysis, analyze
 from memcli.errors import BadInput
 from memcli.formats.symbol_edits import Reservation, insert_reservation
 from memcli.memory.fast_pool import NOTHING
+from memcli.memory.in_place_sums import plan_keeps_sums
 from memcli.memory.pool_layout import Reservable
 from memcli.planners.base import Found
 from memcli.rewrites.reserved_blocks import block_dtype, find_carrier
@@ -66,8 +67,10 @@ def with_reserved_blocks(variant: Variant, found: Found) -> tuple[Variant, Found
     after.inputs = dict(before.inputs)
     made = carried_over(before, after, moved, bare)
     cost = after.model.plan_cost(made)
-    if cost.pool_bytes > without.cost.pool_bytes or (
-        np.count_nonzero(made.recompute) != np.count_nonzero(plan.recompute)
+    if (
+        cost.pool_bytes > without.cost.pool_bytes
+        or np.count_nonzero(made.recompute) != np.count_nonzero(plan.recompute)
+        or not plan_keeps_sums(after.graph, after.model, made)
     ):
         return variant, without
     rewrites = [*variant.rewrites, f"{len(blocks)} reserved blocks"]

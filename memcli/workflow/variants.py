@@ -25,20 +25,24 @@ from memcli.formats.symbol_edits import (
 )
 from memcli.graph.training import Flags, Plan
 from memcli.memory.pool import BARRIER
-from memcli.rewrites.exactness import concats_keep_sums, joins_keep_sums
+from memcli.rewrites.exactness import (
+    LEAST_CHAIN,
+    adds_early_exactly,
+    concats_keep_sums,
+    joins_keep_sums,
+    keeps_in_place,
+)
 from memcli.rewrites.flatten_concats import flatten_concats, grouped_sums, unread_convolutions
 from memcli.rewrites.gradient_joins import LARGE, gradient_joins, possible_joins
 from memcli.rewrites.read_normalizations import unread_normalizations
 from memcli.rewrites.split_activations import PARTS, split_activations
+from memcli.workflow.time_shares import UNLIMITED, TimeShares
 
 Progress = Callable[[str, float | None], None]
 T = TypeVar("T")
 
-# Sums of as many gradients and more are added from the left, whatever the cap.
-_SAME_SUMS = 5
-# Chains of so many Concats and more are flattened in groups, by environment. In MXNet's default
-# one, pieces that more than four Concats read have all their gradients alive at one time.
-_GROUPED = {"default": 5, "best": 9}
+# Chains of so many Concats and more are flattened in groups.
+_SHORTEST_CHAIN = 9
 # Where groups of the longest chains end, in other variants: the last Concats are the largest.
 _LONGEST = ((0.5,), (0.5, 0.875))
 
@@ -49,11 +53,14 @@ class Edits:
 
     concats: list[Rewiring] = field(default_factory=list)
     joins: list[Join] = field(default_factory=list)
-    reads: list[int] = field(default_factory=list)  # identities behind the nodes at these places
+    reads: list[int] = field(default_factory=list)  # normalizations with an identity behind them
+    convolutions: list[int] = field(default_factory=list)  # and convolutions
     splits: list[Split] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.concats or self.joins or self.reads or self.splits)
+        return bool(
+            self.concats or self.joins or self.reads or self.convolutions or self.splits
+        )
 
     @property
     def names(self) -> list[str]:
@@ -65,6 +72,8 @@ class Edits:
             found.append(f"{len(self.joins)} gradient joins")
         if self.reads:
             found.append(f"{len(self.reads)} identities behind normalizations")
+        if self.convolutions:
+            found.append(f"{len(self.convolutions)} identities behind convolutions")
         if self.splits:
             found.append(f"{len(self.splits)} activations in {self.splits[0].parts} pieces")
         return found
@@ -84,10 +93,9 @@ class Edits:
         if chains:
             raw = insert_chains(raw, chains)
         read = unread_normalizations(raw) if self.reads else []
-        if self.concats:
-            # Behind a save barrier on this identity a convolution's copy is read, so that MXNet's
-            # plain kernels run the plan. They are what it is exact on: oneDNN lays flattened
-            # Concats out otherwise, and rounds otherwise.
+        if self.convolutions:
+            # Behind a save barrier on this identity a convolution's recomputed output is read, so
+            # that MXNet's plain kernels run the plan.
             read += unread_convolutions(raw)
         if read:
             raw, _ = insert_identities(raw, read, suffix="_read")
@@ -101,15 +109,39 @@ class Variant:
     source: SymbolFile
     analysis: Analysis
     rewrites: list[str] = field(default_factory=list)
+    # the same graph without the variables of ``analysis.environment``; None where it names none
+    without_variables: Analysis | None = None
 
 
-def edits_of(source: SymbolFile, analysis: Analysis, environment: str) -> Edits:
-    """The rewrites that a symbol profits from; ``analysis`` is its own."""
+def edits_of(
+    source: SymbolFile, analysis: Analysis, environment: str, kernels: str = "plain"
+) -> Edits:
+    """The rewrites that a symbol profits from; ``analysis`` is its own.
+
+    Args:
+        source: the symbol without a plan.
+        analysis: MXNet's of that symbol.
+        environment: ``best`` or ``default``, see :class:`memcli.planners.base.Settings`.
+        kernels: ``plain`` or ``any``, see there.
+    """
     return Edits(
-        flatten_concats(source.raw, _GROUPED[environment]),
+        _flattened(source, environment, kernels),
         gradient_joins(source.raw, analysis.graph, analysis.model),
         unread_normalizations(source.raw),
+        unread_convolutions(source.raw) if kernels == "plain" else [],
     )
+
+
+def _flattened(source: SymbolFile, environment: str, kernels: str) -> list[Rewiring]:
+    """How to flatten the symbol's Concats; not at all where oneDNN may run the plan.
+
+    oneDNN chooses layouts by what a Concat reads, and rounds by the layout: flattened Concats are
+    exact on plain kernels alone, so that the plan must be able to name the variable that selects
+    them.
+    """
+    if kernels != "plain" or environment != "best":
+        return []
+    return flatten_concats(source.raw, _SHORTEST_CHAIN)
 
 
 def with_splits(source: SymbolFile, analysis: Analysis, edits: Edits) -> list[Edits]:
@@ -118,20 +150,33 @@ def with_splits(source: SymbolFile, analysis: Analysis, edits: Edits) -> list[Ed
     return [replace(edits, splits=splits) for splits in found if splits]
 
 
-def exact_parts(edits: Edits, source: SymbolFile, before: Analysis, after: Analysis) -> Edits:
-    """The edits that leave every sum of gradients as it was; ``after`` has all of them."""
-    concats, joins = edits.concats, edits.joins
-    if concats and not concats_keep_sums(after.graph, source.raw, concats):
+def exact_parts(
+    edits: Edits, source: SymbolFile, changed: SymbolFile, before: Analysis, after: Analysis
+) -> Edits:
+    """The edits that leave every sum of gradients as it was.
+
+    Args:
+        edits: what makes ``changed`` of ``source``.
+        source: the symbol without them.
+        changed: the symbol with all of them.
+        before: analysis of ``source``.
+        after: analysis of ``changed``.
+    """
+    concats, joins, splits = edits.concats, edits.joins, edits.splits
+    reads, convolutions = edits.reads, edits.convolutions
+    if not keeps_in_place(before.graph, after.graph, source.raw, joins):
+        return Edits(reads=reads, convolutions=convolutions)
+    if concats and not concats_keep_sums(after.graph, source.raw, changed.raw, concats):
         concats = []
-    splits = edits.splits
-    if (joins or splits) and not joins_keep_sums(before.graph, after.graph, source.raw, joins):
+    if not joins_keep_sums(before.graph, after.graph, source.raw, changed.raw, joins):
+        if not (joins or splits):
+            reads, convolutions = [], []
         joins, splits = [], []
-    return Edits(concats, joins, edits.reads, splits)
+    return Edits(concats, joins, reads, convolutions, splits)
 
 
 def _rewritten(source: SymbolFile, analysis: Analysis, edits: Edits) -> Variant:
     """A variant that has all the edits."""
-    analysis.model.portable = bool(edits.concats)
     return Variant(source, analysis, edits.names)
 
 
@@ -141,50 +186,58 @@ def analyze_variants(
     *,
     rewrite: bool,
     environment: str = "default",
+    kernels: str = "plain",
+    saved: Analysis | None = None,
+    shares: TimeShares = UNLIMITED,
     on_progress: Progress | None = None,
 ) -> list[Variant]:
     """The symbol as saved, and rewritten where that applies, each analyzed by MXNet.
 
     ``environment``: ``best`` where plans may need a variable at run time, else ``default``.
+    ``kernels``: ``plain`` where MXNet's own kernels must run every plan, else ``any``.
+    ``saved``: the analysis of the symbol itself, where there is one already. ``shares``: forms that
+    there is no time for are left out.
 
     Raises:
         BadInput: MXNet refuses the graph or its shapes.
         EngineFailed: MXNet is missing or crashed.
     """
-    found = _rewritten_variants(source, request, rewrite, environment, on_progress)
-    if environment != "best":
-        return found
-    saved, *rewritten = found
-    early = _side_by_side(_adding_early, rewritten or found, on_progress)
-    if rewritten:
-        return [saved, *(e or variant for e, variant in zip(early, rewritten, strict=True))]
-    return [saved, *filter(None, early)]
+    found = _rewritten_variants(
+        source, request, rewrite, environment, kernels, saved, shares, on_progress
+    )
+    if environment == "best":
+        first, *rewritten = found
+        early = _side_by_side(partial(_adding_early, shares), rewritten or found, on_progress)
+        if rewritten:
+            rewritten = [e or variant for e, variant in zip(early, rewritten, strict=True)]
+        else:
+            rewritten = list(filter(None, early))
+        found = [first, *rewritten]
+    for variant in found:
+        for analysis in filter(None, (variant.analysis, variant.without_variables)):
+            analysis.model.portable = kernels == "plain"
+    return found
 
 
-def _adding_early(variant: Variant, on_progress: Progress | None) -> Variant | None:
-    """The variant with sums of gradients added one by one; None where it changes nothing."""
+def _adding_early(
+    shares: TimeShares, variant: Variant, on_progress: Progress | None
+) -> Variant | None:
+    """The variant with sums of gradients added one by one; None where that changes nothing, or
+    would change bits."""
     before = variant.analysis
-    if not adds_late(before):
+    if not adds_early_exactly(before.graph) or not shares.for_form():
         return None
     now = before.request()
     try:
         early = analyze(
-            variant.source.raw, now, environment={SUM_CAP: str(_SAME_SUMS)}, on_progress=on_progress
-        )
+            variant.source.raw, now, environment={SUM_CAP: str(LEAST_CHAIN)},
+            on_progress=on_progress,
+        )  # fmt: skip
     except BadInput:
         return None
-    early.model.portable = before.model.portable
     # what the user was told of the shapes holds for this analysis, too
     early.assumed = list(before.assumed)
-    return Variant(variant.source, early, variant.rewrites)
-
-
-def adds_late(analysis: Analysis) -> bool:
-    """Whether gradients of five to seven terms wait for one another: see :data:`SUM_CAP`."""
-    graph = analysis.graph
-    terms = np.diff(graph.in_ptr)[graph.n_forward :]
-    sums = (graph.owner[graph.n_forward :] < 0) & (terms >= _SAME_SUMS)
-    return bool(sums.any())
+    return Variant(variant.source, early, variant.rewrites, without_variables=before)
 
 
 def _rewritten_variants(
@@ -192,18 +245,27 @@ def _rewritten_variants(
     request: ShapeRequest,
     rewrite: bool,
     environment: str,
+    kernels: str,
+    saved: Analysis | None,
+    shares: TimeShares,
     on_progress: Progress | None,
 ) -> list[Variant]:
     """As saved, and rewritten; a large graph that may profit from joins is analyzed with them at
-    the same time."""
-    joins = possible_joins(source.raw) if rewrite and source.node_count >= LARGE else []
+    the same time, unless it was analyzed before."""
+    may_join = saved is None and rewrite and source.node_count >= LARGE
+    joins = possible_joins(source.raw) if may_join else []
     if not joins:
-        analysis = analyze(source.raw, request, on_progress=on_progress)
+        analysis = saved or analyze(source.raw, request, on_progress=on_progress)
         return variants(
-            source, analysis, rewrite=rewrite, environment=environment, on_progress=on_progress
-        )
-    concats = flatten_concats(source.raw, _GROUPED[environment])
-    edits = Edits(concats, joins, unread_normalizations(source.raw))
+            source, analysis, rewrite=rewrite, environment=environment, kernels=kernels,
+            shares=shares, on_progress=on_progress,
+        )  # fmt: skip
+    edits = Edits(
+        _flattened(source, environment, kernels),
+        joins,
+        unread_normalizations(source.raw),
+        unread_convolutions(source.raw) if kernels == "plain" else [],
+    )
     changed = source.with_content(edits.applied(source.raw))
     with ThreadPoolExecutor(1) as pool:
         beside = pool.submit(analyze, changed.raw, request)
@@ -213,14 +275,15 @@ def _rewritten_variants(
         except BadInput:
             after = None
     found = [Variant(source, analysis)]
-    wanted = edits_of(source, analysis, environment)
+    wanted = edits_of(source, analysis, environment, kernels)
     if after is None or not wanted:
         return found
-    if exact_parts(edits, source, analysis, after) == edits:
+    if exact_parts(edits, source, changed, analysis, after) == edits:
         return [*found, _rewritten(changed, after, edits)]
     return variants(
-        source, analysis, rewrite=rewrite, environment=environment, on_progress=on_progress
-    )
+        source, analysis, rewrite=rewrite, environment=environment, kernels=kernels,
+        on_progress=on_progress,
+    )  # fmt: skip
 
 
 def variants(
@@ -229,6 +292,8 @@ def variants(
     *,
     rewrite: bool,
     environment: str,
+    kernels: str = "plain",
+    shares: TimeShares = UNLIMITED,
     on_progress: Progress | None = None,
 ) -> list[Variant]:
     """The symbol as saved, and rewritten where that applies, with Concats flattened whole and in
@@ -239,19 +304,21 @@ def variants(
         EngineFailed: MXNet is missing or crashed.
     """
     found = [Variant(source, analysis)]
-    if not rewrite:
+    if not rewrite or not shares.for_form():
         return found
-    grouped = edits_of(source, analysis, environment)
-    concats = [flatten_concats(source.raw), grouped.concats]
-    if environment == "best":
+    grouped = edits_of(source, analysis, environment, kernels)
+    concats = [grouped.concats]
+    if grouped.concats:
         # the gradients of a piece add up early, so that many may read it
         concats += [
-            flatten_concats(source.raw, _GROUPED[environment], longest=parts) for parts in _LONGEST
+            flatten_concats(source.raw),
+            *(flatten_concats(source.raw, _SHORTEST_CHAIN, longest=parts) for parts in _LONGEST),
         ]
     concats = [c for k, c in enumerate(concats) if c not in concats[:k]]
-    wanted = [Edits(c, grouped.joins, grouped.reads) for c in concats]
+    wanted = [replace(grouped, concats=c) for c in concats]
     wanted += with_splits(source, analysis, grouped)
-    for changed in _side_by_side(partial(_exactly, source, analysis), wanted, on_progress):
+    exactly = partial(_exactly, source, analysis, shares)
+    for changed in _side_by_side(exactly, wanted, on_progress):
         if changed is not None and all(changed.source.raw != other.source.raw for other in found):
             found.append(changed)
     return found
@@ -271,11 +338,15 @@ def _side_by_side(
 
 
 def _exactly(
-    source: SymbolFile, analysis: Analysis, edits: Edits, on_progress: Progress | None
+    source: SymbolFile,
+    analysis: Analysis,
+    shares: TimeShares,
+    edits: Edits,
+    on_progress: Progress | None,
 ) -> Variant | None:
-    """The symbol with those of the edits that are exact; None where there are none."""
-    for _ in range(2):
-        if not edits:
+    """The symbol with those of the edits that are exact; None where there are none, or no time."""
+    for _ in range(3):
+        if not edits or not shares.for_form():
             break
         changed = source.with_content(edits.applied(source.raw))
         request = analysis.request()
@@ -284,7 +355,7 @@ def _exactly(
         except BadInput:
             # MXNet refuses what it takes as saved (a shape that only the old edges told)
             break
-        exact = exact_parts(edits, source, analysis, after)
+        exact = exact_parts(edits, source, changed, analysis, after)
         if exact == edits:
             return _rewritten(changed, after, edits)
         edits = exact
