@@ -10,7 +10,9 @@ import click
 
 from memcli.cli.options import (
     SEED,
+    frozen_option,
     gpu_numbers,
+    import_option,
     json_option,
     parse_shapes,
     shape_options,
@@ -18,10 +20,13 @@ from memcli.cli.options import (
 )
 from memcli.engines.analysis import ShapeRequest
 from memcli.errors import BadInput
+from memcli.formats.detect import Model, model_path, read_source
 from memcli.formats.newest import newest_plan
+from memcli.formats.wording import STANDARD
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.verify_report import print_verified, verify_json
 from memcli.workflow.by_format import format_of, verify
+from memcli.workflow.verified import DEFAULT, PLAIN, Verified
 
 
 def newest_or_error(command: str) -> str:
@@ -42,9 +47,9 @@ def newest_or_error(command: str) -> str:
 
 
 def run_verify(
-    path: str,
+    planned: Model,
     *,
-    original: str | None,
+    original: Model | None,
     gpu: str | None,
     workers: int,
     seed: int,
@@ -52,12 +57,16 @@ def run_verify(
     as_json: bool,
     engine: str = "auto",
     steps: int | None = None,
+    kernels: str | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Verify, print the report unless ``as_json``; exit status and the JSON object."""
+    if planned != original:  # both from standard input: refused below
+        planned = read_source(planned)
     with progress_bar("verifying") as report:
         verified = verify(
-            path, original=original, engine=engine, gpus=gpu_numbers(gpu, workers),
-            workers=workers, seed=seed, steps=steps, request=request, on_progress=report,
+            planned, original=original, engine=engine, gpus=gpu_numbers(gpu, workers),
+            workers=workers, seed=seed, steps=steps, kernels=kernels, request=request,
+            on_progress=report,
         )  # fmt: skip
     notes = notes_console()
     for note in verified.notes:
@@ -65,15 +74,21 @@ def run_verify(
     if not as_json:
         console = output_console()
         print_verified(console, verified)
-        if verified.ok:
-            train = f"train {shlex.quote(path)}"
-            if format_of(path) == "caffe-prototxt":  # Caffe itself knows of no plan
-                train = f"memcli.torch.load({path!r})"
-            last = f"verified: same results to the bit; next: {train}"
-        else:
-            last = "NOT verified: results differ; do not train with this plan"
-        console.print(last, markup=False, soft_wrap=True)
-    return (0 if verified.ok else 1), verify_json(verified)
+        console.print(_verdict(planned, verified), markup=False, soft_wrap=True)
+    return (0 if verified.ok and verified.memory_ok else 1), verify_json(verified)
+
+
+def _verdict(planned: Model, verified: Verified) -> str:
+    """The last line."""
+    if not verified.ok:
+        return "NOT verified: results differ; do not train with this plan"
+    if not verified.memory_ok:
+        return "NOT verified: same results to the bit, but more memory than estimated"
+    path = model_path(planned)
+    train = "train with it" if path == STANDARD else f"train {shlex.quote(path)}"
+    if format_of(planned) == "caffe-prototxt":  # Caffe itself knows of no plan
+        train = f"memcli.torch.load({path!r})"
+    return f"verified: same results to the bit, memory as estimated; next: {train}"
 
 
 @click.command("verify", short_help="Train a step of both graphs for real and compare.")
@@ -94,10 +109,18 @@ def run_verify(
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of parameters and inputs.")
 @click.option(
     "--steps", type=click.IntRange(0, 10_000), metavar="N",
-    help="Steps that are timed after the first; the table has the median. 0: the time of the "
-    "first. [default: 5 on a GPU; on the CPU 1 for PyTorch, 0 for MXNet]",
+    help="Steps that are timed after a warm-up step; the table has the median. 0: none. "
+    "[default: 5 on a GPU; on the CPU 3 to 5, none where that takes more than some seconds]",
+)  # fmt: skip
+@click.option(
+    "--kernels", type=click.Choice([PLAIN, DEFAULT, "both"]),
+    help="MXNet on the CPU. plain: as planned, on MXNet's own kernels; default: as MXNet starts, "
+    "with oneDNN and without the plan's variables; both: as planned, and how the same takes "
+    "as MXNet starts. [default: both, where a step takes no more than some seconds]",
 )  # fmt: skip
 @shape_options
+@frozen_option
+@import_option
 @json_option
 def command(
     planned: str | None,
@@ -108,15 +131,20 @@ def command(
     engine: str,
     seed: int,
     steps: int | None,
+    kernels: str | None,
     shapes: tuple[str, ...],
     batch: int | None,
     dtype: str | None,
+    frozen: tuple[str, ...],
+    imports: tuple[str, ...],
     as_json: bool,
 ) -> int:
     """Train one step of the original and of PLANNED, and compare every result bit by bit.
 
     Both run in processes of their own with the same parameters, inputs and seed. Memory is
-    measured while they run. Without PLANNED: the newest plan made from this folder.
+    measured while they run. Exit status 1: a result differs, or either graph takes more than 5%
+    over its estimate. PLANNED may be -, standard input. Without it: the newest plan made from this
+    folder.
 
     With several workers (--gpu 0,1 or --workers 2) the batch is that of all together, and each has
     an equal part: --batch 64 on two is 32 each; without --batch, the batch that the plan is for.
@@ -127,12 +155,12 @@ def command(
         raise BadInput("--gpu and --cpu exclude one another")
     gpu_numbers(gpu, workers)
     request = None
-    if shapes or batch is not None or dtype is not None:
-        request = parse_shapes(shapes, batch, dtype)
+    if shapes or batch is not None or dtype is not None or frozen or imports:
+        request = parse_shapes(shapes, batch, dtype, frozen, imports)
     path = planned or newest_or_error("verify")
     status, result = run_verify(
         path, original=original, gpu=gpu, workers=workers, seed=seed, request=request,
-        as_json=as_json, engine=engine, steps=steps,
+        as_json=as_json, engine=engine, steps=steps, kernels=kernels,
     )  # fmt: skip
     if as_json:
         print(json.dumps(result))

@@ -46,6 +46,8 @@ from memcli.engines.mxnet_values import (
     undefined_gradients,
 )
 from memcli.engines.process import run_job
+from memcli.engines.timed_steps import steps_to_time
+from memcli.engines.user_code import run_files
 from memcli.engines.worker import engine_text, worker_main
 from memcli.errors import BadInput, EngineFailed
 
@@ -215,11 +217,14 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
     """Trains one step; the job and what comes back.
 
     ``job``: ``symbol`` (path of a symbol JSON, loss heads added), ``shapes`` {input: [..]},
-    ``dtypes`` {argument: name}, ``names`` {argument: its name in the user's file},
+    ``dtypes`` {argument: name}, ``names`` {argument: its name in the user's file}, ``imports``
+    (the user's files to run first),
     ``env`` {variable: value} for the engine, ``device`` ("cpu" or
-    "gpu:N"), ``seed``, ``save`` (path of an npz to write, or None), ``repeat`` (timed steps),
-    ``trace``, ``onednn`` (False: plain CPU code, whose memory is the plan's), ``grad_req``
-    ("write").
+    "gpu:N"), ``seed``, ``save`` (path of an npz to write, or None), ``repeat`` (timed steps; None:
+    as many as a few seconds allow), ``trace``, ``onednn`` (False: plain CPU code, whose memory is
+    the plan's), ``grad_req`` ("write"), ``memory_limit`` (bytes that this process may take at most
+    beyond what it has once MXNet is loaded, where given: it then fails by itself, instead of the
+    system ending it or another).
 
     Returned, sizes in bytes, times in seconds:
 
@@ -251,6 +256,7 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
         gpu = check_gpu(_gpu_number(device))
     progress("loading MXNet", None)
     mx = import_mxnet()
+    run_files(job.get("imports") or ())
     number = _gpu_number(device) if gpu is not None else 0
     context = mx.gpu(number) if gpu is not None else mx.cpu()
     try:
@@ -269,6 +275,8 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
         memory = live_memory.gpu_memory(mx, number)
     else:
         memory = live_memory.cpu_memory(lambda size: _touched(mx, size))
+    if job.get("memory_limit"):
+        live_memory.limit_growth(int(job["memory_limit"]))
     _settle(mx)
     started = memory.read()
 
@@ -281,7 +289,8 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
     progress("writing results", 0.4)
     saved = _save(step, job.get("save"))
     # Timed here, where no callback slows the step down; results are kept, so it may go on.
-    seconds = _time_steps(step, max(0, int(job.get("repeat", 0))), progress)
+    count = steps_to_time(job.get("repeat", 0), first_seconds)
+    seconds = _time_steps(step, count, progress)
     del step
     _settle(mx)
     workspace = memory.read() - started

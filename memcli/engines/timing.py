@@ -27,6 +27,7 @@ from memcli.engines.operator_times import (
     run_timings,
 )
 from memcli.engines.process import run_job
+from memcli.formats.wording import whole_number
 from memcli.graph.roofline import MACHINES, machine_named, only_names_data, roofline_seconds
 from memcli.graph.training import TrainingGraph
 from memcli.memory.mxnet_operators import OPAQUE_OPERATORS
@@ -51,7 +52,7 @@ def argument_dtypes(analysis: Analysis) -> dict[int, str]:
     return {
         int(row["prepared"][1:]): row["dtype"]
         for row in rows
-        if str(row.get("prepared", ""))[1:].isdigit()
+        if whole_number(str(row.get("prepared", ""))[1:]) is not None
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from memcli.formats.wording import shown_path
+from memcli.formats.wording import printable, shown_path
 from memcli.reports.compare_report import COLUMNS, cells, comparison_facts
 from memcli.workflow.comparing import Comparison
 
@@ -34,9 +34,9 @@ def comparison_page(compared: Comparison, svg: bytes) -> bytes:
         mark = ' class="frontier"' if row.on_frontier else ""
         body.append(f"<tr{mark}>{''.join(_cell('td', t, c[1]) for t, c in shown)}</tr>")
     facts = comparison_facts(compared)
-    facts.append(("*", "on the frontier: no other row is better in memory and in recomputation"))
+    facts.append(("*", "on the frontier: no other row is better in memory and in cost"))
     facts += [(f"[{number}]", text) for number, text in enumerate(notes, 1)]
-    listed = "\n".join(f"<dt>{escape(k)}</dt><dd>{escape(shown_path(v))}</dd>" for k, v in facts)
+    listed = "\n".join(f"<dt>{escape(k)}</dt><dd>{escape(printable(v))}</dd>" for k, v in facts)
     name = escape(shown_path(compared.source.name))
     picture = svg.decode("utf-8")
     picture = picture[picture.index("<svg") :]

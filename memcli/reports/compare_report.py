@@ -13,7 +13,7 @@ from memcli.workflow.comparing import Comparison, Row
 
 COLUMNS = [
     ("", "left"), ("strategy", "left"), ("budget", "right"), ("MiB", "right"), ("part", "right"),
-    ("live peak", "right"), ("recomputed", "right"), ("s", "right"), ("", "left"),
+    ("live peak", "right"), ("FLOPs", "right"), ("cost", "right"), ("s", "right"), ("", "left"),
 ]  # fmt: skip
 # Rows that a table shows before its middle is folded; nobody asks for this many.
 _MOST_ROWS = 100
@@ -92,6 +92,7 @@ def cells(row: Row, baseline_bytes: int, notes: list[str]) -> list[str]:
         "-" if size is None or not baseline_bytes else percent(size / baseline_bytes),
         mib(row.live_peak_bytes),
         "-" if part is None else percent(part),
+        "-" if row.time_fraction is None else percent(row.time_fraction),
         f"{row.seconds:.1f}",
         " ".join(said),
     ]
@@ -112,8 +113,8 @@ def comparison_facts(compared: Comparison) -> list[tuple[str, str]]:
         ("unplanned", f"{format_size(base.pool_bytes)}{'' if compared.device else live}"),
         ("lower bound", f"{format_size(compared.lower_bound)} (of every plan of this kind)"),
     ]
-    if compared.cost_of != "roofline":
-        pairs.append(("cost", f"{COST_WORDS[compared.cost_of]}, of running operators again"))
+    pairs.append(("cost", f"{COST_WORDS[compared.cost_of]}, of running operators again: what plans "
+                          "within a budget minimize"))  # fmt: skip
     if compared.device:
         pairs.insert(1, ("device", f"{compared.device} (PyTorch)"))
     return pairs
@@ -122,7 +123,7 @@ def comparison_facts(compared: Comparison) -> list[tuple[str, str]]:
 def print_comparison(console: Console, compared: Comparison) -> None:
     """The whole report of ``memcli compare`` but its last line."""
     table = new_table(
-        "Memory and recomputation (part: of unplanned; recomputed: of a forward pass)", COLUMNS
+        "Memory and recomputation (part: of unplanned; FLOPs, cost: of a forward pass)", COLUMNS
     )
     notes: list[str] = []
     rows = [cells(row, compared.baseline.pool_bytes, notes) for row in compared.rows]
@@ -130,7 +131,7 @@ def print_comparison(console: Console, compared: Comparison) -> None:
         add_folded(table, rows, _MOST_ROWS)
         console.print(table)
     pairs = comparison_facts(compared)
-    pairs.append(("*", "no other row has less memory without more recomputation, or the reverse"))
+    pairs.append(("*", "no other row has less memory without more cost, or the reverse"))
     if any(not row.feasible and not row.problem for row in compared.rows):
         pairs.append(("does not fit", "no plan found fits the budget; the row is the nearest one"))
     pairs += [(f"[{number}]", text) for number, text in enumerate(notes, 1)]

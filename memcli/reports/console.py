@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
+
+from memcli.formats.wording import printable
 
 # A log file has no width of its own; tables are made to be readable at this one.
 LOG_WIDTH = 80
@@ -16,16 +19,41 @@ LOG_WIDTH = 80
 Report = Callable[[str, float | None], None]
 
 
-def output_console() -> Console:
-    """For tables and the last line."""
-    plain = not sys.stdout.isatty()
-    return Console(highlight=False, width=LOG_WIDTH if plain else None, soft_wrap=False)
+class PlainConsole(Console):
+    """A console that hands no control character of what it is given to print to the terminal.
+
+    Names of nodes, operators and files come from files that others made; an escape sequence in
+    one would be obeyed. Those that rich itself writes (colours, the cursor) are no text to it.
+    """
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """The renderable's segments, everything unprintable in their text escaped."""
+        for segment in super().render(renderable, options):
+            text = segment.text
+            if segment.control or text.isprintable() or text == "\n":
+                yield segment
+            else:
+                lines = "\n".join(printable(line) for line in text.split("\n"))
+                yield Segment(lines, segment.style, segment.control)
+
+
+def output_console(*, to_notes: bool = False) -> Console:
+    """For tables and the last line.
+
+    ``to_notes``: on standard error, where standard output is for the planned graph.
+    """
+    plain = not (sys.stderr if to_notes else sys.stdout).isatty()
+    return PlainConsole(
+        stderr=to_notes, highlight=False, width=LOG_WIDTH if plain else None, soft_wrap=False
+    )
 
 
 def notes_console() -> Console:
     """For notes, warnings and progress."""
     plain = not sys.stderr.isatty()
-    return Console(stderr=True, highlight=False, width=LOG_WIDTH if plain else None)
+    return PlainConsole(stderr=True, highlight=False, width=LOG_WIDTH if plain else None)
 
 
 def silent(text: str, fraction: float | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from memcli.formats.wording import shown_path
+from memcli.formats.wording import printable
 
 # The engines that plan, inspect and verify need; names of their checks begin with them.
 ENGINES = {"mxnet": "MXNet", "torch": "PyTorch"}
@@ -83,7 +83,7 @@ def print_checks(console: Console, checks: Sequence[Check]) -> None:
     """A line for each check, and under each that is not ok what would mend it."""
     width = max((len(check.name) for check in checks), default=0)
     for check in checks:
-        head = f"{word(check.ok)}  {shown_path(check.name):<{width}}  "
+        head = f"{word(check.ok)}  {printable(check.name):<{width}}  "
         _print_wrapped(console, head, check.detail)
         if check.ok is not True and check.mend:
             _print_wrapped(console, " " * 6, check.mend)
@@ -96,7 +96,7 @@ def _print_wrapped(console: Console, head: str, text: str) -> None:
         part
         for line in text.splitlines()
         for part in textwrap.wrap(
-            shown_path(line), room, break_on_hyphens=False, break_long_words=False
+            printable(line), room, break_on_hyphens=False, break_long_words=False
         )
     ]
     for number, line in enumerate(lines or [""]):

@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 from memcli import __version__, emitted
-from memcli.formats.wording import shown_path
+from memcli.formats.wording import printable
 from memcli.reports.tables import percent
 from memcli.units import format_size
 from memcli.workflow.exporting import Exported, WrappedGroup
@@ -92,7 +92,7 @@ def _filled(text: str) -> str:
 
 def _safe(text: str) -> str:
     """Text of the user's that cannot end the docstring, or hide in it."""
-    return shown_path(text[:200]).replace("\\", "\\\\").replace('"', "'")
+    return printable(text[:200]).replace("\\", "\\\\").replace('"', "'")
 
 
 def _constants(exported: Exported) -> str:

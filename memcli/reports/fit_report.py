@@ -8,7 +8,7 @@ from rich.console import Console
 
 from memcli.reports.model_facts import engine_json, model_json, shown_inputs, time_share
 from memcli.reports.tables import add_folded, facts, mib, new_table, percent
-from memcli.units import format_size
+from memcli.units import distinct_sizes, format_size
 from memcli.workflow.fit_search import Breakdown, Side
 from memcli.workflow.fitting import Fitted
 
@@ -27,6 +27,7 @@ def fit_json(fitted: Fitted) -> dict[str, Any]:
         "dtype": fitted.analysis.dtype,
         "memory_bytes": fitted.memory,
         "reserve_bytes": fitted.reserve,
+        "reserve_assumed": fitted.reserve_assumed or None,
         "optimizer": fitted.optimizer,
         "strategy": fitted.strategy,
         "unplanned": _side_json(fitted.unplanned),
@@ -104,7 +105,7 @@ def breakdown_table(console: Console, fitted: Fitted) -> None:
         row("feature maps and their gradients (the pool)", [p.pool for p in parts])
     row("sum", [p.total for p in parts])
     if fitted.reserve:
-        row("reserve", [fitted.reserve] * 2)
+        row("reserve (assumed)" if fitted.reserve_assumed else "reserve", [fitted.reserve] * 2)
     row("memory", [fitted.memory] * 2)
     add_folded(table, rows)
     console.print(table)
@@ -128,13 +129,16 @@ def print_fitted(console: Console, fitted: Fitted) -> None:
     engine = "PyTorch" if fitted.device else "MXNet"
     pairs = [
         ("batch", batch),
-        ("one more", "; ".join(f"{k}, {_one_more(v, engine)}" for k, v in sides.items())),
+        ("one more", "; ".join(
+            f"{k}, {_one_more(v, engine, fitted.available)}" for k, v in sides.items())),
         ("inputs", shown_inputs(fitted.analysis)),
         ("recomputed", f"{percent(cost.recompute_fraction)} of one forward pass"
                        f"{time_share(cost, fitted.cost_of)}"),
         ("strategy", f"{strategy} ({fitted.searches} searches and {fitted.batches} batches in "
                      f"{fitted.seconds:.1f} s)"),
-        ("not counted", _NOT_COUNTED.get(fitted.device, _NOT_COUNTED[""])),
+        ("reserve", f"{format_size(fitted.reserve)} assumed: {fitted.reserve_assumed} (--reserve "
+                    "SIZE says otherwise)") if fitted.reserve_assumed
+        else ("not counted", _NOT_COUNTED.get(fitted.device, _NOT_COUNTED[""])),
     ]  # fmt: skip
     if fitted.device:
         how = "blocks of its allocator; --cpu for the CPU" if fitted.device == "cuda" else "bytes"
@@ -152,7 +156,7 @@ _NOT_COUNTED = {
 }
 
 
-def _one_more(side: Side, engine: str) -> str:
+def _one_more(side: Side, engine: str, available: int) -> str:
     if side.next_bytes is None:
         return f"{engine} refuses {side.batch + 1:,}: {side.next_problem}"
-    return f"{side.batch + 1:,} needs {format_size(side.next_bytes)}"
+    return f"{side.batch + 1:,} needs {distinct_sizes(side.next_bytes, available)[0]}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memcli.formats.onnx_plan_record import OnnxPlan
+from memcli.formats.wording import shown as quoted
+from memcli.formats.wording import shown_path
 from memcli.reports.tables import flops, percent
 from memcli.units import format_size
 from memcli.workflow.inspected import Held, Inspected, OnnxFacts
@@ -30,14 +32,32 @@ def model_facts(inspected: Inspected) -> list[tuple[str, str]]:
     return pairs + _plan_facts(inspected)
 
 
+# Of the full report's lines, those that say nothing of where the memory goes.
+_ASIDE = {
+    "SHA-256", "dtype", "stage marks", "original", "its figures", "forward", "states",
+}  # fmt: skip
+
+
+def short_facts(inspected: Inspected) -> list[tuple[str, str]]:
+    """Those of :func:`model_facts` that the memory of a step is to be read with."""
+    inputs = "; ".join(f"{t.name} {shape_text(t.shape)}" for t in inspected.inputs[:3])
+    more = len(inspected.inputs) - 3
+    shapes = f"{inputs}{f'; and {more} more' if more > 0 else ''} ({inspected.dtype})"
+    pairs = [pair for pair in model_facts(inspected) if pair[0] not in _ASIDE]
+    first = [pair for pair in pairs if pair[0] == "model"]
+    rest = [pair for pair in pairs if pair[0] not in ("model", "made for")]
+    return [*first, ("inputs", shapes), *rest]
+
+
 def _symbol_file(inspected: Inspected) -> list[tuple[str, str]]:
     parameters = format_size(inspected.parameter_bytes)
+    gradients = format_size(inspected.parameter_gradient_bytes or 0)
     return [
-        ("model", f"{inspected.path}: MXNet symbol, {inspected.nodes} nodes, of which "
+        ("model", f"{shown_path(inspected.path)}: MXNet symbol, {inspected.nodes} nodes, of which "
                   f"{inspected.operators} operators"),
         ("SHA-256", inspected.sha256),
         ("dtype", inspected.dtype),
-        ("parameters", f"{parameters}; their gradients {parameters}; states "
+        ("parameters", f"{parameters}; their gradients {gradients}; states "
                        f"{format_size(inspected.state_bytes)}: not in the memory below"),
         ("forward", f"{flops(inspected.forward_flops)}FLOP"),
     ]  # fmt: skip
@@ -52,11 +72,14 @@ def _onnx_file(inspected: Inspected, onnx: OnnxFacts) -> list[tuple[str, str]]:
     what = f"ONNX, operator set {onnx.opsets['']}{more}{source}, {inspected.nodes} nodes"
     if inspected.format == "caffe-prototxt":
         what = f"Caffe net, phase TRAIN, {inspected.nodes} operators as ONNX has them"
+    gradients = "as much again"
+    if inspected.plan is not None and inspected.plan.record and inspected.plan.record.frozen:
+        gradients = format_size(inspected.parameter_gradient_bytes or 0)
     pairs = [
-        ("model", f"{inspected.path}: {what}{run}"),
+        ("model", f"{shown_path(inspected.path)}: {what}{run}"),
         ("SHA-256", inspected.sha256),
         ("dtype", inspected.dtype),
-        ("parameters", f"{_held(onnx.parameters)}, their gradients as much again; not in the "
+        ("parameters", f"{_held(onnx.parameters)}, their gradients {gradients}; not in the "
                        "memory below"),
         ("states", _held(onnx.states)),
     ]  # fmt: skip
@@ -101,6 +124,13 @@ def _plan_facts(inspected: Inspected) -> list[tuple[str, str]]:
             engine += f", {record.workers} workers: shapes and figures are of each"
         pairs.append(("for", engine))
         pairs += [("restored", text) for text in record.as_training]
+    if plan.reserved_blocks:
+        pairs.append(
+            ("reserved", f"{plan.reserved_blocks} blocks of the pool, "
+                         f"{format_size(plan.reserved_bytes)}: the tensors below live in them")
+        )  # fmt: skip
+    if record.frozen:
+        pairs.append(("frozen", ", ".join(map(quoted, record.frozen))))
     if plan.environment:
         text = " ".join(f"{k}={v}" for k, v in plan.environment.items())
         pairs.append(("environment", f"{text} (run with it to get the planned memory)"))
@@ -119,6 +149,8 @@ def _record_figures(memory: dict[str, int], recompute: dict[str, int | float]) -
         "planned_bytes": "planned",
         "live_peak_bytes": "live peak",
         "lower_bound_bytes": "lower bound",
+        "inference_bytes": "in inference",
+        "baseline_inference_bytes": "in inference without the plan",
     }
     shown = [f"{word} {format_size(memory[k])}" for k, word in words.items() if k in memory]
     if "fraction" in recompute:

@@ -88,7 +88,7 @@ def _memory_json(inspected: Inspected) -> dict[str, int | None]:
         "baseline_kept_bytes": unplanned.kept_bytes if unplanned else None,
         "kept_bytes": shown.kept_bytes if shown else None,
         "parameter_bytes": inspected.parameter_bytes,
-        "parameter_gradient_bytes": inspected.parameter_bytes,
+        "parameter_gradient_bytes": inspected.parameter_gradient_bytes,
         "state_bytes": inspected.state_bytes,
     }
     if inspected.engine == "torch":
@@ -136,6 +136,8 @@ def _plan_json(plan: PlanFacts | None) -> dict[str, Any] | None:
         "marked": plan.marked,
         "recomputed": plan.recomputed,
         "by_memcli": plan.record is not None,
+        "reserved_blocks": plan.reserved_blocks,
+        "reserved_bytes": plan.reserved_bytes,
     }
     if plan.record is not None:
         record = plan.record

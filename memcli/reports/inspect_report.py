@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 from rich.console import Console
 
-from memcli.formats.wording import shown_path
+from memcli.formats.wording import printable
 from memcli.memory.breakdown import Split
-from memcli.reports.inspect_facts import model_facts, shape_text
+from memcli.reports.inspect_facts import model_facts, shape_text, short_facts
 from memcli.reports.inspect_json import recomputed_part
 from memcli.reports.model_facts import ending
 from memcli.reports.models_report import models_table
@@ -19,11 +20,13 @@ from memcli.workflow.inspected import Figures, Inspected, LargeTensor, NodeRow, 
 
 # Rows of a table of inputs or operator kinds before its middle is folded.
 _FEW_ROWS = 12
+# Rows of each table where the report is to fit one screen.
+_SCREEN_ROWS = 5
 
 
 def next_step(inspected: Inspected) -> str:
     """The last line: which command comes next."""
-    path = shlex.quote(shown_path(inspected.path))
+    path = shlex.quote(printable(inspected.path))
     if inspected.unplanned is None:
         return "no figures: standard error says what stands in their way"
     if inspected.plan is None:
@@ -38,8 +41,38 @@ def next_step(inspected: Inspected) -> str:
     return f"next: memcli verify {path}"
 
 
-def print_inspected(console: Console, inspected: Inspected, *, nodes: bool = False) -> None:
-    """The whole report of ``memcli inspect`` but its last line."""
+def print_inspected(
+    console: Console,
+    inspected: Inspected,
+    *,
+    nodes: bool = False,
+    full: bool = False,
+    top: int | None = None,
+) -> None:
+    """The report of ``memcli inspect`` but its last line.
+
+    Args:
+        console: where to.
+        inspected: what was found.
+        nodes: with every operator of the file.
+        full: every table; without, what fits one screen.
+        top: how many of the largest tensors; None: as many as fit, with ``full`` all there are.
+    """
+    if full or inspected.unplanned is None:
+        _print_full(console, inspected)
+    else:
+        facts(console, short_facts(inspected))
+        step_table(console, inspected, inspected.unplanned)
+        live_operator_table(console, inspected, _SCREEN_ROWS)
+        largest_table(console, inspected.largest[: _SCREEN_ROWS if top is None else top])
+    if inspected.under_models is not None:
+        models_table(console, inspected.under_models)
+    if nodes:
+        node_table(console, inspected.listed)
+
+
+def _print_full(console: Console, inspected: Inspected) -> None:
+    """Every table."""
     facts(console, model_facts(inspected))
     tensor_table(console, inspected)
     kind_table(console, inspected)
@@ -51,10 +84,6 @@ def print_inspected(console: Console, inspected: Inspected, *, nodes: bool = Fal
             title = {"title": LIVE_STAGES} if inspected.engine == "torch" else {}
             stage_table(console, inspected.stages, **title)
         largest_table(console, inspected.largest)
-    if inspected.under_models is not None:
-        models_table(console, inspected.under_models)
-    if nodes:
-        node_table(console, inspected.listed)
 
 
 def tensor_table(console: Console, inspected: Inspected) -> None:
@@ -64,15 +93,13 @@ def tensor_table(console: Console, inspected: Inspected) -> None:
         [("", "left"), ("name", "left"), ("shape", "left"), ("type", "left"), ("", "left")],
     )
     inputs = [
-        [t.role, clip(t.name, 28), shape_text(t.shape), t.dtype, "assumed" if t.assumed else ""]
+        [t.role, t.name, shape_text(t.shape), t.dtype, "assumed" if t.assumed else ""]
         for t in inspected.inputs
     ]
-    outputs = [
-        ["output", clip(t.name, 28), shape_text(t.shape), t.dtype, ""] for t in inspected.outputs
-    ]
+    outputs = [["output", t.name, shape_text(t.shape), t.dtype, ""] for t in inspected.outputs]
     for rows in (inputs, outputs):
         if rows:
-            add_folded(table, rows, _FEW_ROWS // 2)
+            add_folded(table, rows, _FEW_ROWS // 2, names=(1,), width=console.width)
     console.print(table)
 
 
@@ -98,7 +125,7 @@ def kind_table(console: Console, inspected: Inspected) -> None:
     rows = []
     for kind in inspected.kinds:
         row = [
-            clip(kind.op, 24), str(kind.count), flops(kind.flops), mib(kind.output_bytes),
+            kind.op, str(kind.count), flops(kind.flops), mib(kind.output_bytes),
             mib(kind.kept_bytes),
         ]  # fmt: skip
         if inspected.planned is not None:
@@ -107,7 +134,7 @@ def kind_table(console: Console, inspected: Inspected) -> None:
             row.append(str(kind.folded or "-"))
         rows.append(row)
     if rows:
-        add_folded(table, rows)
+        add_folded(table, rows, names=(0,), width=console.width)
         console.print(table)
 
 
@@ -115,7 +142,8 @@ def count_table(console: Console, kinds: list[OperatorKind]) -> None:
     """Operators by kind where nothing but their number is known."""
     table = new_table("Operators", [("operator", "left"), ("count", "right")])
     if kinds:
-        add_folded(table, [[clip(kind.op, 48), str(kind.count)] for kind in kinds])
+        rows = [[kind.op, str(kind.count)] for kind in kinds]
+        add_folded(table, rows, names=(0,), width=console.width)
         console.print(table)
 
 
@@ -185,22 +213,34 @@ def _live_cells(inspected: Inspected, split: Split, unplanned: Split) -> list[st
     return [*cells, mib(split.total)]
 
 
-def live_operator_table(console: Console, inspected: Inspected) -> None:
-    """What is alive at the live peak, by the operator that it belongs to."""
+def live_operator_table(console: Console, inspected: Inspected, most: int = _FEW_ROWS) -> None:
+    """What is alive at the live peak, by the operator that it belongs to, in ``most`` rows."""
     table = new_table(
         "At the live peak by operator, MiB (gradients: by what they go back through)",
         [("operator", "left"), *_live_columns(inspected)],
     )
     shown = inspected.shown.by_operator if inspected.shown else {}
     before = inspected.unplanned.by_operator if inspected.unplanned else {}
-    names = [*shown, *(op for op in before if op not in shown)]
-    rows = [
-        [clip(op, 20), *_live_cells(inspected, shown.get(op, Split()), before.get(op, Split()))]
-        for op in names
-    ]
+    groups = {op: (shown.get(op, Split()), before.get(op, Split())) for op in [*shown, *before]}
+    if most < len(groups):  # the largest, and the others in one row
+        largest = sorted(groups, key=lambda op: -max(split.total for split in groups[op]))[:most]
+        others = [groups[op] for op in groups if op not in largest]
+        label = f"{len(others)} others"
+        groups = {op: groups[op] for op in groups if op in largest}
+        now, then = zip(*others, strict=True)
+        groups[label] = (_added(now), _added(then))
+    rows = [[op, *_live_cells(inspected, *splits)] for op, splits in groups.items()]
     if rows:
-        add_folded(table, rows, _FEW_ROWS)
+        add_folded(table, rows, len(rows), names=(0,), width=console.width)
         console.print(table)
+
+
+def _added(splits: Sequence[Split]) -> Split:
+    return Split(
+        sum(split.feature_maps for split in splits),
+        sum(split.gradients for split in splits),
+        sum(split.recomputed for split in splits),
+    )
 
 
 def live_stage_table(console: Console, inspected: Inspected) -> None:
@@ -212,11 +252,11 @@ def live_stage_table(console: Console, inspected: Inspected) -> None:
     shown = inspected.shown.by_stage if inspected.shown else []
     before = inspected.unplanned.by_stage if inspected.unplanned else []
     rows = [
-        [str(stage.index), clip(stage.last, 13), *_live_cells(inspected, now, then)]
+        [str(stage.index), stage.last, *_live_cells(inspected, now, then)]
         for stage, now, then in zip(inspected.stages, shown, before, strict=True)
     ]
     if rows:
-        add_folded(table, rows)
+        add_folded(table, rows, names=(1,), width=console.width)
         console.print(table)
 
 
@@ -230,12 +270,12 @@ def largest_table(console: Console, tensors: list[LargeTensor]) -> None:
         ],
     )  # fmt: skip
     rows = [
-        [clip(t.name, 21), clip(t.op, 13), shape_text(t.shape),
+        [t.name, t.op, shape_text(t.shape),
          "-" if t.itemsize is None else str(t.itemsize), mib(t.size), t.state]
         for t in tensors
     ]  # fmt: skip
     if rows:
-        add_folded(table, rows, len(rows))
+        add_folded(table, rows, len(rows), names=(0, 1), width=console.width)
         console.print(table)
 
 
@@ -252,7 +292,7 @@ def node_table(console: Console, rows: list[NodeRow]) -> None:
         column.overflow = "fold"
     cells = [
         [
-            str(row.index), shown_path(row.name), row.op, shape_text(row.shape),
+            str(row.index), clip(row.name, 200), clip(row.op, 60), shape_text(row.shape),
             "-" if row.size is None else format_size(row.size), row.mark,
         ]
         for row in rows

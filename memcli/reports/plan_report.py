@@ -6,10 +6,12 @@ from typing import Any
 
 from rich.console import Console
 
+from memcli.engines.analysis import Analysis
+from memcli.engines.torch_analysis import TorchAnalysis
 from memcli.memory.mxnet_model import Cost
 from memcli.memory.stages import Stage
 from memcli.reports.model_facts import time_share
-from memcli.reports.tables import add_folded, clip, facts, flops, mib, new_table, percent
+from memcli.reports.tables import add_folded, facts, flops, mib, new_table, percent
 from memcli.reports.workers_report import split_json, split_text
 from memcli.units import format_size
 from memcli.workflow.onnx_planning import OnnxPlanned
@@ -21,6 +23,8 @@ def plan_json(planned: Planned | OnnxPlanned) -> dict[str, Any]:
     result = _plan_json(planned)
     if isinstance(planned, Planned) and planned.recompute_bound:
         result["recompute"]["lower_bound_flops"] = planned.recompute_bound
+    if isinstance(planned, Planned) and planned.inference:
+        result["memory"] |= planned.inference.recorded()
     if isinstance(planned, OnnxPlanned):
         result |= {
             "engine": "torch", "device": planned.device, "marks": planned.marked,
@@ -50,10 +54,12 @@ def _plan_json(planned: Planned | OnnxPlanned) -> dict[str, Any]:
         "shapes": analysis.inputs,
         "assumed_shapes": analysis.assumed,
         "dtype": analysis.dtype,
+        "frozen": list(analysis.frozen),
         "loss_added": analysis.loss_heads > 0,
         "strategy": planned.strategy,
         "found_by": planned.plan.strategy,
         "output": planned.output,
+        "kernels": planned.kernels or None,
         "environment": planned.environment,
         "rewrites": [*planned.rewrites],
         "barriers": planned.barriers,
@@ -66,7 +72,7 @@ def _plan_json(planned: Planned | OnnxPlanned) -> dict[str, Any]:
             "planned_allocated_bytes": planned.allocated,
             "baseline_live_peak_bytes": planned.baseline.live_peak_bytes,
             "parameter_bytes": analysis.parameter_bytes,
-            "parameter_gradient_bytes": analysis.parameter_bytes,
+            "parameter_gradient_bytes": analysis.parameter_gradient_bytes,
             "state_bytes": analysis.state_bytes,
         },
         "recompute": {
@@ -97,37 +103,47 @@ def stage_json(stage: Stage) -> dict[str, Any]:
         "forward_bytes": stage.forward_bytes,
         "peak_bytes": stage.peak_bytes,
         "recompute_flops": stage.recompute_flops,
+        "live_forward_bytes": stage.live_forward_bytes,
+        "live_backward_bytes": stage.live_backward_bytes,
     }
 
 
-_POOL_STAGES = "Stages (MiB; memory at the end of the stage's forward and of its backward)"
+_POOL_STAGES = "Stages (MiB; live: the most alive while it runs; pool: allocated by its end)"
 LIVE_STAGES = "Stages (MiB; the most alive while the stage's forward and its backward run)"
 
 
 def stage_table(console: Console, stages: list[Stage], title: str = _POOL_STAGES) -> None:
-    """What each stage keeps, and what memory comes to in its passes."""
+    """What each stage keeps, and what memory comes to in its passes.
+
+    Beside a pool, which only grows, are the tensors alive in it.
+    """
+    pooled = any(s.live_backward_bytes is not None for s in stages)
+    passes = ["live fwd", "live bwd", "pool"] if pooled else ["forward", "backward"]
     table = new_table(
         title,
         [
             ("#", "right"), ("from", "left"), ("to", "left"), ("ops", "right"), ("kept", "right"),
-            ("forward", "right"), ("backward", "right"), ("again", "right"),
+            *((heading, "right") for heading in passes), ("again", "right"),
         ],
     )  # fmt: skip
-    rows = [
-        [
-            str(s.index),
-            clip(s.first, 13),
-            clip(s.last, 13),
-            str(s.operators),
-            mib(s.kept_bytes),
-            mib(s.forward_bytes),
-            mib(s.peak_bytes),
-            flops(s.recompute_flops),
-        ]
-        for s in stages
-    ]
+    rows = []
+    for s in stages:
+        sizes = [s.forward_bytes, s.peak_bytes]
+        if pooled:
+            sizes = [s.live_forward_bytes or 0, s.live_backward_bytes or 0, s.peak_bytes]
+        rows.append(
+            [
+                str(s.index),
+                s.first,
+                s.last,
+                str(s.operators),
+                mib(s.kept_bytes),
+                *map(mib, sizes),
+                flops(s.recompute_flops),
+            ]
+        )
     if rows:
-        add_folded(table, rows)
+        add_folded(table, rows, names=(1, 2), width=console.width)
         console.print(table)
 
 
@@ -140,6 +156,8 @@ def _live(cost: Cost) -> str:
 
 def _bound(planned: Planned | OnnxPlanned) -> str:
     """What no plan gets under, and where it is more none within the limit on recomputation."""
+    if not planned.lower_bound:
+        return "none was proven within the time limit"
     every = format_size(planned.lower_bound)
     if not isinstance(planned, OnnxPlanned) or planned.lower_bound_within <= planned.lower_bound:
         return f"{every} (of every plan of this kind)"
@@ -147,6 +165,30 @@ def _bound(planned: Planned | OnnxPlanned) -> str:
         f"{format_size(planned.lower_bound_within)} (of every plan that recomputes at most "
         f"{percent(planned.bound_within or 0.0)}; {every} of every plan of this kind)"
     )
+
+
+ONEDNN_NEEDED = (
+    "the plan recomputes convolutions whose output nobody reads: oneDNN (MXNet's default on CPUs) "
+    "and cuDNN run it, MXNet's own kernels refuse it. oneDNN's layouts and buffers are not in the "
+    "figures. --kernels plain plans without"
+)
+
+
+def _onednn_said(planned: Planned | OnnxPlanned) -> str:
+    """What the variable is for that switches oneDNN off."""
+    if "MXNET_MKLDNN_ENABLED" not in planned.environment:
+        return ""
+    return (
+        "; oneDNN, MXNet's default on CPUs, takes layouts and buffers of its own beside the "
+        "figures: memcli verify measures both"
+    )
+
+
+def _gradients(analysis: Analysis | TorchAnalysis) -> str:
+    """What the gradients of parameters take, in words."""
+    if not analysis.frozen:
+        return "as much again for their gradients"
+    return f"{format_size(analysis.parameter_gradient_bytes)} for gradients of those trained"
 
 
 def print_plan(console: Console, planned: Planned | OnnxPlanned) -> None:
@@ -173,8 +215,8 @@ def print_plan(console: Console, planned: Planned | OnnxPlanned) -> None:
                        f"{percent(cost.recompute_fraction)} of one forward pass"
                        f"{time_share(cost, planned.cost_of)}"),
         ("lower bound", _bound(planned)),
-        ("parameters", f"{format_size(analysis.parameter_bytes)}, as much again for their "
-                       f"gradients, states {format_size(analysis.state_bytes)}: not in the above"),
+        ("parameters", f"{format_size(analysis.parameter_bytes)}, {_gradients(analysis)}, states "
+                       f"{format_size(analysis.state_bytes)}: not in the above"),
     ]  # fmt: skip
     rewrites = [*planned.rewrites]
     if planned.barriers:
@@ -207,7 +249,22 @@ def print_plan(console: Console, planned: Planned | OnnxPlanned) -> None:
             6, ("tensors", f"{counts['kept']} kept, {counts['again']} dropped and recomputed once, "
                            f"{counts['each']} at each need")
         )  # fmt: skip
+    if planned.kernels == "any":
+        pairs.append(("kernels", ONEDNN_NEEDED))
+    if isinstance(planned, Planned) and planned.inference and planned.inference.costs:
+        least, most = planned.inference.baseline_bytes, planned.inference.planned_bytes
+        pairs.append(
+            ("inference", f"{format_size(most)} with this file, {format_size(least)} without its "
+                          "plan: for inference take the plan off (memcli strip); to train a part "
+                          "of the parameters plan with --frozen")
+        )  # fmt: skip
+    if isinstance(planned, Planned):
+        pairs.append(("devices", "one; on several that share the batch each runs this graph: plan "
+                                 "it for one's part"))  # fmt: skip
+    if analysis.frozen:
+        also = "" if isinstance(planned, OnnxPlanned) else "; the inputs have no gradient either"
+        pairs.append(("frozen", f"{', '.join(analysis.frozen)}{also}"))
     if planned.environment:
         text = " ".join(f"{k}={v}" for k, v in planned.environment.items())
-        pairs.append(("environment", f"{text} (run with it, or plan --environment default)"))
+        pairs.append(("environment", f"{text} (train with it{_onednn_said(planned)})"))
     facts(console, pairs)

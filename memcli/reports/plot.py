@@ -12,6 +12,7 @@ from typing import Any
 
 from memcli.errors import BadInput, EngineFailed
 from memcli.formats.wording import shown_path
+from memcli.reports.model_facts import COST_WORDS
 from memcli.reports.tables import clip
 from memcli.units import MIB
 from memcli.workflow.comparing import Comparison, Row
@@ -64,8 +65,8 @@ def points(rows: Sequence[Row]) -> list[Point]:
     """One point for all rows with the same figures, by memory; what does not fit is left out."""
     places: dict[tuple[float, float], list[Row]] = {}
     for row in rows:
-        if row.feasible and row.planned_bytes is not None and row.recompute_fraction is not None:
-            place = (row.planned_bytes / MIB, 100 * row.recompute_fraction)
+        if row.feasible and row.planned_bytes is not None and row.time_fraction is not None:
+            place = (row.planned_bytes / MIB, 100 * row.time_fraction)
             places.setdefault(place, []).append(row)
     return [
         Point(x, y, label_of(same), any(row.on_frontier for row in same))
@@ -122,7 +123,7 @@ def _compose(figure: Any, compared: Comparison) -> None:
     axes.set_xlim(0, right)
     axes.set_ylim(-0.06 * top, top)
     axes.set_xlabel("memory for feature maps and their gradients (MiB)")
-    axes.set_ylabel("recomputation (% of a forward pass)")
+    axes.set_ylabel(f"recomputation (% of a forward pass's {COST_WORDS[compared.cost_of]})")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
     axes.grid(True, color="#e6e8eb", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from memcli.reports.tables import mib, new_table
+from memcli.reports.tables import mib, new_table, step_time
 from memcli.units import format_size
 from memcli.workflow.onnx_workers import Split
 from memcli.workflow.torch_workers import WorkerRun
-from memcli.workflow.verifying import Compared
+from memcli.workflow.verified import Compared
 
 
 def split_json(split: Split) -> dict[str, int]:
@@ -51,7 +51,7 @@ def workers_table(
         "Each worker: feature maps and their gradients, MiB; its step",
         [
             ("worker", "left"), ("saved est", "right"), ("meas", "right"), ("plan est", "right"),
-            ("meas", "right"), ("off", "right"), ("saved", "right"), ("planned", "right"),
+            ("meas", "right"), ("over", "right"), ("saved", "right"), ("planned", "right"),
         ],
     )  # fmt: skip
     for worker in workers:
@@ -61,7 +61,7 @@ def workers_table(
             mib(base.estimated_bytes), mib(base.measured_bytes),
             mib(plan.estimated_bytes), mib(plan.measured_bytes),
             off(plan.estimated_bytes, plan.measured_bytes),
-            f"{base.step_seconds:.2f} s", f"{plan.step_seconds:.2f} s",
+            step_time(base.step_seconds), step_time(plan.step_seconds),
         )  # fmt: skip
     console.print(table)
 

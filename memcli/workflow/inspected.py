@@ -95,6 +95,8 @@ class PlanFacts:
     marked: int  # nodes that the file marks
     recomputed: int  # operators that run again
     record: PlanRecord | OnnxPlan | None
+    reserved_blocks: int = 0  # of MXNet's pool, in front of everything else; empty of themselves
+    reserved_bytes: int = 0
 
 
 @dataclass
@@ -153,6 +155,11 @@ class Inspected:
     engine: str = "mxnet"
     onnx: OnnxFacts | None = None
     under_models: UnderModels | None = None
+    parameter_gradient_bytes: int | None = None  # of those that are trained; None: of all
+
+    def __post_init__(self) -> None:
+        if self.parameter_gradient_bytes is None:
+            self.parameter_gradient_bytes = self.parameter_bytes
 
     @property
     def shown(self) -> Figures | None:

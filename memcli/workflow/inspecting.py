@@ -10,6 +10,7 @@ import numpy as np
 
 from memcli.engines.analysis import Analysis, ShapeRequest, analyze, graph_environment
 from memcli.errors import BadInput
+from memcli.formats.detect import Model
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.plan_record import PlanRecord
@@ -30,8 +31,8 @@ from memcli.workflow.inspected import (
     Tensor,
 )
 from memcli.workflow.memory_models import NO_MODELS, ModelRequest, under_models_in_mxnet
-from memcli.workflow.planning import environment_of, read_symbol
-from memcli.workflow.verifying import plan_of_file, shapes_to_verify
+from memcli.workflow.planning import read_symbol
+from memcli.workflow.verifying import plan_of_file, save_barriers, shapes_to_verify
 
 Progress = Callable[[str, float | None], None]
 
@@ -40,7 +41,7 @@ _STAGE_KEYS = ("__mirror_stage__", "mirror_stage")
 
 
 def inspect(
-    path: str,
+    model_file: Model,
     request: ShapeRequest | None = None,
     *,
     dtype: str | None = None,
@@ -58,7 +59,7 @@ def inspect(
         BadInput: no such graph, or its shapes cannot be told.
         EngineFailed: MXNet is missing or crashed.
     """
-    source = read_symbol(path)
+    source = read_symbol(model_file)
     record = source.plan()
     asked = shapes_to_verify(record, request)
     asked = dataclasses.replace(asked, dtype=dtype or (record.dtype if record else "float32"))
@@ -73,7 +74,8 @@ def inspect(
     plan = dataclasses.replace(plan, recompute=(plan.recompute & model.markable).astype(np.uint8))
     bare = Plan("none", model.none(), plan.cuts)
     shown = plan if has_plan else bare
-    listed, timeline, stage_of = stages(model, shown)
+    barriers = save_barriers(analysis, source)
+    listed, timeline, stage_of = stages(model, shown, barriers=barriers)
     order = timeline.order
     again = np.zeros(analysis.graph.n_nodes, bool)
     again[order[order >= analysis.graph.n_nodes] - analysis.graph.n_nodes] = True
@@ -93,17 +95,20 @@ def inspect(
         unplanned = figures(saved, plain, kept_as_saved, stage_as_saved, len(listed))
         bound = min(bound, plan_bound(saved.graph, saved, ground.plan_cost(shown)))
     planned, facts = None, None
+    reserved = reserved_blocks(analysis.graph)
     if planned_kept is not None:
         planned = figures(model, plan, planned_kept, stage_of, len(listed))
         facts = PlanFacts(
             strategy=plan.strategy,
-            environment=dict(record.environment) if record else environment_of(plan, analysis),
+            environment=dict(record.environment) if record else {},
             marked=len(source.marked()),
             recomputed=int(again.sum()),
             record=record,
+            reserved_blocks=len(reserved),
+            reserved_bytes=int(sum(reserved)),
         )
     inspected = Inspected(
-        path=path,
+        path=source.path,
         sha256=source.sha256,
         nodes=source.node_count,
         operators=source.operator_count,
@@ -118,6 +123,7 @@ def inspect(
         plan=facts,
         lower_bound=bound,
         parameter_bytes=analysis.parameter_bytes,
+        parameter_gradient_bytes=analysis.parameter_gradient_bytes,
         state_bytes=analysis.state_bytes,
         stages=listed,
         largest=largest_tensors(
@@ -181,6 +187,12 @@ def figures(model: MXNetModel, plan: Plan, kept: Ints, stage_of: Ints, n_stages:
     )
 
 
+def reserved_blocks(graph: TrainingGraph) -> list[int]:
+    """Bytes of each block of the pool that the file reserves."""
+    makers = [v for v in np.flatnonzero(graph.reserving) if graph.op(v) == "_zeros"]
+    return [int(graph.entry_bytes[int(graph.first[v])]) for v in makers]
+
+
 def operator_kinds(
     graph: TrainingGraph, kept: Ints, planned_kept: Ints | None, again: Flags
 ) -> list[OperatorKind]:
@@ -191,7 +203,7 @@ def operator_kinds(
     """
     kinds: dict[str, OperatorKind] = {}
     for v in range(graph.n_forward):
-        if graph.variable[v]:
+        if graph.variable[v] or graph.reserving[v]:
             continue
         op = graph.op(v)
         nothing = None if planned_kept is None else 0

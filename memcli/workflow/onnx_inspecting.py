@@ -11,6 +11,7 @@ from memcli.engines.analysis import ShapeRequest
 from memcli.engines.torch_analysis import TorchAnalysis
 from memcli.errors import BadInput, MemcliError
 from memcli.formats.caffe.file import CaffeFile
+from memcli.formats.detect import Model
 from memcli.formats.model_file import read_model
 from memcli.formats.onnx_file import OnnxFile, TensorValue
 from memcli.formats.onnx_losses import losses
@@ -55,7 +56,7 @@ _THE_LOSS = "(loss)"
 
 
 def inspect_onnx(
-    path: str,
+    model: Model,
     request: ShapeRequest | None = None,
     *,
     dtype: str | None = None,
@@ -73,7 +74,7 @@ def inspect_onnx(
     Raises:
         BadInput: no such file, an unsound graph, or shapes that the user gave and cannot be.
     """
-    file = read_model(path, request or ShapeRequest(), as_planned=True)
+    file = read_model(model, request or ShapeRequest(), as_planned=True)
     notes: list[str] = list(file.notes) if isinstance(file, CaffeFile) else []
     try:
         record = file.plan()
@@ -140,6 +141,7 @@ def _file_facts(file: OnnxFile, record: OnnxPlan | None, device: str) -> Inspect
         plan=facts,
         lower_bound=0,
         parameter_bytes=parameters.size,
+        parameter_gradient_bytes=parameters.size,
         state_bytes=states.size,
         stages=[],
         largest=[],
@@ -211,6 +213,7 @@ def _add_figures(
     least = min(model.evaluate(of).live_peak_bytes for of in (none, marks))
     inspected.lower_bound = torch_bound(model.exact, least).bytes
     inspected.parameter_bytes = trace.parameter_bytes
+    inspected.parameter_gradient_bytes = analysis.parameter_gradient_bytes
     inspected.state_bytes = trace.state_bytes
     inspected.stages = listed
     inspected.largest = largest_tensors(analysis, kept if planned is None else planned, runs, top)

@@ -9,20 +9,22 @@ from pathlib import Path
 
 from memcli.engines.analysis import ShapeRequest
 from memcli.engines.live_memory import available_bytes
-from memcli.engines.torch_analysis import TorchAnalysis, analyze_onnx, onnx_job
+from memcli.engines.torch_analysis import TorchAnalysis, analyze_onnx
 from memcli.errors import BadInput
+from memcli.formats.detect import Model
 from memcli.formats.model_file import read_model, unplanned_file
 from memcli.formats.onnx_file import OnnxFile
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.onnx_shapes import bind_shapes
 from memcli.formats.onnx_training import as_training
+from memcli.formats.wording import shown_path
 from memcli.workflow.onnx_planning import flags_of, shape_notes
 from memcli.workflow.onnx_workers import devices_for, split_request
 from memcli.workflow.torch_runs import named_marks, run_of, stages_of, together, train
 from memcli.workflow.torch_workers import added, compare_workers, worker_rows
+from memcli.workflow.verified import BASELINE, PLANNED, Verified
 from memcli.workflow.verifying import (
     PLAN_TAKEN_OFF,
-    Verified,
     fit_batch,
     original_beside,
     scaled_notes,
@@ -36,7 +38,7 @@ _USABLE = 0.7
 
 
 def original_of(
-    planned: OnnxFile, plan: OnnxPlan, given: str | None, request: ShapeRequest
+    planned: OnnxFile, plan: OnnxPlan, given: Model | None, request: ShapeRequest
 ) -> tuple[OnnxFile, str]:
     """The model without the plan, in the mode in which it was planned, and where it comes from.
 
@@ -44,14 +46,14 @@ def original_of(
         BadInput: ``given`` cannot be read.
     """
 
-    def read(path: str) -> OnnxFile:
+    def read(path: Model) -> OnnxFile:
         return read_model(path, request)
 
     if given is not None:
         file = read(given)
         if file.carried_plan() is not None:
             file = unplanned_file(file)
-        return _as_planned(file, plan), given
+        return _as_planned(file, plan), file.path
     beside = original_beside(planned.path, plan.original_name, plan.original_sha256, read)
     if beside is not None:
         return _as_planned(beside[0], plan), beside[1]
@@ -63,9 +65,9 @@ def _as_planned(file: OnnxFile, plan: OnnxPlan) -> OnnxFile:
 
 
 def verify_onnx(
-    planned_path: str,
+    planned_model: Model,
     *,
-    original: str | None = None,
+    original: Model | None = None,
     gpus: Sequence[int] = (),
     workers: int = 1,
     seed: int = 0,
@@ -83,11 +85,11 @@ def verify_onnx(
         BadInput: no plan, shapes that cannot be, a batch that cannot be split.
         EngineFailed: PyTorch or a device is missing, or a step crashed.
     """
-    planned = read_model(planned_path, request or ShapeRequest(), as_planned=True)
+    planned = read_model(planned_model, request or ShapeRequest(), as_planned=True)
     plan = planned.plan()
     if plan is None:
         raise BadInput(
-            f"{planned_path} carries no plan, so there is nothing to compare it with",
+            f"{shown_path(planned.path)}: carries no plan, so there is nothing to compare it with",
             "make one with memcli plan",
         )
     kind = "cuda" if gpus else "cpu"
@@ -107,7 +109,7 @@ def verify_onnx(
         bound = bind_shapes(planned, dataclasses.replace(asked, dtype=None))
         return analyze_onnx(
             planned, bound.shapes, assumed=bound.assumed or assumed, dtype=plan.dtype, device=kind,
-            on_progress=on_progress,
+            frozen=asked.frozen, on_progress=on_progress,
         )  # fmt: skip
 
     analysis = analysis_of(asked)
@@ -135,23 +137,23 @@ def verify_onnx(
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         workdir = Path(folder)
         jobs = [
-            onnx_job(file, analysis.inputs, analysis.roles, workdir / f"{name}.onnx")
+            analysis.job(file, workdir / f"{name}.onnx")
             for name, file in (("original", source), ("planned", planned))
         ]
         marks = named_marks(analysis.model, flags)
         first, second = (
             train(name, job, given, workdir, devices, seed, steps, on_progress)
-            for name, job, given in zip(("original", "planned"), jobs, ({}, marks), strict=True)
+            for name, job, given in zip((BASELINE, PLANNED), jobs, ({}, marks), strict=True)
         )
         compared = compare_workers(first, second, workdir, where, notes)
-    if scaled or request is not None:
+    if scaled or (request is not None and request.asks_shapes):
         notes.append("estimates are for the shapes that were run, not for those of the plan")
     none = analysis.model.none()
     rows = worker_rows(analysis.model, flags, devices, first, second, compared)
     most = together(second)
     total = {kind: added([found[kind] for found in compared]) for kind in compared[0]}
     return Verified(
-        planned_path=planned_path,
+        planned_path=planned.path,
         original=where,
         device=most["device"],
         shapes=analysis.inputs,

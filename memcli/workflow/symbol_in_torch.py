@@ -14,19 +14,19 @@ import numpy as np
 from memcli.engines.analysis import Analysis, ShapeRequest, analyze
 from memcli.engines.live_memory import available_bytes
 from memcli.engines.torch_analysis import record
+from memcli.formats.detect import Model
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.symbol_edits import INSERTED_KEY, without_reservation
 from memcli.graph.training import Flags
 from memcli.marks import AGAIN, KEPT
 from memcli.workflow.planning import read_symbol, shape_notes
+from memcli.workflow.step_size import batch_of, needed_bytes
 from memcli.workflow.torch_runs import compare_runs, named_marks, run_of, stages_of, train
+from memcli.workflow.verified import BASELINE, PLANNED, Verified
 from memcli.workflow.verifying import (
-    Verified,
-    batch_of,
     check_comparable,
     find_original,
     fit_batch,
-    needed_bytes,
     scaled_notes,
     shapes_to_verify,
 )
@@ -58,9 +58,9 @@ def torch_marks(file: SymbolFile, steps: list[dict[str, Any]]) -> Flags:
 
 
 def verify_symbol_in_torch(
-    planned_path: str,
+    planned_model: Model,
     *,
-    original: str | None = None,
+    original: Model | None = None,
     gpu: int | None = None,
     seed: int = 0,
     steps: int | None = None,
@@ -78,11 +78,11 @@ def verify_symbol_in_torch(
         BadInput: no plan, no original, shapes unknown, operators that are not converted.
         EngineFailed: an engine or the device is missing, or a step crashed.
     """
-    planned = read_symbol(planned_path)
+    planned = read_symbol(planned_model)
     plan_record = planned.plan()
     source, where = find_original(planned, plan_record, original)
     # what is reserved is of MXNet's pool
-    planned = planned.with_content(without_reservation(planned.raw, planned_path))
+    planned = planned.with_content(without_reservation(planned.raw, planned.path))
 
     def analysis_of(file: SymbolFile, shapes: ShapeRequest) -> Analysis:
         return analyze(file.raw, shapes, on_progress=on_progress)
@@ -106,7 +106,7 @@ def verify_symbol_in_torch(
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         workdir = Path(folder)
         jobs, models, results = [], [], []
-        for name, file, facts in (("original", source, base), ("planned", planned, analysis)):
+        for name, file, facts in ((BASELINE, source, base), (PLANNED, planned, analysis)):
             job = _job(file, facts, workdir / name)
             model, recorded, _ = record(
                 {**job, "device": "cpu" if gpu is None else "cuda"}, workdir, on_progress
@@ -115,12 +115,12 @@ def verify_symbol_in_torch(
             models.append(model)
         flags = torch_marks(planned, recorded)
         marks = named_marks(models[1], flags)
-        for name, job, given in zip(("original", "planned"), jobs, ({}, marks), strict=True):
+        for name, job, given in zip((BASELINE, PLANNED), jobs, ({}, marks), strict=True):
             results += train(name, job, given, workdir, [device], seed, steps, on_progress)
         first, second = results
         compared = compare_runs(first, second, workdir, where, notes)
     return Verified(
-        planned_path=planned_path,
+        planned_path=planned.path,
         original=where,
         device=second["device"],
         shapes=analysis.inputs,

@@ -16,7 +16,15 @@ from memcli.memory.torch_plan_model import TorchPlanModel
 from memcli.memory.torch_stages import torch_stages
 from memcli.planners.base import Settings
 from memcli.planners.torch_search import TorchSearch
-from memcli.workflow.verifying import Compared, Run, StageMeasured, compare_files, result_notes
+from memcli.workflow.verified import (
+    BASELINE,
+    PLANNED,
+    Compared,
+    Run,
+    StageMeasured,
+    compare_files,
+    result_notes,
+)
 
 Progress = Callable[[str, float | None], None]
 
@@ -40,8 +48,9 @@ def train(
 ) -> list[dict[str, Any]]:
     """One graph's step under marks in a process for each device; results in ``NAME-K.npz``.
 
-    ``steps``: how many are timed after the first, the median counts; None: 5 on a card, 1 on the
-    CPU. On several devices the processes train together, each as a worker with inputs of its own.
+    ``steps``: how many are timed after a warm-up step, the median counts; None: 5 on a card, on the
+    CPU as many as a few seconds allow. On several devices the processes train together, each as a
+    worker with inputs of its own.
 
     Raises:
         BadInput: the graph cannot be converted.
@@ -59,7 +68,7 @@ def train(
             "device": device,
             "seed": seed,
             "save": str(results_file(workdir, name, rank)),
-            "repeat": (1 if device == "cpu" else 5) if steps is None else steps,
+            "repeat": 5 if steps is None and device != "cpu" else steps,
         }
         for rank, device in enumerate(devices)
     ]
@@ -116,7 +125,7 @@ def compare_runs(
         rows = first["names"][kind]
         return str(rows[index]) if index < len(rows) else f"{kind} {index}"
 
-    original, planned = (results_file(workdir, name, rank) for name in ("original", "planned"))
+    original, planned = (results_file(workdir, name, rank) for name in (BASELINE, PLANNED))
     compared = compare_files(original, planned, named)
     notes += result_notes(first, second, compared)
     return compared
@@ -136,8 +145,10 @@ def together(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "method": first["method"],
         **{
             key: max(result[key] for result in results)
-            for key in ("peak_bytes", "reserved_bytes", "step_seconds")
+            for key in ("peak_bytes", "reserved_bytes")
         },
+        # all of them time as many steps, or none does
+        "step_seconds": max((r["step_seconds"] or 0.0 for r in results), default=0.0) or None,
     }
 
 
@@ -146,7 +157,7 @@ def run_of(model: TorchPlanModel, flags: Flags, result: dict[str, Any]) -> Run:
     return Run(
         estimated_bytes=model.evaluate(flags).pool_bytes,
         measured_bytes=int(result["peak_bytes"]),
-        step_seconds=float(result["step_seconds"]),
+        step_seconds=result["step_seconds"],
         workspace_bytes=0,
         reserved_bytes=int(result["reserved_bytes"]),
     )

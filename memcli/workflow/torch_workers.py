@@ -10,7 +10,7 @@ from typing import Any
 from memcli.graph.training import Flags
 from memcli.memory.torch_plan_model import TorchPlanModel
 from memcli.workflow.torch_runs import compare_runs, label, run_of
-from memcli.workflow.verifying import Compared, Run
+from memcli.workflow.verified import BASELINE, PLANNED, Compared, Run
 
 
 @dataclass
@@ -51,7 +51,7 @@ def compare_workers(
         own: list[str] = []
         found.append(compare_runs(one, other, workdir, where, own, rank))
         notes += [f"worker {rank}: {note}" for note in own] if len(first) > 1 else own
-    for name, results in (("original", first), ("planned", second)):
+    for name, results in ((BASELINE, first), (PLANNED, second)):
         if len({result["gradient_digest"] for result in results}) > 1:
             notes.append(f"{name}: the workers' gradients are not the same after the exchange")
     return found

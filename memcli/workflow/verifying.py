@@ -6,38 +6,64 @@ import dataclasses
 import os
 import re
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from memcli.engines.analysis import Analysis, ShapeRequest, analyze, graph_environment
 from memcli.engines.gpus import check_gpu
 from memcli.engines.live_memory import available_bytes
-from memcli.engines.mxnet_step import train_step
+from memcli.engines.timed_steps import LEAST
 from memcli.errors import BadInput, EngineFailed, MemcliError
+from memcli.formats.detect import Model, ModelSource, detect_format, read_model_bytes
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.plan_record import PlanRecord
-from memcli.formats.symbol_edits import reservation, scaled_reservation
-from memcli.graph.training import Flags, Plan
+from memcli.formats.symbol_edits import (
+    BARRIER_SUFFIX,
+    INSERTED_KEY,
+    reservation,
+    scaled_reservation,
+)
+from memcli.formats.wording import shown_path
+from memcli.graph.training import Flags, Ints, Plan
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE
 from memcli.memory.stages import stages
 from memcli.rewrites.gradients import without_gradient
-from memcli.rewrites.prepare import prepare
 from memcli.units import format_size
+from memcli.workflow.mxnet_runs import (
+    USABLE,
+    Conditions,
+    Side,
+    compare_sides,
+    kernel_runs,
+    on_default_kernels,
+    train_sides,
+)
 from memcli.workflow.planning import read_symbol, shape_notes
-
-if TYPE_CHECKING:
-    from memcli.workflow.onnx_workers import Split
-    from memcli.workflow.torch_workers import WorkerRun
+from memcli.workflow.step_size import batch_of, needed_bytes, scaled_request
+from memcli.workflow.verified import (
+    AS_PLANNED,
+    BASELINE,
+    DEFAULT,
+    MOST_OVER,
+    PLAIN,
+    PLANNED,
+    KernelRuns,
+    Run,
+    StageMeasured,
+    Verified,
+    result_notes,
+)
 
 Progress = Callable[[str, float | None], None]
 
-# Part of the free memory that a step may take; the rest is for buffers and the other programs.
-_USABLE = 0.8
+# What measured bytes may have beside the pool: the C library's own books on the CPU, and pages of
+# CUDA, which rounds every block up to them.
+_CPU_GRANULARITY = 64 << 10
+_CUDA_PAGE = 2 << 20
 _NODE_NAME = re.compile(r"n(\d+)(?:_|$)")
 PLAN_TAKEN_OFF = "the planned file with its plan taken off"
 
@@ -49,82 +75,15 @@ class _Hashed(Protocol):
 class _Shaped(Protocol):
     inputs: dict[str, list[int]]
     dtype: str
+    frozen: tuple[str, ...]
 
 
 HashedFile = TypeVar("HashedFile", bound=_Hashed)
 Bound = TypeVar("Bound", bound=_Shaped)
 
 
-@dataclass
-class Compared:
-    """Arrays of one kind in both runs."""
-
-    compared: int = 0
-    bit_equal: int = 0
-    max_abs_diff: float = 0.0
-    max_rel_diff: float = 0.0
-    different: list[str] = field(default_factory=list)
-    nonfinite: int = 0
-
-
-@dataclass
-class Run:
-    """One graph's step. Sizes in bytes, times in seconds."""
-
-    estimated_bytes: int
-    measured_bytes: int
-    step_seconds: float
-    workspace_bytes: int
-    reserved_bytes: int = 0  # what CUDA's caching allocator took from the card, where it was asked
-
-
-@dataclass
-class StageMeasured:
-    """Estimate and measurement at the end of a stage's forward, and at the most it sees."""
-
-    index: int
-    first: str
-    last: str
-    operators: int
-    estimated_forward: int
-    measured_forward: int | None
-    estimated_bytes: int
-    measured_bytes: int | None
-
-
-@dataclass
-class Verified:
-    """The outcome of a verification."""
-
-    planned_path: str
-    original: str  # which original, in words
-    device: str
-    shapes: dict[str, list[int]]
-    baseline: Run
-    planned: Run
-    outputs: Compared
-    gradients: Compared
-    states: Compared
-    stages: list[StageMeasured]
-    method: str
-    scaled: dict[str, Any] | None  # batch that was asked for, used, and why
-    notes: list[str]
-    seed: int
-    engine: str = "mxnet"
-    # Where several workers trained together: runs above are the most that any of them took,
-    # compared are all their arrays.
-    split: Split | None = None
-    workers: list[WorkerRun] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every array is equal to the bit."""
-        parts = (self.outputs, self.gradients, self.states)
-        return all(part.compared == part.bit_equal for part in parts)
-
-
 def find_original(
-    planned: SymbolFile, record: PlanRecord | None, given: str | None
+    planned: SymbolFile, record: PlanRecord | None, given: Model | None
 ) -> tuple[SymbolFile, str]:
     """The graph without the plan, and where it comes from, in words.
 
@@ -133,7 +92,7 @@ def find_original(
     """
     if given is not None:
         original = read_symbol(given)
-        return original.stripped(), given
+        return original.stripped(), original.path
     if record is None:
         if planned.existing_marks():
             stripped = SymbolFile.from_bytes(
@@ -141,7 +100,7 @@ def find_original(
             )
             return stripped, "the file without its marks"
         raise BadInput(
-            f"{planned.path} carries no plan, so there is nothing to compare it with",
+            f"{shown_path(planned.path)}: carries no plan, so there is nothing to compare it with",
             "make one with memcli plan, or name the original with --original",
         )
     beside = original_beside(
@@ -151,22 +110,25 @@ def find_original(
 
 
 def original_beside(
-    planned_path: str, name: str, sha256: str, read: Callable[[str], HashedFile]
+    planned_path: str, name: str, sha256: str, read: Callable[[Model], HashedFile]
 ) -> tuple[HashedFile, str] | None:
     """The file that a plan was made from, in the plan's folder or the current one, and where it is.
 
-    ``read`` may raise MemcliError: a file that cannot be read is not the one.
+    A file of that name is looked into only where its SHA-256 is the record's. ``read`` may raise
+    MemcliError: a file that cannot be read is not the one.
     """
     for folder in {os.path.dirname(os.path.abspath(planned_path)), os.getcwd()}:
         path = os.path.join(folder, os.path.basename(name))
         if not os.path.isfile(path):
             continue
         try:
-            original = read(path)
+            data, found = read_model_bytes(path)
+            if found != sha256:
+                continue
+            original = read(ModelSource(path, data, found, detect_format(data, path)))
         except MemcliError:
             continue
-        if original.sha256 == sha256:
-            return original, f"{os.path.relpath(path)} (its SHA-256 matches)"
+        return original, f"{os.path.relpath(path)} (its SHA-256 matches)"
     return None
 
 
@@ -191,10 +153,9 @@ def plan_of_file(analysis: Analysis, source: SymbolFile) -> Plan:
     strategy = "marks of the file"
     if record is not None:
         strategy = record.strategy
-        text = record.environment.get("NNVM_EXEC_MATCH_RANGE", str(DEFAULT_MATCH_RANGE))
-        if not text.isdigit() or int(text) > 1 << 30:
-            raise BadInput(f"{source.path}: its plan has NNVM_EXEC_MATCH_RANGE={text!r}")
-        match_range = int(text)
+        match_range = int(
+            record.environment.get("NNVM_EXEC_MATCH_RANGE", str(DEFAULT_MATCH_RANGE))
+        )
         node_of = analysis.graph.node_of_position()
         if record.n_nodes == source.node_count:
             # Positions hold for the file as memcli wrote it; each is a cut's end of its own.
@@ -202,28 +163,16 @@ def plan_of_file(analysis: Analysis, source: SymbolFile) -> Plan:
     return Plan(strategy, flags, cuts, match_range)
 
 
-def needed_bytes(analysis: Analysis) -> int:
-    """What a verifying process takes at most: pool, parameters twice, and a copy to compare."""
-    pool = analysis.model.evaluate(analysis.model.none()).pool_bytes
-    arguments = sum(a["bytes"] for a in analysis.arguments)
-    largest = max((a["bytes"] for a in analysis.arguments), default=0)
-    return pool + 2 * arguments + analysis.state_bytes + 2 * largest + (400 << 20)
-
-
-def _scaled_request(request: ShapeRequest, old: int, new: int) -> ShapeRequest:
-    """The shapes with a leading dimension of ``old``, or a multiple, scaled to ``new``."""
-    shapes = {
-        n: [s[0] // old * new, *s[1:]] if s and s[0] % old == 0 else s
-        for n, s in request.shapes.items()
-    }
-    return dataclasses.replace(request, shapes=shapes, batch=None, unnamed=None)
-
-
-def batch_of(analysis: Analysis) -> int:
-    """The leading dimension of the first input."""
-    roles = {a["name"]: a["role"] for a in analysis.arguments}
-    leading = [s[0] for n, s in analysis.inputs.items() if roles.get(n) == "input" and s]
-    return leading[0] if leading else 1
+def save_barriers(analysis: Analysis, source: SymbolFile) -> set[int]:
+    """Nodes of the graph that the file's plan put there to keep what is recomputed otherwise."""
+    found = set()
+    node_of = analysis.graph.node_of_position()
+    for position, node in enumerate(source.nodes):
+        if INSERTED_KEY not in node.attrs or node.op != "_copy" or position not in node_of:
+            continue
+        if node.name.startswith(f"{source.nodes[int(node.inputs[0][0])].name}{BARRIER_SUFFIX}"):
+            found.add(node_of[position])
+    return found
 
 
 def fit_batch(
@@ -259,8 +208,11 @@ def fit_batch(
             "to_batch": smaller,
             "why": f"a step takes {format_size(needed)}, and {format_size(free)} are free",
         }
-        request = ShapeRequest(shapes=dict(analysis.inputs), dtype=analysis.dtype)
-        analysis = analysis_of(_scaled_request(request, batch, smaller))
+        request = ShapeRequest(
+            shapes=dict(analysis.inputs), dtype=analysis.dtype, frozen=analysis.frozen,
+            imports=getattr(analysis, "imports", ()),
+        )  # fmt: skip
+        analysis = analysis_of(scaled_request(request, batch, smaller))
         batch = smaller
 
 
@@ -271,39 +223,28 @@ def scaled_notes(scaled: dict[str, Any] | None) -> list[str]:
     return [f"batch {scaled['from_batch']} scaled down to {scaled['to_batch']}: {scaled['why']}"]
 
 
-def result_notes(
-    first: dict[str, Any], second: dict[str, Any], compared: dict[str, Compared]
-) -> list[str]:
-    """What is odd about two steps' results, in words; counts what is not finite in ``compared``."""
-    notes = []
-    for kind in ("outputs", "gradients", "states"):
-        bad = int(first["nonfinite"][kind])
-        compared[kind].nonfinite = bad
-        if bad:
-            notes.append(f"{bad} {kind} of the original hold NaN or infinity at this seed")
-    if not (first["repeatable"] and second["repeatable"]):
-        notes.append("a second step from the same seed gave other bits: this graph is not "
-                     "deterministic on this device")  # fmt: skip
-    return notes
-
-
 def verify(
-    planned_path: str,
+    planned_model: Model,
     *,
-    original: str | None = None,
+    original: Model | None = None,
     gpu: int | None = None,
     seed: int = 0,
     steps: int | None = None,
+    kernels: str | None = AS_PLANNED,
     request: ShapeRequest | None = None,
     on_progress: Progress | None = None,
 ) -> Verified:
     """Train one step of both graphs, each in a process of its own, and compare.
 
     ``request``: shapes in place of those of the plan. ``gpu``: number of the card, None the CPU.
-    ``steps``: how many are timed after the first; None: 5 on a card, none on the CPU.
+    ``steps``: how many are timed after a warm-up step; None: 5 on a card, on the CPU as many as a
+    few seconds allow. ``kernels``, on the CPU: PLAIN; AS_PLANNED, the same but for plans that need
+    others; DEFAULT, as MXNet starts, with oneDNN and no variable of the plan's; ``both``: as
+    planned, and beside it as MXNet starts; None: both where the latter takes no more than some
+    seconds.
 
     Raises:
-        BadInput: no plan, no original, shapes unknown.
+        BadInput: no plan, no original, shapes unknown, kernels that do not run the plan.
         EngineFailed: MXNet or the device is missing, or a step crashed.
     """
     if gpu is not None:
@@ -313,7 +254,7 @@ def verify(
         if on_progress:
             on_progress(text, fraction)
 
-    planned = read_symbol(planned_path)
+    planned = read_symbol(planned_model)
     record = planned.plan()
     source, where = find_original(planned, record, original)
     asked = shapes_to_verify(record, request)
@@ -331,7 +272,7 @@ def verify(
     notes = shape_notes(analysis)
     scaled = None
     if gpu is None:
-        free = int(available_bytes() * _USABLE)
+        free = int(available_bytes() * USABLE)
         analysis, scaled = fit_batch(
             analysis, batch_of(analysis), free, needed_bytes,
             lambda shapes: analysis_of(planned, shapes),
@@ -351,61 +292,47 @@ def verify(
     plan = plan_of_file(analysis, planned)
     base_plan = plan_of_file(base_analysis, source)
     base_plan.cuts = []
-    # MXNet's plain convolution refuses to run for nothing, oneDNN's does not.
-    unread = analysis.model.unread_copies(plan.recompute)
-    onednn = any(analysis.graph.op(v) == "Convolution" for v in unread)
-    if onednn and gpu is None:
-        notes.append(
-            "oneDNN is on: the plan runs convolutions whose copy nobody reads, which MXNet's plain "
-            "code refuses; oneDNN's own buffers are in the measurement"
-        )
+    as_started = kernels == DEFAULT and gpu is None
+    onednn = as_started or (gpu is None and _needs_onednn(analysis, plan, record))
+    if onednn and not as_started:
+        if kernels == PLAIN:
+            raise BadInput(
+                f"{shown_path(planned.path)}: the plan needs oneDNN: MXNet's plain kernels refuse "
+                "to run convolutions whose output nobody reads",
+                "plan again, or verify with --kernels default",
+            )
+        notes.append("the plan needs oneDNN, which is on: MXNet's plain kernels refuse to run it")
+    sides = [
+        Side(BASELINE, source, base_analysis),
+        Side(PLANNED, planned, analysis, {} if as_started else environment),
+    ]
     device = "cpu" if gpu is None else f"gpu:{gpu}"
+    if steps is None and kernels == "both":
+        steps = LEAST  # who asks for both wants to see both times, however long they take
+    under = Conditions(device, seed, steps, onednn)
+    kinds: dict[str, KernelRuns] = {}
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
-        results = []
-        for name, file, facts, env in (
-            ("original", source, base_analysis, {}),
-            ("planned", planned, analysis, environment),
-        ):
-            text, _ = prepare(file.raw, marked=None)
-            none = {f"n{position}" for position in without_gradient(file.raw)}
-            path = Path(folder) / f"{name}.json"
-            path.write_text(text)
-            job = {
-                "symbol": str(path),
-                **facts.binding(),
-                "env": env,
-                "device": device,
-                "seed": seed,
-                "save": str(Path(folder) / f"{name}.npz"),
-                "onednn": onednn,
-                "grad_req": {
-                    a["prepared"]: "null" if a["prepared"] in none else "write"
-                    for a in facts.arguments
-                },
-                "repeat": (0 if gpu is None else 5) if steps is None else steps,
-                "trace": True,
-            }
-
-            def tell(text: str, fraction: float | None = None, name: str = name) -> None:
-                report(f"{name}: {text}", fraction)
-
-            results.append(
-                train_step(
-                    job, workdir=Path(folder), on_progress=tell,
-                    doing=f"training one step of the {name} graph",
-                )
-            )  # fmt: skip
+        workdir = Path(folder)
+        results = train_sides(sides, under, workdir, report)
         report("comparing", None)
-        compared = compare_files(
-            Path(folder) / "original.npz", Path(folder) / "planned.npz",
-            lambda kind, index: _name(base_analysis, kind, index),
-        )  # fmt: skip
+        compared = compare_sides(
+            workdir, under, lambda kind, index: _name(base_analysis, kind, index)
+        )
+        if gpu is None:
+            kinds[DEFAULT if onednn else PLAIN] = kernel_runs(results, compared)
+            if not onednn and kernels in (None, "both"):
+                kinds[DEFAULT] = on_default_kernels(
+                    sides, results, needed_bytes(base_analysis), under, workdir,
+                    however_long=kernels == "both", on_progress=report,
+                )  # fmt: skip
     first, second = results
     notes += result_notes(first, second, compared)
-    if scaled or request is not None:
+    if scaled or (request is not None and request.asks_shapes):
         notes.append("estimates are for the shapes that were run, not for those of the plan")
+    elif record is not None:
+        notes += _outdated(record, analysis.model.plan_cost(plan).pool_bytes)
     return Verified(
-        planned_path=planned_path,
+        planned_path=planned.path,
         original=where,
         device=first["device"],
         shapes=analysis.inputs,
@@ -414,12 +341,50 @@ def verify(
         outputs=compared["outputs"],
         gradients=compared["gradients"],
         states=compared["states"],
-        stages=measured_stages(analysis, plan, second["trace"]),
+        stages=measured_stages(
+            analysis, plan, second["trace"], save_barriers(analysis, planned)
+        ),
         method=first["method"],
         scaled=scaled,
         notes=notes,
         seed=seed,
+        kernels=kinds,
+        beside_estimate=_beside_estimate(planned, onednn),
     )
+
+
+def _beside_estimate(file: SymbolFile, onednn: bool) -> list[str]:
+    """What a measurement may hold that is not of MXNet's pool, which is what is estimated."""
+    found = []
+    if onednn:
+        found.append(
+            "oneDNN is on, and its layouts and buffers are in the measurement; estimates are of "
+            "MXNet's plain kernels (MXNET_MKLDNN_ENABLED=0)"
+        )
+    if any(node.op == "RNN" for node in file.nodes):
+        found.append("RNN holds what it keeps for its backward pass itself, outside the pool")
+    if any(node.attrs.get("__storage_type__", "0") not in ("0", "default") for node in file.nodes):
+        found.append("sparse tensors take what their rows need, outside the pool")
+    return found
+
+
+def _outdated(record: PlanRecord, pool: int) -> list[str]:
+    """Where the plan's own figure is not what the file as it is comes to, in words."""
+    said = record.memory.get("planned_bytes", pool)
+    if abs(said - pool) <= MOST_OVER * pool:
+        return []
+    return [
+        f"the plan says {format_size(said)}, and the file as it is now is estimated at "
+        f"{format_size(pool)}: it was changed since, or planned by another version of memcli"
+    ]
+
+
+def _needs_onednn(analysis: Analysis, plan: Plan, record: PlanRecord | None) -> bool:
+    """Whether the plan is made for oneDNN, or MXNet's plain kernels refuse to run it."""
+    if getattr(record, "kernels", PLAIN) == "any":
+        return True
+    unread = analysis.model.unread_copies(plan.recompute)
+    return any(analysis.graph.op(v) == "Convolution" for v in unread)
 
 
 def shapes_to_verify(
@@ -432,16 +397,18 @@ def shapes_to_verify(
     if record is None:
         return request or ShapeRequest()
     shapes = {name: list(shape) for name, shape in record.shapes.items()}
-    result = ShapeRequest(shapes=shapes, dtype=record.dtype)
+    result = ShapeRequest(shapes=shapes, dtype=record.dtype, frozen=tuple(record.frozen))
     if request is None:
         return result
+    result.imports = request.imports
     if request.dtype is not None:
         result.dtype = request.dtype
+    result.frozen = request.frozen or result.frozen
     if request.shapes or request.unnamed is not None:
-        return dataclasses.replace(request, dtype=result.dtype)
+        return dataclasses.replace(request, dtype=result.dtype, frozen=result.frozen)
     leading = [shape[0] for shape in shapes.values() if shape]
     if request.batch is not None and leading:
-        result = _scaled_request(result, leading[0], request.batch)
+        result = scaled_request(result, leading[0], request.batch)
     return result
 
 
@@ -480,22 +447,36 @@ def check_comparable(original: Analysis, planned: Analysis, where: str) -> None:
 
 
 def _run(analysis: Analysis, plan: Plan, result: dict[str, Any]) -> Run:
-    seconds = result["step_seconds"] or result["first_step_seconds"]
     timeline = analysis.model.timeline(plan.recompute, plan.match_range)
     return Run(
         # what is touched by the end of the step: MXNet allocates blocks at their first use
         estimated_bytes=int(timeline.touched_bytes[-1]),
         measured_bytes=int(result["peak_bytes"]),
-        step_seconds=float(seconds),
+        step_seconds=result["step_seconds"],
         workspace_bytes=int(result["workspace_bytes"]),
+        granularity_bytes=_granularity(str(result["method"]), timeline.block_bytes),
     )
 
 
+def _granularity(method: str, blocks: Ints) -> int:
+    """What the way of measuring may add to the pool's blocks, in bytes."""
+    if method == "cudaMemGetInfo":
+        large = blocks[blocks >= _CUDA_PAGE // 2]
+        return int((-large % _CUDA_PAGE).sum()) + _CUDA_PAGE
+    return _CPU_GRANULARITY
+
+
 def measured_stages(
-    analysis: Analysis, plan: Plan, trace: dict[str, list[list[Any]]] | None
+    analysis: Analysis,
+    plan: Plan,
+    trace: dict[str, list[list[Any]]] | None,
+    barriers: Collection[int] = (),
 ) -> list[StageMeasured]:
-    """Each stage's estimate beside what the engine had really allocated by its end."""
-    listed, _, stage_of = stages(analysis.model, plan)
+    """Each stage's estimate beside what the engine had really allocated by its end.
+
+    ``barriers``: as for :func:`memcli.memory.stages.stages`.
+    """
+    listed, _, stage_of = stages(analysis.model, plan, barriers=barriers)
     node_of = analysis.graph.node_of_position()
     forward: dict[int, int] = {}
     most: dict[int, int] = {}
@@ -524,23 +505,6 @@ def measured_stages(
     ]
 
 
-def compare_files(
-    first: Path, second: Path, name_of: Callable[[str, int], str]
-) -> dict[str, Compared]:
-    """Compare all arrays of two steps, bit by bit; ``name_of(kind, index)`` of an array."""
-    kinds = {"out": "outputs", "grad": "gradients", "aux": "states"}
-    result = {kind: Compared() for kind in kinds.values()}
-    with np.load(first) as a, np.load(second) as b:
-        keys = [k for k in a.files if k.partition("_")[0] in kinds]
-        missing = {k for k in b.files if k.partition("_")[0] in kinds} ^ set(keys)
-        if missing:
-            raise EngineFailed(f"the two steps gave different sets of arrays: {sorted(missing)[0]}")
-        for key in keys:
-            kind, _, index = key.partition("_")
-            _compare(result[kinds[kind]], a[key], b[key], name_of(kind, int(index)))
-    return result
-
-
 def _name(analysis: Analysis, kind: str, index: int) -> str:
     if kind == "out":
         entry = int(analysis.graph.outputs[index])
@@ -550,24 +514,3 @@ def _name(analysis: Analysis, kind: str, index: int) -> str:
         "aux": analysis.auxiliary,
     }[kind]
     return str(rows[index]["name"]) if index < len(rows) else f"{kind} {index}"
-
-
-def _compare(into: Compared, a: Any, b: Any, name: str) -> None:
-    into.compared += 1
-    if a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes():
-        into.bit_equal += 1
-        return
-    into.different.append(name)
-    if a.shape != b.shape:
-        into.max_abs_diff = into.max_rel_diff = float("inf")
-        return
-    with np.errstate(all="ignore"):
-        x, y = a.astype(np.float64), b.astype(np.float64)
-        difference = np.abs(x - y)
-        # equal infinities and NaN in the same place are no difference
-        same = (x == y) | (np.isnan(x) & np.isnan(y))
-        difference = np.where(same, 0.0, np.where(np.isnan(difference), np.inf, difference))
-        largest = float(difference.max(initial=0.0))
-        scale = float(np.abs(x[np.isfinite(x)]).max(initial=0.0))
-    into.max_abs_diff = max(into.max_abs_diff, largest)
-    into.max_rel_diff = max(into.max_rel_diff, largest / scale if scale else largest)

@@ -162,6 +162,8 @@ def test_tensors_at_the_peak_add_up(name: str) -> None:
         cost = model.plan_cost(plan)
         peak = live_at_peak(model, plan.recompute, plan.match_range)
         assert peak.total == peak.split().total == cost.live_peak_bytes
+        alive = model.live_bytes(plan.recompute, plan.match_range)
+        assert alive.max() == alive[peak.step] == cost.live_peak_bytes
         assert len({(t.entry, t.part) for t in peak.tensors}) == len(peak.tensors)
         if not cost.recompute_flops:
             assert peak.split().recomputed == 0

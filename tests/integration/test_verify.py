@@ -14,6 +14,7 @@ pytestmark = needs_mxnet
 
 LSTM = str(EXAMPLES / "lstm-symbol.json")
 QUICK = ("--strategy", "sqrt")  # where any plan will do
+ONCE = ("--kernels", "plain", "--steps", "0")  # where neither oneDNN nor times are looked at
 
 
 def test_plan_measured_in_one_command(memcli: Command) -> None:
@@ -41,12 +42,12 @@ def test_plan_measured_in_one_command(memcli: Command) -> None:
 def test_newest_plan_and_its_original_are_found(memcli: Command, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_bytes(Path(LSTM).read_bytes())
     assert memcli("plan", "model.json", "-o", "p.json", "--batch", "2", *QUICK).returncode == 0
-    result = memcli("verify", "--json")
+    result = memcli("verify", *ONCE, "--json")
     verified = only_json(result)
     assert result.returncode == 0 and "p.json" in result.stderr
     assert verified["original"].startswith("model.json")
     (tmp_path / "model.json").write_text("{}")
-    again = only_json(memcli("verify", "--json"))
+    again = only_json(memcli("verify", *ONCE, "--json"))
     assert "plan taken off" in again["original"] and again["ok"] is True
 
 
@@ -56,7 +57,7 @@ def test_a_graph_that_computes_something_else_is_a_no(memcli: Command, tmp_path:
     node = next(n for n in raw["nodes"] if n.get("attrs", {}).get("act_type") == "sigmoid")
     node["attrs"]["act_type"] = "tanh"
     (tmp_path / "p.json").write_text(json.dumps(raw))
-    result = memcli("verify", "p.json", "--original", LSTM)
+    result = memcli("verify", "p.json", "--original", LSTM, *ONCE)
     assert result.returncode == 1, result.stderr
     assert "NOT verified" in result.stdout
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
@@ -72,7 +73,7 @@ def test_gpu_that_is_not_there(memcli: Command, tmp_path: Path) -> None:
 
 def test_smaller_batch_for_verifying_alone(memcli: Command) -> None:
     assert memcli("plan", LSTM, "-o", "p.json", *QUICK).returncode == 0
-    verified = only_json(memcli("verify", "p.json", "--batch", "4", "--json"))
+    verified = only_json(memcli("verify", "p.json", "--batch", "4", *ONCE, "--json"))
     assert verified["ok"] is True
     assert verified["shapes"]["t0_data"] == [4, 50]
 
@@ -85,7 +86,7 @@ def test_a_plan_that_plain_kernels_refuse_is_made_for_them(memcli: Command, tmp_
     assert any("identities behind convolutions" in name for name in plan["rewrites"])
     planned = SymbolFile.read(tmp_path / "p.json")
     assert planned.stripped().raw == json.loads(source.read_bytes())
-    report = only_json(memcli("verify", "p.json", "--json"))
+    report = only_json(memcli("verify", "p.json", *ONCE, "--json"))
     assert report["ok"]
     assert not any("oneDNN" in note for note in report["notes"])
     # with oneDNN on, its own buffers are several times as much

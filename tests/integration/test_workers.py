@@ -138,7 +138,7 @@ def test_no_worker_is_left_behind(tmp_path: Path, ending: str) -> None:
         return
     # not worker 0, which lost its connection to the one that was killed
     assert process.returncode == 3, errors
-    assert "worker 1" in errors and "SIGKILL" in errors and "original graph" in errors
+    assert "worker 1" in errors and "SIGKILL" in errors and "baseline graph" in errors
 
 
 WORKER = """

@@ -32,7 +32,7 @@ from memcli.workflow.inspected import (
     Tensor,
 )
 from memcli.workflow.solving import Solved
-from memcli.workflow.verifying import Compared, Run, StageMeasured, Verified
+from memcli.workflow.verified import Compared, Run, StageMeasured, Verified
 
 MIB = 1 << 20
 LONG = "stage4_unit23_bottleneck_with_a_very_long_name_indeed/branch2/convolution_3x3_weight"
@@ -57,6 +57,7 @@ def stage(index: int, first: str = "conv", last: str = "relu") -> Stage:
     return Stage(
         index, f"{first}{index}", f"{last}{index}", 3 + index, index * MIB,
         (10 + index) * MIB, (100 - index) * MIB, 1.5e9 * index,
+        (5 + index) * MIB, (70 - index) * MIB,
     )  # fmt: skip
 
 
@@ -135,13 +136,12 @@ def test_stages() -> None:
     expect(
         lambda console: stage_table(console, [stage(0), stage(1, LONG, "[/b]")]),
         """
-Stages (MiB; memory at the end of the stage's forward and of
-its backward)
+Stages (MiB; live: the most alive while it runs; pool: allocated by its end)
 
- #  from           to     ops  kept  forward  backward  again
- ────────────────────────────────────────────────────────────
- 0  conv0          relu0    3   0.0     10.0     100.0      0
- 1  stage4~eight1  [/b]1    4   1.0     11.0      99.0  1.5 G
+ #  from                  to     ops  kept  live fwd  live bwd   pool  again
+ ───────────────────────────────────────────────────────────────────────────
+ 0  conv0                 relu0    3   0.0       5.0      70.0  100.0      0
+ 1  stage4_uni~3_weight1  [/b]1    4   1.0       6.0      69.0   99.0  1.5 G
 """,
     )
 
@@ -150,35 +150,35 @@ def test_many_stages_are_folded() -> None:
     expect(
         lambda console: stage_table(console, [stage(i) for i in range(40)]),
         """
-Stages (MiB; memory at the end of the stage's forward and of
-its backward)
+Stages (MiB; live: the most alive while it runs; pool: allocated by
+its end)
 
-   #  from     to      ops  kept  forward  backward   again
- ──────────────────────────────────────────────────────────
-   0  conv0    relu0     3   0.0     10.0     100.0       0
-   1  conv1    relu1     4   1.0     11.0      99.0   1.5 G
-   2  conv2    relu2     5   2.0     12.0      98.0   3.0 G
-   3  conv3    relu3     6   3.0     13.0      97.0   4.5 G
-   4  conv4    relu4     7   4.0     14.0      96.0   6.0 G
-   5  conv5    relu5     8   5.0     15.0      95.0   7.5 G
-   6  conv6    relu6     9   6.0     16.0      94.0   9.0 G
-   7  conv7    relu7    10   7.0     17.0      93.0  10.5 G
-   8  conv8    relu8    11   8.0     18.0      92.0  12.0 G
-   9  conv9    relu9    12   9.0     19.0      91.0  13.5 G
-  10  conv10   relu10   13  10.0     20.0      90.0  15.0 G
-  11  conv11   relu11   14  11.0     21.0      89.0  16.5 G
- ...  17 more  ...     ...   ...      ...       ...     ...
-  29  conv29   relu29   32  29.0     39.0      71.0  43.5 G
-  30  conv30   relu30   33  30.0     40.0      70.0  45.0 G
-  31  conv31   relu31   34  31.0     41.0      69.0  46.5 G
-  32  conv32   relu32   35  32.0     42.0      68.0  48.0 G
-  33  conv33   relu33   36  33.0     43.0      67.0  49.5 G
-  34  conv34   relu34   37  34.0     44.0      66.0  51.0 G
-  35  conv35   relu35   38  35.0     45.0      65.0  52.5 G
-  36  conv36   relu36   39  36.0     46.0      64.0  54.0 G
-  37  conv37   relu37   40  37.0     47.0      63.0  55.5 G
-  38  conv38   relu38   41  38.0     48.0      62.0  57.0 G
-  39  conv39   relu39   42  39.0     49.0      61.0  58.5 G
+   #  from     to      ops  kept  live fwd  live bwd   pool   again
+ ──────────────────────────────────────────────────────────────────
+   0  conv0    relu0     3   0.0       5.0      70.0  100.0       0
+   1  conv1    relu1     4   1.0       6.0      69.0   99.0   1.5 G
+   2  conv2    relu2     5   2.0       7.0      68.0   98.0   3.0 G
+   3  conv3    relu3     6   3.0       8.0      67.0   97.0   4.5 G
+   4  conv4    relu4     7   4.0       9.0      66.0   96.0   6.0 G
+   5  conv5    relu5     8   5.0      10.0      65.0   95.0   7.5 G
+   6  conv6    relu6     9   6.0      11.0      64.0   94.0   9.0 G
+   7  conv7    relu7    10   7.0      12.0      63.0   93.0  10.5 G
+   8  conv8    relu8    11   8.0      13.0      62.0   92.0  12.0 G
+   9  conv9    relu9    12   9.0      14.0      61.0   91.0  13.5 G
+  10  conv10   relu10   13  10.0      15.0      60.0   90.0  15.0 G
+  11  conv11   relu11   14  11.0      16.0      59.0   89.0  16.5 G
+ ...  17 more  ...     ...   ...       ...       ...    ...     ...
+  29  conv29   relu29   32  29.0      34.0      41.0   71.0  43.5 G
+  30  conv30   relu30   33  30.0      35.0      40.0   70.0  45.0 G
+  31  conv31   relu31   34  31.0      36.0      39.0   69.0  46.5 G
+  32  conv32   relu32   35  32.0      37.0      38.0   68.0  48.0 G
+  33  conv33   relu33   36  33.0      38.0      37.0   67.0  49.5 G
+  34  conv34   relu34   37  34.0      39.0      36.0   66.0  51.0 G
+  35  conv35   relu35   38  35.0      40.0      35.0   65.0  52.5 G
+  36  conv36   relu36   39  36.0      41.0      34.0   64.0  54.0 G
+  37  conv37   relu37   40  37.0      42.0      33.0   63.0  55.5 G
+  38  conv38   relu38   41  38.0      43.0      32.0   62.0  57.0 G
+  39  conv39   relu39   42  39.0      44.0      31.0   61.0  58.5 G
 """,
     )
 
@@ -214,25 +214,26 @@ def test_verified() -> None:
     expect(
         lambda console: print_verified(console, verified()),
         """
-Memory by stage of the planned graph, MiB (est: model; meas: really
-allocated)
+Memory by stage of the planned graph, MiB (est: model; meas: really allocated)
 
- #  from         to           fwd est  fwd meas  bwd est  bwd meas    off
- ────────────────────────────────────────────────────────────────────────
- 0  conv0        relu0           10.0      11.0     90.0      91.0  -1.1%
- 1  stage~eight  stage~eight     20.0         -     80.0         -      -
+ #  from            to              fwd est  fwd meas  bwd est  bwd meas   over
+ ──────────────────────────────────────────────────────────────────────────────
+ 0  conv0           relu0              10.0      11.0     90.0      91.0  +1.1%
+ 1  stage4_~weight  stage4_~weight     20.0         -     80.0         -      -
 
 Whole step: feature maps and their gradients, MiB
 
- graph     estimated  measured    off  workspace    step
+ graph     estimated  measured   over  workspace    step
  ───────────────────────────────────────────────────────
- original      100.0     101.0  -1.0%        3.0  1.25 s
- planned        40.0      39.0  +2.6%        3.0  1.50 s
+ baseline      100.0     101.0  +1.0%        3.0  1.25 s
+ planned        40.0      39.0  -2.5%        3.0  1.50 s
 
 outputs    1 of 1 equal to the bit
 gradients  160 of 161 equal to the bit; largest difference 2.5e-07
            (conv0_weight)
 states     none to compare
+bits       DIFFERENT in gradients
+memory     as estimated: planned -2.5%, baseline +1.0% (up to +5% is)
 device     cpu; memory by the process's own memory
 original   net-symbol.json (its SHA-256 matches)
 """,
@@ -249,7 +250,7 @@ def test_verify_json_has_no_infinity() -> None:
 
 def test_inspected_plan() -> None:
     expect(
-        lambda console: print_inspected(console, inspected()),
+        lambda console: print_inspected(console, inspected(), full=True),
         """
 model        planned.json: MXNet symbol, 12 nodes, of which 5 operators
 SHA-256      fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210
@@ -309,27 +310,27 @@ At the live peak by stage, MiB
  0  relu0           8.0       12.0        16.0   36.0       50.0
  1  relu1           0.0        0.0         0.0    0.0       40.0
 
-Stages (MiB; memory at the end of the stage's forward
-and of its backward)
+Stages (MiB; live: the most alive while it runs; pool:
+allocated by its end)
 
- #  from   to     ops  kept  forward  backward  again
- ────────────────────────────────────────────────────
- 0  conv0  relu0    3   0.0     10.0     100.0      0
- 1  conv1  relu1    4   1.0     11.0      99.0  1.5 G
+ #  from   to     ops  kept  live fwd  live bwd   pool  again
+ ────────────────────────────────────────────────────────────
+ 0  conv0  relu0    3   0.0       5.0      70.0  100.0      0
+ 1  conv1  relu1    4   1.0       6.0      69.0   99.0  1.5 G
 
 Largest tensors (B: bytes of an element)
 
- tensor                 operator       shape         B  MiB
- ──────────────────────────────────────────────────────────────────────
- stage4_uni~3x3_weight  Convolution    2,64,112,112  4  6.1  recomputed
- bn0[1]                 _backw~chNorm  64            4  0.0  gradient
+ tensor                   operator             shape         B  MiB
+ ──────────────────────────────────────────────────────────────────────────────
+ stage4_unit~_3x3_weight  Convolution          2,64,112,112  4  6.1  recomputed
+ bn0[1]                   _backward_BatchNorm  64            4  0.0  gradient
 """,
     )
 
 
 def test_inspected_without_a_plan() -> None:
     expect(
-        lambda console: print_inspected(console, inspected(planned=False)),
+        lambda console: print_inspected(console, inspected(planned=False), full=True),
         """
 model        net-symbol.json: MXNet symbol, 12 nodes, of which 5 operators
 SHA-256      fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210
@@ -382,20 +383,20 @@ At the live peak by stage, MiB
  0  relu0          50.0        0.0   50.0
  1  relu1          38.0        2.0   40.0
 
-Stages (MiB; memory at the end of the stage's forward
-and of its backward)
+Stages (MiB; live: the most alive while it runs; pool:
+allocated by its end)
 
- #  from   to     ops  kept  forward  backward  again
- ────────────────────────────────────────────────────
- 0  conv0  relu0    3   0.0     10.0     100.0      0
- 1  conv1  relu1    4   1.0     11.0      99.0  1.5 G
+ #  from   to     ops  kept  live fwd  live bwd   pool  again
+ ────────────────────────────────────────────────────────────
+ 0  conv0  relu0    3   0.0       5.0      70.0  100.0      0
+ 1  conv1  relu1    4   1.0       6.0      69.0   99.0  1.5 G
 
 Largest tensors (B: bytes of an element)
 
- tensor                 operator       shape         B  MiB
- ──────────────────────────────────────────────────────────────────────
- stage4_uni~3x3_weight  Convolution    2,64,112,112  4  6.1  recomputed
- bn0[1]                 _backw~chNorm  64            4  0.0  gradient
+ tensor                   operator             shape         B  MiB
+ ──────────────────────────────────────────────────────────────────────────────
+ stage4_unit~_3x3_weight  Convolution          2,64,112,112  4  6.1  recomputed
+ bn0[1]                   _backward_BatchNorm  64            4  0.0  gradient
 """,
     )
 

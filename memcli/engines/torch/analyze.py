@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from memcli.convert.calls import REFUSALS, said
 from memcli.engines.child import Progress
 from memcli.engines.torch.build import (
     converted,
@@ -32,16 +36,14 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
         BadInput: the model cannot be converted, or nothing in it can be trained.
     """
     progress("converting for PyTorch", 0.1)
-    with FakeTensorMode():
+    with FakeTensorMode(), _refusing(job["name"], "cannot be converted for PyTorch"):
         found = converted(job, fake=True)
         inputs = [torch.empty(i.shape, dtype=i.dtype) for i in found.inputs]
     if not found.parameters:
         raise BadInput(f"{job['name']}: has no parameters, so there is nothing to train")
     progress("recording a training step without data", 0.4)
-    try:
+    with _refusing(job["name"], "PyTorch cannot run a training step of it"):
         recorded = trace(found.module, inputs, loss_for(found), device=job.get("device", "cpu"))
-    except ValueError as error:
-        raise BadInput(f"{job['name']}: {error}") from error
     steps = described(found)
     by_name = {step["step"]: step for step in steps}
     recorded.operators = [
@@ -61,6 +63,17 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
         "notes": found.notes,
         "torch": torch.__version__,
     }
+
+
+@contextmanager
+def _refusing(name: str, what: str) -> Iterator[None]:
+    """What PyTorch refuses of a model is the model's fault: nothing is computed here that could
+    fail for want of memory or of a device."""
+    try:
+        yield
+    except REFUSALS as error:
+        traceback.print_exc()  # to the log
+        raise BadInput(f"{name}: {what}: {said(error)}") from error
 
 
 def load() -> None:

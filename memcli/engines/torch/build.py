@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ def converted(job: dict[str, Any], *, fake: bool) -> Converted:
 
     An ONNX model: ``model`` (path of its bytes), ``name``, ``shapes``, ``roles``, ``seed``. An
     MXNet symbol: ``symbol`` (path of its JSON), ``analysis`` (path of MXNet's analysis of it,
-    pickled by the process that asks), ``name``, ``seed``. ``fake``: parameters without data.
+    pickled by the process that asks), ``name``, ``seed``. ``untrained``: parameters without a
+    gradient. ``fake``: parameters without data.
 
     Raises:
         BadInput: operators that are not supported, shapes that do not fit.
@@ -39,7 +40,7 @@ def converted(job: dict[str, Any], *, fake: bool) -> Converted:
         )
     model = onnx.ModelProto()
     model.ParseFromString(Path(job["model"]).read_bytes())
-    return convert(
+    found = convert(
         model,
         shapes=job["shapes"],
         roles=job["roles"],
@@ -47,6 +48,15 @@ def converted(job: dict[str, Any], *, fake: bool) -> Converted:
         fake=fake,
         name=job["name"],
     )
+    freeze(found, job.get("untrained", ()))
+    return found
+
+
+def freeze(found: Converted, untrained: Collection[str]) -> None:
+    """Train no parameter of these names in the file."""
+    for attribute, name in found.parameters.items():
+        if name in untrained:
+            found.module.get_parameter(attribute).requires_grad_(False)
 
 
 def _symbol(job: dict[str, Any]) -> tuple[dict[str, Any], Any]:

@@ -61,6 +61,13 @@ class Parallel:
                 module, device_ids=None if device.type == "cpu" else [device]
             )
 
+    def slowest(self, seconds: float, device: torch.device) -> float:
+        """The most of what the workers give; the same number in all of them."""
+        value = torch.tensor([seconds], dtype=torch.float64, device=device)
+        with _peers():
+            dist.all_reduce(value, dist.ReduceOp.MAX)
+        return float(value.item())
+
     def wait(self) -> None:
         """Until all workers are here."""
         with _peers():

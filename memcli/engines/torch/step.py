@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from memcli.engines.child import Progress
+from memcli.engines.timed_steps import steps_to_time
 from memcli.engines.torch.build import converted, loss_for, values_for
 from memcli.engines.torch.executor import PlannedModule
 from memcli.engines.torch.geometry import tensors_in
@@ -27,13 +28,14 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
     """Train a step for its results, some for their time, and one for its memory.
 
     The job has what :func:`memcli.engines.torch.build.converted` needs, ``marks`` ({step: mark}),
-    ``device`` (``cpu`` or ``gpu:N``), ``repeat`` (steps that are timed) and ``save`` (npz for
-    outputs, gradients and states: ``out_i``, ``grad_i``, ``aux_i``). One of several workers has
-    ``parallel`` (see :func:`memcli.engines.torch.parallel.joined`); inputs are then its own.
+    ``device`` (``cpu`` or ``gpu:N``), ``repeat`` (steps that are timed; None: as many as a few
+    seconds allow) and ``save`` (npz for outputs, gradients and states: ``out_i``, ``grad_i``,
+    ``aux_i``). One of several workers has ``parallel`` (see
+    :func:`memcli.engines.torch.parallel.joined`); inputs are then its own.
 
-    Returns peaks in bytes, ``trace`` (peaks by step), ``step_seconds``, ``names`` of gradients and
-    states, ``nonfinite`` and ``repeatable``; ``exchange_bytes``: what a worker holds for the others
-    all through.
+    Returns peaks in bytes, ``trace`` (peaks by step), ``step_seconds`` (median of ``repeat`` warm
+    steps, None if 0), ``first_step_seconds``, ``names`` of gradients and states, ``nonfinite`` and
+    ``repeatable``; ``exchange_bytes``: what a worker holds for the others all through.
 
     Raises:
         BadInput: as the converter does.
@@ -105,7 +107,8 @@ def trained(
     digests = {key: digest(array) for key, array in plain.items()}
     del outputs, arrays, plain
     times = []
-    for number in range(int(job.get("repeat", 0))):
+    slowest = parallel.slowest(seconds, device) if parallel else seconds
+    for number in range(steps_to_time(job.get("repeat", 0), slowest)):
         progress("training (timed)", 0.5 + 0.02 * number)
         fresh()
         _, taken = timed_step(run, inputs, loss, device)
@@ -132,7 +135,8 @@ def trained(
         "gradient_digest": digest_of([digests[k] for k in digests if k.startswith("grad_")]),
         "exchange_bytes": exchanged or memory.exchange_bytes,
         "trace": {"forward": memory.forward, "backward": memory.backward},
-        "step_seconds": sorted(times)[len(times) // 2] if times else seconds,
+        "step_seconds": float(np.median(times)) if times else None,
+        "first_step_seconds": seconds,
         "names": {
             "out": list(found.outputs),
             "grad": [found.parameters.get(name, name) for name, _ in parameters],
