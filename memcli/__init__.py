@@ -1,3 +1,23 @@
-"""memcli: rewrites saved model graphs so that they train in a fraction of the memory."""
+"""memcli: rewrites saved model graphs so that they train in a fraction of the memory.
+
+``from memcli import mxnet as mx`` is MXNet, ready to train; so is a plain ``import mxnet`` once
+any part of memcli is imported (:mod:`memcli.mxnet_import`).
+"""
+
+from __future__ import annotations
+
+import memcli.mxnet_import  # noqa: F401 - registers the finder
+
+TYPE_CHECKING = False  # typing itself takes longer to load than all else that loads here
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "mxnet":
+        from memcli.engines.mxnet_shim import import_mxnet
+
+        return import_mxnet()
+    raise AttributeError(f"module 'memcli' has no attribute {name!r}")

@@ -20,6 +20,8 @@ are tried, and the same nodes marked, as by the planner that came with the paper
 - Costs come from memcli's exact model of MXNet's memory plan, fed by one bind in a process of
   its own: no GPU is needed, nothing is allocated, and a graph on which MXNet crashes does not take
   the script down. That bind is remembered, so that asking for costs after a search is immediate.
+- A symbol with user operators (``Custom``) is bound in a fork of the script's process, where they
+  are registered; before the script binds its first executor. They are never recomputed.
 - Errors are memcli's: :class:`memcli.errors.BadInput` where the symbol, a shape or a dtype does
   not fit, :class:`memcli.errors.EngineFailed` where MXNet is missing or fails.
 
@@ -197,6 +199,7 @@ def _subject(sym: Symbol, type_dict: TypeDict | None, shapes: Mapping[str, Shape
         EngineFailed: MXNet is missing, failed or crashed.
     """
     from memcli.engines.analysis import ShapeRequest, analyze
+    from memcli.engines.user_code import custom_nodes
 
     global _latest
     mx = import_mxnet()
@@ -211,7 +214,9 @@ def _subject(sym: Symbol, type_dict: TypeDict | None, shapes: Mapping[str, Shape
     environment = {k: v for k, v in os.environ.items() if k.startswith("MXNET_")}
     key = (bare, request, environment)
     if _latest is None or _latest[0] != key:
-        analysis = analyze(source.raw, request, losses=False)
+        # User operators are known where the caller has registered them: in this process.
+        here = bool(custom_nodes(source.raw))
+        analysis = analyze(source.raw, request, losses=False, here=here)
         guessed = [name for name in analysis.assumed if name not in shapes]
         if guessed:
             raise BadInput(
@@ -230,11 +235,14 @@ def _bound_cost(subject: _Subject) -> int:
         EngineFailed: MXNet crashed.
     """
     from memcli.engines.analysis import ask_mxnet
+    from memcli.engines.user_code import custom_nodes
 
     with TemporaryDirectory(prefix="memcli-") as folder:
+        raw = subject.source.raw
         result, _ = ask_mxnet(
-            subject.source.raw, subject.request, Path(folder), marked=None, losses=False
-        )
+            raw, subject.request, Path(folder), marked=None, losses=False,
+            here=bool(custom_nodes(raw)),
+        )  # fmt: skip
     return int(result["total_mb"])
 
 

@@ -10,12 +10,14 @@ Joined, they are the whole graph. Nothing is computed and no array is ever alloc
 
 from __future__ import annotations
 
+import fnmatch
 import gc
 import json
 import os
 import re
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,9 @@ from memcli.engines.mxnet_joint import (
     parse_storage_log,
 )
 from memcli.engines.mxnet_shapes import ResolvedShapes, resolve_shapes
-from memcli.engines.worker import worker_main
-from memcli.errors import BadInput
+from memcli.engines.user_code import refuse_unregistered, run_files
+from memcli.engines.worker import describe_error, worker_main
+from memcli.errors import BadInput, EngineFailed, MemcliError
 
 # Executors that nobody needs any more: freeing a large one takes long, and the process ends soon.
 _alive: list[Any] = []
@@ -39,6 +42,10 @@ UNSUPPORTED = {
     "_cond": "MXNet 1.9.1 cannot bind contrib.cond in a saved symbol",
     "_while_loop": "MXNet 1.9.1 cannot bind contrib.while_loop in a saved symbol",
 }
+_REFUSALS = (
+    RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError,
+    AssertionError,
+)  # fmt: skip
 _QUANTIZED = re.compile(r"_contrib_(quantize|quantized|dequantize|requantize)|_sg_mkldnn_")
 
 
@@ -86,6 +93,33 @@ def check_operators(nodes: list[dict[str, Any]], names: list[str], known: set[st
             shown = ", ".join(f"{op} (node '{at}')" for op, at in list(found.items())[:8])
             more = f" and {len(found) - 8} more" if len(found) > 8 else ""
             raise BadInput(f"{message} {shown}{more}", hint)
+
+
+def check_outputs(symbol: Any, raw: dict[str, Any], names: list[str]) -> None:
+    """Refuse what reads an output that its node has not: MXNet looks beyond the ones that it has.
+
+    ``names``: of the nodes in the file, by position.
+
+    Raises:
+        BadInput: with the node and how many outputs it has.
+    """
+    used: dict[int, int] = {}
+    for source, output, *_ in [*(i for n in raw["nodes"] for i in n["inputs"]), *raw["heads"]]:
+        if output > used.get(source, 0):
+            used[source] = output
+    if not used:
+        return
+    saved = json.loads(symbol.tojson(), strict=False)
+    rows = saved["node_row_ptr"]
+    counts = {n["name"]: rows[k + 1] - rows[k] for k, n in enumerate(saved["nodes"])}
+    for position, output in used.items():
+        node = raw["nodes"][position]
+        count = counts.get(node["name"], output + 1)  # a node that no output needs is dropped
+        if output >= count:
+            raise BadInput(
+                f"output {output} of node '{names[position]}' is read, a {node['op']} that has "
+                f"{count}"
+            )
 
 
 def clean_message(error: Exception) -> str:
@@ -147,12 +181,45 @@ def bind(
     return executor, captured.data()
 
 
+def gradient_requests(
+    arguments: list[dict[str, Any]], without: Collection[str], frozen: Sequence[str]
+) -> dict[str, str]:
+    """MXNet's ``grad_req`` of each argument, by name in the prepared copy.
+
+    ``without``: arguments, by that name, that have no gradient. ``frozen``: globs of parameters, by
+    their names in the file, that are not trained; with any the inputs have no gradient either, as
+    when ``Module`` trains with ``fixed_param_names``.
+
+    Raises:
+        BadInput: a glob fits no parameter, or nothing is left to train.
+    """
+    parameters = [a for a in arguments if a["role"] == "parameter"]
+    names = [a["name"] for a in parameters]
+    fixed: set[str] = set()
+    for glob in frozen:
+        found = {a["prepared"] for a in parameters if fnmatch.fnmatchcase(a["name"], glob)}
+        if not found:
+            shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+            raise BadInput(f"--frozen {glob}: no parameter is named so", f"there are: {shown}")
+        fixed |= found
+    if frozen and len(fixed) == len(parameters):
+        raise BadInput(
+            "--frozen fits every parameter, so that nothing is trained",
+            "memcli plans what training takes; inference needs no plan",
+        )
+    if frozen:
+        fixed |= {a["prepared"] for a in arguments if a["role"] != "parameter"}
+    fixed |= set(without)
+    return {a["prepared"]: "null" if a["prepared"] in fixed else "write" for a in arguments}
+
+
 def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) -> dict[str, Any]:
     """Resolve shapes, bind, and write the joint graph.
 
     ``job``: ``symbol`` (path of a prepared symbol JSON), ``names`` (original node names by
     position), ``shapes``, ``unnamed_shape``, ``batch``, ``dtype``, ``dtypes``, ``bind`` (False:
-    shapes only), ``no_gradient`` (arguments to bind without one).
+    shapes only), ``imports`` (the user's files to run first), ``no_gradient`` (arguments to bind
+    without one), ``frozen`` (globs of parameters that are not trained).
     """
     gc.disable()  # of millions of lists none is in a cycle, and the process ends with the job
     os.environ["MXNET_MEM_PLAN_VERBOSE_LOGGING"] = "1"
@@ -166,21 +233,52 @@ def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) ->
         os.environ["MXNET_INFER_STORAGE_TYPE_VERBOSE_LOGGING"] = "1"
     progress("loading MXNet")
     mx = import_mxnet()
+    if job.get("imports"):
+        progress("running the files of --import")
+        run_files(job["imports"])
+    try:
+        return _analyzed(mx, text, sparse, job, workdir, progress)
+    except MemcliError:
+        raise
+    except _REFUSALS as error:
+        if describe_error(error)["kind"] == "engine" and not isinstance(error, mx.base.MXNetError):
+            raise  # want of memory
+        # nothing is computed here: what fails, fails on what the file says
+        traceback.print_exc()
+        raise BadInput(
+            "MXNet's graph of it cannot be read: "
+            f"{_rename(clean_message(error), job['names']) or type(error).__name__}"
+        ) from error
+
+
+def _analyzed(
+    mx: Any, text: str, sparse: bool, job: dict[str, Any], workdir: Path,
+    progress: Callable[..., None],
+) -> dict[str, Any]:  # fmt: skip
     names: list[str] = job["names"]
-    raw = json.loads(text)
+    raw = json.loads(text, strict=False)  # names of operators may hold what JSON escapes
     check_operators(raw["nodes"], names, list_operators(mx))
     progress("reading the symbol")
     try:
         with capture_stderr():
             symbol = mx.sym.load_json(text)
     except (mx.base.MXNetError, ValueError) as error:
+        unknown = re.search(r"Cannot find custom operator (\S+)", str(error))
+        if unknown:
+            raise refuse_unregistered(unknown[1], raw, names) from None
         raise BadInput(
             f"MXNet does not load the symbol: {_rename(clean_message(error), names)}"
         ) from None
+    check_outputs(symbol, raw, names)
     progress("inferring shapes")
     resolved = resolve_shapes(
         mx, symbol, raw, names, job, lambda e: _rename(clean_message(e), names)
     )
+    requests = gradient_requests(
+        resolved.arguments, job.get("no_gradient", ()), job.get("frozen", ())
+    )
+    for argument in resolved.arguments:
+        argument["gradient"] = requests[argument["prepared"]] == "write"
     result: dict[str, Any] = {
         "inputs": resolved.inputs,
         "assumed": resolved.assumed,
@@ -193,21 +291,28 @@ def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) ->
     if not job.get("bind", True):
         return result
     progress("binding for training")
-    requests = {
-        a["prepared"]: "null" if a["prepared"] in job.get("no_gradient", ()) else "write"
-        for a in resolved.arguments
-    }
     started = time.perf_counter()
     try:
         executor, log_bytes = bind(mx, symbol, resolved, requests, simple=sparse)
         result["bind_seconds"] = time.perf_counter() - started
     except (mx.base.MXNetError, ValueError, RuntimeError) as error:
         raise BadInput(
-            f"MXNet cannot bind the graph for training: {_rename(clean_message(error), names)}"
+            f"MXNet cannot bind the graph for training: {_rename(clean_message(error), names)}",
+            _guess_hint(resolved.assumed, resolved.inputs),
         ) from None
     _alive.append(executor)
     progress("reading MXNet's graph")
-    log = parse_plan_log(log_bytes)
+    try:
+        log = parse_plan_log(log_bytes)
+    except EngineFailed:
+        if not job.get("here"):
+            raise
+        # MXNet reads the variable once, at a process's first bind, and this one is a fork
+        raise BadInput(
+            "a symbol with user operators (Custom) can be analyzed only before the process binds "
+            "its first executor",
+            "call memonger before the first bind, Module.bind or fit",
+        ) from None
     nodes, heads, total_mb = parse_debug(executor.debug_str())
     joint = JointBuilder(log, nodes)
     joint.deps = joint.control_dependencies()
@@ -285,6 +390,17 @@ def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) ->
         attributes=resolved.attributes,
     )
     return result
+
+
+def _guess_hint(assumed: list[str], inputs: dict[str, list[int]]) -> str:
+    """What may mend that a graph does not run, where shapes were guessed; else nothing."""
+    if not assumed:
+        return ""
+    name = assumed[0]
+    return (
+        f"the shape of '{name}' is a guess, {','.join(map(str, inputs[name]))}, which may be the "
+        f"cause; give its own: --shape {name}=D,D,..."
+    )
 
 
 def _rename(message: str, names: list[str]) -> str:

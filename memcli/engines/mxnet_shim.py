@@ -2,8 +2,9 @@
 
 MXNet's last release dates from before numpy 1.24, numpy 2 and Python 3.12, and trips over names
 that these removed. Everything that is needed to get it running is here, and nothing else in
-memcli may import mxnet. To be used in a process that is there for the engine alone: MXNet is
-slow to load, and some graphs crash it.
+memcli may import mxnet. memcli itself uses it in processes that are there for the engine alone:
+MXNet is slow to load, and some graphs crash it. In a user's own process
+:mod:`memcli.mxnet_import` calls :func:`supply_removed_names` when ``mxnet`` is imported.
 """
 
 from __future__ import annotations
@@ -77,9 +78,7 @@ def import_mxnet() -> Any:
         installed = False
     if not installed:
         raise EngineFailed("MXNet is not installed for this Python.", _install_hint())
-    _supply_distutils()
-    _supply_numpy_names()
-    preload_cuda_wheels()
+    supply_removed_names()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -103,6 +102,16 @@ def import_mxnet() -> Any:
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGSEGV, signal.SIG_DFL)
     return module
+
+
+def supply_removed_names() -> None:
+    """Supplies what MXNet asks of Python, numpy and the loader when it is imported.
+
+    To be called before the ``mxnet`` package is loaded; a second call changes nothing.
+    """
+    _supply_distutils()
+    _supply_numpy_names()
+    preload_cuda_wheels()
 
 
 def preload_cuda_wheels() -> list[str]:

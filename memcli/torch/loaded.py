@@ -15,6 +15,7 @@ from torch.fx import Graph
 from memcli.convert import Converted, convert
 from memcli.engines.torch.executor import PlannedModule
 from memcli.engines.torch.tracking import StepMemory
+from memcli.engines.torch_analysis import untrained_parameters
 from memcli.errors import BadInput
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.onnx_roles import tensor_roles
@@ -54,6 +55,8 @@ class OnnxModule(nn.Module):
     converted for them at the first call (at most 32 sets of shapes are held); the plan holds node
     by node, whatever the shapes.
 
+    Parameters that the plan has frozen come without ``requires_grad``.
+
     ``eval()``: BatchNorm takes its running statistics and Dropout hands on its input. Without
     gradients nothing is recomputed.
     """
@@ -87,6 +90,10 @@ class OnnxModule(nn.Module):
         self._arguments |= {value.argument: i for i, value in enumerate(converted.inputs)}
         self._fill(converted, weights)
         self._own(converted, {n: leaf.tied_to for n, leaf in leaves.items() if leaf.tied_to})
+        if planned.plan is not None:
+            for name in untrained_parameters(leaves, planned.plan.frozen):
+                if name in self._attributes:
+                    self.get_parameter(self._attributes[name]).requires_grad_(False)
         self._hold(converted)
 
     @property

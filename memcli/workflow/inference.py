@@ -1,0 +1,65 @@
+"""What a planned graph takes where nothing is trained.
+
+Save barriers and marks cost nothing there; reserved blocks, which are sized for training, and
+activations in pieces are in the forward pass and stay. A file says in its record what that comes
+to, so that nobody runs inference, or trains the last layer alone, on a graph that takes more than
+its original.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memcli.engines.analysis import Analysis, analyze
+from memcli.errors import MemcliError
+from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE
+
+# A graph of more nodes takes MXNet seconds to bind once more.
+_LARGEST = 50_000
+
+
+@dataclass(frozen=True)
+class Inference:
+    """The pool of a forward pass alone, bytes."""
+
+    baseline_bytes: int
+    planned_bytes: int
+
+    @property
+    def costs(self) -> bool:
+        """Whether the plan's graph takes visibly more."""
+        return self.planned_bytes > 1.01 * self.baseline_bytes
+
+    def recorded(self) -> dict[str, int]:
+        """For the record in the file."""
+        return {
+            "baseline_inference_bytes": self.baseline_bytes,
+            "inference_bytes": self.planned_bytes,
+        }
+
+
+def inference(
+    source: SymbolFile, before: Analysis, planned: SymbolFile, after: Analysis, match_range: int
+) -> Inference | None:
+    """What both graphs take in inference, from MXNet's own graph of each, bound without gradients.
+
+    ``before``, ``after``: how they train, for the shapes. ``match_range``: of the plan. None where
+    the graph is too large to ask, or MXNet does not bind it so.
+    """
+    if planned.node_count > _LARGEST:
+        return None
+    try:
+        sizes = [
+            _forward_bytes(source, before, DEFAULT_MATCH_RANGE),
+            _forward_bytes(planned, after, match_range),
+        ]
+    except MemcliError:
+        return None
+    return Inference(*sizes)
+
+
+def _forward_bytes(file: SymbolFile, analysis: Analysis, match_range: int) -> int:
+    variables = [p for p, node in enumerate(file.nodes) if node.is_variable]
+    forward = analyze(file.raw, analysis.request(), no_gradient=variables)
+    return forward.model.evaluate(forward.model.none(), (match_range,)).pool_bytes
