@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
@@ -11,13 +10,16 @@ from memcli.cli.options import (
     SECONDS,
     SEED,
     cost_option,
+    frozen_option,
+    import_option,
     json_option,
+    kernels_option,
     one_gpu,
     parse_shapes,
     shape_options,
     training_option,
 )
-from memcli.formats.atomic import write_atomically
+from memcli.formats.output import check_output, write_output
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
 from memcli.reports.compare_page import comparison_page
@@ -27,12 +29,13 @@ from memcli.reports.model_facts import ending, source_format
 from memcli.reports.plot import draw, plot_kind, require_matplotlib
 from memcli.workflow.by_format import compare
 from memcli.workflow.comparing import DEFAULT_BUDGETS
-from memcli.workflow.planning import check_output
 
 
 @click.command("compare", short_help="All strategies and several budgets side by side.")
 @click.argument("model", type=click.Path())
 @shape_options
+@frozen_option
+@import_option
 @click.option(
     "--strategy", "strategies", type=click.Choice(list(STRATEGIES)), multiple=True,
     help="Compare this strategy, instead of all that are for any graph. Repeatable.",
@@ -47,6 +50,7 @@ from memcli.workflow.planning import check_output
     "--time-limit", type=SECONDS, metavar="SECONDS", help="Stop each row then."
 )
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of the searches.")
+@kernels_option
 @click.option(
     "--environment", type=click.Choice(["best", "default"]), default="best", show_default=True,
     help="Whether plans may need an environment variable at run time to reach their memory.",
@@ -59,7 +63,8 @@ from memcli.workflow.planning import check_output
 @training_option
 @click.option(
     "--plot", metavar="FILE",
-    help="Draw memory against recomputation to FILE: .svg, .png, or .html (a page with the table).",
+    help="Draw memory against the cost of recomputation to FILE: .svg, .png, or .html (a page with "
+    "the table).",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the plot's file where it exists.")
 @json_option
@@ -68,11 +73,14 @@ def command(
     shapes: tuple[str, ...],
     batch: int | None,
     dtype: str | None,
+    frozen: tuple[str, ...],
+    imports: tuple[str, ...],
     strategies: tuple[str, ...],
     budgets: tuple[str, ...],
     time_limit: float | None,
     seed: int,
     environment: str,
+    kernels: str,
     cost: str,
     gpu: str | None,
     as_training: bool,
@@ -83,8 +91,8 @@ def command(
     """Plan MODEL with every strategy and within several budgets, and show all side by side.
 
     MODEL is an MXNet symbol JSON, an ONNX file or a Caffe prototxt. A row marked * is on the
-    frontier: no other one is better in both memory and recomputation. The graph is analyzed once;
-    nothing is written but the plot that is asked for.
+    frontier: no other one is better in both memory and the cost of what is recomputed (--cost).
+    The graph is analyzed once; nothing is written but the plot that is asked for.
     """
     kind = None
     if plot is not None:
@@ -92,9 +100,9 @@ def command(
         check_output(model, plot, force)
         require_matplotlib()
     card = one_gpu(gpu)
-    request = parse_shapes(shapes, batch, dtype)
+    request = parse_shapes(shapes, batch, dtype, frozen, imports)
     settings = Settings(
-        time_limit=time_limit, environment=environment, cost=cost, seed=seed
+        time_limit=time_limit, environment=environment, kernels=kernels, cost=cost, seed=seed
     )
     with progress_bar("comparing") as report:
         compared = compare(
@@ -105,7 +113,7 @@ def command(
         data = draw(compared, "png" if kind == "png" else "svg")
         if kind == "html":
             data = comparison_page(compared, data)
-        write_atomically(Path(plot), data, overwrite=force)
+        write_output(plot, data, overwrite=force)
     notes = notes_console()
     for note in compared.notes:
         notes.print(f"note: {note}", markup=False, soft_wrap=True)

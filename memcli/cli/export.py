@@ -9,13 +9,13 @@ from pathlib import Path
 import click
 
 from memcli.cli.options import json_option
-from memcli.formats.atomic import write_atomically
+from memcli.formats.output import check_output, write_output
+from memcli.formats.wording import STANDARD
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.export_report import export_json, next_step, print_exported
 from memcli.reports.export_script import export_script
 from memcli.workflow.by_format import export
 from memcli.workflow.exporting import TARGETS
-from memcli.workflow.planning import check_output
 
 
 @click.command("export", short_help="A plan as code for PyTorch, TensorFlow or JAX alone.")
@@ -42,8 +42,10 @@ def command(planned: str, target: str, out: str | None, force: bool, as_json: bo
         notes.print(f"note: {note}", markup=False, soft_wrap=True)
     stem = Path(out).stem if out is not None else ""
     script = export_script(exported, stem if re.fullmatch(r"[A-Za-z_]\w*", stem) else "SCRIPT")
+    if out == STANDARD:  # where it goes without -o, too
+        out = None
     if out is not None:
-        write_atomically(out, script.encode(), overwrite=force)
+        write_output(out, script.encode(), overwrite=force)
         exported.output = out
     if as_json:
         print(json.dumps(export_json(exported, script)))

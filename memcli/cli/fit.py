@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 
 import click
@@ -13,19 +12,25 @@ from memcli.cli.options import (
     SECONDS,
     SEED,
     cost_option,
+    frozen_option,
+    import_option,
     json_option,
+    kernels_option,
     one_gpu,
     parse_shapes,
+    refuse_json_beside,
     sample_options,
     training_option,
+    written_to,
 )
 from memcli.errors import BadInput
+from memcli.formats.wording import STANDARD
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.fit_report import fit_json, print_fitted
 from memcli.reports.model_facts import ending, source_format
-from memcli.units import format_size, parse_size
+from memcli.units import format_size, parse_size, parse_size_or_zero
 from memcli.workflow.by_format import fit
 from memcli.workflow.fit_search import OPTIMIZERS
 
@@ -34,13 +39,16 @@ from memcli.workflow.fit_search import OPTIMIZERS
 @click.argument("model", type=click.Path())
 @click.option("--memory", required=True, metavar="SIZE", help="What there is, as 16GiB or 800MB.")
 @click.option(
-    "--reserve", default="0", show_default=True, metavar="SIZE",
+    "--reserve", metavar="SIZE",
     help="Leave this much of it free: for the engine itself, CUDA's context, cuDNN's workspaces "
-    "and the like, none of which is counted.",
+    "and the like, none of which is counted. [default: what is assumed for these, which the answer "
+    "tells: on a card 512 MiB and 256 MiB (MXNet: 5% of the card), on the CPU the process]",
 )  # fmt: skip
 @click.option("-o", "--output", "out", metavar="OUT", help="Write the planned graph to OUT.")
 @click.option("--force", is_flag=True, help="Replace OUT where it exists.")
 @sample_options
+@frozen_option
+@import_option
 @click.option(
     "--optimizer", type=click.Choice(list(OPTIMIZERS)), default="sgd", show_default=True,
     help="What it keeps beside parameters and gradients, in float32: sgd nothing, momentum one "
@@ -59,12 +67,13 @@ from memcli.workflow.fit_search import OPTIMIZERS
     help="Stop each search for a plan then; there are a few.",
 )  # fmt: skip
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of the searches.")
+@kernels_option
 @click.option(
     "--environment", type=click.Choice(["best", "default"]), default="best", show_default=True,
     help="Whether the plan may need an environment variable at run time to reach its memory.",
 )  # fmt: skip
 @cost_option
-@click.option("--cpu", is_flag=True, help="ONNX: train on the CPU. [default: on CUDA]")
+@click.option("--cpu", is_flag=True, help="The memory is the CPU's. [default: a card's]")
 @click.option(
     "--gpu", metavar="N",
     help="With --cost measured: time operators on this card. [ONNX without --cpu: 0; else the CPU]",
@@ -74,17 +83,20 @@ from memcli.workflow.fit_search import OPTIMIZERS
 def command(
     model: str,
     memory: str,
-    reserve: str,
+    reserve: str | None,
     out: str | None,
     force: bool,
     shapes: tuple[str, ...],
     dtype: str | None,
+    frozen: tuple[str, ...],
+    imports: tuple[str, ...],
     optimizer: str,
     strategy: str,
     max_recompute: float | None,
     time_limit: float | None,
     seed: int,
     environment: str,
+    kernels: str,
     cost: str,
     cpu: bool,
     gpu: str | None,
@@ -98,9 +110,10 @@ def command(
     the feature maps. The batch is the inputs' leading dimension. ONNX and Caffe are planned for
     PyTorch on CUDA, or with --cpu on the CPU; no card is needed for that.
     """
+    refuse_json_beside(out, as_json)
     size = parse_size(memory)
-    kept = 0 if re.fullmatch(r"\s*0+(\.0+)?\s*[a-zA-Z]*\s*", reserve) else parse_size(reserve)
-    if kept >= size:
+    kept = None if reserve is None else parse_size_or_zero(reserve)
+    if kept is not None and kept >= size:
         raise BadInput(f"--reserve {reserve} leaves nothing of --memory {memory}")
     if gpu is not None and (cost != "measured" or cpu):
         raise BadInput("--gpu goes with --cost measured, and without --cpu")
@@ -109,11 +122,13 @@ def command(
         max_recompute=None if max_recompute is None else max_recompute / 100,
         time_limit=time_limit,
         environment=environment,
+        kernels=kernels,
         seed=seed,
     )
+    request = parse_shapes(shapes, None, dtype, frozen, imports)
     with progress_bar("fitting") as report:
         fitted = fit(
-            model, parse_shapes(shapes, None, dtype), size, settings, strategy=strategy,
+            model, request, size, settings, strategy=strategy,
             optimizer=optimizer, reserve=kept, cpu=cpu, gpu=one_gpu(gpu),
             training=as_training, out=out, force=force, on_progress=report,
         )  # fmt: skip
@@ -123,16 +138,16 @@ def command(
     if as_json:
         print(json.dumps(fit_json(fitted)))
         return 0
-    console = output_console()
+    console = output_console(to_notes=out == STANDARD)
     print_fitted(console, fitted)
     if out is None:
         name = f"planned.{ending(source_format(fitted.source))}"
         last = f"nothing was written; next: memcli fit ... -o {name}"
     else:
-        where = " --gpu 0" if fitted.device == "cuda" else ""
-        last = (
-            f"wrote {out} for batch {fitted.planned.batch}; next: memcli verify "
-            f"{shlex.quote(out)}{where} (a step in {format_size(fitted.planned.breakdown.total)})"
-        )
+        last = f"wrote {written_to(out)} for batch {fitted.planned.batch}"
+        if out != STANDARD:
+            where = " --gpu 0" if fitted.device == "cuda" else ""
+            step = format_size(fitted.planned.breakdown.total)
+            last += f"; next: memcli verify {shlex.quote(out)}{where} (a step in {step})"
     console.print(last, markup=False, soft_wrap=True)
     return 0

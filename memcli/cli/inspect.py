@@ -6,14 +6,20 @@ import json
 
 import click
 
-from memcli.cli.options import json_option, parse_shapes, shape_options
+from memcli.cli.options import (
+    frozen_option,
+    import_option,
+    json_option,
+    parse_shapes,
+    shape_options,
+)
 from memcli.cli.verify import newest_or_error
 from memcli.errors import BadInput, EngineFailed
 from memcli.memory.modules.models import MODELS
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.inspect_json import inspect_json
 from memcli.reports.inspect_report import next_step, print_inspected
-from memcli.units import parse_size
+from memcli.units import parse_size_or_zero
 from memcli.workflow.by_format import inspect
 from memcli.workflow.memory_models import ALL, ModelRequest
 
@@ -21,9 +27,15 @@ from memcli.workflow.memory_models import ALL, ModelRequest
 @click.command("inspect", short_help="Show what a graph holds and where its memory goes.")
 @click.argument("model", required=False, type=click.Path())
 @shape_options
+@frozen_option
+@import_option
 @click.option(
-    "--top", type=click.IntRange(0, 10000), default=10, show_default=True, metavar="N",
-    help="Show the N largest tensors.",
+    "--top", type=click.IntRange(0, 10000), metavar="N",
+    help="Show the N largest tensors. [default: 5; with --full and --json 10]",
+)  # fmt: skip
+@click.option(
+    "--full", is_flag=True,
+    help="Show everything: operators by kind, stages, tensors. [default: what fits one screen]",
 )  # fmt: skip
 @click.option("--nodes", is_flag=True, help="List every operator node with its output and mark.")
 @click.option(
@@ -43,7 +55,10 @@ def command(
     shapes: tuple[str, ...],
     batch: int | None,
     dtype: str | None,
-    top: int,
+    frozen: tuple[str, ...],
+    imports: tuple[str, ...],
+    top: int | None,
+    full: bool,
     nodes: bool,
     models: tuple[str, ...],
     overhead: str | None,
@@ -52,22 +67,24 @@ def command(
     """Show what MODEL, saved or planned, holds and where its training memory goes.
 
     Nothing is changed and nothing is computed. A planned graph is shown under its plan, beside
-    the same graph without it. Without MODEL: the newest plan made from this folder.
+    the same graph without it. MODEL may be -, standard input.
+    Without it: the newest plan made from this folder.
 
     An ONNX file that cannot be planned is shown as far as it can be read, and why it cannot goes
     to standard error; the exit status is 0, and 3 where PyTorch is what is missing.
     """
     if overhead is not None and not models:
         raise BadInput("--overhead goes with --memory-model")
-    asked = ModelRequest(models, 0 if overhead is None else parse_size(overhead))
+    asked = ModelRequest(models, 0 if overhead is None else parse_size_or_zero(overhead))
     request = None
-    if shapes or batch is not None or dtype is not None:
-        request = parse_shapes(shapes, batch, dtype)
+    if shapes or batch is not None or dtype is not None or frozen or imports:
+        request = parse_shapes(shapes, batch, dtype, frozen, imports)
     path = model or newest_or_error("inspect")
     with progress_bar("inspecting") as report:
         inspected = inspect(
-            path, request, dtype=dtype, top=top, models=asked, on_progress=report
-        )
+            path, request, dtype=dtype, top=10 if top is None else top, models=asked,
+            on_progress=report,
+        )  # fmt: skip
     notes = notes_console()
     under = inspected.under_models
     for note in [*inspected.notes, *(under.notes if under else ())]:
@@ -80,6 +97,6 @@ def command(
         print(json.dumps(inspect_json(inspected, nodes=nodes)))
     else:
         console = output_console()
-        print_inspected(console, inspected, nodes=nodes)
+        print_inspected(console, inspected, nodes=nodes, full=full, top=top)
         console.print(next_step(inspected), markup=False, soft_wrap=True)
     return problem.exit_status if isinstance(problem, EngineFailed) else 0

@@ -8,8 +8,11 @@ from typing import Any, TypeVar
 
 import click
 
+from memcli.cli.shape_file import read_shape_file
 from memcli.engines.analysis import ShapeRequest
+from memcli.engines.user_code import check_files
 from memcli.errors import BadInput
+from memcli.formats.wording import STANDARD, whole_number
 from memcli.workflow.costs import COSTS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,24 +44,74 @@ _DTYPE = click.option(
 _BATCH = click.option(
     "--batch", type=int, default=None, metavar="N", help="Leading dimension of the inputs."
 )
+
+
+class GivenShapes(tuple[str, ...]):
+    """The texts of ``--shape``, and what ``--shapes`` read: true where either is given."""
+
+    from_file: dict[str, list[int]]
+
+    def __bool__(self) -> bool:
+        return bool(len(self) or self.from_file)
+
+
+_FROM_FILE = "memcli.shapes"
+
+
+def _keep_file(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.meta[_FROM_FILE] = read_shape_file(value)
+
+
+def _with_file(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> GivenShapes:
+    given = GivenShapes(value)
+    given.from_file = ctx.meta.get(_FROM_FILE, {})
+    return given
+
+
+_SHAPES_FILE = click.option(
+    "--shapes", "shape_file", metavar="FILE.json", is_eager=True, expose_value=False,
+    callback=_keep_file,
+    help='Shapes of many inputs at once: {"NAME": [32, 3, 224, 224], ...}. --shape goes before.',
+)  # fmt: skip
 _SHAPE = click.option(
     "--shape",
     "shapes",
     multiple=True,
+    callback=_with_file,
     metavar="[NAME=]D,D,...",
     help="Shape of an input, as data=32,3,224,224; NAME may be a glob (t*_data=64,50). "
     "Without NAME where the graph has one free input. Repeatable.",
 )
 
 
+def frozen_option(command: F) -> F:
+    """``--frozen``."""
+    return click.option(
+        "--frozen", multiple=True, metavar="GLOB",
+        help="Parameters that are not trained (grad_req null, requires_grad False), by name: "
+        "--frozen 'stage[1-3]_*'. The inputs then have no gradient either. Repeatable.",
+    )(command)  # fmt: skip
+
+
+def import_option(command: F) -> F:
+    """``--import``."""
+    return click.option(
+        "--import", "imports", multiple=True, metavar="FILE", type=click.Path(),
+        help="MXNet: run this Python file of yours in the engine's process first; it registers "
+        "the user operators (Custom) of the graph. It is code, and it is run: name only files that "
+        "you trust. Repeatable.",
+    )(command)  # fmt: skip
+
+
 def shape_options(command: F) -> F:
-    """``--shape``, ``--batch`` and ``--dtype``."""
-    return _SHAPE(_BATCH(_DTYPE(command)))
+    """``--shape``, ``--shapes``, ``--batch`` and ``--dtype``."""
+    return _SHAPE(_SHAPES_FILE(_BATCH(_DTYPE(command))))
 
 
 def sample_options(command: F) -> F:
-    """``--shape`` and ``--dtype``, where the batch is the command's own to choose."""
-    return _SHAPE(_DTYPE(command))
+    """``--shape``, ``--shapes`` and ``--dtype``, where the batch is the command's to choose."""
+    return _SHAPE(_SHAPES_FILE(_DTYPE(command)))
 
 
 def training_option(command: F) -> F:
@@ -78,6 +131,20 @@ def workers_option(command: F) -> F:
     )(command)  # fmt: skip
 
 
+def refuse_json_beside(out: str | None, as_json: bool) -> None:
+    """Raises BadInput where ``-o -`` and ``--json`` both want standard output."""
+    if out == STANDARD and as_json:
+        raise BadInput(
+            "-o - writes the result to standard output, where --json has its object",
+            "give -o a file, or leave --json out",
+        )
+
+
+def written_to(out: str, what: str = "the planned graph") -> str:
+    """Where the result went, for the last line of a report."""
+    return f"{what} to standard output" if out == STANDARD else out
+
+
 def gpu_numbers(text: str | None, workers: int = 1) -> tuple[int, ...]:
     """The cards of ``--gpu``; none where it is not given.
 
@@ -87,9 +154,10 @@ def gpu_numbers(text: str | None, workers: int = 1) -> tuple[int, ...]:
     if text is None:
         return ()
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
+    found = [whole_number(part, 99_999) for part in parts]
+    numbers = tuple(number for number in found if number is not None)
+    if len(numbers) < len(found):
         raise BadInput(f"--gpu {text}: not the number of a card", "write it like --gpu 0")
-    numbers = tuple(map(int, parts))
     if len(set(numbers)) < len(numbers):
         raise BadInput(f"--gpu {text}: a card is named twice", "each worker has a card of its own")
     if workers > 1:
@@ -118,6 +186,15 @@ def cost_option(command: F) -> F:
     )(command)  # fmt: skip
 
 
+def kernels_option(command: F) -> F:
+    """``--kernels``."""
+    return click.option(
+        "--kernels", type=click.Choice(["plain", "any"]), default="plain", show_default=True,
+        help="MXNet: plain: its own kernels run every plan. any: a plan may need oneDNN (MXNet's "
+        "default on CPUs) or cuDNN, and says so.",
+    )(command)  # fmt: skip
+
+
 def json_option(command: F) -> F:
     """``--json``."""
     return click.option(
@@ -126,16 +203,21 @@ def json_option(command: F) -> F:
 
 
 def parse_shapes(
-    shapes: tuple[str, ...], batch: int | None, dtype: str | None
+    shapes: tuple[str, ...],
+    batch: int | None,
+    dtype: str | None,
+    frozen: tuple[str, ...] = (),
+    imports: tuple[str, ...] = (),
 ) -> ShapeRequest:
     """The user's shapes.
 
     Raises:
         BadInput: text that is no shape, a name given twice, an impossible batch.
     """
-    request = ShapeRequest(batch=batch, dtype=dtype)
+    request = ShapeRequest(batch=batch, dtype=dtype, frozen=frozen, imports=check_files(imports))
     if batch is not None and not 0 < batch < 1 << 31:
         raise BadInput(f"--batch {batch} is not possible: it must be between 1 and 2147483647")
+    named: list[str] = []
     for text in shapes:
         name, equals, dimensions = text.rpartition("=")
         try:
@@ -154,8 +236,13 @@ def parse_shapes(
             if name in request.shapes:
                 raise BadInput(f"--shape {name} is given twice")
             request.shapes[name] = shape
+            named.append(name)
         elif request.unnamed is not None:
             raise BadInput("--shape without a name is given twice", "name them: --shape NAME=...")
         else:
             request.unnamed = shape
+    # what is said last counts, a glob included
+    request.shapes = {**getattr(shapes, "from_file", {}), **request.shapes}
+    for name in named:
+        request.shapes[name] = request.shapes.pop(name)
     return request

@@ -13,34 +13,54 @@ from memcli.cli.options import (
     SECONDS,
     SEED,
     cost_option,
+    frozen_option,
     gpu_numbers,
+    import_option,
     json_option,
+    kernels_option,
     parse_shapes,
+    refuse_json_beside,
     shape_options,
     training_option,
     workers_option,
+    written_to,
 )
+from memcli.engines.analysis import ShapeRequest
 from memcli.errors import BadInput
+from memcli.formats.detect import Model, read_source
+from memcli.formats.output import check_output
+from memcli.formats.wording import STANDARD
 from memcli.planners.base import Settings
 from memcli.planners.registry import DESCRIPTIONS, STRATEGIES
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.model_facts import ending
 from memcli.reports.plan_report import plan_json, print_plan
 from memcli.workflow.by_format import check_card, is_of_torch, make_plan
+from memcli.workflow.verified import AS_PLANNED
 
 _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
 
 
 @click.command("plan", short_help="Search for a plan and write the planned graph.")
 @click.argument("model", type=click.Path())
-@click.option("-o", "--output", "out", metavar="OUT", help="Write the planned graph to OUT.")
+@click.option(
+    "-o", "--output", "out", metavar="OUT",
+    help="Write the planned graph to OUT; - is standard output, and the report goes to standard "
+    "error.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace OUT where it exists.")
 @shape_options
+@frozen_option
+@import_option
 @click.option(
     "--strategy", type=click.Choice(list(STRATEGIES)), default="auto", show_default=True,
     help=_STRATEGY_HELP,
 )  # fmt: skip
-@click.option("--budget", metavar="SIZE", help="Most memory, as 6GiB, 800MB, or 50% of unplanned.")
+@click.option(
+    "--budget", metavar="SIZE",
+    help="Most memory, as 6GiB (6G), 800MB, or 50% of unplanned. What fits without a plan is "
+    "written as it is.",
+)  # fmt: skip
 @click.option(
     "--max-recompute", type=PERCENT, metavar="PERCENT",
     help="Most recomputation, in percent of the forward pass's FLOPs. [ONNX without --budget: 100]",
@@ -58,12 +78,17 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
 @click.option("--no-rewrite", is_flag=True, help="Set attributes only; the nodes stay the same.")
 @cost_option
 @training_option
-@click.option("--time-limit", type=SECONDS, metavar="SECONDS", help="Stop then.")
+@click.option(
+    "--time-limit", type=SECONDS, metavar="SECONDS",
+    help="Be done then, counted from the start of the command, with the best plan found. Loading "
+    "and analyzing the model cannot be interrupted. [default: a fixed amount of work]",
+)  # fmt: skip
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of searches and of verify.")
 @click.option(
     "--environment", type=click.Choice(["best", "default"]), default="best", show_default=True,
     help="Whether the plan may need an environment variable at run time to reach its memory.",
 )  # fmt: skip
+@kernels_option
 @click.option("--measure", is_flag=True, help="Verify right after planning.")
 @click.option("--gpu", metavar="N[,N...]", help="With --measure or --cost measured: on this GPU. "
     "ONNX: plan for CUDA; 0,1: for two cards that train together, the batch split over them.")
@@ -73,26 +98,33 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
 def command(model: str, out: str | None, force: bool, as_json: bool, **options: Any) -> int:
     """Search for what to keep and what to compute again, and write the planned graph.
 
-    MODEL is an MXNet symbol JSON, an ONNX file or a Caffe prototxt, gzipped or not. It is never
-    changed. Shapes that are neither in the file nor given are guessed where a guess fits the graph,
-    and shown. ONNX and Caffe are planned for PyTorch, on the CPU or, with --gpu N, on CUDA; no card
-    is needed for that. A planned Caffe net is written as OUT says: .prototxt, the net with the plan
-    in comments, or .onnx, the training graph.
+    MODEL is an MXNet symbol JSON, an ONNX file or a Caffe prototxt, gzipped or not; - is standard
+    input. It is never changed. Shapes that are neither in the file nor given are guessed where a
+    guess fits the graph, and shown. ONNX and Caffe are planned for PyTorch, on the CPU or, with
+    --gpu N, on CUDA; no card is needed for that. A planned Caffe net is written as OUT says:
+    .prototxt, the net with the plan in comments, or .onnx, the training graph.
     For several workers (--gpu 0,1 or --workers 2) the batch is that of all together, and what is
     planned, shown and held to --budget is each one's.
     """
+    refuse_json_beside(out, as_json)
+    source: Model = model
     timed = options["cost"] == "measured"
     placed = options["gpu"] or options["cpu"]
-    if placed and not (options["measure"] or timed) and not is_of_torch(model):
+    if placed and not (options["measure"] or timed):
+        source = read_source(source)
+    if placed and not (options["measure"] or timed) and not is_of_torch(source):
         raise BadInput("--gpu and --cpu go with --measure or --cost measured")
     if options["gpu"] and options["cpu"]:
         raise BadInput("--gpu and --cpu exclude one another")
-    if options["measure"] and out is None:
-        raise BadInput("--measure needs -o OUT: it verifies the file that was written")
+    if options["measure"] and out in (None, STANDARD):
+        raise BadInput("--measure needs -o FILE: it verifies the file that was written")
     if any(t < 0 for t in options["thresholds"]):
         raise BadInput("--threshold must not be negative")
     gpus = gpu_numbers(options["gpu"], options["workers"])
-    request = parse_shapes(options["shapes"], options["batch"], options["dtype"])
+    request = parse_shapes(
+        options["shapes"], options["batch"], options["dtype"], options["frozen"],
+        options["imports"],
+    )
     settings = Settings(
         thresholds=list(options["thresholds"]),
         trials=options["trials"],
@@ -103,15 +135,18 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
         else options["max_recompute"] / 100,
         time_limit=options["time_limit"],
         environment=options["environment"],
+        kernels=options["kernels"],
         cost=options["cost"],
         rewrite=not options["no_rewrite"],
         seed=options["seed"],
     )
+    check_output(source, out, force)
+    source = read_source(source)
     if options["measure"]:
-        check_card(model, gpus)
+        check_card(source, gpus)
     with progress_bar("planning") as report:
         planned = make_plan(
-            model, request, options["strategy"], settings,
+            source, request, options["strategy"], settings,
             budget=options["budget"],
             training=options["as_training"],
             gpus=gpus, workers=options["workers"],
@@ -121,7 +156,7 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
     for note in planned.notes:
         notes.print(f"note: {note}", markup=False, soft_wrap=True)
     result = plan_json(planned)
-    console = output_console()
+    console = output_console(to_notes=out == STANDARD)
     if not as_json:
         print_plan(console, planned)
     status = 0
@@ -130,8 +165,9 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
 
         assert out is not None
         status, verified = run_verify(
-            out, original=model, gpu=options["gpu"], workers=options["workers"],
-            seed=options["seed"], request=None, as_json=as_json,
+            out, original=source, gpu=options["gpu"], workers=options["workers"],
+            seed=options["seed"], as_json=as_json, kernels=AS_PLANNED,
+            request=ShapeRequest(imports=request.imports) if request.imports else None,
         )  # fmt: skip
         result["verify"] = verified
     if as_json:
@@ -140,8 +176,10 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
         if out is None:
             last = f"nothing was written; next: memcli plan ... -o planned.{ending(planned.format)}"
         else:
-            last = f"wrote {out}; next: memcli verify {shlex.quote(out)}"
-            if options["workers"] > 1 or len(gpus) > 1:
+            last = f"wrote {written_to(out)}"
+            if out != STANDARD:
+                last += f"; next: memcli verify {shlex.quote(out)}"
+            if out != STANDARD and (options["workers"] > 1 or len(gpus) > 1):
                 last += f" --gpu {options['gpu']}" if gpus else f" --workers {options['workers']}"
         console.print(last, markup=False, soft_wrap=True)
     return status

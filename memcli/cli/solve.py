@@ -6,7 +6,8 @@ import json
 
 import click
 
-from memcli.cli.options import SECONDS, SEED, json_option
+from memcli.cli.options import SECONDS, SEED, json_option, refuse_json_beside, written_to
+from memcli.formats.wording import STANDARD
 from memcli.planners.schedule.base import Settings
 from memcli.planners.schedule.search import STRATEGIES
 from memcli.reports.console import output_console, progress_bar
@@ -52,6 +53,7 @@ def command(
     The schedule lists node ids; a node that is there twice is computed again. Each use reads the
     latest computation before it, which is freed after its last use.
     """
+    refuse_json_beside(out, as_json)
     settings = Settings(time_limit=time_limit, seed=seed, strategy=strategy)
     with progress_bar("solving") as report:
         solved = solve_file(
@@ -63,8 +65,10 @@ def command(
     if as_json:
         print(json.dumps(result))
         return 0
-    console = output_console()
+    console = output_console(to_notes=out == STANDARD)
     print_solved(console, solved)
-    last = f"wrote {out}" if out is not None else "nothing was written; the schedule: --json, or -o"
+    last = "nothing was written; the schedule: --json, or -o"
+    if out is not None:
+        last = f"wrote {written_to(out, 'the schedule')}"
     console.print(last, markup=False, soft_wrap=True)
     return 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,20 @@ def available_bytes() -> int:
     except (OSError, ValueError, IndexError):
         pass
     return free
+
+
+def limit_growth(size: int) -> None:
+    """Has the system refuse this process more than ``size`` bytes beyond what it has now."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        match = re.search(r"^VmData:\s+(\d+) kB", status, re.MULTILINE)
+        if match:
+            limit = int(match[1]) * 1024 + size
+            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+            if hard == resource.RLIM_INFINITY or limit < hard:
+                resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    except (OSError, ValueError):
+        pass
 
 
 def return_pages_at_once() -> None:

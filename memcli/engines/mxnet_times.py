@@ -39,6 +39,7 @@ from memcli.engines.mxnet_analyze import lazy_array
 from memcli.engines.mxnet_shim import import_mxnet
 from memcli.engines.mxnet_step import Step, set_environment
 from memcli.engines.mxnet_values import argument_values, read_symbol, state_values
+from memcli.engines.user_code import run_files
 from memcli.engines.worker import worker_main
 from memcli.errors import EngineFailed
 
@@ -79,6 +80,7 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
         check_gpu(number)
     progress("loading MXNet", None)
     mx = import_mxnet()
+    run_files(job.get("imports") or ())
     if number is not None and mx.context.num_gpus() <= number:
         raise EngineFailed(
             f"CUDA does not see GPU {number}, though nvidia-smi shows it.",

@@ -6,7 +6,6 @@ and its dtype alone, so that two graphs with the same arguments get the same num
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from memcli.formats.symbol_values import tuple_of
 
 # Operators that hand labels, indices and lengths on without changing what they mean.
 _PASSING = frozenset(
@@ -342,10 +343,8 @@ def _as(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
 
 
 def _integer(attrs: dict[str, str], key: str, default: int) -> int:
-    try:
-        return int(ast.literal_eval(attrs[key]))
-    except (KeyError, ValueError, SyntaxError, TypeError):
-        return default
+    value = tuple_of(attrs.get(key)) or (None,)
+    return default if value[0] is None else value[0]
 
 
 def _true(attrs: dict[str, str], key: str) -> bool:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from memcli.engines.process import run_job
-from memcli.errors import EngineFailed
+from memcli.errors import BadInput, EngineFailed
 from memcli.formats.onnx_file import OnnxFile
-from memcli.formats.onnx_roles import tensor_roles
+from memcli.formats.onnx_roles import Leaf, tensor_roles
+from memcli.formats.wording import first_of, shown
 from memcli.graph.training import TrainingGraph
 from memcli.memory.torch_graph import training_graph
 from memcli.memory.torch_plan_model import TorchPlanModel
-from memcli.memory.torch_trace import Trace
+from memcli.memory.torch_trace import PARAMETER_GRADIENT, Trace
 
 Progress = Callable[[str, float | None], None]
 
@@ -42,6 +44,20 @@ class TorchAnalysis:
     outputs: list[dict[str, Any]]
     input_types: dict[str, str]
     loss_heads: int = 0
+    frozen: tuple[str, ...] = ()  # globs of parameters that are not trained
+    untrained: tuple[str, ...] = ()  # the parameters that they fit
+
+    @property
+    def parameter_gradient_bytes(self) -> int:
+        """Bytes of the gradients of parameters: of those that are trained."""
+        if not self.frozen:
+            return self.parameter_bytes
+        made = self.trace.event_bytes[self.trace.kinds == PARAMETER_GRADIENT]
+        return int(made.sum())
+
+    def job(self, file: OnnxFile, path: Path) -> dict[str, Any]:
+        """:func:`onnx_job` of a file at the shapes of this analysis."""
+        return onnx_job(file, self.inputs, self.roles, path, self.untrained)
 
 
 def check_torch() -> None:
@@ -54,11 +70,43 @@ def check_torch() -> None:
 
 
 def onnx_job(
-    file: OnnxFile, shapes: dict[str, list[int]], roles: dict[str, str], path: Path
+    file: OnnxFile,
+    shapes: dict[str, list[int]],
+    roles: dict[str, str],
+    path: Path,
+    untrained: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The part of a job that says what to run."""
+    """The part of a job that says what to run; ``untrained``: parameters without a gradient."""
     path.write_bytes(file.working.SerializeToString())
-    return {"model": str(path), "name": file.name, "shapes": shapes, "roles": roles}
+    return {
+        "model": str(path), "name": file.name, "shapes": shapes, "roles": roles,
+        "untrained": list(untrained),
+    }  # fmt: skip
+
+
+def untrained_parameters(leaves: Mapping[str, Leaf], frozen: Sequence[str]) -> tuple[str, ...]:
+    """The parameters that globs fit, and those that are tied to them.
+
+    Raises:
+        BadInput: a glob fits no parameter, or nothing is left to train.
+    """
+    names = [name for name, leaf in leaves.items() if leaf.role == "parameter"]
+    first = {name: leaves[name].tied_to or name for name in names}
+    fixed: set[str] = set()
+    for glob in frozen:
+        found = {first[name] for name in names if fnmatch.fnmatchcase(name, glob)}
+        if not found:
+            raise BadInput(
+                f"--frozen {glob}: no parameter is named so",
+                f"there are: {first_of(map(shown, names), 6)}",
+            )
+        fixed |= found
+    if frozen and fixed == set(first.values()):
+        raise BadInput(
+            "--frozen fits every parameter, so that nothing is trained",
+            "memcli plans what training takes; inference needs no plan",
+        )
+    return tuple(name for name in names if first[name] in fixed)
 
 
 def record(
@@ -101,19 +149,23 @@ def analyze_onnx(
     assumed: list[str] | None = None,
     dtype: str = "float32",
     device: str = "cpu",
+    frozen: Sequence[str] = (),
     on_progress: Progress | None = None,
 ) -> TorchAnalysis:
     """Record one training step of a model, without data.
 
     ``device``: ``cpu`` or ``cuda``, whose operators save other things; no card is needed for it.
+    ``frozen``: globs of parameters that are not trained.
 
     Raises:
         BadInput: operators that are not supported, nothing to train.
         EngineFailed: PyTorch is missing or crashed.
     """
-    roles: dict[str, str] = {name: leaf.role for name, leaf in tensor_roles(file).items()}
+    leaves = tensor_roles(file)
+    roles: dict[str, str] = {name: leaf.role for name, leaf in leaves.items()}
+    untrained = untrained_parameters(leaves, frozen)
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
-        job = onnx_job(file, shapes, roles, Path(folder) / "model.onnx")
+        job = onnx_job(file, shapes, roles, Path(folder) / "model.onnx", untrained)
         model, steps, result = record({**job, "device": device}, Path(folder), on_progress)
     trace = model.trace
     return TorchAnalysis(
@@ -132,4 +184,6 @@ def analyze_onnx(
         tensors=[result["tensors"].get(name, []) for name in trace.names],
         outputs=result["outputs"],
         input_types=result["input_types"],
+        frozen=tuple(frozen),
+        untrained=untrained,
     )

@@ -11,7 +11,7 @@ import numpy as np
 from memcli.engines.child import Progress
 from memcli.engines.gpus import Gpu, visible_gpu
 from memcli.engines.operator_times import OperatorTimes, operator_times, run_timings
-from memcli.engines.torch_analysis import TorchAnalysis, onnx_job
+from memcli.engines.torch_analysis import TorchAnalysis
 from memcli.graph.roofline import MACHINES, machine_named
 from memcli.memory.torch_model import step_seconds
 
@@ -57,7 +57,7 @@ def measure_step_seconds(
     makes = np.flatnonzero(exact.makes).tolist()
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         job = {
-            **onnx_job(analysis.file, analysis.inputs, analysis.roles, Path(folder) / "model.onnx"),
+            **analysis.job(analysis.file, Path(folder) / "model.onnx"),
             "device": device,
             "repeats": repeats,
             "seed": seed,

@@ -8,8 +8,9 @@ writes, so that nothing that runs is for nothing; what only names data is.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping, Sequence
+
+from memcli.formats.symbol_values import tuple_of
 
 Shape = Sequence[int]
 
@@ -43,15 +44,7 @@ _REDUCTIONS = {
 
 
 def _tuple(attrs: Mapping[str, str], key: str) -> tuple[int, ...]:
-    try:
-        value = ast.literal_eval(attrs.get(key, "()"))
-    except (ValueError, SyntaxError):
-        return ()
-    if isinstance(value, (int, float)):
-        return (int(value),)
-    if not isinstance(value, (tuple, list)):
-        return ()
-    return tuple(int(v) for v in value if isinstance(v, (int, float)))
+    return tuple(v for v in tuple_of(attrs.get(key)) or () if v is not None)
 
 
 def _true(attrs: Mapping[str, str], key: str) -> bool:

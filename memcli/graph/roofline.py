@@ -12,7 +12,8 @@ takes about as long as a 1x1 convolution of the same size.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +27,16 @@ Floats = NDArray[np.float64]
 class Machine:
     """A device's two roofs. FLOPs per second in FP32, bytes per second of its main memory.
 
-    ``launch_seconds``: what starting one operator costs, work or none.
+    ``launch_seconds``: what starting one operator costs, work or none. ``kernels``: the two rates
+    of operators whose kernels stay far below the roofs, by operator, or by operator and what
+    :func:`kernel_of` adds to it.
     """
 
     name: str
     flops_per_second: float
     bytes_per_second: float
     launch_seconds: float
+    kernels: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def ridge(self) -> float:
@@ -85,6 +89,44 @@ MACHINES: dict[str, Machine] = {
 # For a device of which nothing is known: a V100, 17 FLOPs for each byte. Data-centre cards lie
 # between 12 (A100) and 25 (T4), and so do GeForce cards up to Turing.
 DEFAULT_MACHINE = Machine("default", 15.7e12, 900e9, _LAUNCH)
+
+# MXNet's own kernels on the CPU, without oneDNN, which plans run on. Measured one by one in
+# processor time with benchmarks/operator_costs.py --plain on ResNet-50, DenseNet-201, MobileNetV2
+# and the LSTM of examples/ (x86-64 with AVX2): the ratios between them are what plans depend on.
+# The roofs of a CPU are no guide here: a clip or a LeakyReLU runs at a fifteenth of the speed of a
+# sum, element by element with a branch, and a grouped convolution group by group. Other
+# normalizations are taken to be as BatchNorm, other functions of one element as tanh.
+PLAIN_CPU = Machine(
+    "mxnet-cpu", 45e9, 17e9, 5e-6,
+    kernels={
+        "Convolution grouped": (1.1e9, 17e9),
+        "Deconvolution grouped": (1.1e9, 17e9),
+        "BatchNorm": (45e9, 4.5e9),
+        "BatchNorm_v1": (45e9, 4.5e9),
+        "LayerNorm": (45e9, 4.5e9),
+        "InstanceNorm": (45e9, 4.5e9),
+        "GroupNorm": (45e9, 4.5e9),
+        "LeakyReLU": (45e9, 1.2e9),
+        "clip": (45e9, 1.2e9),
+        # by an exponential for each element
+        "Activation": (45e9, 0.73e9),
+        "Activation relu": (45e9, 10.6e9),
+        "LeakyReLU elu": (45e9, 0.73e9),
+        "LeakyReLU selu": (45e9, 0.73e9),
+        "LeakyReLU gelu": (45e9, 0.73e9),
+        "sigmoid": (45e9, 0.73e9),
+        "tanh": (45e9, 0.73e9),
+        "exp": (45e9, 0.73e9),
+        "softmax": (45e9, 0.65e9),
+        "log_softmax": (45e9, 0.65e9),
+        "SoftmaxOutput": (45e9, 0.65e9),
+        "SoftmaxActivation": (45e9, 0.65e9),
+        "softmax_cross_entropy": (45e9, 0.65e9),
+        "SliceChannel": (45e9, 1.5e9),
+        "Pooling": (45e9, 3.7e9),
+        "Pooling_v1": (45e9, 3.7e9),
+    },
+)  # fmt: skip
 
 # nvidia-smi's names of cards, by what tells them apart; the first that is found counts.
 _CARDS = (
@@ -204,6 +246,16 @@ def work_seconds(flops: Floats, moved: Floats, machine: Machine = DEFAULT_MACHIN
     return np.maximum(flops / machine.flops_per_second, moved / machine.bytes_per_second)
 
 
+def kernel_of(graph: TrainingGraph, node: int) -> str:
+    """The operator, and what decides which kernel runs it: groups of a convolution, the function
+    of an activation."""
+    op = graph.op(node)
+    attrs = graph.kinds[graph.kind[node]].attrs
+    if op in ("Convolution", "Convolution_v1", "Deconvolution"):
+        return f"{op} grouped" if attrs.get("num_group", "1") not in ("1", "0") else op
+    return f"{op} {attrs['act_type']}" if "act_type" in attrs else op
+
+
 def roofline_seconds(graph: TrainingGraph, machine: Machine = DEFAULT_MACHINE) -> Floats:
     """Seconds that each forward node takes on ``machine``; 0 for variables.
 
@@ -212,7 +264,13 @@ def roofline_seconds(graph: TrainingGraph, machine: Machine = DEFAULT_MACHINE) -
     """
     # What only names data computes nothing either, whatever its FLOPs are booked at.
     flops = np.where(only_names_data(graph), 0.0, graph.flops[: graph.n_forward])
-    seconds = work_seconds(flops, moved_bytes(graph), machine)
+    moved = moved_bytes(graph)
+    seconds = work_seconds(flops, moved, machine)
+    for v in range(graph.n_forward) if machine.kernels else ():
+        if graph.kind[v] >= 0:
+            own = machine.kernels.get(kernel_of(graph, v)) or machine.kernels.get(graph.op(v))
+            if own is not None:
+                seconds[v] = max(flops[v] / own[0], moved[v] / own[1])
     operators = graph.kind[: graph.n_forward] >= 0
     return np.where(operators, seconds + machine.launch_seconds, 0.0)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from memcli.engines.analysis import ShapeRequest
+from memcli.engines.child import WorkerFailed
 from memcli.engines.gpus import check_gpu, visible_gpus
 from memcli.errors import BadInput, EngineFailed
-from memcli.formats.detect import ModelFormat, detect_format, read_model_bytes
+from memcli.formats.detect import Model, ModelFormat, ModelSource, model_path, read_source
+from memcli.formats.wording import STANDARD, shown_path
 from memcli.planners.base import Settings
 from memcli.workflow import (
     comparing,
@@ -27,20 +30,34 @@ from memcli.workflow import (
 from memcli.workflow.inspected import Inspected
 from memcli.workflow.memory_models import NO_MODELS, ModelRequest
 from memcli.workflow.onnx_workers import devices_for
+from memcli.workflow.verified import AS_PLANNED, Verified
 
 Progress = Callable[[str, float | None], None]
 
 
-def format_of(path: str) -> ModelFormat:
+@contextmanager
+def about(*models: Model | None) -> Iterator[None]:
+    """Errors of what is done with these files name one of them, whoever raises them."""
+    try:
+        yield
+    except (BadInput, WorkerFailed) as error:
+        names = [shown_path(model_path(model)) for model in models if model is not None]
+        said = error.message
+        if not any(name in said for name in names):
+            error.message = f"{names[0]}: {said}"
+        raise
+
+
+def format_of(path: Model) -> ModelFormat:
     """What kind of model a file is.
 
     Raises:
         BadInput: unreadable, or none that memcli knows.
     """
-    return detect_format(read_model_bytes(path)[0], path)
+    return read_source(path).format
 
 
-def is_of_torch(path: str) -> bool:
+def is_of_torch(path: Model) -> bool:
     """Whether PyTorch plans and trains a file: all but MXNet's symbols.
 
     Raises:
@@ -55,18 +72,27 @@ def refuse_training(training: bool) -> None:
         raise BadInput("--as-training is for ONNX files: an MXNet symbol is always in both modes")
 
 
-def refuse_workers(path: str, gpus: Sequence[int], workers: int) -> None:
+def refuse_imports(path: Model, request: ShapeRequest | None) -> None:
+    """Raises BadInput where the user's operators are named for a file that PyTorch trains."""
+    if request is not None and request.imports and is_of_torch(path):
+        raise BadInput(
+            f"{shown_path(model_path(path))}: is no MXNet symbol, and --import is for MXNet's user "
+            "operators"
+        )
+
+
+def refuse_workers(path: Model, gpus: Sequence[int], workers: int) -> None:
     """Raises BadInput where several workers are to train an MXNet symbol."""
     if len(gpus) > 1 or workers > 1:
         raise BadInput(
-            f"{path} is an MXNet symbol: several workers (--gpu 0,1 or --workers) are for ONNX "
-            "files, which PyTorch trains",
-            "take one device: --gpu 0, or the CPU",
+            f"{shown_path(model_path(path))}: is an MXNet symbol: several workers (--gpu 0,1 or "
+            "--workers) are for ONNX files, which PyTorch trains",
+            "plan for one device, with its part of the batch: MXNet runs the same graph on each",
         )
 
 
 def make_plan(
-    model: str,
+    model: Model,
     request: ShapeRequest,
     strategy: str,
     settings: Settings,
@@ -85,18 +111,21 @@ def make_plan(
     together on the CPU.
     """
     device = devices_for(gpus[:1], 1)[0]
-    if is_of_torch(model):
-        return onnx_planning.make_onnx_plan(
-            model, request, strategy, settings, budget=budget, device=device,
-            workers=max(len(gpus), workers), training=training, out=out, force=force,
-            on_progress=on_progress,
+    model = read_source(model)
+    refuse_imports(model, request)
+    with about(model):
+        if is_of_torch(model):
+            return onnx_planning.make_onnx_plan(
+                model, request, strategy, settings, budget=budget, device=device,
+                workers=max(len(gpus), workers), training=training, out=out, force=force,
+                on_progress=on_progress,
+            )  # fmt: skip
+        refuse_training(training)
+        refuse_workers(model, gpus, workers)
+        return planning.make_plan(
+            model, request, strategy, settings, budget=budget, device=device, out=out,
+            force=force, on_progress=on_progress,
         )  # fmt: skip
-    refuse_training(training)
-    refuse_workers(model, gpus, workers)
-    return planning.make_plan(
-        model, request, strategy, settings, budget=budget, device=device, out=out, force=force,
-        on_progress=on_progress,
-    )  # fmt: skip
 
 
 def engine_for(gpu: int | None, wanted: str) -> tuple[str, str]:
@@ -117,7 +146,7 @@ def engine_for(gpu: int | None, wanted: str) -> tuple[str, str]:
     return "mxnet", ""
 
 
-def check_card(model: str, gpus: Sequence[int]) -> None:
+def check_card(model: Model, gpus: Sequence[int]) -> None:
     """Refuse a card that an MXNet symbol could not be verified on, before any work is done.
 
     Raises:
@@ -128,31 +157,65 @@ def check_card(model: str, gpus: Sequence[int]) -> None:
 
 
 def verify(
-    planned: str,
+    planned: Model,
     *,
-    original: str | None = None,
+    original: Model | None = None,
     engine: str = "auto",
     gpus: Sequence[int] = (),
     workers: int = 1,
     seed: int = 0,
     steps: int | None = None,
+    kernels: str | None = None,
     request: ShapeRequest | None = None,
     on_progress: Progress | None = None,
-) -> verifying.Verified:
+) -> Verified:
     """``memcli verify``; see the ``verify`` functions of the modules beside this one.
 
     ``engine``: for MXNet symbols, see :func:`engine_for`. ``gpus``: numbers of the cards, none for
-    the CPU; ``workers``: how many train together there. ``steps``: how many are timed after the
-    first, of which the median counts; None: 5 on a card, 1 of PyTorch's on the CPU, else the first.
+    the CPU; ``workers``: how many train together there. ``steps``: how many are timed after a
+    warm-up step, of which the median counts; None: 5 on a card, on the CPU as many as a few seconds
+    allow.
+    ``kernels``: for MXNet on the CPU, see :func:`verifying.verify`.
 
     Raises:
-        BadInput: as they do; MXNet asked for on an ONNX file, several workers on a symbol.
+        BadInput: as they do; MXNet or its kernels asked for on an ONNX file, several workers on a
+            symbol.
     """
-    kind = format_of(planned)
-    onnx = kind != "mxnet-symbol"
+    if planned == original == STANDARD:
+        raise BadInput(
+            "standard input cannot be both the planned graph and the original",
+            "give one of them as a file",
+        )
+    planned = read_source(planned)
+    refuse_imports(planned, request)
+    with about(planned, original):
+        return _verify(
+            planned, original=original, engine=engine, gpus=gpus, workers=workers, seed=seed,
+            steps=steps, kernels=kernels, request=request, on_progress=on_progress,
+        )  # fmt: skip
+
+
+def _verify(
+    planned: ModelSource,
+    *,
+    original: Model | None,
+    engine: str,
+    gpus: Sequence[int],
+    workers: int,
+    seed: int,
+    steps: int | None,
+    kernels: str | None,
+    request: ShapeRequest | None,
+    on_progress: Progress | None,
+) -> verifying.Verified:
+    onnx = planned.format != "mxnet-symbol"
     if onnx and engine == "mxnet":
-        what = "an ONNX file" if kind == "onnx" else "a Caffe net"
-        raise BadInput(f"{planned} is {what}: PyTorch runs it, MXNet does not")
+        what = "an ONNX file" if planned.format == "onnx" else "a Caffe net"
+        raise BadInput(
+            f"{shown_path(planned.path)}: is {what}: PyTorch runs it, MXNet does not"
+        )
+    if kernels not in (None, AS_PLANNED) and (onnx or gpus or engine == "torch"):
+        raise BadInput("--kernels is for MXNet graphs that MXNet trains on the CPU")
     if onnx:
         return onnx_verifying.verify_onnx(
             planned, original=original, gpus=gpus, workers=workers, seed=seed, steps=steps,
@@ -167,13 +230,13 @@ def verify(
             on_progress=on_progress,
         )  # fmt: skip
     return verifying.verify(
-        planned, original=original, gpu=gpu, seed=seed, steps=steps, request=request,
-        on_progress=on_progress,
+        planned, original=original, gpu=gpu, seed=seed, steps=steps, kernels=kernels,
+        request=request, on_progress=on_progress,
     )  # fmt: skip
 
 
 def compare(
-    model: str,
+    model: Model,
     request: ShapeRequest,
     settings: Settings,
     *,
@@ -188,29 +251,31 @@ def compare(
     ``gpu``: compare plans for CUDA; operators are timed on this card if ``settings.cost`` says so.
     """
     device = "cpu" if gpu is None else f"gpu:{gpu}"
-    if is_of_torch(model):
-        return onnx_comparing.compare_onnx(
-            model, request, settings, strategies=strategies, budgets=budgets,
-            device=device, training=training, on_progress=on_progress,
+    model = read_source(model)
+    with about(model):
+        if is_of_torch(model):
+            return onnx_comparing.compare_onnx(
+                model, request, settings, strategies=strategies, budgets=budgets,
+                device=device, training=training, on_progress=on_progress,
+            )  # fmt: skip
+        refuse_training(training)
+        if gpu is not None and settings.cost != "measured":
+            raise BadInput("--gpu is for ONNX files: MXNet plans the same memory on all devices")
+        return comparing.compare(
+            model, request, settings, strategies=strategies, budgets=budgets, device=device,
+            on_progress=on_progress,
         )  # fmt: skip
-    refuse_training(training)
-    if gpu is not None and settings.cost != "measured":
-        raise BadInput("--gpu is for ONNX files: MXNet plans the same memory on all devices")
-    return comparing.compare(
-        model, request, settings, strategies=strategies, budgets=budgets, device=device,
-        on_progress=on_progress,
-    )  # fmt: skip
 
 
 def fit(
-    model: str,
+    model: Model,
     request: ShapeRequest,
     memory: int,
     settings: Settings,
     *,
     strategy: str = "auto",
     optimizer: str = "sgd",
-    reserve: int = 0,
+    reserve: int | None = None,
     cpu: bool = False,
     gpu: int | None = None,
     training: bool = False,
@@ -220,27 +285,30 @@ def fit(
 ) -> fitting.Fitted:
     """``memcli fit``; see :func:`fitting.fit` and :func:`onnx_fitting.fit_onnx`.
 
+    ``reserve``: bytes to leave free; None: what the engine is assumed to take for itself.
     ``cpu``: the memory is the CPU's, and not a card's. ``gpu``: the card to time operators on if
     ``settings.cost`` says so; by default the first for CUDA's memory, else the CPU.
     """
-    if is_of_torch(model):
-        return onnx_fitting.fit_onnx(
+    model = read_source(model)
+    with about(model):
+        if is_of_torch(model):
+            return onnx_fitting.fit_onnx(
+                model, request, memory, settings, strategy=strategy, optimizer=optimizer,
+                reserve=reserve, device="cpu" if cpu else f"gpu:{gpu or 0}", training=training,
+                out=out, force=force, on_progress=on_progress,
+            )  # fmt: skip
+        refuse_training(training)
+        if cpu:
+            raise BadInput("--cpu is for ONNX files: MXNet plans the same memory on all devices")
+        return fitting.fit(
             model, request, memory, settings, strategy=strategy, optimizer=optimizer,
-            reserve=reserve, device="cpu" if cpu else f"gpu:{gpu or 0}", training=training,
-            out=out, force=force, on_progress=on_progress,
+            reserve=reserve, cpu=cpu, device="cpu" if gpu is None else f"gpu:{gpu}", out=out,
+            force=force, on_progress=on_progress,
         )  # fmt: skip
-    refuse_training(training)
-    if cpu:
-        raise BadInput("--cpu is for ONNX files: MXNet plans the same memory on all devices")
-    return fitting.fit(
-        model, request, memory, settings, strategy=strategy, optimizer=optimizer, reserve=reserve,
-        device="cpu" if gpu is None else f"gpu:{gpu}", out=out, force=force,
-        on_progress=on_progress,
-    )  # fmt: skip
 
 
 def inspect(
-    path: str,
+    model: Model,
     request: ShapeRequest | None = None,
     *,
     dtype: str | None = None,
@@ -249,21 +317,26 @@ def inspect(
     on_progress: Progress | None = None,
 ) -> Inspected:
     """``memcli inspect``; see :func:`onnx_inspecting.inspect_onnx`, and :mod:`inspecting`."""
-    look = onnx_inspecting.inspect_onnx if is_of_torch(path) else inspecting.inspect
-    return look(path, request, dtype=dtype, top=top, models=models, on_progress=on_progress)
+    model = read_source(model)
+    look = onnx_inspecting.inspect_onnx if is_of_torch(model) else inspecting.inspect
+    with about(model):
+        return look(model, request, dtype=dtype, top=top, models=models, on_progress=on_progress)
 
 
 def export(
-    planned: str, target: str, *, on_progress: Progress | None = None
+    planned: Model, target: str, *, on_progress: Progress | None = None
 ) -> exporting.Exported:
     """``memcli export``; see :func:`exporting.export_plan`.
 
     Raises:
         BadInput: as it does, and for files that are not ONNX.
     """
-    if format_of(planned) != "onnx":
+    planned = read_source(planned)
+    if planned.format != "onnx":
         raise BadInput(
-            f"{planned}: is no ONNX file, and its plan is not for PyTorch, TensorFlow or JAX",
+            f"{shown_path(planned.path)}: is no ONNX file, and its plan is not for PyTorch, "
+            "TensorFlow or JAX",
             "it takes ONNX files that memcli plan wrote; MXNet trains planned symbols as they are",
         )
-    return exporting.export_plan(planned, target, on_progress)
+    with about(planned):
+        return exporting.export_plan(planned, target, on_progress)

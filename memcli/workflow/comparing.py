@@ -10,15 +10,24 @@ from dataclasses import dataclass, field
 from memcli.engines.analysis import Analysis, ShapeRequest
 from memcli.engines.torch_analysis import TorchAnalysis
 from memcli.errors import MemcliError
+from memcli.formats.detect import Model
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.onnx_file import OnnxFile
 from memcli.memory.bounds import plan_bound
 from memcli.memory.mxnet_model import Cost
+from memcli.planners import none
 from memcli.planners.base import Found, Settings
 from memcli.planners.registry import GENERAL, search_variants
 from memcli.units import parse_size
 from memcli.workflow.costs import set_costs
-from memcli.workflow.planning import environment_of, read_symbol, shape_notes, unplanned
+from memcli.workflow.planning import (
+    environment_of,
+    kernels_of,
+    read_symbol,
+    shape_notes,
+    unplanned,
+    without_needless_variables,
+)
 from memcli.workflow.reserving import allow_reservation
 from memcli.workflow.variants import Variant, analyze_variants
 
@@ -75,7 +84,7 @@ class Comparison:
 
 
 def compare(
-    model: str,
+    model: Model,
     request: ShapeRequest,
     settings: Settings,
     *,
@@ -104,8 +113,8 @@ def compare(
     source = unplanned(given, notes)
     graphs = analyze_variants(
         source, request, rewrite=settings.rewrite, environment=settings.environment,
-        on_progress=on_progress,
-    )
+        kernels=settings.kernels, on_progress=on_progress,
+    )  # fmt: skip
     analysis = graphs[0].analysis
     notes += shape_notes(analysis)
     if on_progress:
@@ -115,7 +124,8 @@ def compare(
 
     if settings.rewrite:
         for graph in graphs:
-            allow_reservation(graph.analysis)
+            for each in filter(None, (graph.analysis, graph.without_variables)):
+                allow_reservation(each)
 
     def search(strategy: str, budget: str | None, mine: Settings) -> Row:
         return _search(graphs, strategy, budget, mine)
@@ -157,7 +167,9 @@ def search_rows(
     """
     names = list(dict.fromkeys(strategies)) or list(GENERAL)
     within = _BUDGET_STRATEGY if _BUDGET_STRATEGY in names else names[0]
-    asked: list[tuple[str, str | None]] = [(name, None) for name in names]
+    # the frontier begins at the graph as it is
+    shown = names if none.NAME in names else [none.NAME, *names]
+    asked: list[tuple[str, str | None]] = [(name, None) for name in shown]
     asked += [(within, text) for text in dict.fromkeys(budgets or DEFAULT_BUDGETS)]
     rows: list[Row] = []
     problems: list[MemcliError] = []
@@ -166,15 +178,19 @@ def search_rows(
         size = None if wanted is None else parse_size(wanted, whole=whole)
         mine = dataclasses.replace(settings, budget=size, on_progress=report)
         started = time.monotonic()
+        met = size is not None and whole <= size
         try:
-            rows.append(search(name, wanted, mine))
+            # of a budget that is met without a plan there is nothing to search for
+            row = search(none.NAME if met else name, wanted, mine)
+            row.strategy = name
+            rows.append(row)
         except MemcliError as error:
             problems.append(error)
             row = Row(name, wanted, size, None, None, None, None, None, None, 0.0, {}, False)
             row.problem = error.message
             rows.append(row)
         rows[-1].seconds = time.monotonic() - started
-    if len(problems) == len(rows):
+    if len(problems) == len(asked) - (none.NAME in shown and none.NAME not in names):
         raise problems[0]
     mark_frontier(rows)
     return rows
@@ -183,9 +199,13 @@ def search_rows(
 def _search(
     graphs: Sequence[Variant], strategy: str, budget: str | None, settings: Settings
 ) -> Row:
-    pairs = [(v.analysis.graph, v.analysis.model) for v in graphs]
+    # without a plan the network is as it came
+    forms = graphs[:1] if strategy == none.NAME else graphs
+    pairs = [(v.analysis.graph, v.analysis.model) for v in forms]
     found, chosen, _ = search_variants(pairs, strategy, settings)
-    environment = environment_of(found.plan, graphs[chosen].analysis)
+    variant, found = without_needless_variables(graphs[chosen], found, settings.budget)
+    kernels = kernels_of(found.plan, variant.analysis)
+    environment = environment_of(found.plan, variant.analysis, settings.environment, kernels)
     return row_of(found, strategy, budget, settings, environment)
 
 
@@ -231,8 +251,8 @@ def _row_progress(
 def mark_frontier(rows: Sequence[Row]) -> None:
     """Mark the feasible rows that no other feasible row dominates.
 
-    One row dominates another where it is no worse in memory and in recomputation and better in
-    one of them; rows that are equal in both are marked alike.
+    One row dominates another where it is no worse in memory and in what is recomputed, by the cost
+    that searches minimize, and better in one of them; rows that are equal in both are marked alike.
     """
     points = [_point(row) if row.feasible else None for row in rows]
     real = [point for point in points if point is not None]
@@ -243,6 +263,6 @@ def mark_frontier(rows: Sequence[Row]) -> None:
 
 
 def _point(row: Row) -> tuple[int, float] | None:
-    if row.planned_bytes is None or row.recompute_flops is None:
+    if row.planned_bytes is None or row.time_fraction is None:
         return None
-    return row.planned_bytes, row.recompute_flops
+    return row.planned_bytes, row.time_fraction

@@ -12,7 +12,7 @@ from memcli.engines.operator_times import OperatorTimes
 from memcli.engines.timing import argument_dtypes, measure_operator_seconds
 from memcli.engines.torch_analysis import TorchAnalysis
 from memcli.engines.torch_timing import card_to_time, measure_step_seconds
-from memcli.graph.roofline import roofline_seconds
+from memcli.graph.roofline import DEFAULT_MACHINE, PLAIN_CPU, roofline_seconds
 from memcli.memory.torch_model import step_seconds
 from memcli.workflow.variants import Variant
 
@@ -57,7 +57,7 @@ class Costs:
         if self.cost == "flops":
             analysis.model.set_seconds(_flops(analysis))
             return
-        seconds = _roofline(analysis)
+        seconds = _roofline(analysis, self.device)
         if self.cost == "measured":
             nodes = _nodes(analysis)
             if self._ratios is None:
@@ -107,10 +107,11 @@ def _timed(
     )
 
 
-def _roofline(analysis: Analysis | TorchAnalysis) -> NDArray[np.float64]:
+def _roofline(analysis: Analysis | TorchAnalysis, device: str) -> NDArray[np.float64]:
+    """On the CPU by the speed of MXNet's plain kernels, which plans run on."""
     if isinstance(analysis, TorchAnalysis):
         return step_seconds(analysis.trace)
-    return roofline_seconds(analysis.graph)
+    return roofline_seconds(analysis.graph, PLAIN_CPU if device == "cpu" else DEFAULT_MACHINE)
 
 
 def _flops(analysis: Analysis | TorchAnalysis) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from memcli.engines.torch_analysis import TorchAnalysis
 from memcli.errors import AnswerIsNo, BadInput
+from memcli.formats.detect import Model
 from memcli.formats.onnx_file import OnnxFile, read_onnx
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.onnx_scopes import Scopes, scopes_of
@@ -74,7 +75,7 @@ class Exported:
         return cost.recompute_seconds / max(self.analysis.model.forward_seconds, 1e-12)
 
 
-def export_plan(path: str, target: str, on_progress: Progress | None = None) -> Exported:
+def export_plan(model: Model, target: str, on_progress: Progress | None = None) -> Exported:
     """``memcli export PLANNED --to TARGET``: groups for one of :data:`TARGETS`.
 
     Raises:
@@ -82,7 +83,8 @@ def export_plan(path: str, target: str, on_progress: Progress | None = None) -> 
         AnswerIsNo: nothing that the framework can wrap takes less memory than no plan.
         EngineFailed: PyTorch, whose memory is counted, is missing or crashed.
     """
-    file = read_onnx(path)
+    file = read_onnx(model)
+    path = file.path
     plan = file.plan()
     if plan is None:
         raise BadInput(

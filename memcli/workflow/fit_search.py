@@ -12,7 +12,7 @@ from memcli.errors import AnswerIsNo
 from memcli.graph.training import Plan
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost
 from memcli.planners.base import Settings
-from memcli.units import format_size
+from memcli.units import distinct_sizes, format_size
 from memcli.workflow.batch_series import A, BatchSeries
 from memcli.workflow.costs import Costs
 from memcli.workflow.largest_batch import largest
@@ -264,13 +264,14 @@ class FitSearch(ABC, Generic[A]):
         before = self.unplanned_at(max(bare, 1))
         assert before is not None
         if not answer:
-            rest = best.breakdown.total - best.breakdown.pool
+            parts = best.breakdown
+            most, planned, saved, rest, maps = distinct_sizes(
+                available, parts.total, before.breakdown.total, parts.total - parts.pool, parts.pool
+            )
             raise AnswerIsNo(
-                f"not even batch 1 fits {format_size(available)}: it needs "
-                f"{format_size(best.breakdown.total)} planned, "
-                f"{format_size(before.breakdown.total)} as saved",
-                f"of the planned, {format_size(rest)} are parameters, gradients, optimizer, states "
-                f"and inputs, and {format_size(best.breakdown.pool)} feature maps",
+                f"not even batch 1 fits {most}: it needs {planned} planned, {saved} as saved",
+                f"of the planned, {rest} are parameters, gradients, optimizer, states and inputs, "
+                f"and {maps} feature maps",
             )
         analysis = self.rewritten.at(answer)
         assert analysis is not None

@@ -9,23 +9,28 @@ from dataclasses import dataclass, field
 
 from memcli.engines.analysis import Analysis, ShapeRequest, analyze
 from memcli.engines.torch_analysis import TorchAnalysis
-from memcli.errors import BadInput
+from memcli.errors import AnswerIsNo, BadInput
+from memcli.formats.detect import Model
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.onnx_file import OnnxFile
+from memcli.formats.output import check_output
 from memcli.graph.training import Plan
 from memcli.memory.bounds import plan_bound
 from memcli.memory.mxnet_model import MXNetModel
+from memcli.memory.runtime import Reserve, reserve_or_default
 from memcli.memory.stages import stages
 from memcli.planners.base import MATCH_RANGES, Found, Settings
 from memcli.planners.registry import AS_PUBLISHED, most_promising, search_plan
+from memcli.units import distinct_sizes
 from memcli.workflow.batches import Batches, transferred
+from memcli.workflow.bit_check import may_run_on_onednn
 from memcli.workflow.costs import Costs
 from memcli.workflow.fit_search import OPTIMIZERS, Breakdown, Candidate, FitSearch, Side
-from memcli.workflow.plain_kernels import on_plain_kernels
 from memcli.workflow.planning import (
     Planned,
-    check_output,
     environment_of,
+    kernels_of,
+    onednn_problem,
     read_symbol,
     shape_notes,
     unplanned,
@@ -52,6 +57,7 @@ class Fitted:
     analysis: Analysis | TorchAnalysis  # at the planned batch
     variant: Variant | None  # what the plan is for, at that batch; of an ONNX file the file itself
     plan: Plan
+    kernels: str  # that run the plan; see Planned.kernels. '' for PyTorch
     environment: dict[str, str]
     notes: list[str]
     searches: int  # plans searched for
@@ -61,6 +67,7 @@ class Fitted:
     device: str = ""  # that PyTorch's figures are of: cpu or cuda
     restored: list[str] = field(default_factory=list)  # what --as-training did
     cost_of: str = "roofline"  # what stands for the cost of an operator: see Settings.cost
+    reserve_assumed: str = ""  # what the reserve is for, where it was not given
 
     @property
     def available(self) -> int:
@@ -73,15 +80,33 @@ class Fitted:
         return self.planned.batch / self.unplanned.batch if self.unplanned.batch else None
 
 
+def room(memory: int, kept: Reserve) -> int:
+    """Bytes that a step may take.
+
+    Raises:
+        AnswerIsNo: the engine alone is assumed to take everything.
+    """
+    if kept.bytes < memory:
+        return memory - kept.bytes
+    have, most = distinct_sizes(memory, kept.bytes)
+    raise AnswerIsNo(
+        f"nothing fits {have}: {most} are assumed to be taken before training ({kept.assumed})",
+        "--reserve SIZE says what is; --reserve 0 counts none of it",
+    )
+
+
 def breakdown(analysis: Analysis, pool_bytes: int, optimizer: str) -> Breakdown:
     """What a training step takes beside its pool, as the engine binds it.
 
-    Every argument has a gradient, the inputs included. The optimizer's copies are in float32
-    whatever the parameters are.
+    Every argument has a gradient, the inputs included, but where parameters are frozen: these and
+    the inputs then have none. The optimizer's copies are in float32 whatever the parameters are.
     """
-    parameters = [a for a in analysis.arguments if a["role"] == "parameter"]
+    trained = [
+        a for a in analysis.arguments
+        if a["role"] == "parameter" and (not analysis.frozen or a["gradient"])
+    ]  # fmt: skip
     elements = 0
-    for argument in parameters:
+    for argument in trained:
         size = 1
         for d in argument["shape"]:
             size *= d
@@ -89,17 +114,17 @@ def breakdown(analysis: Analysis, pool_bytes: int, optimizer: str) -> Breakdown:
     inputs = sum(a["bytes"] for a in analysis.arguments if a["role"] != "parameter")
     return Breakdown(
         parameters=analysis.parameter_bytes,
-        gradients=analysis.parameter_bytes,
+        gradients=analysis.parameter_gradient_bytes,
         optimizer=OPTIMIZERS[optimizer] * 4 * elements,
         states=analysis.state_bytes,
         inputs=inputs,
-        input_gradients=inputs,
+        input_gradients=0 if analysis.frozen else inputs,
         pool=pool_bytes,
     )
 
 
 class _Fit(FitSearch[Analysis]):
-    """The search on MXNet's pool; ``portable``: see MXNetModel.portable."""
+    """The search on MXNet's pool."""
 
     def __init__(
         self,
@@ -110,13 +135,11 @@ class _Fit(FitSearch[Analysis]):
         *,
         strategy: str,
         optimizer: str,
-        portable: bool,
         costs: Costs,
     ) -> None:
         super().__init__(batches, rewritten, settings, available, costs)
         self.strategy = strategy
         self.optimizer = optimizer
-        self.portable = portable
 
     def breakdown(self, analysis: Analysis, pool_bytes: int) -> Breakdown:
         """See :func:`breakdown`."""
@@ -135,20 +158,21 @@ class _Fit(FitSearch[Analysis]):
 
     def found(self, analysis: Analysis, settings: Settings) -> Plan:
         """A plan of the strategy that was asked for."""
-        analysis.model.portable = self.portable
+        analysis.model.portable = self.settings.kernels == "plain"
         allow_reservation(analysis)
         return search_plan(analysis.graph, analysis.model, self.strategy, settings)[0].plan
 
 
 def fit(
-    model: str,
+    model: Model,
     request: ShapeRequest,
     memory: int,
     settings: Settings,
     *,
     strategy: str = "auto",
     optimizer: str = "sgd",
-    reserve: int = 0,
+    reserve: int | None = None,
+    cpu: bool = False,
     device: str = "cpu",
     out: str | None = None,
     force: bool = False,
@@ -158,8 +182,9 @@ def fit(
 
     Counted are parameters, their gradients, the optimizer's copies, auxiliary states, inputs and
     their gradients, and the pool; not what the engine and its libraries take for themselves
-    (context, workspaces, rounding of blocks), for which ``reserve`` bytes are left free. The time
-    limit of ``settings`` is of each search for a plan. ``device``: ``cpu`` or ``gpu:N``, where
+    (context, workspaces, rounding of blocks), for which ``reserve`` bytes are left free, by default
+    what :mod:`memcli.memory.runtime` assumes (``cpu``: of the CPU, else of a card). The time limit
+    of ``settings`` is of each search for a plan. ``device``: ``cpu`` or ``gpu:N``, where
     operators are timed if ``settings.cost`` says so: at the first batch that a plan is searched for
     at (:class:`memcli.workflow.costs.Costs`).
 
@@ -185,7 +210,8 @@ def fit(
     source = unplanned(given, notes)
     batches = Batches(source, request, on_progress)
     notes += shape_notes(batches.first)
-    available = memory - reserve
+    kept = reserve_or_default(reserve, "mxnet", cpu=cpu, memory=memory)
+    available = room(memory, kept)
     settings = dataclasses.replace(settings, on_progress=on_progress)
     rewrite = settings.rewrite and strategy not in AS_PUBLISHED
     edits = _edits(source, batches.first, strategy, settings) if rewrite else Edits()
@@ -193,30 +219,37 @@ def fit(
     if edits:
         changed = source.with_content(edits.applied(source.raw))
         other = Batches(changed, request, on_progress)
-        if exact_parts(edits, source, batches.first, other.first) == edits:
+        if exact_parts(edits, source, changed, batches.first, other.first) == edits:
             rewritten = other
     costs = Costs(settings.cost, device, on_progress)
     search = _Fit(
         batches, rewritten, settings, available, strategy=strategy, optimizer=optimizer,
-        portable=rewritten is not batches and bool(edits.concats), costs=costs,
-    )  # fmt: skip
+        costs=costs,
+    )
     found = search.answer()
     notes += costs.notes
     names = edits.names if rewritten is not batches else []
     variant = Variant(rewritten.source, found.analysis, names)
     if rewrite:
-        pool = found.planned.breakdown.pool + available - found.planned.breakdown.total
-        variant, plain = on_plain_kernels(variant, Found(found.plan, found.planned.cost), pool)
-        variant, made = with_reserved_blocks(variant, plain)
+        variant, made = with_reserved_blocks(variant, Found(found.plan, found.planned.cost))
         found.plan = made.plan
         found.planned.cost = made.cost
         found.planned.breakdown = search.breakdown(variant.analysis, made.cost.pool_bytes)
     saved = batches.at(found.planned.batch) or found.analysis
+    kernels = kernels_of(found.plan, variant.analysis)
+    if may_run_on_onednn(variant.analysis, settings.environment, kernels) and (
+        problem := onednn_problem(source, saved, variant, found.plan, on_progress)
+    ):
+        raise AnswerIsNo(
+            f"with oneDNN, MXNet's default on CPUs, the plan changes bits: {problem}",
+            "plan for MXNet's plain kernels: --environment best --kernels plain",
+        )
     fitted = Fitted(
         source=source,
         sha256=original[1],
         memory=memory,
-        reserve=reserve,
+        reserve=kept.bytes,
+        reserve_assumed=kept.assumed,
         optimizer=optimizer,
         strategy=strategy,
         unplanned=found.unplanned,
@@ -224,7 +257,8 @@ def fit(
         analysis=saved,
         variant=variant,
         plan=found.plan,
-        environment=environment_of(found.plan, variant.analysis),
+        kernels=kernels,
+        environment=environment_of(found.plan, variant.analysis, settings.environment, kernels),
         notes=notes,
         searches=search.searches,
         batches=len(batches.analyses) + len(batches.refused),
@@ -244,14 +278,15 @@ def _edits(source: SymbolFile, first: Analysis, strategy: str, settings: Setting
     Raises:
         EngineFailed: MXNet is missing or crashed.
     """
-    edits = edits_of(source, first, settings.environment)
+    edits = edits_of(source, first, settings.environment, settings.kernels)
     forms, analyses = [edits], [first]
     for form in with_splits(source, first, edits):
+        changed = source.with_content(form.applied(source.raw))
         try:
-            after = analyze(form.applied(source.raw), first.request())
+            after = analyze(changed.raw, first.request())
         except BadInput:
             continue
-        if exact_parts(form, source, first, after) == form:
+        if exact_parts(form, source, changed, first, after) == form:
             forms.append(form)
             analyses.append(after)
     if len(forms) == 1:
@@ -286,6 +321,7 @@ def _as_planned(fitted: Fitted, original: tuple[str, str]) -> Planned:
         baseline_allocated=int(bare.touched_bytes[-1]),
         allocated=int(timeline.touched_bytes[-1]),
         stages=listed,
+        kernels=fitted.kernels,
         environment=fitted.environment,
         notes=fitted.notes,
         evaluated=fitted.searches,

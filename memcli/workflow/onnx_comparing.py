@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from memcli.engines.analysis import ShapeRequest
+from memcli.formats.detect import Model
 from memcli.memory.torch_bound import torch_bound
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
@@ -23,7 +24,7 @@ Progress = Callable[[str, float | None], None]
 
 
 def compare_onnx(
-    model: str,
+    model: Model,
     request: ShapeRequest,
     settings: Settings,
     *,

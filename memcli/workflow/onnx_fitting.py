@@ -10,8 +10,10 @@ import numpy as np
 
 from memcli.engines.analysis import ShapeRequest
 from memcli.engines.torch_analysis import TorchAnalysis
+from memcli.formats.detect import Model
 from memcli.graph.training import Plan
 from memcli.memory import torch_trace as events
+from memcli.memory.runtime import reserve_or_default
 from memcli.memory.torch_bound import torch_bound
 from memcli.memory.torch_stages import torch_stages
 from memcli.planners.base import Settings
@@ -19,7 +21,7 @@ from memcli.planners.registry import STRATEGIES
 from memcli.planners.torch_search import TorchSearch
 from memcli.workflow.costs import Costs
 from memcli.workflow.fit_search import OPTIMIZERS, Breakdown, Candidate, FitSearch
-from memcli.workflow.fitting import Fitted
+from memcli.workflow.fitting import Fitted, room
 from memcli.workflow.onnx_batches import OnnxBatches, transferred
 from memcli.workflow.onnx_planning import (
     OnnxPlanned,
@@ -97,14 +99,14 @@ class _Fit(FitSearch[TorchAnalysis]):
 
 
 def fit_onnx(
-    model: str,
+    model: Model,
     request: ShapeRequest,
     memory: int,
     settings: Settings,
     *,
     strategy: str = "auto",
     optimizer: str = "sgd",
-    reserve: int = 0,
+    reserve: int | None = None,
     device: str = "gpu:0",
     training: bool = False,
     out: str | None = None,
@@ -116,8 +118,8 @@ def fit_onnx(
     ``device``: ``gpu:N``, in blocks of PyTorch's allocator, or ``cpu``; no card is needed, unless
     operators are to be timed on it, which is done at the first batch that a plan is searched for
     at (:class:`memcli.workflow.costs.Costs`). ``training``: put BatchNorm and Dropout back into
-    training mode first. Not counted are CUDA's context, libraries' workspaces and what the
-    allocator cannot use between its blocks.
+    training mode first. Not counted are CUDA's context, libraries' workspaces (``reserve`` bytes
+    are left free for them) and what the allocator cannot use between its blocks.
 
     A step is recorded at each batch that is looked at. Both answers were seen to fit, and the next
     batch seen not to, under no plan and under every plan that was found; that no plan at all fits a
@@ -133,11 +135,13 @@ def fit_onnx(
     notes: list[str] = []
     file, original, restored = read_for_training(model, training, request, notes)
     kind = kind_of(device)
+    kept = reserve_or_default(reserve, "torch", cpu=kind == "cpu", memory=memory)
+    available = room(memory, kept)
     costs = Costs(settings.cost, device, on_progress)
     batches = OnnxBatches(file, request, kind, on_progress)
     settings = dataclasses.replace(settings, on_progress=on_progress)
     search = _Fit(
-        batches, settings, memory - reserve, strategy=strategy, optimizer=optimizer, costs=costs
+        batches, settings, available, strategy=strategy, optimizer=optimizer, costs=costs
     )
     found = search.answer()
     notes += costs.notes
@@ -146,7 +150,8 @@ def fit_onnx(
         source=file,
         sha256=original[1],
         memory=memory,
-        reserve=reserve,
+        reserve=kept.bytes,
+        reserve_assumed=kept.assumed,
         optimizer=optimizer,
         strategy=strategy,
         unplanned=found.unplanned,
@@ -154,6 +159,7 @@ def fit_onnx(
         analysis=found.analysis,
         variant=None,
         plan=found.plan,
+        kernels="",
         environment={},
         notes=notes,
         searches=search.searches,

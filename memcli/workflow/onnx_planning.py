@@ -11,34 +11,38 @@ import numpy as np
 
 from memcli.engines.analysis import ShapeRequest
 from memcli.engines.torch_analysis import TorchAnalysis, analyze_onnx
-from memcli.errors import BadInput
+from memcli.errors import REFUSED, BadInput
 from memcli.formats.caffe.file import CaffeFile, check_caffe_output
-from memcli.formats.detect import detect_format, read_model_bytes
+from memcli.formats.detect import Model, read_source
 from memcli.formats.model_file import read_model, unplanned_file, write_planned, written_as
 from memcli.formats.newest import remember_plan
 from memcli.formats.onnx_file import OnnxFile
 from memcli.formats.onnx_losses import losses
 from memcli.formats.onnx_plan import new_plan
 from memcli.formats.onnx_plan_record import MARK_NUMBERS, MARK_TEXTS
-from memcli.formats.onnx_shapes import bind_shapes
+from memcli.formats.onnx_shapes import bind_shapes, guess_hint
 from memcli.formats.onnx_tf_layers import draws_undefined
 from memcli.formats.onnx_training import as_training
+from memcli.formats.output import check_output
 from memcli.formats.wording import first_of, shown, shown_path
 from memcli.graph.training import Flags, Plan
 from memcli.marks import EACH, RESULTS
 from memcli.memory.bounds import gap
 from memcli.memory.mxnet_model import Cost
 from memcli.memory.stages import Stage
+from memcli.memory.torch_bound import TorchBound
 from memcli.memory.torch_stages import torch_stages
+from memcli.planners import none
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
 from memcli.planners.torch_search import TorchSearch
+from memcli.time_limit import deadline, finished_by, search_end
 from memcli.units import parse_size
 from memcli.workflow.costs import Costs
 from memcli.workflow.onnx_workers import Split, split_request
 from memcli.workflow.planning import (
     assumed_notes,
-    check_output,
+    fits_note,
     recorded_memory,
     recorded_recomputation,
     refuse_misses,
@@ -49,6 +53,8 @@ Progress = Callable[[str, float | None], None]
 # Recomputation in forward passes, where the user sets neither a budget nor a limit. PyTorch can run
 # a node at every need, and the least memory of all may take ten passes and more.
 DEFAULT_MAX_RECOMPUTE = 1.0
+# Kept free of a time limit for what comes behind the search, at most a fifth of it.
+_REST_SECONDS = 0.5
 
 
 @dataclass
@@ -74,6 +80,7 @@ class OnnxPlanned:
     # Of plans that recompute at most this part of a forward pass (None: of all) the least is
     bound_within: float | None = None
     lower_bound_within: int = 0  # at least this
+    kernels: str = ""  # MXNet's alone; see Planned
     environment: dict[str, str] = field(default_factory=dict)
     rewrites: list[str] = field(default_factory=list)
     barriers: int = 0
@@ -114,7 +121,7 @@ class OnnxPlanned:
 
 
 def read_unplanned(
-    path: str, request: ShapeRequest, notes: list[str]
+    model: Model, request: ShapeRequest, notes: list[str]
 ) -> tuple[OnnxFile, tuple[str, str]]:
     """A model without an earlier plan, and the name and SHA-256 of the original.
 
@@ -123,7 +130,7 @@ def read_unplanned(
     Raises:
         BadInput: unreadable, unsound, or with operators that are not ONNX's own.
     """
-    file = read_model(path, request)
+    file = read_model(model, request)
     original = file.name, file.sha256
     carried = file.carried_plan()
     if carried is not None:
@@ -135,14 +142,14 @@ def read_unplanned(
 
 
 def read_for_training(
-    path: str, training: bool, request: ShapeRequest, notes: list[str]
+    model: Model, training: bool, request: ShapeRequest, notes: list[str]
 ) -> tuple[OnnxFile, tuple[str, str], list[str]]:
     """:func:`read_unplanned`, and what was put back into training mode where that is asked for.
 
     Raises:
         BadInput: unreadable, unsound, or with operators that are not ONNX's own.
     """
-    file, original = read_unplanned(path, request, notes)
+    file, original = read_unplanned(model, request, notes)
     if isinstance(file, CaffeFile):
         notes += file.notes
         if training:
@@ -156,8 +163,8 @@ def read_for_training(
     undefined = draws_undefined(file.working)
     if undefined:
         raise BadInput(
-            f"{shown_path(path)}: draws random numbers with an operator of TensorFlow's, which "
-            f"ONNX does not define ({len(undefined)} nodes: {shown(undefined[0])}, ...)",
+            f"{shown_path(file.path)}: draws random numbers with an operator of TensorFlow's, "
+            f"which ONNX does not define ({len(undefined)} nodes: {shown(undefined[0])}, ...)",
             "--as-training puts Dropout in its place" if not training
             else "export the model with training=False, and plan it with --as-training",
         )  # fmt: skip
@@ -183,10 +190,15 @@ def analyze_file(
     floats = [d for d in bound.dtypes.values() if "float" in d]
     dtype = request.dtype or (floats[0] if floats else "float32")
     refuse_other_type(file, request.dtype)
-    analysis = analyze_onnx(
-        file, bound.shapes, assumed=bound.assumed, dtype=dtype, device=device,
-        on_progress=on_progress,
-    )  # fmt: skip
+    try:
+        analysis = analyze_onnx(
+            file, bound.shapes, assumed=bound.assumed, dtype=dtype, device=device,
+            frozen=request.frozen, on_progress=on_progress,
+        )  # fmt: skip
+    except BadInput as error:
+        if bound.assumed and REFUSED in error.message:
+            error.hint = guess_hint(file, bound)
+        raise
     refuse_nothing_made(analysis)
     return analysis
 
@@ -223,7 +235,7 @@ def shape_notes(analysis: TorchAnalysis) -> list[str]:
 
 
 def make_onnx_plan(
-    model: str,
+    model: Model,
     request: ShapeRequest,
     strategy: str,
     settings: Settings,
@@ -249,7 +261,10 @@ def make_onnx_plan(
         EngineFailed: PyTorch or the card is missing, or it crashed.
     """
     check_torch_output(model, out, force)
+    if budget is not None and not budget.strip().endswith("%"):
+        parse_size(budget)
     notes: list[str] = []
+    ends = deadline(settings.time_limit)
     file, original, restored = read_for_training(model, training, request, notes)
     started = time.monotonic()
     kind = kind_of(device)
@@ -264,17 +279,28 @@ def make_onnx_plan(
     if on_progress:
         on_progress("compiling the memory model (first run only)", None)
     planner = analysis.model
-    costs.give(analysis)
-    notes += costs.notes
     baseline = planner.evaluate(planner.none())
     if budget is not None:
         settings.budget = parse_size(budget, whole=baseline.pool_bytes)
+    within = settings.budget is not None and baseline.pool_bytes <= settings.budget
+    within = within and not settings.recompute
+    if within:
+        # nothing is searched for, and no cost decides
+        costs.cost = "roofline"
+        notes.append(fits_note(baseline.pool_bytes, settings.budget))
+    costs.give(analysis)
+    notes += costs.notes
     settings.on_progress = on_progress
-    search = TorchSearch(planner, limited(settings))
-    STRATEGIES[strategy](search)
+    # for the table of stages, a bound, and writing the file
+    rest = 0.0 if ends is None else min(_REST_SECONDS, 0.2 * (settings.time_limit or 0.0))
+    timed = dataclasses.replace(settings, deadline=search_end(ends, rest))
+    search = TorchSearch(planner, limited(timed))
+    STRATEGIES[none.NAME if within else strategy](search)
     found = search.answer()
     seconds = time.monotonic() - started
-    bound = search.bound(found.cost.live_peak_bytes)
+    bound = finished_by(
+        ends, lambda: search.bound(found.cost.live_peak_bytes), TorchBound(0, 0)
+    )
     listed, _ = torch_stages(planner, found.plan.recompute, found.plan.cuts)
     planned = OnnxPlanned(
         source=file,
@@ -302,14 +328,14 @@ def make_onnx_plan(
     return planned
 
 
-def check_torch_output(model: str, out: str | None, force: bool) -> None:
+def check_torch_output(model: Model, out: str | None, force: bool) -> None:
     """:func:`check_output`, and whether the name says how a Caffe net is to be written.
 
     Raises:
         BadInput: as there; a name that does not say it.
     """
     check_output(model, out, force)
-    if out is not None and detect_format(read_model_bytes(model)[0], model) == "caffe-prototxt":
+    if out is not None and read_source(model).format == "caffe-prototxt":
         check_caffe_output(out)
 
 
@@ -365,6 +391,7 @@ def write_onnx_plan(planned: OnnxPlanned, out: str, force: bool) -> None:
         plan,
         original_sha256=planned.original[1],
         workers=1 if planned.split is None else planned.split.workers,
+        frozen=list(analysis.frozen),
     )
     planned.notes += write_planned(file, plan, out, overwrite=force)
     planned.output = out

@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memcli.errors import AnswerIsNo, BadInput
-from memcli.formats.atomic import check_target, write_atomically
+from memcli.errors import AnswerIsNo
 from memcli.formats.chainer_text import parse_chainer_text
 from memcli.formats.detect import read_model_bytes
 from memcli.formats.node_link import parse_node_link
+from memcli.formats.output import check_output, write_output
 from memcli.formats.wording import shown_path
 from memcli.graph.cost_graph import CostGraph
 from memcli.memory.schedule import plain_schedule, simulate, working_set_bound
 from memcli.planners.schedule.base import Best, Progress, Settings
 from memcli.planners.schedule.least_peak import least_peak
 from memcli.planners.schedule.search import nothing, prepare, solve
-from memcli.units import format_size, parse_size
+from memcli.units import distinct_sizes, parse_size
 
 # Without a budget: this part of the time for the least peak, the rest for its overhead.
 _PEAK_SHARE = 0.6
@@ -75,8 +74,15 @@ def read_cost_graph(path: str) -> CostGraph:
     Raises:
         BadInput: the file is missing, or not as its format has it.
     """
-    data, _ = read_model_bytes(path)
-    name = shown_path(path)
+    return parse_cost_graph(read_model_bytes(path)[0], shown_path(path))
+
+
+def parse_cost_graph(data: bytes, name: str) -> CostGraph:
+    """As :func:`read_cost_graph` on bytes at hand; ``name`` (of the file) begins each message.
+
+    Raises:
+        BadInput: not as its format has it.
+    """
     if data.lstrip()[:1].isdigit():
         return parse_chainer_text(data, name).joint()
     return parse_node_link(data, name)
@@ -97,10 +103,7 @@ def solve_file(
         BadInput: a bad file, budget or output.
         AnswerIsNo: no schedule meets the budget, or none was found.
     """
-    if out is not None:
-        check_target(out, overwrite=force)
-        if Path(out).exists() and Path(path).exists() and Path(out).samefile(path):
-            raise BadInput(f"{shown_path(out)}: is the graph itself, which is never overwritten")
+    check_output(path, out, force)
     if budget is not None and not budget.strip().endswith("%"):
         parse_size(budget)
     graph = read_cost_graph(path)
@@ -153,18 +156,17 @@ def _no(
         seconds = min(5.0, max(0.0, settings.time_limit - found.elapsed))
         nearest = least_peak(found.graph, settings, seconds, progress).least_peak
         found.least_peak = min(found.least_peak, nearest)
+    budget, least, lowest = distinct_sizes(limit, found.least_peak, bound)
     if found.infeasible:
-        why = f"no schedule fits {format_size(limit)}, proven"
+        why = f"no schedule fits {budget}, proven"
     else:
-        why = f"no schedule found fits {format_size(limit)}"
+        why = f"no schedule found fits {budget}"
     return AnswerIsNo(
-        f"{why}: the least peak found is {found.least_peak} bytes "
-        f"({format_size(found.least_peak)})",
-        f"nothing can get under {bound} bytes ({format_size(bound)}), the largest node with all "
-        "that it reads",
+        f"{why}: the least peak found is {least}",
+        f"nothing can get under {lowest}, the largest node with all that it reads",
     )
 
 
 def write_solution(result: dict[str, object], out: str, force: bool) -> None:
     """Write the JSON object, whole or not at all."""
-    write_atomically(out, (json.dumps(result) + "\n").encode(), overwrite=force)
+    write_output(out, (json.dumps(result) + "\n").encode(), overwrite=force)

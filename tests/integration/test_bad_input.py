@@ -174,7 +174,7 @@ def test_an_onnx_file_that_trains_no_node_is_refused(
         ("plan", "m.onnx", "-o", "out.json"),
         ("plan", "m.onnx", "-o", "out.json", "--strategy", "cheap", "--gpu", "0"),
         ("compare", "m.onnx"),
-        ("fit", "m.onnx", "--memory", "1MiB"),
+        ("fit", "m.onnx", "--memory", "1MiB", "--reserve", "0"),
     ):
         assert_refused(memcli(*arguments), tmp_path, words, "should be")
     inspected = memcli("inspect", "m.onnx")  # what the file says itself is shown all the same

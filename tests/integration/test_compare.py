@@ -20,7 +20,8 @@ QUICK = ("--batch", "4", "--time-limit", "0.5")
 def frontier(rows: list[dict[str, Any]]) -> list[bool]:
     """Which rows nothing dominates, worked out anew from what the command printed."""
     points = [
-        (r["planned_bytes"], r["recompute"]["flops"]) if r["feasible"] else None for r in rows
+        (r["planned_bytes"], r["recompute"]["time_fraction"]) if r["feasible"] else None
+        for r in rows
     ]
     return [
         p is not None
@@ -66,7 +67,8 @@ def test_what_a_row_says_is_what_plan_says(memcli: Command, tmp_path: Path) -> N
     size = ("--batch", "4", "--environment", "default")
     result = memcli("compare", RESNET, "--strategy", "memonger", "--budget", "45%", "--json",
                     "--plot", "p.svg", *size)  # fmt: skip
-    _, row = only_json(result)["rows"]
+    bare, _, row = only_json(result)["rows"]
+    assert bare["strategy"] == "none" and bare["on_frontier"]  # where the frontier begins
     assert (row["strategy"], row["environment"]) == ("memonger", {})
     plan = only_json(
         memcli("plan", RESNET, "--strategy", "memonger", "--budget", "45%", "--json", *size)

@@ -80,7 +80,7 @@ def test_a_budget_nothing_meets(memcli: Command, graph: str, tmp_path: Path) -> 
     assert done.returncode == 1
     answer = json.loads(done.stdout)
     assert answer["ok"] is False and answer["error"].startswith("no schedule fits 30 B")
-    assert "no schedule fits 30 B, proven: the least peak found is 40 bytes" in done.stderr
+    assert "no schedule fits 30 B, proven: the least peak found is 40 B" in done.stderr
     assert not (tmp_path / "out.json").exists()
 
 

@@ -77,23 +77,24 @@ def test_comparison() -> None:
     expect(
         lambda console: print_comparison(console, comparison()),
         """
-Memory and recomputation (part: of unplanned; recomputed: of a forward pass)
+Memory and recomputation (part: of unplanned; FLOPs, cost: of a forward pass)
 
-    strategy  budget      MiB  part  live peak  recomputed    s
- ────────────────────────────────────────────────────────────────────────────
- *  auto                230.0   23%      207.0         97%  1.2
-    memonger            340.0   34%      306.0        100%  1.2
- *  none              1,000.0  100%      900.0        0.0%  1.2
-    milp                    -     -          -           -  0.1  failed [1]
- *  auto         80%    799.5   80%      719.5        2.0%  1.2  [2]
- *  auto         50%    500.0   50%      450.0         15%  1.2
-    auto         20%    230.0   23%      207.0         97%  1.2  does not fit
+    strategy  budget      MiB  part  live peak  FLOPs  cost    s
+ ─────────────────────────────────────────────────────────────────────────────
+ *  auto                230.0   23%      207.0    97%   97%  1.2
+    memonger            340.0   34%      306.0   100%  100%  1.2
+ *  none              1,000.0  100%      900.0   0.0%  0.0%  1.2
+    milp                    -     -          -      -     -  0.1  failed [1]
+ *  auto         80%    799.5   80%      719.5   2.0%  2.0%  1.2  [2]
+ *  auto         50%    500.0   50%      450.0    15%   15%  1.2
+    auto         20%    230.0   23%      207.0    97%   97%  1.2  does not fit
 
 inputs        data 32,3,224,224; softmax_label 32 (float32)
 unplanned     1,000.0 MiB (live peak 950.0 MiB)
 lower bound   60.0 MiB (of every plan of this kind)
-*             no other row has less memory without more recomputation, or the
-              reverse
+cost          time by the roofline, of running operators again: what plans
+              within a budget minimize
+*             no other row has less memory without more cost, or the reverse
 does not fit  no plan found fits the budget; the row is the nearest one
 [1]           milp: the graph has 9,000 nodes, and highspy takes 2,000
 [2]           train with NNVM_EXEC_MATCH_RANGE=4, or compare --environment
@@ -123,9 +124,9 @@ def test_frontier_is_what_nothing_dominates(values: list[tuple[int, int, bool]])
             other for other in rows
             if other.feasible
             and other.planned_bytes <= one.planned_bytes
-            and other.recompute_flops <= one.recompute_flops
-            and (other.planned_bytes, other.recompute_flops)
-            != (one.planned_bytes, one.recompute_flops)
+            and other.time_fraction <= one.time_fraction
+            and (other.planned_bytes, other.time_fraction)
+            != (one.planned_bytes, one.time_fraction)
         ]  # fmt: skip
         assert one.on_frontier == (one.feasible and not better)
 
