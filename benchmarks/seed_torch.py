@@ -146,7 +146,7 @@ def tensorflow(bench: Workbench, verify: bool) -> Outcome:
     batches = {}
     for technique, strategy in (("theirs (recompute-grad)", "recompute-grad"), ("auto", "auto")):
         found = bench.memcli(
-            "fit", model, "--memory", "12GB", "--cpu", "--strategy", strategy,
+            "fit", model, "--memory", "12GB", "--reserve", "0", "--cpu", "--strategy", strategy,
             "--time-limit", "10",
         )  # fmt: skip
         batches["as saved"] = found["unplanned"]["batch"]
