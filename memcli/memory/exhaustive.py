@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
+from memcli.compiled import compiled
 from memcli.graph.training import Flags, TrainingGraph
 from memcli.memory.fast_pool import ANY, NOTHING, fill, trace
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, MXNetModel
@@ -27,7 +27,7 @@ class Least:
     needed_flags: Flags
 
 
-@numba.njit(cache=True)
+@compiled
 def _enumerate(lay, s, nodes, choices, match_range, live_flags, pool_flags, needed_flags):
     """Count through all marks of ``nodes``; ``choices[k]`` marks are open to ``nodes[k]``."""
     flags = np.zeros(lay.n_forward, np.uint8)

@@ -7,9 +7,9 @@ execution, :func:`fill` walks it and allocates.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from memcli.compiled import compiled
 from memcli.memory.pool import AGAIN, BAD, KEPT, lower_bound, mapped
 
 # A pool that no evaluation stops at.
@@ -18,7 +18,7 @@ ANY = np.iinfo(np.int64).max
 NOTHING = np.zeros(0, np.int64)
 
 
-@numba.njit(cache=True)
+@compiled
 def trace(lay, s, mark):
     """Order of execution and who reads what under a plan, into the scratch arrays.
 
@@ -116,7 +116,7 @@ def trace(lay, s, mark):
     return count, again_flops, again
 
 
-@numba.njit(cache=True)
+@compiled
 def _release(block, size, before, behind, class_size, class_head, class_tail, n_classes):
     """Put a block among the free ones, behind those of its size; how many sizes there are then.
 
@@ -142,7 +142,7 @@ def _release(block, size, before, behind, class_size, class_head, class_tail, n_
     return n_classes
 
 
-@numba.njit(cache=True)
+@compiled
 def fill(lay, s, mark, steps, match_range, ceiling, levels, reserved):
     """The pool over the traced order.
 

@@ -22,9 +22,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numba
 import numpy as np
 
+from memcli.compiled import compiled
 from memcli.graph.training import Flags, Ints, TrainingGraph
 from memcli.memory.pool import execution_order
 
@@ -78,7 +78,7 @@ class Lifetimes:
         )
 
 
-@numba.njit(cache=True)
+@compiled
 def _classes(
     n, first, in_ptr, in_entry, in_ignored, pair_ptr, pair_in, pair_out, pair_identity, elements,
     itemsize, parent, paired,
@@ -117,7 +117,7 @@ def _classes(
     return sound
 
 
-@numba.njit(cache=True)
+@compiled
 def _sum_spans(keys, starts, ends, sizes, length):
     """Bytes at each place; of one key's spans, which are sorted by start, each place once."""
     change = np.zeros(length + 1, np.int64)

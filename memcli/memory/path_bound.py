@@ -28,9 +28,9 @@ al., arXiv 1604.06174, section 4.1. It grows with the square root of the path's 
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from memcli.compiled import compiled
 from memcli.graph.training import Ints, TrainingGraph
 from memcli.memory.lifetimes import NEVER, Lifetimes
 
@@ -38,7 +38,7 @@ _FAR = np.int64(1) << 60
 _SIZES = 10  # sizes of operators for which a path of their own is tried
 
 
-@numba.njit(cache=True)
+@compiled
 def _heaviest_path(n_forward, in_ptr, in_node, in_ignored, turn, allowed, weight, never):
     """Allowed forward nodes of a path of great weight, gradients in reverse order.
 
@@ -82,7 +82,7 @@ def _heaviest_path(n_forward, in_ptr, in_node, in_ignored, turn, allowed, weight
     return path
 
 
-@numba.njit(cache=True)
+@compiled
 def _feasible(limit, broken, again, last, side, edge, static, may, own, far):
     """Whether breaks exist under which no moment needs more than ``limit`` bytes.
 

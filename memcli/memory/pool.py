@@ -20,9 +20,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from memcli.compiled import compiled
 
 Array = NDArray[Any]
 
@@ -35,7 +36,7 @@ AGAIN = 1
 BARRIER = 2
 
 
-@numba.njit(cache=True)
+@compiled
 def mapped(node, of_node, mark, owner, n):
     """The node that ``of_node`` reads where the graph without marks has ``node``.
 
@@ -53,7 +54,7 @@ def mapped(node, of_node, mark, owner, n):
     return node
 
 
-@numba.njit(cache=True)
+@compiled
 def execution_order(n, in_ptr, in_node, dep_ptr, dep_node, owner, heads, mark):
     """Depth-first post-order from the outputs, inputs before control dependencies (nnvm)."""
     seen = np.zeros(2 * n, np.uint8)
@@ -104,7 +105,7 @@ class UnreadRules(NamedTuple):
     fails_unread: Array  # over forward nodes: may not run unread
 
 
-@numba.njit(cache=True)
+@compiled
 def drop_unread(flags, rules):
     """Take back the recomputation of forward nodes whose copy nobody would read.
 
@@ -132,7 +133,7 @@ def drop_unread(flags, rules):
                 wanted[source] |= flags[source] != BARRIER
 
 
-@numba.njit(cache=True)
+@compiled
 def lower_bound(keys, size, count):
     """First index in ``keys[:count]`` (sorted) that is not less than ``size``."""
     low, high = 0, count
@@ -145,7 +146,7 @@ def lower_bound(keys, size, count):
     return low
 
 
-@numba.njit(cache=True)
+@compiled
 def reference_counts(
     order, n, m, in_ptr, in_node, in_entry, in_ignored, variable, outputs, mark, owner
 ):
@@ -168,14 +169,14 @@ def reference_counts(
     return counts
 
 
-@numba.njit(cache=True)
+@compiled
 def _doubled(values):
     grown = np.zeros(2 * values.shape[0], np.int64)
     grown[: values.shape[0]] = values
     return grown
 
 
-@numba.njit(cache=True)
+@compiled
 def allocate(
     order, n, m, first, in_ptr, in_node, in_entry, in_ignored, pair_ptr, pair_in, pair_out,
     pair_identity, ignores_all, variable, elements, itemsize, outputs, n_forward_outputs,
@@ -355,7 +356,7 @@ def allocate(
     return storage, block_bytes[:n_blocks], live_peak, live_step
 
 
-@numba.njit(cache=True)
+@compiled
 def true_block_bytes(storage, n_blocks, elements, itemsize, m):
     """Bytes of each block by the true element sizes, in whole float32 words.
 
@@ -372,7 +373,7 @@ def true_block_bytes(storage, n_blocks, elements, itemsize, m):
     return result
 
 
-@numba.njit(cache=True)
+@compiled
 def merge_added(
     order, n, m, first, in_ptr, in_node, in_entry, is_grad_add, variable, outputs, storage,
     mark, owner,
@@ -416,7 +417,7 @@ def merge_added(
     return skipped
 
 
-@numba.njit(cache=True)
+@compiled
 def touched_bytes(order, n, m, first, in_ptr, variable, storage, block_bytes, skipped):
     """Bytes of blocks that have been written to after each step of ``order``.
 
@@ -440,7 +441,7 @@ def touched_bytes(order, n, m, first, in_ptr, variable, storage, block_bytes, sk
     return result
 
 
-@numba.njit(cache=True)
+@compiled
 def live_bytes(
     order, n, m, first, in_ptr, in_node, in_entry, in_ignored, variable, storage, counts,
     elements, itemsize, mark, owner,

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from memcli.compiled import compiled
 from memcli.graph.cost_graph import CostGraph
 
 
@@ -26,7 +26,7 @@ class Simulated:
     memory: NDArray[np.int64]  # one per step, bytes
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def memory_by_step(schedule, sizes, read_ptr, reads):
     """Bytes live at each step. One pass from the end: whoever reads makes live."""
     wanted = np.zeros(sizes.shape[0], np.uint8)

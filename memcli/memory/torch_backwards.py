@@ -18,10 +18,10 @@ fewer are gone on with, too.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from memcli.compiled import compiled
 from memcli.memory.torch_model import TorchModel, storage_steps
 from memcli.memory.torch_moments import Ints, Moments, columns
 
@@ -38,7 +38,7 @@ _END = -1  # in place of a request: through the forward pass
 Sets = NDArray[np.uint64]  # a row of words for each
 
 
-@numba.njit(cache=True)
+@compiled
 def _bytes(table, members):
     """Of a set of tensors; ``table``: of each byte of a set, whatever its value."""
     total = np.int64(0)
@@ -51,7 +51,7 @@ def _bytes(table, members):
     return total
 
 
-@numba.njit(cache=True)
+@compiled
 def _before(a, b, price, place, spent):
     """Whether state a is gone on with first: cheaper, then earlier in time, then fewer FLOPs."""
     if price[a] != price[b]:
@@ -61,7 +61,7 @@ def _before(a, b, price, place, spent):
     return spent[a] < spent[b]
 
 
-@numba.njit(cache=True)
+@compiled
 def _push(heap, count, state, price, place, spent):
     at = count
     heap[at] = state
@@ -71,7 +71,7 @@ def _push(heap, count, state, price, place, spent):
         at = up
 
 
-@numba.njit(cache=True)
+@compiled
 def _pop(heap, count, price, place, spent):
     """The first of ``count`` states, taken out."""
     first = heap[0]
@@ -89,7 +89,7 @@ def _pop(heap, count, price, place, spent):
         at = least
 
 
-@numba.njit(cache=True)
+@compiled
 def _find(table, sets, place, members, request):
     """Where the table has the first state of this set at this request, or where it belongs."""
     mixed = np.uint64(request + 1) * np.uint64(0xC2B2AE3D27D4EB4F)
@@ -108,7 +108,7 @@ def _find(table, sets, place, members, request):
     return at
 
 
-@numba.njit(cache=True)
+@compiled
 def _handed_on(members, j, bound, held, made, moments, most, sizes, asked, held_before, rest):
     """The price if the set was there before request ``j``; ``rest``: the set at the one before."""
     words = members.shape[0]
@@ -123,7 +123,7 @@ def _handed_on(members, j, bound, held, made, moments, most, sizes, asked, held_
     return bound
 
 
-@numba.njit(cache=True)
+@compiled
 def _run_at(members, j, u, before, working, inside, makes, reads, sizes, held_before, rest):
     """What it takes that step ``u`` ran at request ``j``; ``rest``: the set without it.
 
@@ -141,7 +141,7 @@ def _run_at(members, j, u, before, working, inside, makes, reads, sizes, held_be
     return -takes if less else takes
 
 
-@numba.njit(cache=True)
+@compiled
 def _search(
     sizes, step_of, reads, makes, inside, working, flops, asked, before, held_before,
     most, held, made, moments, low, ceiling, limit, room,

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from memcli.compiled import compiled
 from memcli.marks import AUXILIARY, EACH, RESULTS
 
 Array = NDArray[Any]
 
 # Without reference counts: nothing is allocated here, and counting those of the arrays at every
 # call of a helper takes ten times as long as the walk itself.
-_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
-_kernel = numba.njit(**_OPTIONS)
+_kernel = compiled(nogil=True, _nrt=False)
 
 # Operations, each with a number (of a step, a storage or a handle) and up to four sizes.
 CALL, SEGMENT, SAVED, UNUSED, OUTPUT, UNPACKED, DONE, GONE, STAGE = range(9)

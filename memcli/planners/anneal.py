@@ -8,9 +8,9 @@ fragmentation decides, and no formula for it is known, so it is tried out.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from memcli.compiled import compiled
 from memcli.memory.fast_pool import ANY, fill, trace
 from memcli.memory.pool import AGAIN, BARRIER, KEPT, drop_unread, lower_bound
 
@@ -28,7 +28,7 @@ _RESERVED = 0.2
 _SHORT, _LONG = 0.3, 0.9
 
 
-@numba.njit(cache=True)
+@compiled
 def _next(rng):
     """xorshift64*: the same numbers on every platform and numba version."""
     x = rng[0]
@@ -39,23 +39,23 @@ def _next(rng):
     return x * np.uint64(0x2545F4914F6CDD1D)
 
 
-@numba.njit(cache=True)
+@compiled
 def _below(rng, limit):
     return np.int64((_next(rng) >> np.uint64(33)) % np.uint64(limit))
 
 
-@numba.njit(cache=True)
+@compiled
 def _unit(rng):
     return (_next(rng) >> np.uint64(11)) / 9007199254740992.0
 
 
-@numba.njit(cache=True)
+@compiled
 def hardness(part):
     """How far penalties have grown by a part of a walk, 0 to 1."""
     return max(0.0, (part - _MILD) / (1.0 - _MILD))
 
 
-@numba.njit(cache=True)
+@compiled
 def _penalties(p, hard):
     """What a byte over the budget costs, and a FLOP over the limit; see :func:`energy_of`."""
     over, wasted = p[OVER], p[WASTED]
@@ -67,7 +67,7 @@ def _penalties(p, hard):
     return over, wasted
 
 
-@numba.njit(cache=True)
+@compiled
 def _ceiling(p, energy, hard):
     """The most bytes of pool that are no more than an energy by themselves."""
     over, _ = _penalties(p, hard)
@@ -76,7 +76,7 @@ def _ceiling(p, energy, hard):
     return (energy + over * p[BUDGET]) / (p[MEMORY] + over)
 
 
-@numba.njit(cache=True)
+@compiled
 def energy_of(p, pool, flops, work, hard):
     """What is minimized: memory and work, with penalties for what breaks a limit.
 
@@ -91,7 +91,7 @@ def energy_of(p, pool, flops, work, hard):
     )  # fmt: skip
 
 
-@numba.njit(cache=True)
+@compiled
 def _place(rng, weights):
     """A place in the list of nodes: half of the time any, else by the weight of its tensors."""
     n = weights.shape[0]
@@ -101,7 +101,7 @@ def _place(rng, weights):
     return min(n - 1, lower_bound(weights, wanted, n))
 
 
-@numba.njit(cache=True)
+@compiled
 def _set(state, v, mark, undo_node, undo_mark, count):
     """Mark a node, if it is not marked so; how many changes there are to undo now."""
     if state[v] == mark:
@@ -111,7 +111,7 @@ def _set(state, v, mark, undo_node, undo_mark, count):
     return count + 1
 
 
-@numba.njit(cache=True)
+@compiled
 def _copy_part(
     rng, state, nodes, can_barrier, group_ptr, group_of, group_node, undo_node, undo_mark
 ):  # fmt: skip
@@ -154,7 +154,7 @@ def _copy_part(
     return count
 
 
-@numba.njit(cache=True)
+@compiled
 def _cross(rng, state, nodes, others, undo_node, undo_mark):
     """A stretch of nodes takes the marks that it has in another good plan."""
     n = nodes.shape[0]
@@ -167,7 +167,7 @@ def _cross(rng, state, nodes, others, undo_node, undo_mark):
     return count
 
 
-@numba.njit(cache=True)
+@compiled
 def _propose(
     rng, state, nodes, weights, can_barrier, group_ptr, group_of, group_node, spare_ptr, spare_node,
     spare_chance, copy_chance, others, undo_node, undo_mark,
@@ -261,7 +261,7 @@ def _propose(
     return count
 
 
-@numba.njit(cache=True)
+@compiled
 def _reserve(rng, reserved, sizes):
     """Reserve another size of block, or none, in one of the places; which, and what was there."""
     at = _below(rng, reserved.shape[0])
@@ -278,7 +278,7 @@ def _reserve(rng, reserved, sizes):
     return at, old
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def anneal(
     lay, scratch, drop, state, best, nodes, weights, can_barrier, group_ptr, group_of, group_node,
     spare_ptr, spare_node, spare_chance, copy_chance, others, params, engine, rng, steps,

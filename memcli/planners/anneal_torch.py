@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from memcli.compiled import compiled
 from memcli.marks import AUXILIARY, RESULTS
 from memcli.memory.torch_kernels import _RUNS, walk
 from memcli.planners.anneal import _below, _propose, _unit, energy_of, hardness
@@ -12,7 +12,7 @@ from memcli.planners.anneal import _below, _propose, _unit, energy_of, hardness
 _AUXILIARY_CHANCE = 0.08
 
 
-@numba.njit(cache=True)
+@compiled
 def _work(st, cost):
     total = 0.0
     for v in range(cost.shape[0]):
@@ -20,7 +20,7 @@ def _work(st, cost):
     return total
 
 
-@numba.njit(cache=True)
+@compiled
 def _costs(program, st, marks, limit, nothing, flops, seconds):
     """Peak, FLOPs and time of what runs again; all infinite for what is no good."""
     peak, _, _ = walk(program, st, marks, limit, nothing)
@@ -29,14 +29,14 @@ def _costs(program, st, marks, limit, nothing, flops, seconds):
     return float(peak), _work(st, flops), _work(st, seconds)
 
 
-@numba.njit(cache=True)
+@compiled
 def _energy(params, costs, hard):
     if costs[0] == np.inf:
         return np.inf
     return energy_of(params, costs[0], costs[1], costs[2], hard)
 
 
-@numba.njit(cache=True)
+@compiled
 def _combine(state, low, high, whole):
     """What becomes of results and of auxiliaries as one mark; of ``whole`` steps both or none."""
     state[:] = low | high
@@ -44,7 +44,7 @@ def _combine(state, low, high, whole):
         state[v] = low[v] | AUXILIARY if low[v] != 0 else 0
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def anneal(
     program, st, limit, flops, seconds, with_auxiliaries, whole, state, best, nodes, weights, third,
     group_ptr, group_of, group_node, spare_ptr, spare_node, spare_chance, copy_chance, others,

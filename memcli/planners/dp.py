@@ -22,10 +22,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from memcli.compiled import compiled
 from memcli.graph.training import Flags, Ints, TrainingGraph
 from memcli.memory.lifetimes import NEVER, lifetimes
 from memcli.memory.pool import AGAIN, KEPT
@@ -181,7 +181,7 @@ def stretches(graph: TrainingGraph, family: Family, keep: Flags) -> Stretches:
     return Stretches(kept, whole, running, np.maximum(flops, 0))
 
 
-@numba.njit(cache=True)
+@compiled
 def _solve(kept, whole, running, level, levels, budget, least, came_set, came_level, came_kind):
     """Fill ``least[j, t]``: the least memory of what is kept up to set ``j`` with recomputation
     ``t``; the steps that lead there into ``came_*``. Kind 1: the stretch runs again, 0: kept."""

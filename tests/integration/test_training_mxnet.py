@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Command, needs_mxnet, only_json
+from tests.conftest import EXAMPLES, ROOT, Command, needs_mxnet, only_json
 
 pytestmark = needs_mxnet
 
@@ -177,8 +177,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_script(
     text: str, folder: Path, *arguments: str, site: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """A user's script. With ``site`` Python starts with that site-packages, and memcli is found
-    nowhere else; without, memcli is on the path and no startup line runs."""
+    """A user's script. With ``site`` memcli is that of this site-packages, whose startup line runs;
+    without, memcli is that of the checkout, and no startup line runs."""
     script = folder / "script.py"
     script.write_text(text)
     start = f"import site; site.addsitedir({str(site)!r})\n" if site else ""
@@ -186,7 +186,7 @@ def run_script(
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": "" if site else str(ROOT), "OMP_WAIT_POLICY": "PASSIVE",
+        env={**os.environ, "PYTHONPATH": str(site or ROOT), "OMP_WAIT_POLICY": "PASSIVE",
              **environment},
         capture_output=True,
         text=True,
@@ -232,6 +232,20 @@ def test_the_start_of_python_loads_next_to_nothing(installed: Path, tmp_path: Pa
     )
     ran = run_script(text, tmp_path, site=installed, MEMCLI_MXNET_IMPORT="0")
     assert ran.stdout.strip() == "[]", ran.stderr
+
+
+def test_running_leaves_an_installed_package_as_it_was(installed: Path, tmp_path: Path) -> None:
+    """Or uninstalling leaves folders behind, which hide the next installation."""
+    before = {path for path in installed.rglob("*") if path.suffix != ".pyc"}
+    text = (
+        "from memcli.cli.main import work\n"
+        f"work(['plan', {str(EXAMPLES / 'lstm-symbol.json')!r}, '--strategy', 'none'])"
+    )
+    cache = {"XDG_CACHE_HOME": str(tmp_path), "NUMBA_CACHE_DIR": ""}
+    ran = run_script(text, tmp_path, site=installed, PYTHONDONTWRITEBYTECODE="1", **cache)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert {path for path in installed.rglob("*") if path.suffix != ".pyc"} == before
+    assert list((tmp_path / "memcli" / "kernels").rglob("*.nbi"))
 
 
 def test_a_planned_file_trains_with_module_as_the_original_does(

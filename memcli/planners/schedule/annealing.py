@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
+from memcli.compiled import compiled
 from memcli.planners.schedule.sequence import closure, draw, evaluate, index, spliced
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def anneal(start, sizes, seconds, read_ptr, reads, budget, capacity, steps, hot, cold, weight,
            seed, floor):  # fmt: skip
     """Anneal from ``start`` for ``steps`` proposals.
@@ -141,7 +141,7 @@ def anneal(start, sizes, seconds, read_ptr, reads, budget, capacity, steps, hot,
     return best, best_time, seq[:count].copy(), weight, lowest, lowest_peak
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _some_again(again, n_again, random):
     """A recomputation, or now and then a few neighbouring ones, as a range of steps."""
     first = int(draw(random) * n_again)
@@ -151,7 +151,7 @@ def _some_again(again, n_again, random):
     return again[first], again[end - 1] + 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _insertion(seq, count, seconds, read_ptr, reads, last_use, memory, over, gap_value, gap_begin,
                gap_end, gaps, random, copy_at, marked, found, drop_begin, drop_end, most,
                out):  # fmt: skip
@@ -196,7 +196,7 @@ def _insertion(seq, count, seconds, read_ptr, reads, last_use, memory, over, gap
     return spliced(seq, count, drop_begin, drop_end, step, found, n_found, out)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _shift(seq, count, p, direction, distance, out):
     """Move the recomputation at ``p`` some steps earlier or later (-1 where it cannot)."""
     far = 1 + int(-math.log(1.0 - distance) * 4.0)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from memcli.compiled import compiled
 from memcli.planners.schedule.sequence import closure, evaluate, index, spliced
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def relieve(start, sizes, seconds, read_ptr, reads, budget, capacity):
     """Insert recomputations into ``start`` until it fits ``budget`` or nothing helps.
 

@@ -10,11 +10,12 @@ with the count of entries in use beside them.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from memcli.compiled import compiled
 
-@numba.njit(cache=True, nogil=True)
+
+@compiled(nogil=True)
 def evaluate(seq, count, sizes, seconds, read_ptr, reads, budget, ceiling, weight, wanted, out,
              memory):  # fmt: skip
     """Prune and cost the sequence ``seq[:count]``.
@@ -59,7 +60,7 @@ def evaluate(seq, count, sizes, seconds, read_ptr, reads, budget, ceiling, weigh
     return begin, time, over
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def index(seq, count, read_ptr, reads, last, last_use, copy_now, gap_value, gap_begin, gap_end,
           again):  # fmt: skip
     """What the moves need to know of a sequence.
@@ -93,7 +94,7 @@ def index(seq, count, read_ptr, reads, last, last_use, copy_now, gap_value, gap_
     return gaps, n_again
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def closure(seq, step, value, read_ptr, reads, last_use, depth_chance, random, copy_at, marked,
             found):  # fmt: skip
     """What to compute just before ``step`` so that ``value`` is there anew.
@@ -126,7 +127,7 @@ def closure(seq, step, value, read_ptr, reads, last_use, depth_chance, random, c
     return count
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def draw(state):
     """A number in [0, 1) from ``state`` (one uint64, not 0): xorshift64*."""
     x = state[0]
@@ -137,7 +138,7 @@ def draw(state):
     return np.float64((x * np.uint64(2685821657736338717)) >> np.uint64(11)) / 9007199254740992.0
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def spliced(seq, count, drop_begin, drop_end, step, found, n_found, out):
     """``seq`` without its recomputations in ``[drop_begin, drop_end)``, ``found`` before ``step``.
 
