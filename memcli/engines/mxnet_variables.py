@@ -15,6 +15,20 @@ _ONEDNN_OPERATORS = frozenset(
     }
 )  # fmt: skip
 
+# Whose outputs it lays out as it chooses, by what surrounds them; others hand a layout on, or keep
+# to the plain one (mkldnn_convolution.cc and mkldnn_deconvolution.cc ask for memory of any format;
+# mkldnn_fully_connected.cc for that of the arrays). RNN has weights and states of its own formats.
+_CHOOSE_LAYOUTS = frozenset({"Convolution", "Deconvolution", "RNN"})
+
+
+def onednn_chooses_layouts(operators: Collection[str]) -> bool:
+    """Whether oneDNN, where it runs a graph, lays tensors out by what surrounds an operator.
+
+    Args:
+        operators: the graph's, by MXNet's canonical names.
+    """
+    return not _CHOOSE_LAYOUTS.isdisjoint(operators)
+
 
 def onednn_off(operators: Collection[str]) -> dict[str, str]:
     """The variables that make MXNet run a graph on its own kernels; none where it does anyway.

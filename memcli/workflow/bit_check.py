@@ -1,7 +1,8 @@
 """Whether a plan keeps every bit on oneDNN's kernels, by a training step on MXNet itself.
 
 On MXNet's plain kernels plans are exact by construction. oneDNN chooses layouts by what surrounds
-an operator, and may round by the layout: what it makes of a plan is only seen by running it.
+an operator, and may round by the layout: what it makes of a plan is only seen by running it. Where
+it has no layouts to choose, recomputation repeats the same kernels on the same layouts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from memcli.engines.analysis import Analysis, ShapeRequest, analyze
 from memcli.engines.live_memory import available_bytes
-from memcli.engines.mxnet_variables import onednn_off
+from memcli.engines.mxnet_variables import onednn_chooses_layouts
 from memcli.errors import MemcliError
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.symbol_edits import reservation, scaled_reservation
@@ -34,8 +35,8 @@ Progress = Callable[[str, float | None], None]
 _BATCH = 2
 
 
-def may_run_on_onednn(analysis: Analysis, environment: str, kernels: str) -> bool:
-    """Whether training on the CPU may use oneDNN under a plan.
+def may_change_layouts(analysis: Analysis, environment: str, kernels: str) -> bool:
+    """Whether training on the CPU may use oneDNN under a plan, with layouts that it may change.
 
     Args:
         analysis: of the planned graph.
@@ -43,7 +44,7 @@ def may_run_on_onednn(analysis: Analysis, environment: str, kernels: str) -> boo
         kernels: that run the plan: ``plain``, or ``any`` where it needs oneDNN or cuDNN.
     """
     operators = {kind.op for kind in analysis.graph.kinds}
-    return bool(onednn_off(operators)) and (kernels == "any" or environment == "default")
+    return onednn_chooses_layouts(operators) and (kernels == "any" or environment == "default")
 
 
 def problem_on_onednn(

@@ -23,7 +23,7 @@ from memcli.planners.base import MATCH_RANGES, Found, Settings
 from memcli.planners.registry import AS_PUBLISHED, most_promising, search_plan
 from memcli.units import distinct_sizes
 from memcli.workflow.batches import Batches, transferred
-from memcli.workflow.bit_check import may_run_on_onednn
+from memcli.workflow.bit_check import may_change_layouts
 from memcli.workflow.costs import Costs
 from memcli.workflow.fit_search import OPTIMIZERS, Breakdown, Candidate, FitSearch, Side
 from memcli.workflow.planning import (
@@ -237,7 +237,7 @@ def fit(
         found.planned.breakdown = search.breakdown(variant.analysis, made.cost.pool_bytes)
     saved = batches.at(found.planned.batch) or found.analysis
     kernels = kernels_of(found.plan, variant.analysis)
-    if may_run_on_onednn(variant.analysis, settings.environment, kernels) and (
+    if may_change_layouts(variant.analysis, settings.environment, kernels) and (
         problem := onednn_problem(source, saved, variant, found.plan, on_progress)
     ):
         raise AnswerIsNo(

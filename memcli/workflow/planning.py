@@ -33,7 +33,7 @@ from memcli.planners.base import Found, Settings
 from memcli.planners.registry import AS_PUBLISHED, search_variants
 from memcli.time_limit import deadline, finished_by, seconds_left
 from memcli.units import distinct_sizes, parse_size
-from memcli.workflow.bit_check import may_run_on_onednn, problem_on_onednn
+from memcli.workflow.bit_check import may_change_layouts, problem_on_onednn
 from memcli.workflow.costs import set_costs
 from memcli.workflow.inference import Inference, inference
 from memcli.workflow.plain_kernels import on_plain_kernels
@@ -474,7 +474,7 @@ def exact_on_onednn(
     evaluated = 0
     for rewrite in (settings.rewrite, False):
         kernels = kernels_of(found.plan, variant.analysis)
-        if not found.plan.recompute.any() or not may_run_on_onednn(
+        if not found.plan.recompute.any() or not may_change_layouts(
             variant.analysis, settings.environment, kernels
         ):
             return variant, found, evaluated
