@@ -28,12 +28,13 @@ from typing import Any
 import numpy as np
 from estimate_corpus import index_shapes
 
-from memcli.engines.analysis import ShapeRequest, ask_mxnet
+from memcli.engines.analysis import ask_mxnet
 from memcli.errors import MemcliError
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.memory.bounds import plan_bound
 from memcli.planners.base import Settings
 from memcli.planners.registry import search_variants
+from memcli.request import ShapeRequest
 from memcli.workflow.costs import set_costs
 from memcli.workflow.planning import environment_of, marked_file, read_symbol, search_forms
 from memcli.workflow.variants import analyze_variants

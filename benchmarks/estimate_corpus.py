@@ -25,9 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from memcli.engines.analysis import ShapeRequest, analyze, ask_mxnet
+from memcli.engines.analysis import analyze, ask_mxnet
 from memcli.errors import MemcliError
 from memcli.planners.registry import Settings, search_plan
+from memcli.request import ShapeRequest
 from memcli.workflow.planning import read_symbol
 from memcli.workflow.variants import marked_positions
 

@@ -22,12 +22,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from memcli.engines.analysis import ShapeRequest
+from memcli.commands.plan import make_plan
 from memcli.errors import MemcliError
+from memcli.formats.detect import read_source
 from memcli.planners.base import Settings
+from memcli.request import ShapeRequest
 from memcli.units import MIB
-from memcli.workflow.by_format import format_of
-from memcli.workflow.planning import make_plan
 from memcli.workflow.verified import PLAIN, Verified
 from memcli.workflow.verifying import verify
 
@@ -85,7 +85,7 @@ def requests(options: argparse.Namespace) -> Iterator[tuple[Path, ShapeRequest]]
         if not path.name.endswith((".json", ".json.gz")):
             continue
         try:
-            if format_of(str(path)) != "mxnet-symbol":
+            if read_source(path).kind.engine != "mxnet":
                 continue
         except MemcliError:
             continue

@@ -99,10 +99,10 @@ def read(base: Base, data: bytes) -> bool:
     Raises:
         BadInput: it is refused.
     """
+    from memcli.commands.about import about
     from memcli.formats.detect import ModelSource, detect_format, unpacked
     from memcli.formats.wording import shown_path
     from memcli.memory.schedule import plain_schedule, simulate, working_set_bound
-    from memcli.workflow.by_format import about
     from memcli.workflow.solving import parse_cost_graph
 
     name = shown_path(base.name)
@@ -161,7 +161,6 @@ def _read_symbol(source: Any) -> None:
 
 
 def _read_onnx(source: Any) -> None:
-    from memcli.engines.analysis import ShapeRequest
     from memcli.formats.caffe.file import CaffeFile
     from memcli.formats.model_file import read_model, unplanned_file
     from memcli.formats.onnx_losses import losses
@@ -171,6 +170,7 @@ def _read_onnx(source: Any) -> None:
     from memcli.formats.onnx_scopes import scopes_of
     from memcli.formats.onnx_shapes import batch_dims, bind_shapes
     from memcli.formats.onnx_training import as_training
+    from memcli.request import ShapeRequest
     from memcli.workflow.onnx_planning import draws_undefined
     from memcli.workflow.verifying import shapes_to_verify
 
@@ -306,10 +306,11 @@ def judge_engine(base: Base, data: bytes) -> tuple[str, Finding | None]:
 
 def _analyze(base: Base, data: bytes) -> None:
     """The graph as the engine trains it, and what its memory model says of no plan and of one."""
-    from memcli.engines.analysis import ShapeRequest, analyze
+    from memcli.commands.about import about
+    from memcli.engines.analysis import analyze
     from memcli.formats.detect import read_source
     from memcli.formats.model_file import read_model
-    from memcli.workflow.by_format import about
+    from memcli.request import ShapeRequest
     from memcli.workflow.onnx_planning import analyze_file
     from memcli.workflow.planning import read_symbol
 

@@ -25,7 +25,6 @@ from google.protobuf.message import Message
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from memcli.engines.analysis import ShapeRequest
 from memcli.formats.caffe.file import CaffeFile
 from memcli.formats.detect import ModelSource, detect_format
 from memcli.formats.model_file import read_model
@@ -50,6 +49,7 @@ from memcli.formats.symbol_edits import (
     rewire,
     waiting_arguments,
 )
+from memcli.request import ShapeRequest
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 

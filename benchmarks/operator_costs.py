@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from memcli.engines.analysis import ShapeRequest, analyze
+from memcli.engines.analysis import analyze
 from memcli.engines.gpus import check_gpu
 from memcli.engines.operator_times import OperatorTimes
 from memcli.engines.timing import (
@@ -29,11 +29,12 @@ from memcli.engines.timing import (
 )
 from memcli.engines.torch_timing import measure_step_seconds
 from memcli.errors import MemcliError
+from memcli.formats.detect import read_source
 from memcli.graph.roofline import roofline_seconds
 from memcli.graph.training import TrainingGraph
 from memcli.memory.torch_model import step_seconds
 from memcli.reports.tables import new_table
-from memcli.workflow.by_format import format_of
+from memcli.request import ShapeRequest
 from memcli.workflow.onnx_planning import analyze_file, kind_of, read_for_training
 from memcli.workflow.planning import read_symbol
 
@@ -65,7 +66,7 @@ def correlation(a: Floats, b: Floats, operators: NDArray[np.bool_]) -> float:
 def report(path: Path, batch: int | None, device: str, onednn: bool, limit: float) -> None:
     """Print the tables of one graph."""
     console = Console(width=100, highlight=False)
-    if format_of(str(path)) == "onnx":
+    if read_source(path).format == "onnx":
         request = ShapeRequest(batch=batch)
         file, _, _ = read_for_training(str(path), False, request, [])
         step = analyze_file(file, request, kind_of(device), None)
@@ -152,7 +153,7 @@ def main() -> int:
         for name, batch in BATCHES.items()
     ]
     try:
-        onnx = {path for path, _ in jobs if format_of(str(path)) == "onnx"}
+        onnx = {path for path, _ in jobs if read_source(path).format == "onnx"}
         if options.gpu is not None and len(onnx) < len(jobs):
             check_gpu(options.gpu)
         for path, batch in jobs:

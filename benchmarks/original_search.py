@@ -38,11 +38,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from memcli.engines.analysis import ShapeRequest, analyze
+from memcli.engines.analysis import analyze
 from memcli.engines.mxnet_shim import import_mxnet
 from memcli.memory.bounds import recompute_bound
 from memcli.reports.console import notes_console, output_console
 from memcli.reports.tables import new_table
+from memcli.request import ShapeRequest
 from memcli.workflow.planning import read_symbol
 from memcli.workflow.variants import analyze_variants
 from memcli.workflow.verifying import plan_of_file

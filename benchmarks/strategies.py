@@ -18,12 +18,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.engines.analysis import Analysis, analyze
 from memcli.errors import MemcliError
 from memcli.memory.bounds import best_lower_bound
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES, search_plan
 from memcli.reports.tables import mib, new_table
+from memcli.request import ShapeRequest
 from memcli.workflow.planning import read_symbol
 from memcli.workflow.reserving import allow_reservation
 

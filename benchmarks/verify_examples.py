@@ -15,10 +15,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from memcli.engines.analysis import ShapeRequest
+from memcli.commands.plan import make_plan
 from memcli.planners.base import Settings
 from memcli.reports.tables import mib, new_table
-from memcli.workflow.planning import make_plan
+from memcli.request import ShapeRequest
 from memcli.workflow.verifying import verify
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

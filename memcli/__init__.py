@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 __version__ = "0.1.0"
+# The commands in Python (memcli.api), loaded when one is asked for.
+_COMMANDS = ("plan", "verify", "inspect", "compare", "fit", "solve", "export", "strip", "load")
+__all__ = [*_COMMANDS, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from memcli.engines.mxnet_shim import import_mxnet
 
         return import_mxnet()
+    if name in _COMMANDS:
+        from memcli import api
+
+        return getattr(api, name)
     raise AttributeError(f"module 'memcli' has no attribute {name!r}")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
-from numba.core import config
+
+config: Any = numba.config  # its names are made when it is loaded
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

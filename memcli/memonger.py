@@ -43,16 +43,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-# Whatever takes its time to load (numpy, numba, MXNet) is imported where it is needed: a script
-# that imports this and calls nothing should not wait for it.
 from memcli.engines.mxnet_shim import import_mxnet
 from memcli.errors import BadInput
 from memcli.formats.mxnet_symbol import SymbolFile
 
+# Whatever takes its time to load (numpy, numba, MXNet) is imported where it is needed: a script
+# that imports this and calls nothing should not wait for it.
+from memcli.request import ShapeRequest
+
 if TYPE_CHECKING:
     from mxnet.symbol import Symbol
 
-    from memcli.engines.analysis import Analysis, ShapeRequest
+    from memcli.engines.analysis import Analysis
     from memcli.graph.training import Flags
     from memcli.memory.mxnet_model import Cost
     from memcli.planners.thresholds import ClassicPass, ClassicRow
@@ -198,7 +200,7 @@ def _subject(sym: Symbol, type_dict: TypeDict | None, shapes: Mapping[str, Shape
         BadInput: no symbol, or its shapes or dtypes do not fit, or a shape is missing.
         EngineFailed: MXNet is missing, failed or crashed.
     """
-    from memcli.engines.analysis import ShapeRequest, analyze
+    from memcli.engines.analysis import analyze
     from memcli.engines.user_code import custom_nodes
 
     global _latest

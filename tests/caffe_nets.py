@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from memcli.convert import convert
-from memcli.engines.analysis import ShapeRequest
 from memcli.formats.caffe.file import CaffeFile, parse_caffe
 from memcli.formats.onnx_roles import tensor_roles
+from memcli.request import ShapeRequest
 from tests.conftest import EXAMPLES
 
 Arrays = dict[str, np.ndarray]

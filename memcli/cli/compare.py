@@ -19,16 +19,16 @@ from memcli.cli.options import (
     shape_options,
     training_option,
 )
+from memcli.commands.compare import DEFAULT_BUDGETS, compare
 from memcli.formats.output import check_output, write_output
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
 from memcli.reports.compare_page import comparison_page
 from memcli.reports.compare_report import compare_json, print_comparison
 from memcli.reports.console import notes_console, output_console, progress_bar
-from memcli.reports.model_facts import ending, source_format
+from memcli.reports.model_facts import ending
 from memcli.reports.plot import draw, plot_kind, require_matplotlib
-from memcli.workflow.by_format import compare
-from memcli.workflow.comparing import DEFAULT_BUDGETS
+from memcli.request import CPU, Devices
 
 
 @click.command("compare", short_help="All strategies and several budgets side by side.")
@@ -107,7 +107,8 @@ def command(
     with progress_bar("comparing") as report:
         compared = compare(
             model, request, settings, strategies=strategies, budgets=budgets,
-            gpu=card, training=as_training, on_progress=report,
+            devices=CPU if card is None else Devices((card,)), training=as_training,
+            on_progress=report,
         )  # fmt: skip
     if plot is not None:
         data = draw(compared, "png" if kind == "png" else "svg")
@@ -122,7 +123,7 @@ def command(
         return 0
     console = output_console()
     print_comparison(console, compared)
-    out = f"planned.{ending(source_format(compared.source))}"
+    out = f"planned.{ending(compared.source.format)}"
     last = f"wrote {plot}" if plot else f"next: memcli plan MODEL --budget SIZE -o {out}"
     console.print(last, markup=False, soft_wrap=True)
     return 0

@@ -9,12 +9,12 @@ from pathlib import Path
 import click
 
 from memcli.cli.options import json_option
+from memcli.commands.export import export
 from memcli.formats.output import check_output, write_output
 from memcli.formats.wording import STANDARD
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.export_report import export_json, next_step, print_exported
 from memcli.reports.export_script import export_script
-from memcli.workflow.by_format import export
 from memcli.workflow.exporting import TARGETS
 
 

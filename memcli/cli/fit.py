@@ -23,15 +23,15 @@ from memcli.cli.options import (
     training_option,
     written_to,
 )
+from memcli.commands.fit import fit
 from memcli.errors import BadInput
 from memcli.formats.wording import STANDARD
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.fit_report import fit_json, print_fitted
-from memcli.reports.model_facts import ending, source_format
+from memcli.reports.model_facts import ending
 from memcli.units import format_size, parse_size, parse_size_or_zero
-from memcli.workflow.by_format import fit
 from memcli.workflow.fit_search import OPTIMIZERS
 
 
@@ -141,7 +141,7 @@ def command(
     console = output_console(to_notes=out == STANDARD)
     print_fitted(console, fitted)
     if out is None:
-        name = f"planned.{ending(source_format(fitted.source))}"
+        name = f"planned.{ending(fitted.source.format)}"
         last = f"nothing was written; next: memcli fit ... -o {name}"
     else:
         last = f"wrote {written_to(out)} for batch {fitted.planned.batch}"

@@ -25,7 +25,8 @@ from memcli.cli.options import (
     workers_option,
     written_to,
 )
-from memcli.engines.analysis import ShapeRequest
+from memcli.commands.plan import make_plan
+from memcli.engine import engine_of
 from memcli.errors import BadInput
 from memcli.formats.detect import Model, read_source
 from memcli.formats.output import check_output
@@ -35,7 +36,7 @@ from memcli.planners.registry import DESCRIPTIONS, STRATEGIES
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.model_facts import ending
 from memcli.reports.plan_report import plan_json, print_plan
-from memcli.workflow.by_format import check_card, is_of_torch, make_plan
+from memcli.request import Devices, ShapeRequest
 from memcli.workflow.verified import AS_PLANNED
 
 _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
@@ -112,15 +113,15 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
     placed = options["gpu"] or options["cpu"]
     if placed and not (options["measure"] or timed):
         source = read_source(source)
-    if placed and not (options["measure"] or timed) and not is_of_torch(source):
-        raise BadInput("--gpu and --cpu go with --measure or --cost measured")
+        if not engine_of(source).plans_for_devices:
+            raise BadInput("--gpu and --cpu go with --measure or --cost measured")
     if options["gpu"] and options["cpu"]:
         raise BadInput("--gpu and --cpu exclude one another")
     if options["measure"] and out in (None, STANDARD):
         raise BadInput("--measure needs -o FILE: it verifies the file that was written")
     if any(t < 0 for t in options["thresholds"]):
         raise BadInput("--threshold must not be negative")
-    gpus = gpu_numbers(options["gpu"], options["workers"])
+    devices = Devices(gpu_numbers(options["gpu"], options["workers"]), options["workers"])
     request = parse_shapes(
         options["shapes"], options["batch"], options["dtype"], options["frozen"],
         options["imports"],
@@ -143,14 +144,13 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
     check_output(source, out, force)
     source = read_source(source)
     if options["measure"]:
-        check_card(source, gpus)
+        engine_of(source).check_devices(devices)
     with progress_bar("planning") as report:
         planned = make_plan(
             source, request, options["strategy"], settings,
             budget=options["budget"],
             training=options["as_training"],
-            gpus=gpus, workers=options["workers"],
-            out=out, force=force, on_progress=report,
+            devices=devices, out=out, force=force, on_progress=report,
         )  # fmt: skip
     notes = notes_console()
     for note in planned.notes:
@@ -165,8 +165,8 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
 
         assert out is not None
         status, verified = run_verify(
-            out, original=source, gpu=options["gpu"], workers=options["workers"],
-            seed=options["seed"], as_json=as_json, kernels=AS_PLANNED,
+            out, original=source, devices=devices, seed=options["seed"], as_json=as_json,
+            kernels=AS_PLANNED,
             request=ShapeRequest(imports=request.imports) if request.imports else None,
         )  # fmt: skip
         result["verify"] = verified
@@ -179,7 +179,8 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
             last = f"wrote {written_to(out)}"
             if out != STANDARD:
                 last += f"; next: memcli verify {shlex.quote(out)}"
-            if out != STANDARD and (options["workers"] > 1 or len(gpus) > 1):
-                last += f" --gpu {options['gpu']}" if gpus else f" --workers {options['workers']}"
+            if out != STANDARD and devices.count > 1:
+                on = f"--gpu {options['gpu']}" if devices.gpus else f"--workers {devices.workers}"
+                last += f" {on}"
         console.print(last, markup=False, soft_wrap=True)
     return status

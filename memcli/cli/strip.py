@@ -7,9 +7,9 @@ import json
 import click
 
 from memcli.cli.options import json_option, refuse_json_beside, written_to
+from memcli.commands.strip import strip
 from memcli.formats.wording import STANDARD
 from memcli.reports.console import notes_console, output_console
-from memcli.workflow.stripping import strip, what_it_is
 
 
 @click.command("strip", short_help="Take the plan off a file: the graph as it was.")
@@ -33,22 +33,10 @@ def command(planned: str, out: str, force: bool, as_json: bool) -> int:
     for note in stripped.notes:
         notes.print(f"note: {note}", markup=False, soft_wrap=True)
     if as_json:
-        result = {
-            "schema": 1,
-            "planned": planned,
-            "format": stripped.format,
-            "output": out,
-            "sha256": stripped.sha256,
-            "original_name": stripped.original_name,
-            "is_original": stripped.exact,
-            "marks": stripped.marks,
-            "removed_nodes": stripped.removed,
-            "notes": stripped.notes,
-        }
-        print(json.dumps(result))
+        print(json.dumps(stripped.to_json()))
         return 0
     where = written_to(out, "the graph")
-    text = f"wrote {where}: {what_it_is(stripped)}; marks taken off: {stripped.marks}"
+    text = f"wrote {where}: {stripped.what}; marks taken off: {stripped.marks}"
     if stripped.removed:
         text += f", nodes of rewrites removed: {stripped.removed}"
     output_console(to_notes=out == STANDARD).print(text, markup=False, soft_wrap=True)

@@ -18,14 +18,14 @@ from memcli.cli.options import (
     shape_options,
     workers_option,
 )
-from memcli.engines.analysis import ShapeRequest
+from memcli.commands.verify import verify
 from memcli.errors import BadInput
 from memcli.formats.detect import Model, model_path, read_source
 from memcli.formats.newest import newest_plan
 from memcli.formats.wording import STANDARD
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.verify_report import print_verified, verify_json
-from memcli.workflow.by_format import format_of, verify
+from memcli.request import Devices, ShapeRequest
 from memcli.workflow.verified import DEFAULT, PLAIN, Verified
 
 
@@ -50,8 +50,7 @@ def run_verify(
     planned: Model,
     *,
     original: Model | None,
-    gpu: str | None,
-    workers: int,
+    devices: Devices,
     seed: int,
     request: ShapeRequest | None,
     as_json: bool,
@@ -64,9 +63,8 @@ def run_verify(
         planned = read_source(planned)
     with progress_bar("verifying") as report:
         verified = verify(
-            planned, original=original, engine=engine, gpus=gpu_numbers(gpu, workers),
-            workers=workers, seed=seed, steps=steps, kernels=kernels, request=request,
-            on_progress=report,
+            planned, original=original, engine=engine, devices=devices, seed=seed, steps=steps,
+            kernels=kernels, request=request, on_progress=report,
         )  # fmt: skip
     notes = notes_console()
     for note in verified.notes:
@@ -86,8 +84,8 @@ def _verdict(planned: Model, verified: Verified) -> str:
         return "NOT verified: same results to the bit, but more memory than estimated"
     path = model_path(planned)
     train = "train with it" if path == STANDARD else f"train {shlex.quote(path)}"
-    if format_of(planned) == "caffe-prototxt":  # Caffe itself knows of no plan
-        train = f"memcli.torch.load({path!r})"
+    if next_step := read_source(planned).kind.next_step:
+        train = next_step(path)
     return f"verified: same results to the bit, memory as estimated; next: {train}"
 
 
@@ -153,14 +151,14 @@ def command(
     """
     if gpu is not None and cpu:
         raise BadInput("--gpu and --cpu exclude one another")
-    gpu_numbers(gpu, workers)
+    devices = Devices(gpu_numbers(gpu, workers), workers)
     request = None
     if shapes or batch is not None or dtype is not None or frozen or imports:
         request = parse_shapes(shapes, batch, dtype, frozen, imports)
     path = planned or newest_or_error("verify")
     status, result = run_verify(
-        path, original=original, gpu=gpu, workers=workers, seed=seed, request=request,
-        as_json=as_json, engine=engine, steps=steps, kernels=kernels,
+        path, original=original, devices=devices, seed=seed, request=request, as_json=as_json,
+        engine=engine, steps=steps, kernels=kernels,
     )  # fmt: skip
     if as_json:
         print(json.dumps(result))

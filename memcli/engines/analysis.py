@@ -4,46 +4,30 @@ from __future__ import annotations
 
 import signal
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from memcli.engines.child import WorkerFailed
+from memcli.engines.operator_times import OperatorTimes
 from memcli.engines.process import run_job
 from memcli.engines.user_code import refuse_unknown
 from memcli.errors import BadInput
+from memcli.graph.roofline import DEFAULT_MACHINE, PLAIN_CPU, roofline_seconds
 from memcli.graph.training import TrainingGraph
 from memcli.memory.mxnet_graph import build
 from memcli.memory.mxnet_model import MXNetModel
+from memcli.request import Progress, ShapeRequest
 from memcli.rewrites.prepare import prepare
-
-Progress = Callable[[str, float | None], None]
 
 # From how many terms on MXNet adds gradients one by one, each as soon as it is there, rather than
 # all at the end, when all are alive (src/executor/graph_executor.cc, AggregateGradient; 8 unless
 # set). Sums of five terms and more are added in the same order both ways, to the bit.
 SUM_CAP = "MXNET_EXEC_INPLACE_GRAD_SUM_CAP"
-
-
-@dataclass
-class ShapeRequest:
-    """What the user says of shapes: by name, for the one free input, the batch, the dtypes."""
-
-    shapes: dict[str, list[int]] = field(default_factory=dict)
-    unnamed: list[int] | None = None
-    batch: int | None = None
-    dtype: str | None = None  # of the inputs; None: float32
-    dtypes: dict[str, str] = field(default_factory=dict)  # of single arguments, before dtype
-    # Globs of parameters that are not trained. With any, the inputs have no gradient either.
-    frozen: tuple[str, ...] = ()
-    imports: tuple[str, ...] = ()  # the user's Python files, run first: they register operators
-
-    @property
-    def asks_shapes(self) -> bool:
-        """Whether it says anything of shapes or types."""
-        known = self.shapes or self.dtypes or self.unnamed or self.batch or self.dtype
-        return bool(known)
 
 
 @dataclass
@@ -81,6 +65,35 @@ class Analysis:
             a["bytes"] for a in self.arguments
             if a["role"] == "parameter" and (not self.frozen or a["gradient"])
         )  # fmt: skip
+
+    def expected_seconds(self, device: str) -> NDArray[np.float64]:
+        """By the roofline, of every forward node; ``device``: ``cpu`` or ``gpu:N``.
+
+        On the CPU by the speed of MXNet's plain kernels, which plans run on.
+        """
+        return roofline_seconds(self.graph, PLAIN_CPU if device == "cpu" else DEFAULT_MACHINE)
+
+    def measured_seconds(
+        self, device: str, on_progress: Progress | None = None
+    ) -> OperatorTimes:
+        """Of every forward node, timed on a device: ``cpu`` or ``gpu:N``.
+
+        Raises:
+            EngineFailed: MXNet or the device is missing.
+        """
+        from memcli.engines.timing import argument_dtypes, measure_operator_seconds
+
+        return measure_operator_seconds(
+            self.graph, device, dtypes=argument_dtypes(self), on_progress=on_progress
+        )
+
+    def node_keys(self) -> list[tuple[str, int]]:
+        """What tells a forward node at any batch and in any form: its name, its inputs."""
+        graph = self.graph
+        return [
+            (graph.names[v], int(graph.in_ptr[v + 1] - graph.in_ptr[v]))
+            for v in range(graph.n_forward)
+        ]
 
     def gradient_requests(self) -> dict[str, str]:
         """MXNet's ``grad_req`` of each argument, by name in the prepared copy."""

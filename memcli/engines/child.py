@@ -18,8 +18,7 @@ from typing import Any, BinaryIO, Protocol
 from memcli import unfinished
 from memcli.engines.limits import Limits, out_of_memory_kills
 from memcli.errors import BadInput, EngineFailed, MemcliError
-
-Progress = Callable[[str, float | None], None]
+from memcli.request import Progress
 
 PREFIX = b"@progress "
 _TAIL_LINES = 30

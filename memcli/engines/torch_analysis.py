@@ -5,11 +5,15 @@ from __future__ import annotations
 import fnmatch
 import importlib.util
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from memcli.engines.operator_times import OperatorTimes
 from memcli.engines.process import run_job
 from memcli.errors import BadInput, EngineFailed
 from memcli.formats.onnx_file import OnnxFile
@@ -17,10 +21,10 @@ from memcli.formats.onnx_roles import Leaf, tensor_roles
 from memcli.formats.wording import first_of, shown
 from memcli.graph.training import TrainingGraph
 from memcli.memory.torch_graph import training_graph
+from memcli.memory.torch_model import step_seconds
 from memcli.memory.torch_plan_model import TorchPlanModel
 from memcli.memory.torch_trace import PARAMETER_GRADIENT, Trace
-
-Progress = Callable[[str, float | None], None]
+from memcli.request import Progress
 
 
 @dataclass
@@ -54,6 +58,26 @@ class TorchAnalysis:
             return self.parameter_bytes
         made = self.trace.event_bytes[self.trace.kinds == PARAMETER_GRADIENT]
         return int(made.sum())
+
+    def expected_seconds(self, device: str) -> NDArray[np.float64]:
+        """By the roofline, of every step; ``device``: ``cpu`` or ``gpu:N``."""
+        return step_seconds(self.trace)
+
+    def measured_seconds(
+        self, device: str, on_progress: Progress | None = None
+    ) -> OperatorTimes:
+        """Of every step, timed on a device: ``cpu`` or ``gpu:N``.
+
+        Raises:
+            EngineFailed: PyTorch or the device is missing.
+        """
+        from memcli.engines.torch_timing import measure_step_seconds
+
+        return measure_step_seconds(self, device, on_progress=on_progress)
+
+    def node_keys(self) -> list[tuple[str, int]]:
+        """What tells a step at any batch."""
+        return [(step["output"], 0) for step in self.steps]
 
     def job(self, file: OnnxFile, path: Path) -> dict[str, Any]:
         """:func:`onnx_job` of a file at the shapes of this analysis."""

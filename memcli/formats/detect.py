@@ -11,14 +11,12 @@ import stat
 import sys
 import zlib
 from dataclasses import dataclass, field
-from typing import BinaryIO, Literal, TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from memcli.errors import BadInput
 from memcli.formats.caffe.detect import looks_like_caffe
-from memcli.formats.protobuf import looks_like_onnx
+from memcli.formats.registry import FORMATS, ModelFormat
 from memcli.formats.wording import STANDARD, shown, shown_path
-
-ModelFormat = Literal["mxnet-symbol", "onnx", "caffe-prototxt"]
 
 # ONNX files cannot exceed protobuf's 2 GiB.
 LARGEST_FILE = 2 << 30
@@ -42,7 +40,12 @@ class ModelSource:
     path: str  # as given; "-" is standard input
     data: bytes = field(repr=False)  # gzip taken off
     sha256: str  # of what was read, as stored
-    format: ModelFormat
+    format: str  # the name of one of FORMATS
+
+    @property
+    def kind(self) -> ModelFormat:
+        """What is known of its format."""
+        return FORMATS[self.format]
 
 
 # What the functions that take a model take: its path, or what was read already.
@@ -81,26 +84,23 @@ def read_model_bytes(path: str | os.PathLike[str]) -> tuple[bytes, str]:
     return unpacked(stored, name), hashlib.sha256(stored).hexdigest()
 
 
-def detect_format(data: bytes, name: str = "the input") -> ModelFormat:
+def detect_format(data: bytes, name: str = "the input") -> str:
     """Which kind of model ``data`` (already unpacked) is; ``name`` begins the error message.
+
+    Returns:
+        The name of one of :data:`memcli.formats.registry.FORMATS`.
 
     Raises:
         BadInput: none of them; the message says what it looks like instead.
     """
+    for kind in FORMATS.values():
+        if kind.certain and kind.recognizes(data):
+            return kind.name
     start = data[:512].lstrip(b" \t\r\n\v\f")
-    if start.startswith((b"{", b"\xef\xbb\xbf{")):
-        return "mxnet-symbol"
-    kind = looks_like_caffe(data)
-    if kind == "net":
-        return "caffe-prototxt"
-    if kind == "solver":
-        raise BadInput(
-            f"{name}: is a Caffe solver, which names the net that it trains",
-            "give that net (the file that its 'net' or 'train_net' names)",
-        )
     known = _known_other(data, start)
-    if known is None and looks_like_onnx(data):
-        return "onnx"
+    for kind in FORMATS.values():
+        if known is None and not kind.certain and kind.recognizes(data):
+            return kind.name
     what, hint = known or _unknown(data, start)
     raise BadInput(f"{name}: {what}", hint)
 
@@ -181,6 +181,11 @@ def _known_other(data: bytes, start: bytes) -> tuple[str, str] | None:
     """(what it is, what to do) for other kinds of file that people have at hand."""
     if not data:
         return "is empty", "copy or download it again"
+    if looks_like_caffe(data) == "solver":
+        return (
+            "is a Caffe solver, which names the net that it trains",
+            "give that net (the file that its 'net' or 'train_net' names)",
+        )
     if not data.strip(b"\0"):
         return "holds nothing but zero bytes", "copy or download it again"
     if data.startswith(b"\x12\x01\0\0\0\0\0\0"):

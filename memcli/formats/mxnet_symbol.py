@@ -51,6 +51,8 @@ class SymbolFile:
     nodes: list[SymbolNode] = field(repr=False)  # in the file's order: inputs may come later
     heads: list[Entry]  # outputs: (node position, output index)
 
+    format = "mxnet-symbol"
+
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> SymbolFile:
         """Reads a symbol file, gzipped or not.

@@ -70,6 +70,19 @@ class OnnxFile:
         return opset_versions(self.working)
 
     @property
+    def producer(self) -> str:
+        """What wrote the file, with its version; '' where it does not say."""
+        return f"{self.model.producer_name} {self.model.producer_version}".strip()
+
+    @property
+    def described(self) -> str:
+        """What it is and holds, in words."""
+        sets = [f"{domain} {version}" for domain, version in self.opsets.items() if domain]
+        more = f" (and {', '.join(sets)})" if sets else ""
+        source = f", by {self.producer}" if self.producer else ""
+        return f"ONNX, operator set {self.opset}{more}{source}, {self.node_count} nodes"
+
+    @property
     def opset(self) -> int:
         """The version of ONNX's own operators."""
         return self.opsets[""]

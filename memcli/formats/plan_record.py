@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from memcli import __version__
 from memcli.errors import BadInput
@@ -48,6 +49,12 @@ class PlanRecord:
     frozen: list[str] = field(default_factory=list)  # globs of parameters that are not trained
     memcli_version: str = __version__
     schema: int = SCHEMA
+
+    # MXNet's memory is the same on all devices, its graphs are always in both modes, and each of
+    # several workers runs the same graph.
+    device: ClassVar[str] = ""
+    as_training: ClassVar[tuple[str, ...]] = ()
+    workers: ClassVar[int] = 1
 
     def to_text(self) -> str:
         """The record as one line of ASCII JSON.

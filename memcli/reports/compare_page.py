@@ -6,7 +6,7 @@ from html import escape
 
 from memcli.formats.wording import printable, shown_path
 from memcli.reports.compare_report import COLUMNS, cells, comparison_facts
-from memcli.workflow.comparing import Comparison
+from memcli.results.compared import Comparison
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1f2328; background: #fff; margin: 2rem auto;

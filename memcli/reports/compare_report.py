@@ -8,8 +8,8 @@ from rich.console import Console
 
 from memcli.reports.model_facts import COST_WORDS, engine_json, model_json, shown_inputs
 from memcli.reports.tables import add_folded, clip, facts, mib, new_table, percent
+from memcli.results.compared import Comparison, Row
 from memcli.units import format_size
-from memcli.workflow.comparing import Comparison, Row
 
 COLUMNS = [
     ("", "left"), ("strategy", "left"), ("budget", "right"), ("MiB", "right"), ("part", "right"),
@@ -27,7 +27,7 @@ def compare_json(compared: Comparison, plot: str | None = None) -> dict[str, Any
     analysis = compared.analysis
     return {
         "schema": 1,
-        "model": model_json(compared.source, compared.sha256, analysis),
+        "model": model_json(compared.source, compared.sha256, compared.operator_count),
         "shapes": analysis.inputs,
         "assumed_shapes": analysis.assumed,
         "dtype": analysis.dtype,

@@ -19,7 +19,7 @@ def export_json(exported: Exported, script: str) -> dict[str, Any]:
     e = exported
     return {
         "schema": 1,
-        "model": model_json(e.source, e.source.sha256, e.analysis),
+        "model": model_json(e.source, e.source.sha256, len(e.analysis.steps)),
         "target": e.target,
         "scopes_from": e.origin,
         "shapes": e.analysis.inputs,

@@ -8,9 +8,8 @@ from rich.console import Console
 
 from memcli.reports.model_facts import engine_json, model_json, shown_inputs, time_share
 from memcli.reports.tables import add_folded, facts, mib, new_table, percent
+from memcli.results.fitted import Breakdown, Fitted, Side
 from memcli.units import distinct_sizes, format_size
-from memcli.workflow.fit_search import Breakdown, Side
-from memcli.workflow.fitting import Fitted
 
 
 def fit_json(fitted: Fitted) -> dict[str, Any]:
@@ -22,7 +21,7 @@ def fit_json(fitted: Fitted) -> dict[str, Any]:
     cost = fitted.planned.cost
     return {
         "schema": 1,
-        "model": model_json(fitted.source, fitted.sha256, fitted.analysis),
+        "model": model_json(fitted.source, fitted.sha256, fitted.operator_count),
         "shapes": fitted.analysis.inputs,
         "dtype": fitted.analysis.dtype,
         "memory_bytes": fitted.memory,
@@ -126,7 +125,7 @@ def print_fitted(console: Console, fitted: Fitted) -> None:
     if fitted.plan.strategy != strategy:
         strategy += f": {fitted.plan.strategy}"
     cost = fitted.planned.cost
-    engine = "PyTorch" if fitted.device else "MXNet"
+    engine = fitted.engine
     pairs = [
         ("batch", batch),
         ("one more", "; ".join(

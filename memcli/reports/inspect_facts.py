@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.wording import shown as quoted
 from memcli.formats.wording import shown_path
 from memcli.reports.tables import flops, percent
@@ -65,18 +64,12 @@ def _symbol_file(inspected: Inspected) -> list[tuple[str, str]]:
 
 def _onnx_file(inspected: Inspected, onnx: OnnxFacts) -> list[tuple[str, str]]:
     known = inspected.unplanned is not None
-    sets = [f"{domain} {version}" for domain, version in onnx.opsets.items() if domain]
-    more = f" (and {', '.join(sets)})" if sets else ""
-    source = f", by {onnx.producer}" if onnx.producer else ""
     run = f", of which {inspected.operators} run" if known else ""
-    what = f"ONNX, operator set {onnx.opsets['']}{more}{source}, {inspected.nodes} nodes"
-    if inspected.format == "caffe-prototxt":
-        what = f"Caffe net, phase TRAIN, {inspected.nodes} operators as ONNX has them"
     gradients = "as much again"
     if inspected.plan is not None and inspected.plan.record and inspected.plan.record.frozen:
         gradients = format_size(inspected.parameter_gradient_bytes or 0)
     pairs = [
-        ("model", f"{shown_path(inspected.path)}: {what}{run}"),
+        ("model", f"{shown_path(inspected.path)}: {onnx.described}{run}"),
         ("SHA-256", inspected.sha256),
         ("dtype", inspected.dtype),
         ("parameters", f"{_held(onnx.parameters)}, their gradients {gradients}; not in the "
@@ -118,7 +111,7 @@ def _plan_facts(inspected: Inspected) -> list[tuple[str, str]]:
         ("made for", f"{_shapes(record.shapes)} ({record.dtype})"),
         ("its figures", _record_figures(record.memory, record.recompute)),
     ]
-    if isinstance(record, OnnxPlan):
+    if record.device:
         engine = f"PyTorch on {'CUDA' if record.device == 'cuda' else 'the CPU'}"
         if record.workers > 1:
             engine += f", {record.workers} workers: shapes and figures are of each"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.memory.breakdown import Split
 from memcli.reports.models_report import models_json
 from memcli.reports.plan_report import stage_json
@@ -149,7 +148,7 @@ def _plan_json(plan: PlanFacts | None) -> dict[str, Any] | None:
             "memory": record.memory,
             "recompute": record.recompute,
         }
-        if isinstance(record, OnnxPlan):
+        if record.device:
             result |= {
                 "device": record.device, "workers": record.workers,
                 "as_training": record.as_training,

@@ -4,39 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from memcli.engines.analysis import Analysis
-from memcli.engines.torch_analysis import TorchAnalysis
-from memcli.formats.mxnet_symbol import SymbolFile
-from memcli.formats.onnx_file import OnnxFile
+from memcli.formats.registry import FORMATS
 from memcli.memory.mxnet_model import Cost
 from memcli.reports.tables import percent
+from memcli.results.planned import Source, Step
 
 
-def model_json(
-    source: SymbolFile | OnnxFile, sha256: str, analysis: Analysis | TorchAnalysis
-) -> dict[str, Any]:
-    """``model`` of a command's JSON; ``sha256`` of the file without any plan."""
-    if isinstance(source, OnnxFile):
-        operators = len(analysis.steps) if isinstance(analysis, TorchAnalysis) else 0
-    else:
-        operators = source.operator_count
+def model_json(source: Source, sha256: str, operators: int) -> dict[str, Any]:
+    """``model`` of a command's JSON.
+
+    Args:
+        source: the file without any plan.
+        sha256: of the file that a plan is made from.
+        operators: nodes that compute something.
+    """
     return {
         "path": source.path,
-        "format": source_format(source),
+        "format": source.format,
         "sha256": sha256,
         "nodes": source.node_count,
         "operators": operators,
     }
 
 
-def source_format(source: SymbolFile | OnnxFile) -> str:
-    """What a model was written in, as reports name it."""
-    return source.format if isinstance(source, OnnxFile) else "mxnet-symbol"
-
-
 def ending(kind: str) -> str:
     """What the name of a planned file ends in, by its format."""
-    return {"onnx": "onnx", "caffe-prototxt": "prototxt"}.get(kind, "json")
+    return FORMATS[kind].ending
+
+
 # What stands for the cost of running an operator again (see Settings.cost).
 COST_WORDS = {
     "roofline": "time by the roofline", "flops": "FLOPs", "measured": "time as measured",
@@ -57,7 +52,7 @@ def engine_json(device: str, restored: list[str]) -> dict[str, Any]:
     return {"engine": "torch", "device": device, "as_training": restored}
 
 
-def shown_inputs(analysis: Analysis | TorchAnalysis) -> str:
+def shown_inputs(analysis: Step) -> str:
     """Shapes of the first inputs, and the type."""
     shapes = list(analysis.inputs.items())
     shown = "; ".join(f"{n} {','.join(map(str, s))}" for n, s in shapes[:3])

@@ -6,40 +6,37 @@ from typing import Any
 
 from rich.console import Console
 
-from memcli.engines.analysis import Analysis
-from memcli.engines.torch_analysis import TorchAnalysis
 from memcli.memory.mxnet_model import Cost
 from memcli.memory.stages import Stage
 from memcli.reports.model_facts import time_share
 from memcli.reports.tables import add_folded, facts, flops, mib, new_table, percent
 from memcli.reports.workers_report import split_json, split_text
+from memcli.results.planned import Planned, Step
 from memcli.units import format_size
-from memcli.workflow.onnx_planning import OnnxPlanned
-from memcli.workflow.planning import Planned
 
 
-def plan_json(planned: Planned | OnnxPlanned) -> dict[str, Any]:
+def plan_json(planned: Planned) -> dict[str, Any]:
     """The object of ``plan --json`` (see the command line's contract)."""
     result = _plan_json(planned)
-    if isinstance(planned, Planned) and planned.recompute_bound:
+    if planned.recompute_bound:
         result["recompute"]["lower_bound_flops"] = planned.recompute_bound
-    if isinstance(planned, Planned) and planned.inference:
+    if planned.inference:
         result["memory"] |= planned.inference.recorded()
-    if isinstance(planned, OnnxPlanned):
+    if planned.marked is not None:
         result |= {
-            "engine": "torch", "device": planned.device, "marks": planned.marked,
+            "engine": planned.engine, "device": planned.device, "marks": planned.marked,
             "as_training": planned.restored,
         }  # fmt: skip
-        if planned.split is not None:
-            result["split"] = split_json(planned.split)
         result["optimality"] |= {
             "within": planned.bound_within,
             "lower_bound_bytes": max(planned.lower_bound, planned.lower_bound_within),
         }
+    if planned.split is not None:
+        result["split"] = split_json(planned.split)
     return result
 
 
-def _plan_json(planned: Planned | OnnxPlanned) -> dict[str, Any]:
+def _plan_json(planned: Planned) -> dict[str, Any]:
     analysis, cost = planned.analysis, planned.cost
     notes = planned.plan.notes
     return {
@@ -154,12 +151,12 @@ def _live(cost: Cost) -> str:
     return f" (live peak {format_size(cost.live_peak_bytes)})"
 
 
-def _bound(planned: Planned | OnnxPlanned) -> str:
+def _bound(planned: Planned) -> str:
     """What no plan gets under, and where it is more none within the limit on recomputation."""
     if not planned.lower_bound:
         return "none was proven within the time limit"
     every = format_size(planned.lower_bound)
-    if not isinstance(planned, OnnxPlanned) or planned.lower_bound_within <= planned.lower_bound:
+    if planned.lower_bound_within <= planned.lower_bound:
         return f"{every} (of every plan of this kind)"
     return (
         f"{format_size(planned.lower_bound_within)} (of every plan that recomputes at most "
@@ -174,7 +171,7 @@ ONEDNN_NEEDED = (
 )
 
 
-def _onednn_said(planned: Planned | OnnxPlanned) -> str:
+def _onednn_said(planned: Planned) -> str:
     """What the variable is for that switches oneDNN off."""
     if "MXNET_MKLDNN_ENABLED" not in planned.environment:
         return ""
@@ -184,17 +181,17 @@ def _onednn_said(planned: Planned | OnnxPlanned) -> str:
     )
 
 
-def _gradients(analysis: Analysis | TorchAnalysis) -> str:
+def _gradients(analysis: Step) -> str:
     """What the gradients of parameters take, in words."""
     if not analysis.frozen:
         return "as much again for their gradients"
     return f"{format_size(analysis.parameter_gradient_bytes)} for gradients of those trained"
 
 
-def print_plan(console: Console, planned: Planned | OnnxPlanned) -> None:
+def print_plan(console: Console, planned: Planned) -> None:
     """The whole report of ``memcli plan`` but its last line."""
     analysis, cost, base = planned.analysis, planned.cost, planned.baseline
-    titled = {"title": LIVE_STAGES} if isinstance(planned, OnnxPlanned) else {}
+    titled = {} if planned.pooled else {"title": LIVE_STAGES}
     stage_table(console, planned.stages, **titled)
     part = cost.pool_bytes / base.pool_bytes if base.pool_bytes else 1.0
     shapes = list(analysis.inputs.items())
@@ -223,7 +220,7 @@ def print_plan(console: Console, planned: Planned | OnnxPlanned) -> None:
         rewrites.append(f"{planned.barriers} save barriers")
     if rewrites:
         pairs.insert(5, ("rewritten", ", ".join(rewrites)))
-    if isinstance(planned, Planned) and planned.recompute_bound:
+    if planned.recompute_bound:
         least = planned.recompute_bound / cost.forward_flops
         pairs.insert(5, ("at least", f"{percent(least)} of one forward pass, proven, under every "
                                      "plan within the budget"))  # fmt: skip
@@ -237,7 +234,7 @@ def print_plan(console: Console, planned: Planned | OnnxPlanned) -> None:
                 "place and never touches the blocks that this spares",
             ),
         )
-    if isinstance(planned, OnnxPlanned):
+    if planned.marked is not None:
         counts = planned.marked
         pairs.insert(2, ("device", f"{planned.device} (PyTorch)"))
         if planned.split is not None:
@@ -251,18 +248,18 @@ def print_plan(console: Console, planned: Planned | OnnxPlanned) -> None:
         )  # fmt: skip
     if planned.kernels == "any":
         pairs.append(("kernels", ONEDNN_NEEDED))
-    if isinstance(planned, Planned) and planned.inference and planned.inference.costs:
+    if planned.inference and planned.inference.costs:
         least, most = planned.inference.baseline_bytes, planned.inference.planned_bytes
         pairs.append(
             ("inference", f"{format_size(most)} with this file, {format_size(least)} without its "
                           "plan: for inference take the plan off (memcli strip); to train a part "
                           "of the parameters plan with --frozen")
         )  # fmt: skip
-    if isinstance(planned, Planned):
+    if not planned.device:
         pairs.append(("devices", "one; on several that share the batch each runs this graph: plan "
                                  "it for one's part"))  # fmt: skip
     if analysis.frozen:
-        also = "" if isinstance(planned, OnnxPlanned) else "; the inputs have no gradient either"
+        also = "; the inputs have no gradient either" if planned.pooled else ""
         pairs.append(("frozen", f"{', '.join(analysis.frozen)}{also}"))
     if planned.environment:
         text = " ".join(f"{k}={v}" for k, v in planned.environment.items())

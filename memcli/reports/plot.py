@@ -14,8 +14,8 @@ from memcli.errors import BadInput, EngineFailed
 from memcli.formats.wording import shown_path
 from memcli.reports.model_facts import COST_WORDS
 from memcli.reports.tables import clip
+from memcli.results.compared import Comparison, Row
 from memcli.units import MIB
-from memcli.workflow.comparing import Comparison, Row
 
 ENDINGS = ("svg", "png", "html")
 

@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from memcli.reports.tables import mib, new_table, step_time
+from memcli.results.planned import Split
 from memcli.units import format_size
-from memcli.workflow.onnx_workers import Split
 from memcli.workflow.torch_workers import WorkerRun
 from memcli.workflow.verified import Compared
 

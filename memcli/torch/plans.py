@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from memcli.engines.analysis import ShapeRequest
 from memcli.errors import BadInput
 from memcli.formats.model_file import read_model
 from memcli.formats.onnx_file import OnnxFile
@@ -13,6 +12,7 @@ from memcli.formats.onnx_plan_record import MARK_NUMBERS, OnnxPlan
 from memcli.formats.onnx_training import as_training
 from memcli.formats.wording import shown_path
 from memcli.marks import KEPT
+from memcli.request import ShapeRequest
 
 # The executor's marks for those of the file.
 MARKS = dict(MARK_NUMBERS)

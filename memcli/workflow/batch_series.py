@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from memcli.engines.analysis import Analysis
 from memcli.engines.torch_analysis import TorchAnalysis
 from memcli.errors import BadInput
-
-Progress = Callable[[str, float | None], None]
+from memcli.request import Progress
 
 A = TypeVar("A", bound=Analysis | TorchAnalysis)
 

@@ -6,18 +6,16 @@ import dataclasses
 import fnmatch
 import math
 import re
-from collections.abc import Callable
 
 import numpy as np
 
-from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.engines.analysis import Analysis, analyze
 from memcli.errors import BadInput
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.graph.training import Plan, TrainingGraph
 from memcli.memory.mxnet_model import MXNetModel
+from memcli.request import Progress, ShapeRequest
 from memcli.workflow.batch_series import BatchSeries
-
-Progress = Callable[[str, float | None], None]
 
 # MXNet's builds count the elements of a tensor in 32 bits (INT64_TENSOR_SIZE is off).
 MOST_ELEMENTS = (1 << 31) - 1

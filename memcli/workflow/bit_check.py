@@ -8,15 +8,15 @@ it has no layouts to choose, recomputation repeats the same kernels on the same 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.engines.analysis import Analysis, analyze
 from memcli.engines.live_memory import available_bytes
 from memcli.engines.mxnet_variables import onednn_chooses_layouts
 from memcli.errors import MemcliError
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.symbol_edits import reservation, scaled_reservation
+from memcli.request import Progress, ShapeRequest
 from memcli.rewrites.gradients import without_gradient
 from memcli.units import format_size
 from memcli.workflow.mxnet_runs import (
@@ -28,8 +28,6 @@ from memcli.workflow.mxnet_runs import (
 )
 from memcli.workflow.step_size import batch_of, needed_bytes, scaled_request
 from memcli.workflow.verified import BASELINE, PLANNED, all_equal
-
-Progress = Callable[[str, float | None], None]
 
 # Bits are compared at this batch, or at the plan's own where that is smaller.
 _BATCH = 2

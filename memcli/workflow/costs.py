@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memcli.engines.analysis import Analysis
 from memcli.engines.operator_times import OperatorTimes
-from memcli.engines.timing import argument_dtypes, measure_operator_seconds
-from memcli.engines.torch_analysis import TorchAnalysis
-from memcli.engines.torch_timing import card_to_time, measure_step_seconds
-from memcli.graph.roofline import DEFAULT_MACHINE, PLAIN_CPU, roofline_seconds
-from memcli.memory.torch_model import step_seconds
-from memcli.workflow.variants import Variant
-
-Progress = Callable[[str, float | None], None]
+from memcli.engines.torch_timing import card_to_time
+from memcli.graph.training import TrainingGraph
+from memcli.request import Progress
 
 COSTS = ("roofline", "flops", "measured")
+
+
+class Timed(Protocol):
+    """A recorded step whose operators have costs."""
+
+    graph: TrainingGraph
+    model: Any
+
+    def expected_seconds(self, device: str) -> NDArray[np.float64]:
+        """By the roofline, of every forward node."""
+
+    def measured_seconds(self, device: str, on_progress: Progress | None = None) -> OperatorTimes:
+        """Of every forward node, timed on a device."""
+
+    def node_keys(self) -> list[tuple[str, int]]:
+        """What tells a forward node at any batch and in any form of the network."""
+
+
+class _Form(Protocol):
+    @property
+    def analysis(self) -> Any:
+        """The form's :class:`Timed`."""
 
 
 class Costs:
@@ -43,9 +60,9 @@ class Costs:
         self.notes: list[str] = []
         self._ratios: dict[tuple[str, int], float] | None = None
         self._usual = 1.0
-        self._given: dict[int, Analysis | TorchAnalysis] = {}
+        self._given: dict[int, Timed] = {}
 
-    def give(self, analysis: Analysis | TorchAnalysis) -> None:
+    def give(self, analysis: Timed) -> None:
         """Set the cost of every forward node of the analysis' model, once.
 
         Raises:
@@ -55,11 +72,12 @@ class Costs:
             return
         self._given[id(analysis)] = analysis
         if self.cost == "flops":
-            analysis.model.set_seconds(_flops(analysis))
+            graph = analysis.graph
+            analysis.model.set_seconds(np.asarray(graph.flops[: graph.n_forward], np.float64))
             return
-        seconds = _roofline(analysis, self.device)
+        seconds = analysis.expected_seconds(self.device)
         if self.cost == "measured":
-            nodes = _nodes(analysis)
+            nodes = analysis.node_keys()
             if self._ratios is None:
                 self._ratios = self._measured(analysis, nodes, seconds)
             seconds = seconds * [self._ratios.get(node, self._usual) for node in nodes]
@@ -67,12 +85,12 @@ class Costs:
 
     def _measured(
         self,
-        analysis: Analysis | TorchAnalysis,
+        analysis: Timed,
         nodes: list[tuple[str, int]],
         expected: NDArray[np.float64],
     ) -> dict[tuple[str, int], float]:
         """By node: measured over expected."""
-        times = _timed(analysis, self.device, self.on_progress)
+        times = analysis.measured_seconds(self.device, self.on_progress)
         self.notes += times.notes
         some = expected > 0
         ratios = np.divide(times.seconds, expected, out=np.ones_like(expected), where=some)
@@ -82,7 +100,7 @@ class Costs:
 
 
 def set_costs(
-    graphs: Sequence[Variant], cost: str, device: str, on_progress: Progress | None = None
+    graphs: Sequence[_Form], cost: str, device: str, on_progress: Progress | None = None
 ) -> list[str]:
     """Give all variants of a network the cost that searches minimize; notes on how it was had.
 
@@ -95,36 +113,3 @@ def set_costs(
     for variant in graphs:
         costs.give(variant.analysis)
     return costs.notes
-
-
-def _timed(
-    analysis: Analysis | TorchAnalysis, device: str, on_progress: Progress | None
-) -> OperatorTimes:
-    if isinstance(analysis, TorchAnalysis):
-        return measure_step_seconds(analysis, device, on_progress=on_progress)
-    return measure_operator_seconds(
-        analysis.graph, device, dtypes=argument_dtypes(analysis), on_progress=on_progress
-    )
-
-
-def _roofline(analysis: Analysis | TorchAnalysis, device: str) -> NDArray[np.float64]:
-    """On the CPU by the speed of MXNet's plain kernels, which plans run on."""
-    if isinstance(analysis, TorchAnalysis):
-        return step_seconds(analysis.trace)
-    return roofline_seconds(analysis.graph, PLAIN_CPU if device == "cpu" else DEFAULT_MACHINE)
-
-
-def _flops(analysis: Analysis | TorchAnalysis) -> NDArray[np.float64]:
-    graph = analysis.graph
-    return np.asarray(graph.flops[: graph.n_forward], np.float64)
-
-
-def _nodes(analysis: Analysis | TorchAnalysis) -> list[tuple[str, int]]:
-    """What tells a node at any batch and on any graph of the network: its name, its inputs."""
-    if isinstance(analysis, TorchAnalysis):
-        return [(step["output"], 0) for step in analysis.steps]
-    graph = analysis.graph
-    return [
-        (graph.names[v], int(graph.in_ptr[v + 1] - graph.in_ptr[v]))
-        for v in range(graph.n_forward)
-    ]

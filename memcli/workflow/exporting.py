@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,10 @@ from memcli.memory.torch_model import TorchCost
 from memcli.planners.scope_modules import ModuleSearch
 from memcli.planners.scope_runs import RunSearch
 from memcli.planners.scopes import Group, Grouping, ScopeCosts
+from memcli.request import Progress
 from memcli.workflow.onnx_planning import analyze_file, flags_of
 from memcli.workflow.onnx_tensors import places
 from memcli.workflow.verifying import shapes_to_verify
-
-Progress = Callable[[str, float | None], None]
 
 TARGETS = ("torch", "tensorflow", "jax")
 # What a policy of PyTorch's selective checkpointing can count, by the operators of the file.
@@ -69,6 +68,13 @@ class Exported:
     def fraction(self, cost: TorchCost) -> float:
         """FLOPs that run again, of one forward pass."""
         return cost.recompute_flops / max(self.analysis.model.forward_flops, 1.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``export --json`` prints, the script in it."""
+        from memcli.reports.export_report import export_json
+        from memcli.reports.export_script import export_script
+
+        return export_json(self, export_script(self, "SCRIPT"))
 
     def time_fraction(self, cost: TorchCost) -> float:
         """The same in time, by the roofline."""

@@ -6,12 +6,14 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic
+from typing import Any, Generic
 
 from memcli.errors import AnswerIsNo
 from memcli.graph.training import Plan
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost
 from memcli.planners.base import Settings
+from memcli.results.fitted import Breakdown, Fitted, Side
+from memcli.results.planned import Source, Step
 from memcli.units import distinct_sizes, format_size
 from memcli.workflow.batch_series import A, BatchSeries
 from memcli.workflow.costs import Costs
@@ -22,43 +24,6 @@ OPTIMIZERS = {"sgd": 0, "momentum": 1, "adam": 2}
 
 # With this part of the pool or more to spare, a plan with less recomputation is searched for.
 _SPARE = 0.02
-
-
-@dataclass
-class Breakdown:
-    """Where the memory of a training step goes. Bytes."""
-
-    parameters: int
-    gradients: int  # of the parameters
-    optimizer: int
-    states: int  # auxiliary states: moving statistics and the like
-    inputs: int  # labels included
-    input_gradients: int
-    pool: int  # feature maps and their gradients
-
-    @property
-    def total(self) -> int:
-        """The sum of all."""
-        return sum(dataclasses.astuple(self))
-
-
-@dataclass
-class Side:
-    """The largest batch, with or without a plan.
-
-    Where not even batch 1 fits, ``batch`` is 0 and the figures are those of batch 1.
-    """
-
-    batch: int
-    breakdown: Breakdown
-    cost: Cost
-    next_bytes: int | None  # what one more needs; None where the engine refuses it
-    next_problem: str  # and why
-
-    @property
-    def fits(self) -> bool:
-        """Whether there is such a batch."""
-        return self.batch > 0
 
 
 @dataclass
@@ -88,6 +53,23 @@ class Answer(Generic[A]):
     analysis: A
 
 
+@dataclass
+class Finished:
+    """The plan of an answer, as it is written. Sizes in bytes.
+
+    ``analysis``: of the baseline at that batch. ``form``: of the network, that the plan is for.
+    """
+
+    plan: Plan
+    cost: Cost
+    breakdown: Breakdown
+    analysis: Step
+    operator_count: int
+    form: Any
+    environment: dict[str, str]
+    notes: list[str]
+
+
 class FitSearch(ABC, Generic[A]):
     """The search itself.
 
@@ -95,6 +77,12 @@ class FitSearch(ABC, Generic[A]):
     is another one. ``available``: bytes that a step may take.
     ``costs``: of running operators again, given to every batch that plans are looked at.
     """
+
+    source: Source
+    original: tuple[str, str]  # name and SHA-256 of the file without any plan
+    device: str = ""  # that figures are of, where they differ by device
+    restored: list[str]
+    notes: list[str]
 
     # How often a plan is searched for again at the first batch that did not fit.
     rounds = 6
@@ -115,6 +103,29 @@ class FitSearch(ABC, Generic[A]):
         self.settings = settings
         self.available = available
         self.candidates: list[Candidate[A]] = []
+        self.restored = []
+        self.notes = []
+
+    @property
+    def looked_at(self) -> int:
+        """How many batches the engine was asked about."""
+        return len(self.batches.analyses) + len(self.batches.refused)
+
+    @abstractmethod
+    def finished(self, answer: Answer[A]) -> Finished:
+        """The plan of an answer with what the engine puts into its file.
+
+        Raises:
+            AnswerIsNo: the plan changes bits on kernels that may run it.
+        """
+
+    @abstractmethod
+    def write(self, fitted: Fitted, out: str, force: bool) -> None:
+        """Writes the model with its plan at the batch that was found, whole or not at all.
+
+        Raises:
+            BadInput: the file cannot be written, or exists and ``force`` is false.
+        """
 
     @property
     def searches(self) -> int:

@@ -1,98 +1,33 @@
-"""The largest batch that trains in a given memory, without a plan and with one."""
+"""The largest batch of a symbol that MXNet trains in a given memory."""
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
-from memcli.engines.analysis import Analysis, ShapeRequest, analyze
-from memcli.engines.torch_analysis import TorchAnalysis
+from memcli.engines.analysis import Analysis, analyze
 from memcli.errors import AnswerIsNo, BadInput
-from memcli.formats.detect import Model
 from memcli.formats.mxnet_symbol import SymbolFile
-from memcli.formats.onnx_file import OnnxFile
-from memcli.formats.output import check_output
 from memcli.graph.training import Plan
 from memcli.memory.bounds import plan_bound
 from memcli.memory.mxnet_model import MXNetModel
-from memcli.memory.runtime import Reserve, reserve_or_default
-from memcli.memory.stages import stages
 from memcli.planners.base import MATCH_RANGES, Found, Settings
 from memcli.planners.registry import AS_PUBLISHED, most_promising, search_plan
-from memcli.units import distinct_sizes
+from memcli.request import Progress, ShapeRequest
+from memcli.results.fitted import Breakdown, Fitted
 from memcli.workflow.batches import Batches, transferred
 from memcli.workflow.bit_check import may_change_layouts
 from memcli.workflow.costs import Costs
-from memcli.workflow.fit_search import OPTIMIZERS, Breakdown, Candidate, FitSearch, Side
+from memcli.workflow.fit_search import OPTIMIZERS, Answer, Candidate, Finished, FitSearch
 from memcli.workflow.planning import (
-    Planned,
+    as_planned,
     environment_of,
     kernels_of,
     onednn_problem,
-    read_symbol,
+    original_of,
     shape_notes,
     unplanned,
     write_plan,
 )
 from memcli.workflow.reserving import allow_reservation, with_reserved_blocks
 from memcli.workflow.variants import Edits, Variant, edits_of, exact_parts, with_splits
-
-Progress = Callable[[str, float | None], None]
-
-
-@dataclass
-class Fitted:
-    """The answer. Sizes in bytes, ``seconds`` for everything."""
-
-    source: SymbolFile | OnnxFile
-    sha256: str  # of the graph without any plan
-    memory: int  # as given
-    reserve: int
-    optimizer: str
-    strategy: str  # as asked for
-    unplanned: Side
-    planned: Side
-    analysis: Analysis | TorchAnalysis  # at the planned batch
-    variant: Variant | None  # what the plan is for, at that batch; of an ONNX file the file itself
-    plan: Plan
-    kernels: str  # that run the plan; see Planned.kernels. '' for PyTorch
-    environment: dict[str, str]
-    notes: list[str]
-    searches: int  # plans searched for
-    batches: int  # batches that the engine was asked about
-    seconds: float
-    output: str | None = None
-    device: str = ""  # that PyTorch's figures are of: cpu or cuda
-    restored: list[str] = field(default_factory=list)  # what --as-training did
-    cost_of: str = "roofline"  # what stands for the cost of an operator: see Settings.cost
-    reserve_assumed: str = ""  # what the reserve is for, where it was not given
-
-    @property
-    def available(self) -> int:
-        """What the step may take."""
-        return self.memory - self.reserve
-
-    @property
-    def ratio(self) -> float | None:
-        """Planned batch over unplanned batch; None where nothing fits unplanned."""
-        return self.planned.batch / self.unplanned.batch if self.unplanned.batch else None
-
-
-def room(memory: int, kept: Reserve) -> int:
-    """Bytes that a step may take.
-
-    Raises:
-        AnswerIsNo: the engine alone is assumed to take everything.
-    """
-    if kept.bytes < memory:
-        return memory - kept.bytes
-    have, most = distinct_sizes(memory, kept.bytes)
-    raise AnswerIsNo(
-        f"nothing fits {have}: {most} are assumed to be taken before training ({kept.assumed})",
-        "--reserve SIZE says what is; --reserve 0 counts none of it",
-    )
 
 
 def breakdown(analysis: Analysis, pool_bytes: int, optimizer: str) -> Breakdown:
@@ -123,23 +58,47 @@ def breakdown(analysis: Analysis, pool_bytes: int, optimizer: str) -> Breakdown:
     )
 
 
-class _Fit(FitSearch[Analysis]):
-    """The search on MXNet's pool."""
+class MXNetFit(FitSearch[Analysis]):
+    """The search on MXNet's pool; each batch is bound by MXNet itself."""
 
     def __init__(
         self,
-        batches: Batches,
-        rewritten: Batches,
+        given: SymbolFile,
+        request: ShapeRequest,
         settings: Settings,
         available: int,
         *,
         strategy: str,
         optimizer: str,
-        costs: Costs,
+        device: str,
+        on_progress: Progress | None,
     ) -> None:
-        super().__init__(batches, rewritten, settings, available, costs)
+        """Bind the graph as it comes and at another batch, with the rewrites that it profits from.
+
+        ``device``: ``cpu`` or ``gpu:N``, where operators are timed if ``settings.cost`` says so.
+        """
+        notes: list[str] = []
+        source = unplanned(given, notes)
+        batches = Batches(source, request, on_progress)
+        notes += shape_notes(batches.first)
+        self.rewrite = settings.rewrite and strategy not in AS_PUBLISHED
+        edits = _edits(source, batches.first, strategy, settings) if self.rewrite else Edits()
+        rewritten = batches
+        if edits:
+            changed = source.with_content(edits.applied(source.raw))
+            other = Batches(changed, request, on_progress)
+            if exact_parts(edits, source, changed, batches.first, other.first) == edits:
+                rewritten = other
+        super().__init__(
+            batches, rewritten, settings, available, Costs(settings.cost, device, on_progress)
+        )
+        self.names = edits.names if rewritten is not batches else []
         self.strategy = strategy
         self.optimizer = optimizer
+        self.symbol = self.source = source
+        self.form = rewritten.source
+        self.original = original_of(given)
+        self.notes = notes
 
     def breakdown(self, analysis: Analysis, pool_bytes: int) -> Breakdown:
         """See :func:`breakdown`."""
@@ -162,114 +121,61 @@ class _Fit(FitSearch[Analysis]):
         allow_reservation(analysis)
         return search_plan(analysis.graph, analysis.model, self.strategy, settings)[0].plan
 
-
-def fit(
-    model: Model,
-    request: ShapeRequest,
-    memory: int,
-    settings: Settings,
-    *,
-    strategy: str = "auto",
-    optimizer: str = "sgd",
-    reserve: int | None = None,
-    cpu: bool = False,
-    device: str = "cpu",
-    out: str | None = None,
-    force: bool = False,
-    on_progress: Progress | None = None,
-) -> Fitted:
-    """The largest batch that trains in ``memory`` bytes, and with ``out`` its planned graph.
-
-    Counted are parameters, their gradients, the optimizer's copies, auxiliary states, inputs and
-    their gradients, and the pool; not what the engine and its libraries take for themselves
-    (context, workspaces, rounding of blocks), for which ``reserve`` bytes are left free, by default
-    what :mod:`memcli.memory.runtime` assumes (``cpu``: of the CPU, else of a card). The time limit
-    of ``settings`` is of each search for a plan. ``device``: ``cpu`` or ``gpu:N``, where
-    operators are timed if ``settings.cost`` says so: at the first batch that a plan is searched for
-    at (:class:`memcli.workflow.costs.Costs`).
-
-    Each batch that is looked at is bound by MXNet itself. The unplanned answer was seen to fit and
-    the next batch seen not to. The planned answer was seen to fit under the plan that is returned,
-    and the next batch seen not to fit under any plan that was found, one that was searched for at
-    that very batch among them (unless ``rounds`` such searches in a row went further). That no
-    plan at all, or no larger batch, fits is not proven: pools are allocated greedily.
-
-    Raises:
-        BadInput: bad file, shapes or output, or a graph whose batch cannot be changed.
-        AnswerIsNo: not even batch 1 fits.
-        EngineFailed: MXNet is missing or crashed.
-    """
-    check_output(model, out, force)
-    started = time.monotonic()
-    notes: list[str] = []
-    given = read_symbol(model)
-    earlier = given.plan()
-    original = (
-        (earlier.original_name, earlier.original_sha256) if earlier else (given.name, given.sha256)
-    )
-    source = unplanned(given, notes)
-    batches = Batches(source, request, on_progress)
-    notes += shape_notes(batches.first)
-    kept = reserve_or_default(reserve, "mxnet", cpu=cpu, memory=memory)
-    available = room(memory, kept)
-    settings = dataclasses.replace(settings, on_progress=on_progress)
-    rewrite = settings.rewrite and strategy not in AS_PUBLISHED
-    edits = _edits(source, batches.first, strategy, settings) if rewrite else Edits()
-    rewritten = batches
-    if edits:
-        changed = source.with_content(edits.applied(source.raw))
-        other = Batches(changed, request, on_progress)
-        if exact_parts(edits, source, changed, batches.first, other.first) == edits:
-            rewritten = other
-    costs = Costs(settings.cost, device, on_progress)
-    search = _Fit(
-        batches, rewritten, settings, available, strategy=strategy, optimizer=optimizer,
-        costs=costs,
-    )
-    found = search.answer()
-    notes += costs.notes
-    names = edits.names if rewritten is not batches else []
-    variant = Variant(rewritten.source, found.analysis, names)
-    if rewrite:
-        variant, made = with_reserved_blocks(variant, Found(found.plan, found.planned.cost))
-        found.plan = made.plan
-        found.planned.cost = made.cost
-        found.planned.breakdown = search.breakdown(variant.analysis, made.cost.pool_bytes)
-    saved = batches.at(found.planned.batch) or found.analysis
-    kernels = kernels_of(found.plan, variant.analysis)
-    if may_change_layouts(variant.analysis, settings.environment, kernels) and (
-        problem := onednn_problem(source, saved, variant, found.plan, on_progress)
-    ):
-        raise AnswerIsNo(
-            f"with oneDNN, MXNet's default on CPUs, the plan changes bits: {problem}",
-            "plan for MXNet's plain kernels: --environment best --kernels plain",
+    def finished(self, answer: Answer[Analysis]) -> Finished:
+        """See :meth:`FitSearch.finished`."""
+        variant = Variant(self.form, answer.analysis, self.names)
+        made = Found(answer.plan, answer.planned.cost)
+        parts = answer.planned.breakdown
+        if self.rewrite:
+            variant, made = with_reserved_blocks(variant, made)
+            parts = self.breakdown(variant.analysis, made.cost.pool_bytes)
+        saved = self.batches.at(answer.planned.batch) or answer.analysis
+        kernels = kernels_of(made.plan, variant.analysis)
+        environment = self.settings.environment
+        if may_change_layouts(variant.analysis, environment, kernels) and (
+            problem := onednn_problem(
+                self.symbol, saved, variant, made.plan, self.settings.on_progress
+            )
+        ):
+            raise AnswerIsNo(
+                f"with oneDNN, MXNet's default on CPUs, the plan changes bits: {problem}",
+                "plan for MXNet's plain kernels: --environment best --kernels plain",
+            )
+        return Finished(
+            plan=made.plan,
+            cost=made.cost,
+            breakdown=parts,
+            analysis=saved,
+            operator_count=self.symbol.operator_count,
+            form=variant,
+            environment=environment_of(made.plan, variant.analysis, environment, kernels),
+            notes=self.costs.notes,
         )
-    fitted = Fitted(
-        source=source,
-        sha256=original[1],
-        memory=memory,
-        reserve=kept.bytes,
-        reserve_assumed=kept.assumed,
-        optimizer=optimizer,
-        strategy=strategy,
-        unplanned=found.unplanned,
-        planned=found.planned,
-        analysis=saved,
-        variant=variant,
-        plan=found.plan,
-        kernels=kernels,
-        environment=environment_of(found.plan, variant.analysis, settings.environment, kernels),
-        notes=notes,
-        searches=search.searches,
-        batches=len(batches.analyses) + len(batches.refused),
-        seconds=time.monotonic() - started,
-        cost_of=settings.cost,
-    )
-    if out is not None:
-        write_plan(_as_planned(fitted, original), out, force)
-        fitted.output = out
-    fitted.seconds = time.monotonic() - started
-    return fitted
+
+    def write(self, fitted: Fitted, out: str, force: bool) -> None:
+        """See :meth:`FitSearch.write`."""
+        saved, variant = fitted.analysis, fitted.form
+        ground = variant.analysis.graph.without_reserved_blocks()
+        cost = fitted.planned.cost
+        planned = as_planned(
+            variant,
+            plan_bound(ground, MXNetModel(ground), cost),
+            self.settings.environment,
+            source=fitted.source,
+            original=self.original,
+            engine="mxnet",
+            analysis=saved,
+            operator_count=fitted.operator_count,
+            strategy=fitted.strategy,
+            cost_of=fitted.cost_of,
+            plan=fitted.plan,
+            baseline=saved.model.evaluate(saved.model.none()),
+            cost=cost,
+            notes=fitted.notes,
+            evaluated=fitted.searches,
+            seconds=fitted.seconds,
+        )
+        write_plan(planned, out, force)
 
 
 def _edits(source: SymbolFile, first: Analysis, strategy: str, settings: Settings) -> Edits:
@@ -297,33 +203,3 @@ def _edits(source: SymbolFile, first: Analysis, strategy: str, settings: Setting
         allow_reservation(analysis)
     pairs = [(analysis.graph, analysis.model) for analysis in analyses]
     return forms[most_promising(pairs, strategy, settings)]
-
-
-def _as_planned(fitted: Fitted, original: tuple[str, str]) -> Planned:
-    """The plan at the batch that was found, as ``plan`` would have made it."""
-    assert fitted.variant is not None and isinstance(fitted.source, SymbolFile)
-    assert isinstance(fitted.analysis, Analysis)
-    saved, model = fitted.analysis.model, fitted.variant.analysis.model
-    listed, timeline, _ = stages(model, fitted.plan)
-    bare = saved.timeline(saved.none())
-    ground = model.graph.without_reserved_blocks()
-    return Planned(
-        source=fitted.source,
-        original=original,
-        analysis=fitted.analysis,
-        variant=fitted.variant,
-        strategy=fitted.strategy,
-        cost_of=fitted.cost_of,
-        plan=fitted.plan,
-        baseline=saved.evaluate(saved.none()),
-        cost=fitted.planned.cost,
-        lower_bound=plan_bound(ground, MXNetModel(ground), fitted.planned.cost),
-        baseline_allocated=int(bare.touched_bytes[-1]),
-        allocated=int(timeline.touched_bytes[-1]),
-        stages=listed,
-        kernels=fitted.kernels,
-        environment=fitted.environment,
-        notes=fitted.notes,
-        evaluated=fitted.searches,
-        seconds=fitted.seconds,
-    )

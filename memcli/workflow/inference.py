@@ -8,35 +8,14 @@ its original.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from memcli.engines.analysis import Analysis, analyze
 from memcli.errors import MemcliError
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE
+from memcli.results.planned import Inference
 
 # A graph of more nodes takes MXNet seconds to bind once more.
 _LARGEST = 50_000
-
-
-@dataclass(frozen=True)
-class Inference:
-    """The pool of a forward pass alone, bytes."""
-
-    baseline_bytes: int
-    planned_bytes: int
-
-    @property
-    def costs(self) -> bool:
-        """Whether the plan's graph takes visibly more."""
-        return self.planned_bytes > 1.01 * self.baseline_bytes
-
-    def recorded(self) -> dict[str, int]:
-        """For the record in the file."""
-        return {
-            "baseline_inference_bytes": self.baseline_bytes,
-            "inference_bytes": self.planned_bytes,
-        }
 
 
 def inference(

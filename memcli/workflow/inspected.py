@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from memcli.errors import MemcliError
 from memcli.formats.onnx_losses import Loss
@@ -115,6 +116,7 @@ class OnnxFacts:
 
     opsets: dict[str, int]  # "" for ONNX's own operators
     producer: str
+    described: str  # the file, in words
     device: str  # cpu or cuda, that the figures are of
     parameters: Held
     states: Held
@@ -165,3 +167,9 @@ class Inspected:
     def shown(self) -> Figures | None:
         """The planned figures, without a plan the unplanned ones."""
         return self.planned or self.unplanned
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``inspect --json`` prints."""
+        from memcli.reports.inspect_json import inspect_json
+
+        return inspect_json(self)

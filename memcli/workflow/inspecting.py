@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
 
 import numpy as np
 
-from memcli.engines.analysis import Analysis, ShapeRequest, analyze, graph_environment
+from memcli.engines.analysis import Analysis, analyze, graph_environment
 from memcli.errors import BadInput
 from memcli.formats.detect import Model
 from memcli.formats.mxnet_symbol import SymbolFile
@@ -20,6 +19,7 @@ from memcli.memory.bounds import plan_bound
 from memcli.memory.breakdown import Split, forward_op, live_at_peak
 from memcli.memory.mxnet_model import MXNetModel
 from memcli.memory.stages import kept_entries, stages, with_gradients
+from memcli.request import Progress, ShapeRequest
 from memcli.units import format_size
 from memcli.workflow.inspected import (
     Figures,
@@ -33,8 +33,6 @@ from memcli.workflow.inspected import (
 from memcli.workflow.memory_models import NO_MODELS, ModelRequest, under_models_in_mxnet
 from memcli.workflow.planning import read_symbol
 from memcli.workflow.verifying import plan_of_file, save_barriers, shapes_to_verify
-
-Progress = Callable[[str, float | None], None]
 
 # Attributes of the classic planner's cut candidates; the second one is how old files spell it.
 _STAGE_KEYS = ("__mirror_stage__", "mirror_stage")

@@ -12,6 +12,7 @@ from memcli.engines.live_memory import available_bytes
 from memcli.engines.mxnet_step import train_step
 from memcli.errors import MemcliError
 from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.request import Progress
 from memcli.rewrites.prepare import prepare
 from memcli.units import format_size
 from memcli.workflow.verified import (
@@ -23,8 +24,6 @@ from memcli.workflow.verified import (
     all_equal,
     compare_files,
 )
-
-Progress = Callable[[str, float | None], None]
 
 # Part of the free memory that a step may take; the rest is for buffers and the other programs.
 USABLE = 0.8

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 
-from memcli.engines.analysis import ShapeRequest
 from memcli.engines.torch_analysis import TorchAnalysis
 from memcli.errors import BadInput
 from memcli.formats.onnx_file import OnnxFile
 from memcli.formats.onnx_shapes import batch_dims
 from memcli.graph.training import Plan
+from memcli.request import Progress, ShapeRequest
 from memcli.workflow.batch_series import BatchSeries
 from memcli.workflow.onnx_planning import analyze_file
-
-Progress = Callable[[str, float | None], None]
 
 # PyTorch's sizes have 64 bits; ONNX files' dimensions that memcli takes have 31.
 _LARGEST = (1 << 31) - 1

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable
 
 import numpy as np
 
-from memcli.engines.analysis import ShapeRequest
 from memcli.engines.torch_analysis import TorchAnalysis
-from memcli.formats.detect import Model
+from memcli.formats.detect import ModelSource
 from memcli.graph.training import Plan
 from memcli.memory import torch_trace as events
-from memcli.memory.runtime import reserve_or_default
 from memcli.memory.torch_bound import torch_bound
 from memcli.memory.torch_stages import torch_stages
 from memcli.planners.base import Settings
 from memcli.planners.registry import STRATEGIES
 from memcli.planners.torch_search import TorchSearch
+from memcli.request import Devices, Progress, ShapeRequest
+from memcli.results.fitted import Breakdown, Fitted
+from memcli.results.planned import Planned
 from memcli.workflow.costs import Costs
-from memcli.workflow.fit_search import OPTIMIZERS, Breakdown, Candidate, FitSearch
-from memcli.workflow.fitting import Fitted, room
+from memcli.workflow.fit_search import OPTIMIZERS, Answer, Candidate, Finished, FitSearch
 from memcli.workflow.onnx_batches import OnnxBatches, transferred
 from memcli.workflow.onnx_planning import (
-    OnnxPlanned,
-    check_torch_output,
-    kind_of,
     limited,
     read_for_training,
     shape_notes,
     write_onnx_plan,
 )
-
-Progress = Callable[[str, float | None], None]
 
 
 def torch_breakdown(analysis: TorchAnalysis, live_bytes: int, optimizer: str) -> Breakdown:
@@ -59,8 +52,8 @@ def torch_breakdown(analysis: TorchAnalysis, live_bytes: int, optimizer: str) ->
     )
 
 
-class _Fit(FitSearch[TorchAnalysis]):
-    """The search on PyTorch's exact memory."""
+class TorchFit(FitSearch[TorchAnalysis]):
+    """The search on PyTorch's exact memory; a step is recorded at each batch that is looked at."""
 
     # What a plan saves grows with the batch, whatever batch it was found at, and each search goes
     # on from the last one's plan: when that gives no more, further ones are not worth their time.
@@ -68,17 +61,31 @@ class _Fit(FitSearch[TorchAnalysis]):
 
     def __init__(
         self,
-        batches: OnnxBatches,
+        source: ModelSource,
+        request: ShapeRequest,
         settings: Settings,
         available: int,
         *,
         strategy: str,
         optimizer: str,
-        costs: Costs,
+        devices: Devices,
+        training: bool,
+        on_progress: Progress | None,
     ) -> None:
+        """Read the model, and record a step as it comes and at another batch."""
+        notes: list[str] = []
+        file, original, restored = read_for_training(source, training, request, notes)
+        costs = Costs(settings.cost, devices.first, on_progress)
+        batches = OnnxBatches(file, request, devices.kind, on_progress)
         super().__init__(batches, batches, settings, available, costs)
+        self.onnx_batches = batches
         self.strategy = strategy
         self.optimizer = optimizer
+        self.source = file
+        self.original = original
+        self.device = devices.kind
+        self.restored = restored
+        self.notes = notes
 
     def breakdown(self, analysis: TorchAnalysis, pool_bytes: int) -> Breakdown:
         """See :func:`torch_breakdown`."""
@@ -97,105 +104,45 @@ class _Fit(FitSearch[TorchAnalysis]):
         STRATEGIES[self.strategy](search)
         return search.answer().plan
 
+    def finished(self, answer: Answer[TorchAnalysis]) -> Finished:
+        """See :meth:`FitSearch.finished`."""
+        analysis = answer.analysis
+        shown = dataclasses.replace(analysis, assumed=self.onnx_batches.assumed())
+        return Finished(
+            plan=answer.plan,
+            cost=answer.planned.cost,
+            breakdown=answer.planned.breakdown,
+            analysis=analysis,
+            operator_count=len(analysis.steps),
+            form=None,
+            environment={},
+            notes=[*self.costs.notes, *shape_notes(shown)],
+        )
 
-def fit_onnx(
-    model: Model,
-    request: ShapeRequest,
-    memory: int,
-    settings: Settings,
-    *,
-    strategy: str = "auto",
-    optimizer: str = "sgd",
-    reserve: int | None = None,
-    device: str = "gpu:0",
-    training: bool = False,
-    out: str | None = None,
-    force: bool = False,
-    on_progress: Progress | None = None,
-) -> Fitted:
-    """The largest batch that trains in ``memory`` bytes; see :func:`memcli.workflow.fitting.fit`.
-
-    ``device``: ``gpu:N``, in blocks of PyTorch's allocator, or ``cpu``; no card is needed, unless
-    operators are to be timed on it, which is done at the first batch that a plan is searched for
-    at (:class:`memcli.workflow.costs.Costs`). ``training``: put BatchNorm and Dropout back into
-    training mode first. Not counted are CUDA's context, libraries' workspaces (``reserve`` bytes
-    are left free for them) and what the allocator cannot use between its blocks.
-
-    A step is recorded at each batch that is looked at. Both answers were seen to fit, and the next
-    batch seen not to, under no plan and under every plan that was found; that no plan at all fits a
-    larger batch is not proven.
-
-    Raises:
-        BadInput: bad file, shapes or output, or a graph whose batch cannot be changed.
-        AnswerIsNo: not even batch 1 fits.
-        EngineFailed: PyTorch or the card is missing, or it crashed.
-    """
-    check_torch_output(model, out, force)
-    started = time.monotonic()
-    notes: list[str] = []
-    file, original, restored = read_for_training(model, training, request, notes)
-    kind = kind_of(device)
-    kept = reserve_or_default(reserve, "torch", cpu=kind == "cpu", memory=memory)
-    available = room(memory, kept)
-    costs = Costs(settings.cost, device, on_progress)
-    batches = OnnxBatches(file, request, kind, on_progress)
-    settings = dataclasses.replace(settings, on_progress=on_progress)
-    search = _Fit(
-        batches, settings, available, strategy=strategy, optimizer=optimizer, costs=costs
-    )
-    found = search.answer()
-    notes += costs.notes
-    notes += shape_notes(dataclasses.replace(found.analysis, assumed=batches.assumed()))
-    fitted = Fitted(
-        source=file,
-        sha256=original[1],
-        memory=memory,
-        reserve=kept.bytes,
-        reserve_assumed=kept.assumed,
-        optimizer=optimizer,
-        strategy=strategy,
-        unplanned=found.unplanned,
-        planned=found.planned,
-        analysis=found.analysis,
-        variant=None,
-        plan=found.plan,
-        kernels="",
-        environment={},
-        notes=notes,
-        searches=search.searches,
-        batches=len(batches.analyses) + len(batches.refused),
-        seconds=time.monotonic() - started,
-        device=kind,
-        restored=restored,
-        cost_of=settings.cost,
-    )
-    if out is not None:
-        planned = _as_planned(fitted, found.analysis, original)
+    def write(self, fitted: Fitted, out: str, force: bool) -> None:
+        """See :meth:`FitSearch.write`."""
+        analysis, plan = fitted.analysis, fitted.plan
+        model, cost = analysis.model, fitted.planned.cost
+        baseline = model.evaluate(model.none())
+        planned = Planned(
+            source=fitted.source,
+            original=self.original,
+            engine="torch",
+            analysis=analysis,
+            operator_count=fitted.operator_count,
+            device=fitted.device,
+            strategy=fitted.strategy,
+            cost_of=fitted.cost_of,
+            plan=plan,
+            baseline=baseline,
+            cost=cost,
+            baseline_allocated=baseline.pool_bytes,
+            allocated=cost.pool_bytes,
+            lower_bound=torch_bound(model.exact, cost.live_peak_bytes).bytes,
+            stages=torch_stages(model, plan.recompute, plan.cuts)[0],
+            restored=fitted.restored,
+            notes=fitted.notes,
+            evaluated=fitted.searches,
+            seconds=fitted.seconds,
+        )
         write_onnx_plan(planned, out, force)
-        fitted.output = out
-    fitted.seconds = time.monotonic() - started
-    return fitted
-
-
-def _as_planned(
-    fitted: Fitted, analysis: TorchAnalysis, original: tuple[str, str]
-) -> OnnxPlanned:
-    """The plan at the batch that was found, as ``plan`` would have made it."""
-    model, plan = analysis.model, fitted.plan
-    return OnnxPlanned(
-        source=analysis.file,
-        original=original,
-        analysis=analysis,
-        device=fitted.device,
-        strategy=fitted.strategy,
-        cost_of=fitted.cost_of,
-        plan=plan,
-        baseline=model.evaluate(model.none()),
-        cost=fitted.planned.cost,
-        lower_bound=torch_bound(model.exact, fitted.planned.cost.live_peak_bytes).bytes,
-        stages=torch_stages(model, plan.recompute, plan.cuts)[0],
-        restored=fitted.restored,
-        notes=fitted.notes,
-        evaluated=fitted.searches,
-        seconds=fitted.seconds,
-    )

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable
 
-from memcli.engines.analysis import ShapeRequest
 from memcli.engines.torch_analysis import TorchAnalysis
 from memcli.errors import BadInput, MemcliError
 from memcli.formats.caffe.file import CaffeFile
@@ -26,6 +24,7 @@ from memcli.memory.torch_breakdown import LOSS, torch_live_at_peak
 from memcli.memory.torch_stages import kept_storages, torch_stages
 from memcli.planners.base import Settings
 from memcli.planners.torch_search import TorchSearch
+from memcli.request import Progress, ShapeRequest
 from memcli.workflow.inspected import (
     Figures,
     Held,
@@ -46,8 +45,6 @@ from memcli.workflow.onnx_planning import (
 )
 from memcli.workflow.onnx_tensors import largest_tensors, node_rows, operator_kinds
 from memcli.workflow.verifying import shapes_to_verify
-
-Progress = Callable[[str, float | None], None]
 
 # Bytes of an element, of the types that parameters have.
 _ITEM = {"float16": 2, "bfloat16": 2, "float64": 8}
@@ -119,7 +116,6 @@ def _file_facts(file: OnnxFile, record: OnnxPlan | None, device: str) -> Inspect
         for node in file.graph.node
     )
     kinds = [OperatorKind(op, n, 0.0, 0, 0) for op, n in count.items()]
-    producer = f"{file.model.producer_name} {file.model.producer_version}".strip()
     facts = None
     if record is not None:
         marked = sum(mark != "kept" for mark in record.marks.values())
@@ -150,7 +146,9 @@ def _file_facts(file: OnnxFile, record: OnnxPlan | None, device: str) -> Inspect
         notes=[],
         format=file.format,
         engine="torch",
-        onnx=OnnxFacts(file.opsets, producer, device, parameters, states, losses(file)),
+        onnx=OnnxFacts(
+            file.opsets, file.producer, file.described, device, parameters, states, losses(file)
+        ),
     )
 
 

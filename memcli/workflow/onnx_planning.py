@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from memcli.engines.analysis import ShapeRequest
 from memcli.engines.torch_analysis import TorchAnalysis, analyze_onnx
 from memcli.errors import REFUSED, BadInput
-from memcli.formats.caffe.file import CaffeFile, check_caffe_output
-from memcli.formats.detect import Model, read_source
+from memcli.formats.caffe.file import CaffeFile
+from memcli.formats.detect import Model
 from memcli.formats.model_file import read_model, unplanned_file, write_planned, written_as
 from memcli.formats.newest import remember_plan
 from memcli.formats.onnx_file import OnnxFile
@@ -23,32 +20,17 @@ from memcli.formats.onnx_plan_record import MARK_NUMBERS, MARK_TEXTS
 from memcli.formats.onnx_shapes import bind_shapes, guess_hint
 from memcli.formats.onnx_tf_layers import draws_undefined
 from memcli.formats.onnx_training import as_training
-from memcli.formats.output import check_output
 from memcli.formats.wording import first_of, shown, shown_path
 from memcli.graph.training import Flags, Plan
 from memcli.marks import EACH, RESULTS
-from memcli.memory.bounds import gap
-from memcli.memory.mxnet_model import Cost
-from memcli.memory.stages import Stage
-from memcli.memory.torch_bound import TorchBound
-from memcli.memory.torch_stages import torch_stages
-from memcli.planners import none
 from memcli.planners.base import Settings
-from memcli.planners.registry import STRATEGIES
-from memcli.planners.torch_search import TorchSearch
-from memcli.time_limit import deadline, finished_by, search_end
-from memcli.units import parse_size
-from memcli.workflow.costs import Costs
-from memcli.workflow.onnx_workers import Split, split_request
+from memcli.request import Progress, ShapeRequest
+from memcli.results.planned import Planned
 from memcli.workflow.planning import (
     assumed_notes,
-    fits_note,
     recorded_memory,
     recorded_recomputation,
-    refuse_misses,
 )
-
-Progress = Callable[[str, float | None], None]
 
 # Recomputation in forward passes, where the user sets neither a budget nor a limit. PyTorch can run
 # a node at every need, and the least memory of all may take ten passes and more.
@@ -57,67 +39,12 @@ DEFAULT_MAX_RECOMPUTE = 1.0
 _REST_SECONDS = 0.5
 
 
-@dataclass
-class OnnxPlanned:
-    """Everything known about a plan that was made; as ``planning.Planned``, for PyTorch."""
-
-    source: OnnxFile
-    original: tuple[str, str]  # name and SHA-256 of the file without any plan
-    analysis: TorchAnalysis
-    device: str  # that the figures are of: cpu or cuda
-    strategy: str
-    cost_of: str
-    plan: Plan
-    baseline: Cost
-    cost: Cost
-    lower_bound: int
-    stages: list[Stage]
-    restored: list[str]  # what --as-training did
-    notes: list[str]
-    evaluated: int
-    seconds: float
-    split: Split | None = None  # over several workers: figures are of each
-    # Of plans that recompute at most this part of a forward pass (None: of all) the least is
-    bound_within: float | None = None
-    lower_bound_within: int = 0  # at least this
-    kernels: str = ""  # MXNet's alone; see Planned
-    environment: dict[str, str] = field(default_factory=dict)
-    rewrites: list[str] = field(default_factory=list)
-    barriers: int = 0
-    output: str | None = None
-
-    @property
-    def format(self) -> str:
-        """What the model was written in."""
-        return self.source.format
-
-    @property
-    def gap(self) -> float:
-        """How far from the best possible within the limit the plan may be, 0 to 1."""
-        return gap(max(self.lower_bound, self.lower_bound_within), self.cost.pool_bytes)
-
-    @property
-    def operator_count(self) -> int:
-        """Nodes that compute something when the model trains."""
-        return len(self.analysis.steps)
-
-    @property
-    def baseline_allocated(self) -> int:
-        """Bytes really taken: here the figure itself."""
-        return self.baseline.pool_bytes
-
-    @property
-    def allocated(self) -> int:
-        """Bytes really taken under the plan."""
-        return self.cost.pool_bytes
-
-    @property
-    def marked(self) -> dict[str, int]:
-        """How many steps are kept, recomputed once, and recomputed at each need."""
-        low = self.plan.recompute & RESULTS
-        makes = self.analysis.graph.operator_bytes() > 0
-        counts = np.bincount(low[makes], minlength=EACH + 1)
-        return {MARK_TEXTS[k]: int(counts[k]) for k in range(EACH + 1)}
+def marked(plan: Plan, analysis: TorchAnalysis) -> dict[str, int]:
+    """How many steps are kept, recomputed once, and recomputed at each need."""
+    low = plan.recompute & RESULTS
+    makes = analysis.graph.operator_bytes() > 0
+    counts = np.bincount(low[makes], minlength=EACH + 1)
+    return {MARK_TEXTS[k]: int(counts[k]) for k in range(EACH + 1)}
 
 
 def read_unplanned(
@@ -234,111 +161,6 @@ def shape_notes(analysis: TorchAnalysis) -> list[str]:
     return assumed_notes(analysis.assumed, analysis.inputs) + analysis.notes
 
 
-def make_onnx_plan(
-    model: Model,
-    request: ShapeRequest,
-    strategy: str,
-    settings: Settings,
-    *,
-    budget: str | None = None,
-    device: str = "cpu",
-    workers: int = 1,
-    training: bool = False,
-    out: str | None = None,
-    force: bool = False,
-    on_progress: Progress | None = None,
-) -> OnnxPlanned:
-    """``memcli plan MODEL`` of an ONNX file.
-
-    ``device``: ``cpu`` or ``gpu:N``, which saves other things; no card is needed to plan for one,
-    unless operators are to be timed on it (``settings.cost``). ``workers``: that the batch is split
-    over; planned is what each of them runs. ``training``: put BatchNorm and Dropout back into
-    training mode first, as far as can be.
-
-    Raises:
-        BadInput: bad file, shapes, options or output.
-        AnswerIsNo: no plan fits the budget, or the limit on recomputation.
-        EngineFailed: PyTorch or the card is missing, or it crashed.
-    """
-    check_torch_output(model, out, force)
-    if budget is not None and not budget.strip().endswith("%"):
-        parse_size(budget)
-    notes: list[str] = []
-    ends = deadline(settings.time_limit)
-    file, original, restored = read_for_training(model, training, request, notes)
-    started = time.monotonic()
-    kind = kind_of(device)
-    split = None
-    assumed: list[str] = []
-    if workers > 1:
-        request, split, assumed = split_request(file, request, workers)
-    costs = Costs(settings.cost, device, on_progress)
-    analysis = analyze_file(file, request, kind, on_progress)
-    analysis.assumed = analysis.assumed or assumed
-    notes += shape_notes(analysis)
-    if on_progress:
-        on_progress("compiling the memory model (first run only)", None)
-    planner = analysis.model
-    baseline = planner.evaluate(planner.none())
-    if budget is not None:
-        settings.budget = parse_size(budget, whole=baseline.pool_bytes)
-    within = settings.budget is not None and baseline.pool_bytes <= settings.budget
-    within = within and not settings.recompute
-    if within:
-        # nothing is searched for, and no cost decides
-        costs.cost = "roofline"
-        notes.append(fits_note(baseline.pool_bytes, settings.budget))
-    costs.give(analysis)
-    notes += costs.notes
-    settings.on_progress = on_progress
-    # for the table of stages, a bound, and writing the file
-    rest = 0.0 if ends is None else min(_REST_SECONDS, 0.2 * (settings.time_limit or 0.0))
-    timed = dataclasses.replace(settings, deadline=search_end(ends, rest))
-    search = TorchSearch(planner, limited(timed))
-    STRATEGIES[none.NAME if within else strategy](search)
-    found = search.answer()
-    seconds = time.monotonic() - started
-    bound = finished_by(
-        ends, lambda: search.bound(found.cost.live_peak_bytes), TorchBound(0, 0)
-    )
-    listed, _ = torch_stages(planner, found.plan.recompute, found.plan.cuts)
-    planned = OnnxPlanned(
-        source=file,
-        original=original,
-        analysis=analysis,
-        device=kind,
-        strategy=strategy,
-        cost_of=settings.cost,
-        plan=found.plan,
-        baseline=baseline,
-        cost=found.cost,
-        lower_bound=bound.bytes,
-        bound_within=search.bound_within,
-        lower_bound_within=bound.within,
-        stages=listed,
-        restored=restored,
-        notes=notes,
-        evaluated=search.evaluated,
-        seconds=seconds,
-        split=split,
-    )
-    refuse_misses(planned.cost, planned.lower_bound, settings)
-    if out is not None:
-        write_onnx_plan(planned, out, force)
-    return planned
-
-
-def check_torch_output(model: Model, out: str | None, force: bool) -> None:
-    """:func:`check_output`, and whether the name says how a Caffe net is to be written.
-
-    Raises:
-        BadInput: as there; a name that does not say it.
-    """
-    check_output(model, out, force)
-    if out is not None and read_source(model).format == "caffe-prototxt":
-        check_caffe_output(out)
-
-
 def limited(settings: Settings) -> Settings:
     """The settings, with a limit on recomputation where the user sets no limit at all."""
     if settings.budget is None and settings.max_recompute is None:
@@ -371,13 +193,14 @@ def flags_of(file: OnnxFile, analysis: TorchAnalysis, marks: dict[str, str]) -> 
     return np.array([by_output.get(step["output"], 0) for step in analysis.steps], np.uint8)
 
 
-def write_onnx_plan(planned: OnnxPlanned, out: str, force: bool) -> None:
+def write_onnx_plan(planned: Planned, out: str, force: bool) -> None:
     """Write the planned file, whole or not at all, and remember it as the newest."""
-    analysis = planned.analysis
-    file = written_as(planned.source, out)
+    analysis: Any = planned.analysis
+    source: Any = planned.source
+    file = written_as(source, out)
     plan = new_plan(
         file,
-        marks_by_node(planned.source, analysis, planned.plan.recompute),
+        marks_by_node(source, analysis, planned.plan.recompute),
         strategy=planned.strategy,
         shapes=analysis.inputs,
         dtype=analysis.dtype,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from memcli.engines.analysis import ShapeRequest
 from memcli.engines.live_memory import available_bytes
 from memcli.engines.torch_analysis import TorchAnalysis, analyze_onnx
 from memcli.errors import BadInput
@@ -18,8 +16,9 @@ from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.onnx_shapes import bind_shapes
 from memcli.formats.onnx_training import as_training
 from memcli.formats.wording import shown_path
+from memcli.request import CPU, Devices, Progress, ShapeRequest
 from memcli.workflow.onnx_planning import flags_of, shape_notes
-from memcli.workflow.onnx_workers import devices_for, split_request
+from memcli.workflow.onnx_workers import split_request
 from memcli.workflow.torch_runs import named_marks, run_of, stages_of, together, train
 from memcli.workflow.torch_workers import added, compare_workers, worker_rows
 from memcli.workflow.verified import BASELINE, PLANNED, Verified
@@ -30,8 +29,6 @@ from memcli.workflow.verifying import (
     scaled_notes,
     shapes_to_verify,
 )
-
-Progress = Callable[[str, float | None], None]
 
 # Part of the free memory that a step may take.
 _USABLE = 0.7
@@ -68,8 +65,7 @@ def verify_onnx(
     planned_model: Model,
     *,
     original: Model | None = None,
-    gpus: Sequence[int] = (),
-    workers: int = 1,
+    where_trained: Devices = CPU,
     seed: int = 0,
     steps: int | None = None,
     request: ShapeRequest | None = None,
@@ -77,9 +73,8 @@ def verify_onnx(
 ) -> Verified:
     """``memcli verify`` of a planned ONNX file.
 
-    ``request``: shapes in place of those of the plan. ``gpus``: numbers of the cards, none for the
-    CPU; on several there is a worker on each, and the batch is split over them. ``workers``: how
-    many there are on the CPU. ``steps``: as in ``torch_runs.train``.
+    ``request``: shapes in place of those of the plan. ``where_trained``: the devices; over several
+    workers the batch is split. ``steps``: as in ``torch_runs.train``.
 
     Raises:
         BadInput: no plan, shapes that cannot be, a batch that cannot be split.
@@ -92,8 +87,7 @@ def verify_onnx(
             f"{shown_path(planned.path)}: carries no plan, so there is nothing to compare it with",
             "make one with memcli plan",
         )
-    kind = "cuda" if gpus else "cpu"
-    devices = devices_for(gpus, workers)
+    kind, devices = where_trained.kind, where_trained.each
     asked = dataclasses.replace(shapes_to_verify(plan, request), dtype=None)
     source, where = original_of(planned, plan, original, asked)
     assumed: list[str] = []
@@ -114,7 +108,7 @@ def verify_onnx(
 
     analysis = analysis_of(asked)
     scaled = None
-    if not gpus:
+    if not where_trained.gpus:
         leading = [shape[0] for shape in analysis.inputs.values() if shape]
         free = int(available_bytes() * _USABLE)
         analysis, scaled = fit_batch(

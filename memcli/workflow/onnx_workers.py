@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-from memcli.engines.analysis import ShapeRequest
 from memcli.errors import BadInput
 from memcli.formats.onnx_file import OnnxFile
 from memcli.formats.onnx_shapes import batch_dims, bind_shapes
 from memcli.formats.wording import shown_path
-
-
-@dataclass(frozen=True)
-class Split:
-    """How many workers there are, and how many samples they have together and each."""
-
-    workers: int
-    batch: int
-    each: int
-
-
-def devices_for(gpus: Sequence[int], workers: int) -> list[str]:
-    """A device for each worker: the cards, or the CPU as often as there are workers."""
-    return [f"gpu:{number}" for number in gpus] or ["cpu"] * workers
+from memcli.request import ShapeRequest
+from memcli.results.planned import Split
 
 
 def split_request(

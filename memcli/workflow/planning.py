@@ -7,97 +7,46 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.engines.analysis import Analysis, analyze
 from memcli.engines.mxnet_variables import onednn_off
-from memcli.errors import AnswerIsNo, BadInput
+from memcli.errors import BadInput
 from memcli.formats.detect import Model, read_source
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.newest import remember_plan
-from memcli.formats.output import check_output, write_output
+from memcli.formats.output import write_output
 from memcli.formats.plan_record import PlanRecord
 from memcli.formats.symbol_edits import INSERTED_KEY, waiting_arguments
 from memcli.formats.wording import first_of, shown, shown_path
 from memcli.graph.training import Plan, TrainingGraph
-from memcli.memory.bounds import BUDGET_SECONDS, gap, plan_bound, recompute_bound
+from memcli.memory.bounds import BUDGET_SECONDS, plan_bound, recompute_bound
 from memcli.memory.in_place_sums import plan_keeps_sums
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost, MXNetModel
 from memcli.memory.pool import BARRIER
-from memcli.memory.stages import Stage, stages
+from memcli.memory.stages import stages
 from memcli.planners import none
 from memcli.planners.base import Found, Settings
 from memcli.planners.registry import AS_PUBLISHED, search_variants
-from memcli.time_limit import deadline, finished_by, seconds_left
-from memcli.units import distinct_sizes, parse_size
+from memcli.request import Progress, ShapeRequest
+from memcli.results.planned import Inference, Planned
+from memcli.time_limit import finished_by, seconds_left
+from memcli.units import parse_size
 from memcli.workflow.bit_check import may_change_layouts, problem_on_onednn
-from memcli.workflow.costs import set_costs
-from memcli.workflow.inference import Inference, inference
+from memcli.workflow.inference import inference
 from memcli.workflow.plain_kernels import on_plain_kernels
 from memcli.workflow.reserving import allow_reservation, with_reserved_blocks
 from memcli.workflow.step_size import batch_of
 from memcli.workflow.time_shares import UNLIMITED, TimeShares
 from memcli.workflow.variants import (
     Variant,
-    analyze_variants,
     marked_positions,
     with_barriers,
 )
-
-Progress = Callable[[str, float | None], None]
-
-
-@dataclass
-class Planned:
-    """Everything known about a plan that was made."""
-
-    source: SymbolFile
-    original: tuple[str, str]  # name and SHA-256 of the file without any plan
-    analysis: Analysis  # of the graph as saved
-    variant: Variant  # what the plan is for: the graph as saved, or rewritten
-    strategy: str  # as asked for; the plan names the one that found it
-    cost_of: str  # what stands for the cost of an operator: see Settings.cost
-    plan: Plan
-    baseline: Cost
-    cost: Cost
-    lower_bound: int
-    baseline_allocated: int  # bytes that MXNet really takes: see Timeline
-    allocated: int
-    stages: list[Stage]
-    kernels: str  # that run it: plain, or any where it needs oneDNN's or cuDNN's
-    environment: dict[str, str]
-    notes: list[str]
-    evaluated: int
-    seconds: float
-    recompute_bound: float = 0.0  # FLOPs that every plan within the budget runs again
-    # of a written file whose plan has nodes of its own: what it takes where nothing is trained
-    inference: Inference | None = None
-    output: str | None = None
-
-    format = "mxnet-symbol"
-
-    @property
-    def operator_count(self) -> int:
-        """Nodes that are no variables."""
-        return self.source.operator_count
-
-    @property
-    def rewrites(self) -> list[str]:
-        """What was done to the graph before the search, save barriers apart."""
-        return self.variant.rewrites
-
-    @property
-    def barriers(self) -> int:
-        """How many save barriers the plan has."""
-        return int(np.count_nonzero(self.plan.recompute == BARRIER))
-
-    @property
-    def gap(self) -> float:
-        """How far from the best possible the plan may be, 0 to 1."""
-        return gap(self.lower_bound, self.cost.pool_bytes)
 
 
 def read_symbol(model: Model) -> SymbolFile:
@@ -107,10 +56,10 @@ def read_symbol(model: Model) -> SymbolFile:
         BadInput: unreadable, or not a symbol (an ONNX file is named as such).
     """
     source = read_source(model)
-    if source.format != "mxnet-symbol":
-        what = "an ONNX file" if source.format == "onnx" else "a Caffe net"
+    if source.format != SymbolFile.format:
         raise BadInput(
-            f"{shown_path(source.path)}: is {what}, and an MXNet symbol is asked for here",
+            f"{shown_path(source.path)}: is {source.kind.noun}, and an MXNet symbol is asked for "
+            "here",
             "export the network as an MXNet symbol JSON",
         )
     return SymbolFile.from_bytes(source.data, source.path, source.sha256)
@@ -195,106 +144,43 @@ def environment_of(
     return needed
 
 
-def make_plan(
-    model: Model,
-    request: ShapeRequest,
-    strategy: str,
-    settings: Settings,
-    *,
-    budget: str | None = None,
-    device: str = "cpu",
-    out: str | None = None,
-    force: bool = False,
-    on_progress: Progress | None = None,
-) -> Planned:
-    """Plan ``model`` and, with ``out``, write the planned graph.
-
-    ``device``: ``cpu`` or ``gpu:N``, where operators are timed if ``settings.cost`` says so.
-
-    Raises:
-        BadInput: bad file, shapes, options or output.
-        AnswerIsNo: no plan fits the budget, or the limit on recomputation.
-        EngineFailed: MXNet is missing or crashed.
-    """
-    check_output(model, out, force)
-    if budget is not None and not budget.strip().endswith("%"):
-        parse_size(budget)
-    notes: list[str] = []
-    given = read_symbol(model)
+def original_of(given: SymbolFile) -> tuple[str, str]:
+    """Name and SHA-256 of the file without any plan."""
     earlier = given.plan()
-    original = (
-        (earlier.original_name, earlier.original_sha256) if earlier else (given.name, given.sha256)
-    )
-    source = unplanned(given, notes)
-    started = time.monotonic()
-    settings = dataclasses.replace(settings, deadline=deadline(settings.time_limit))
-    saved, shares = analyze_first(source, request, budget, settings, on_progress)
-    within = saved is not None and fits_unplanned(saved, budget, settings)
-    if saved is not None and within:
-        graphs = [Variant(source, saved)]
-    else:
-        graphs = analyze_variants(
-            source,
-            request,
-            rewrite=settings.rewrite and strategy not in AS_PUBLISHED,
-            environment=settings.environment,
-            kernels=settings.kernels,
-            saved=saved,
-            shares=shares,
-            on_progress=on_progress,
-        )
-    analysis = graphs[0].analysis
-    notes += shape_notes(analysis)
-    if on_progress:
-        on_progress("compiling the memory model (first run only)", None)
-    notes += set_costs(graphs, "roofline" if within else settings.cost, device, on_progress)
-    baseline = analysis.model.evaluate(analysis.model.none())
-    if budget is not None:
-        settings.budget = parse_size(budget, whole=baseline.pool_bytes)
-    if within:
-        notes.append(fits_note(baseline.pool_bytes, settings.budget))
-    settings.on_progress = on_progress
-    searched_by = none.NAME if within else strategy
-    variant, found, evaluated = search_forms(graphs, searched_by, settings, shares)
-    variant, found, more = exact_on_onednn(graphs, variant, found, strategy, settings, notes)
-    evaluated += more
-    seconds = time.monotonic() - started
-    listed, timeline, _ = stages(variant.analysis.model, found.plan)
-    unplanned_run = analysis.model.timeline(analysis.model.none())
-    planned = Planned(
-        source=source,
-        original=original,
-        analysis=analysis,
-        variant=variant,
-        strategy=strategy,
-        cost_of=settings.cost,
-        plan=found.plan,
-        baseline=baseline,
-        cost=found.cost,
-        lower_bound=proven_bound(graphs, variant, found.cost, settings.deadline),
+    if earlier is not None:
+        return earlier.original_name, earlier.original_sha256
+    return given.name, given.sha256
+
+
+def as_planned(
+    form: Variant, lower_bound: int, environment: str, **known: Any
+) -> Planned:
+    """A plan with its stages, and what is MXNet's alone.
+
+    Args:
+        form: of the network, that the plan is for.
+        lower_bound: of every plan's pool, bytes.
+        environment: ``best`` or ``default``, see ``Settings``.
+        known: the other fields of ``Planned``.
+    """
+    plan: Plan = known["plan"]
+    saved: MXNetModel = known["analysis"].model
+    listed, timeline, _ = stages(form.analysis.model, plan)
+    unplanned_run = saved.timeline(saved.none())
+    kernels = kernels_of(plan, form.analysis)
+    return Planned(
+        form=form,
+        pooled=True,
+        lower_bound=lower_bound,
         baseline_allocated=int(unplanned_run.touched_bytes[-1]),
         allocated=int(timeline.touched_bytes[-1]),
         stages=listed,
-        kernels=kernels_of(found.plan, variant.analysis),
-        environment={},
-        notes=notes,
-        evaluated=evaluated,
-        seconds=seconds,
+        kernels=kernels,
+        environment=environment_of(plan, form.analysis, environment, kernels),
+        rewrites=form.rewrites,
+        barriers=int(np.count_nonzero(plan.recompute == BARRIER)),
+        **known,
     )
-    planned.environment = environment_of(
-        found.plan, variant.analysis, settings.environment, planned.kernels
-    )
-    refuse_misses(planned.cost, planned.lower_bound, settings)
-    if settings.budget is not None and planned.cost.recompute_flops:
-        limit = settings.budget
-        planned.recompute_bound = finished_by(
-            settings.deadline,
-            lambda: proven_recomputation(graphs, variant, limit, settings.deadline),
-            0.0,
-        )
-    if out is not None:
-        write_plan(planned, out, force)
-    return planned
 
 
 def analyze_first(
@@ -335,12 +221,6 @@ def fits_unplanned(saved: Analysis, budget: str | None, settings: Settings) -> b
         return False
     pool = saved.model.evaluate(saved.model.none()).pool_bytes
     return pool <= parse_size(budget, whole=pool)
-
-
-def fits_note(size: int, budget: int | None) -> str:
-    """What the user is told where there is nothing to do."""
-    have, most = distinct_sizes(size, budget or size)
-    return f"fits as saved: {have} of the {most} of the budget; nothing is recomputed or rewritten"
 
 
 def proven_bound(
@@ -532,26 +412,6 @@ def searched_graphs(
     return pairs
 
 
-def refuse_misses(cost: Cost, lower_bound: int, settings: Settings) -> None:
-    """Raises AnswerIsNo where the best plan breaks a limit that the user set."""
-    if settings.budget is not None and cost.pool_bytes > settings.budget:
-        budget, least, bound = distinct_sizes(settings.budget, cost.pool_bytes, lower_bound)
-        within = "" if settings.time_limit is None else " within the time limit"
-        raise AnswerIsNo(
-            f"no plan found{within} fits {budget}: the least is {least} with "
-            f"{cost.recompute_fraction:.0%} of the forward pass recomputed",
-            f"nothing can get under {bound} at these shapes; a smaller --batch needs less"
-            if lower_bound
-            else "a longer --time-limit or a smaller --batch may help",
-        )
-    limit = settings.max_recompute
-    if limit is not None and cost.recompute_fraction > limit + 1e-12:
-        raise AnswerIsNo(
-            f"no plan found recomputes at most {limit:.1%} of the forward pass: the least is "
-            f"{cost.recompute_fraction:.1%}"
-        )
-
-
 def recorded_memory(baseline: Cost, cost: Cost, lower_bound: int) -> dict[str, int]:
     """What a written file says of its plan's memory, bytes."""
     return {
@@ -576,7 +436,7 @@ def plan_record(planned: Planned, file: SymbolFile, moved: Mapping[int, int]) ->
 
     ``moved``: positions in ``file`` of the variant's nodes.
     """
-    analysis, graph = planned.variant.analysis, planned.variant.analysis.graph
+    analysis, graph = planned.form.analysis, planned.form.analysis.graph
     n_file = len(graph.file_names)
     # the last node of each cut: where a stage ends; what is kept is told by the marks
     ends = {int(graph.position[max(cut)]) for cut in planned.plan.cuts if cut}
@@ -656,18 +516,18 @@ def marked_file(
 
 def planned_file(planned: Planned) -> bytes:
     """The planned graph as the bytes of a file."""
-    return marked_file(planned.variant, planned.plan, partial(plan_record, planned))
+    return marked_file(planned.form, planned.plan, partial(plan_record, planned))
 
 
 def _inference(planned: Planned) -> Inference | None:
     """What the planned graph takes where nothing is trained; None where it has the same nodes."""
-    variant = planned.variant
+    variant: Variant = planned.form
+    source: Any = planned.source
+    saved: Any = planned.analysis
     file = variant.source.with_content(json.loads(marked_file(variant, planned.plan)))
-    if file.node_count == planned.source.node_count:
+    if file.node_count == source.node_count:
         return None
-    return inference(
-        planned.source, planned.analysis, file, variant.analysis, planned.plan.match_range
-    )
+    return inference(source, saved, file, variant.analysis, planned.plan.match_range)
 
 
 def write_plan(planned: Planned, out: str, force: bool) -> None:

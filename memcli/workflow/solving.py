@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,10 @@ from memcli.formats.output import check_output, write_output
 from memcli.formats.wording import shown_path
 from memcli.graph.cost_graph import CostGraph
 from memcli.memory.schedule import plain_schedule, simulate, working_set_bound
-from memcli.planners.schedule.base import Best, Progress, Settings
+from memcli.planners.schedule.base import Best, Settings
 from memcli.planners.schedule.least_peak import least_peak
 from memcli.planners.schedule.search import nothing, prepare, solve
+from memcli.request import Progress
 from memcli.units import distinct_sizes, parse_size
 
 # Without a budget: this part of the time for the least peak, the rest for its overhead.
@@ -59,6 +61,13 @@ class Solved:
     def ids(self) -> list[int | str]:
         """The schedule by the file's own ids."""
         return [self.graph.ids[v] for v in self.schedule]
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``solve --json`` prints."""
+        from memcli.reports.solve_report import solve_json
+
+        return solve_json(self)
+
 
 
 def _percent(extra: float, graph: CostGraph) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from memcli.engines.analysis import Analysis, ShapeRequest
+from memcli.engines.analysis import Analysis
+from memcli.request import ShapeRequest
 
 
 def needed_bytes(analysis: Analysis) -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import pickle
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.engines.analysis import Analysis, analyze
 from memcli.engines.live_memory import available_bytes
 from memcli.engines.torch_analysis import record
 from memcli.formats.detect import Model
@@ -19,6 +18,7 @@ from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.symbol_edits import INSERTED_KEY, without_reservation
 from memcli.graph.training import Flags
 from memcli.marks import AGAIN, KEPT
+from memcli.request import Progress, ShapeRequest
 from memcli.workflow.planning import read_symbol, shape_notes
 from memcli.workflow.step_size import batch_of, needed_bytes
 from memcli.workflow.torch_runs import compare_runs, named_marks, run_of, stages_of, train
@@ -30,8 +30,6 @@ from memcli.workflow.verifying import (
     scaled_notes,
     shapes_to_verify,
 )
-
-Progress = Callable[[str, float | None], None]
 
 # Part of the free memory that a step may take.
 _USABLE = 0.7

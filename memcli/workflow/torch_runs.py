@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from memcli.memory.torch_plan_model import TorchPlanModel
 from memcli.memory.torch_stages import torch_stages
 from memcli.planners.base import Settings
 from memcli.planners.torch_search import TorchSearch
+from memcli.request import Progress
 from memcli.workflow.verified import (
     BASELINE,
     PLANNED,
@@ -25,8 +26,6 @@ from memcli.workflow.verified import (
     compare_files,
     result_notes,
 )
-
-Progress = Callable[[str, float | None], None]
 
 
 def named_marks(model: TorchPlanModel, flags: Flags) -> dict[str, int]:

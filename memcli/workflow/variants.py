@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from memcli.engines.analysis import SUM_CAP, Analysis, ShapeRequest, analyze
+from memcli.engines.analysis import SUM_CAP, Analysis, analyze
 from memcli.errors import BadInput
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.symbol_edits import (
@@ -25,6 +25,7 @@ from memcli.formats.symbol_edits import (
 )
 from memcli.graph.training import Flags, Plan
 from memcli.memory.pool import BARRIER
+from memcli.request import Progress, ShapeRequest
 from memcli.rewrites.exactness import (
     LEAST_CHAIN,
     adds_early_exactly,
@@ -38,7 +39,6 @@ from memcli.rewrites.read_normalizations import unread_normalizations
 from memcli.rewrites.split_activations import PARTS, split_activations
 from memcli.workflow.time_shares import UNLIMITED, TimeShares
 
-Progress = Callable[[str, float | None], None]
 T = TypeVar("T")
 
 # Chains of so many Concats and more are flattened in groups.

@@ -13,7 +13,7 @@ from memcli.errors import EngineFailed
 from memcli.units import format_size
 
 if TYPE_CHECKING:
-    from memcli.workflow.onnx_workers import Split
+    from memcli.results.planned import Split
     from memcli.workflow.torch_workers import WorkerRun
 
 # The two graphs of a verification.
@@ -159,6 +159,13 @@ class Verified:
         if not self.planned.memory_ok:
             faults += _first_over(self.stages, self.planned.granularity_bytes)
         return faults + self.beside_estimate if faults else []
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``verify --json`` prints."""
+        from memcli.reports.verify_report import verify_json
+
+        return verify_json(self)
+
 
 
 def _first_over(stages: list[StageMeasured], granularity: int) -> list[str]:

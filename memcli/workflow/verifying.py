@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from memcli.engines.analysis import Analysis, ShapeRequest, analyze, graph_environment
+from memcli.engines.analysis import Analysis, analyze, graph_environment
 from memcli.engines.gpus import check_gpu
 from memcli.engines.live_memory import available_bytes
 from memcli.engines.timed_steps import LEAST
@@ -31,6 +31,7 @@ from memcli.formats.wording import shown_path
 from memcli.graph.training import Flags, Ints, Plan
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE
 from memcli.memory.stages import stages
+from memcli.request import Progress, ShapeRequest
 from memcli.rewrites.gradients import without_gradient
 from memcli.units import format_size
 from memcli.workflow.mxnet_runs import (
@@ -57,8 +58,6 @@ from memcli.workflow.verified import (
     Verified,
     result_notes,
 )
-
-Progress = Callable[[str, float | None], None]
 
 # What measured bytes may have beside the pool: the C library's own books on the CPU, and pages of
 # CUDA, which rounds every block up to them.

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from memcli.engines.analysis import ShapeRequest, analyze
+from memcli.engines.analysis import analyze
 from memcli.graph.training import Plan
 from memcli.memory.in_place_sums import plan_keeps_sums
 from memcli.memory.pool import AGAIN
+from memcli.request import ShapeRequest
 from memcli.rewrites.exactness import adds_early_exactly
 from tests.conftest import Command, needs_mxnet, only_json
 from tests.integration.test_rewrites import Builder, dense_block

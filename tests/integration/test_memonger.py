@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from memcli.engines.analysis import ShapeRequest, analyze
+from memcli.engines.analysis import analyze
 from memcli.errors import BadInput
+from memcli.request import ShapeRequest
 from tests.conftest import EXAMPLES, ROOT, needs_mxnet
 
 pytestmark = needs_mxnet

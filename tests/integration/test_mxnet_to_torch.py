@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memcli.engines.analysis import ShapeRequest, analyze
+from memcli.engines.analysis import analyze
 from memcli.engines.mxnet_step import train_step
 from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.request import ShapeRequest
 from memcli.rewrites.gradients import without_gradient
 from memcli.rewrites.prepare import prepare
 from tests.conftest import CORPUS, EXAMPLES, needs_corpus, needs_mxnet

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from memcli.engines import timing
-from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.engines.analysis import Analysis, analyze
 from memcli.engines.timing import OperatorTimes, argument_dtypes, measure_operator_seconds
 from memcli.graph.roofline import MACHINES, roofline_seconds
+from memcli.request import ShapeRequest
 from tests.conftest import needs_mxnet
 
 pytestmark = needs_mxnet

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from memcli.engines.analysis import ShapeRequest, analyze
+from memcli.engines.analysis import analyze
 from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.request import ShapeRequest
 from memcli.rewrites.split_activations import split_activations
 from tests.conftest import EXAMPLES, Command, needs_mxnet, only_json, stock
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from memcli.engines.analysis import ShapeRequest, analyze
+from memcli.engines.analysis import analyze
 from memcli.memory.pool import AGAIN
+from memcli.request import ShapeRequest
 from memcli.workflow.planning import read_symbol
 from tests.conftest import ROOT, Command, needs_mxnet, only_json
 from tests.integration.test_rewrites import Builder

@@ -21,11 +21,9 @@ from memcli.reports import plot
 from memcli.reports.compare_page import comparison_page
 from memcli.reports.compare_report import compare_json, print_comparison
 from memcli.reports.fit_report import fit_json, print_fitted
-from memcli.workflow.comparing import Comparison, Row, mark_frontier
-from memcli.workflow.fit_search import Breakdown, Side
-from memcli.workflow.fitting import Fitted
+from memcli.results.compared import Comparison, Row, mark_frontier
+from memcli.results.fitted import Breakdown, Fitted, Side
 from memcli.workflow.largest_batch import largest
-from memcli.workflow.variants import Variant
 from tests.unit.test_reports import expect
 
 MIB = 1 << 20
@@ -70,7 +68,9 @@ def comparison() -> Comparison:
         row("auto", 230, 0.97, 0.2),
     ]  # fmt: skip
     mark_frontier(rows)
-    return Comparison(SOURCE, "cd" * 32, analysis(32), cost(1000, 0.0, 950), 60 * MIB, rows, [])
+    return Comparison(
+        SOURCE, "cd" * 32, analysis(32), 0, "mxnet", cost(1000, 0.0, 950), 60 * MIB, rows, []
+    )
 
 
 def test_comparison() -> None:
@@ -208,8 +208,8 @@ def fitted(*, bare: int = 104) -> Fitted:
     return Fitted(
         source=SOURCE, sha256="cd" * 32, memory=16384 * MIB, reserve=512 * MIB, optimizer="adam",
         strategy="auto", unplanned=side(bare, 15700, 0.0), planned=planned,
-        analysis=analysis(430), variant=Variant(SOURCE, analysis(430)),
-            plan=Plan("local", cast(Any, None)),
+        analysis=analysis(430), operator_count=0, engine="MXNet",
+        plan=Plan("local", cast(Any, None)),
         environment={"NNVM_EXEC_MATCH_RANGE": "4"}, notes=[], searches=2, batches=7, seconds=16.04,
         cost_of="measured",
     )  # fmt: skip

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from memcli.engines.analysis import ShapeRequest, analyze
+from memcli.engines.analysis import analyze
 from memcli.errors import BadInput
 from memcli.formats.detect import read_source
 from memcli.formats.mxnet_symbol import SymbolFile
@@ -26,6 +26,7 @@ from memcli.formats.symbol_edits import INSERTED_KEY, scaled_reservation
 from memcli.formats.symbol_values import tuple_of
 from memcli.formats.wording import shown_message, whole_number
 from memcli.reports.console import PlainConsole
+from memcli.request import ShapeRequest
 from tests.conftest import needs_mxnet
 
 SYMBOL: dict[str, Any] = {

@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from memcli.engines.analysis import ShapeRequest
 from memcli.errors import BadInput
 from memcli.formats.onnx_file import OnnxFile, parse_onnx, read_onnx
 from memcli.formats.onnx_losses import losses
@@ -28,6 +27,7 @@ from memcli.formats.onnx_roles import tensor_roles
 from memcli.formats.onnx_shapes import bind_shapes
 from memcli.formats.onnx_training import as_training
 from memcli.formats.onnx_weights import leaf_values
+from memcli.request import ShapeRequest
 from tests.conftest import ROOT
 
 CORPUS = ROOT.parent / "shared" / "corpus" / "onnx"

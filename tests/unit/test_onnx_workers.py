@@ -8,9 +8,10 @@ import pytest
 
 pytest.importorskip("onnx")
 
-from memcli.engines.analysis import ShapeRequest
+
 from memcli.errors import BadInput
 from memcli.formats.onnx_file import read_onnx
+from memcli.request import ShapeRequest
 from memcli.workflow.onnx_workers import split_request
 from tests.small_onnx import Model, dense_network
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from memcli.engines.analysis import Analysis, ShapeRequest, analyze
+from memcli.engines.analysis import Analysis, analyze
 from memcli.graph.training import TrainingGraph
 from memcli.memory.exhaustive import all_plans
 from memcli.memory.lifetimes import lifetimes
@@ -21,6 +21,7 @@ from memcli.planners.cutpoints import last_forward_use
 from memcli.planners.registry import DESCRIPTIONS, STRATEGIES, search_plan
 from memcli.planners.spared import consider_spared
 from memcli.planners.starts import consider_starts
+from memcli.request import ShapeRequest
 from memcli.workflow.planning import read_symbol
 from tests.conftest import EXAMPLES, needs_mxnet
 from tests.unit.chains import chain_graph, plain_chain

@@ -15,6 +15,7 @@ from memcli.formats.onnx_file import OnnxFile, parse_onnx
 from memcli.formats.onnx_losses import losses
 from memcli.formats.onnx_scopes import scopes_of
 from memcli.formats.onnx_training import as_training
+from memcli.request import ShapeRequest
 
 CHANNELS, SIZE = 6, 5
 
@@ -143,7 +144,7 @@ def test_folded_normalizations_come_back_where_they_were(tmp_path: Path) -> None
 
 
 def test_dropout_of_tensorflow_comes_back_or_is_refused(tmp_path: Path) -> None:
-    from memcli.engines.analysis import ShapeRequest
+    
     from memcli.workflow.onnx_planning import read_for_training
 
     net = Net()

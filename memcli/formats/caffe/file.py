@@ -34,6 +34,11 @@ class CaffeFile(OnnxFile):
 
     format = "caffe-prototxt"
 
+    @property
+    def described(self) -> str:
+        """What it is and holds, in words."""
+        return f"Caffe net, phase TRAIN, {self.node_count} operators as ONNX has them"
+
     text: str = field(default="", repr=False)  # without its plan
     blocks: list[int] = field(default_factory=list)  # for each node, the layer block it is of
     lines: list[int] = field(default_factory=list)  # of the layer blocks

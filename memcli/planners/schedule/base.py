@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,8 +10,6 @@ from numpy.typing import NDArray
 
 from memcli.graph.cost_graph import CostGraph
 from memcli.memory.schedule import plain_schedule, simulate
-
-Progress = Callable[[str, float | None], None]
 
 
 @dataclass

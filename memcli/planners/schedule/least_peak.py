@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from memcli.graph.cost_graph import CostGraph
 from memcli.memory.schedule import working_set_bound
-from memcli.planners.schedule.base import Best, Progress, Settings, as_sequence
+from memcli.planners.schedule.base import Best, Settings, as_sequence
 from memcli.planners.schedule.greedy import relieve
 from memcli.planners.schedule.rounds import Rounds, capacity
+from memcli.request import Progress
 
 # The budget falls by this part of what is left above the bound, by less where that fails.
 _STEPS = (0.5, 0.2, 0.07, 0.02, 0.005, 0.001)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from memcli.graph.cost_graph import CostGraph
 from memcli.memory.schedule import plain_schedule
 from memcli.planners.schedule.annealing import anneal
-from memcli.planners.schedule.base import Best, Progress
+from memcli.planners.schedule.base import Best
+from memcli.request import Progress
 
 # What a proposal takes for each value and each read of the graph, measured, and rounded up. Work
 # is counted in this unit instead of by the clock, so that a search repeats itself exactly.

@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 
 from memcli.graph.cost_graph import CostGraph
 from memcli.memory.schedule import plain_schedule, simulate, working_set_bound
-from memcli.planners.schedule.base import Best, Progress, Settings, as_sequence
+from memcli.planners.schedule.base import Best, Settings, as_sequence
 from memcli.planners.schedule.greedy import relieve
 from memcli.planners.schedule.program import Program
 from memcli.planners.schedule.proof import Proof
 from memcli.planners.schedule.rounds import Rounds, capacity
+from memcli.request import Progress
 
 STRATEGIES = {
     "auto": "greedy, annealing, and a proof where the graph is small enough",

@@ -4,63 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field
 
-from memcli.engines.analysis import ShapeRequest
 from memcli.errors import BadInput
 from memcli.formats.caffe.annotate import carried_plan, without_plan
-from memcli.formats.detect import Model, ModelFormat, ModelSource, read_source
+from memcli.formats.detect import ModelSource
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.onnx_plan import moved_notes, strip_plan
 from memcli.formats.onnx_plan_record import OnnxPlan
-from memcli.formats.output import check_output, write_output
 from memcli.formats.plan_record import PlanRecord
-from memcli.formats.wording import shown, shown_path
+from memcli.formats.wording import shown_path
+from memcli.request import ShapeRequest
+from memcli.results.stripped import Stripped
 
 
-@dataclass
-class Stripped:
-    """A file without its plan."""
-
-    path: str
-    format: ModelFormat
-    data: bytes
-    original_name: str | None  # of the file that was planned, as its plan says; None: no record
-    exact: bool  # byte for byte that file
-    marks: int  # nodes that were marked for recomputation
-    removed: int  # nodes that rewrites had put in
-    notes: list[str] = field(default_factory=list)
-    output: str | None = None
-
-    @property
-    def sha256(self) -> str:
-        """Of the file without its plan."""
-        return hashlib.sha256(self.data).hexdigest()
-
-
-def strip(planned: Model, out: str, *, force: bool = False) -> Stripped:
-    """``memcli strip``: write the graph of a planned file, in its format, without the plan.
-
-    ``planned`` and ``out`` may be ``-``, standard input and output.
+def strip_symbol(source: ModelSource, out: str) -> Stripped:
+    """An MXNet symbol without its plan, or without marks that something else put there.
 
     Raises:
-        BadInput: unreadable, without a plan, changed since it was planned so that a rewrite
-            cannot be undone, or an output that cannot or must not be written.
+        BadInput: no plan and no marks, or a rewrite that cannot be undone.
     """
-    check_output(planned, out, force)
-    source = read_source(planned)
-    if source.format == "mxnet-symbol":
-        found = _symbol(SymbolFile.from_bytes(source.data, source.path, source.sha256))
-    elif source.format == "onnx":
-        found = _onnx(source, out)
-    else:
-        found = _caffe(source.path, source.data)
-    write_output(out, found.data, overwrite=force)
-    found.output = out
-    return found
-
-
-def _symbol(file: SymbolFile) -> Stripped:
+    file = SymbolFile.from_bytes(source.data, source.path, source.sha256)
     record = file.plan()
     marks = len(file.marked())
     bare = file.stripped()
@@ -76,7 +39,12 @@ def _symbol(file: SymbolFile) -> Stripped:
     return found
 
 
-def _onnx(source: ModelSource, out: str) -> Stripped:
+def strip_onnx(source: ModelSource, out: str) -> Stripped:
+    """An ONNX file without its plan.
+
+    Raises:
+        BadInput: no plan, or a file that was changed since.
+    """
     from memcli.formats.model_file import read_model
 
     file = read_model(source, ShapeRequest())
@@ -88,7 +56,13 @@ def _onnx(source: ModelSource, out: str) -> Stripped:
     return _stripped(source.path, "onnx", strip_plan(file).data, plan, marks, notes)
 
 
-def _caffe(path: str, data: bytes) -> Stripped:
+def strip_caffe(source: ModelSource, out: str) -> Stripped:
+    """A Caffe net without its plan, which stands in comments.
+
+    Raises:
+        BadInput: no plan, or no text.
+    """
+    path, data = source.path, source.data
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -102,7 +76,7 @@ def _caffe(path: str, data: bytes) -> Stripped:
 
 def _stripped(
     path: str,
-    kind: ModelFormat,
+    kind: str,
     data: bytes,
     plan: PlanRecord | OnnxPlan | None,
     marks: int,
@@ -115,11 +89,3 @@ def _stripped(
 
 def _no_plan(path: str) -> BadInput:
     return BadInput(f"{shown_path(path)}: carries no plan", "memcli plan makes one")
-
-
-def what_it_is(stripped: Stripped) -> str:
-    """What was written, in words."""
-    if stripped.original_name is None:
-        return "the graph without its marks"
-    name = shown(stripped.original_name)
-    return f"{name}, byte for byte" if stripped.exact else f"the graph of {name}"

@@ -1,0 +1,1 @@
+"""What each command does, once for all formats and engines: these know their protocols alone."""

@@ -1,0 +1,136 @@
+"""``memcli plan``: search for a plan, and write the model with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from memcli.commands.about import about
+from memcli.engine import PlanRequest, engine_of
+from memcli.errors import AnswerIsNo
+from memcli.formats.detect import Model, read_source
+from memcli.memory.mxnet_model import Cost
+from memcli.planners import none
+from memcli.planners.base import Settings
+from memcli.planners.registry import AS_PUBLISHED
+from memcli.request import CPU, Devices, Progress, ShapeRequest
+from memcli.results.planned import Planned
+from memcli.time_limit import deadline
+from memcli.units import distinct_sizes, parse_size
+
+
+def make_plan(
+    model: Model,
+    request: ShapeRequest,
+    strategy: str,
+    settings: Settings,
+    *,
+    budget: str | None = None,
+    devices: Devices = CPU,
+    training: bool = False,
+    out: str | None = None,
+    force: bool = False,
+    on_progress: Progress | None = None,
+) -> Planned:
+    """Plans a model and, with ``out``, writes it with its plan.
+
+    Args:
+        model: its path, or what was read.
+        request: shapes and types.
+        strategy: the name of one of ``STRATEGIES``.
+        settings: of the search; ``time_limit`` counts from the start of the command.
+        budget: most memory, as ``6GiB`` or ``50%``. What fits as it is gets no plan.
+        devices: to plan for, and to time operators on where ``settings.cost`` says so.
+        training: put the model back into training mode first.
+        out: file for the planned model.
+        force: replace ``out`` where it exists.
+        on_progress: told what is being done.
+
+    Raises:
+        BadInput: bad file, shapes, options or output.
+        AnswerIsNo: no plan fits the budget, or the limit on recomputation.
+        EngineFailed: the engine or a device is missing, or it crashed.
+    """
+    source = read_source(model)
+    engine = engine_of(source)
+    engine.check_request(source, request, devices, training=training)
+    with about(source):
+        engine.check_output(source, out, force)
+        if budget is not None and not budget.strip().endswith("%"):
+            parse_size(budget)
+        started = time.monotonic()
+        settings = dataclasses.replace(settings, deadline=deadline(settings.time_limit))
+        asked = PlanRequest(budget, strategy in AS_PUBLISHED, devices, training)
+        network = engine.network(source, request, settings, asked, on_progress)
+        if on_progress:
+            on_progress("compiling the memory model (first run only)", None)
+        baseline = network.baseline()
+        if budget is not None:
+            settings.budget = parse_size(budget, whole=baseline.pool_bytes)
+        fits = is_met(baseline, settings)
+        # where nothing is searched for, no cost decides
+        notes = network.set_costs("roofline" if fits else settings.cost, on_progress)
+        if fits:
+            notes.append(fits_note(baseline.pool_bytes, settings.budget))
+        settings.on_progress = on_progress
+        answer = network.search(none.NAME if fits else strategy, settings)
+        planned = network.planned(
+            answer,
+            settings,
+            source=network.source,
+            original=network.original,
+            engine=engine.name,
+            analysis=network.analysis,
+            operator_count=network.operator_count,
+            strategy=strategy,
+            cost_of=settings.cost,
+            plan=answer.found.plan,
+            baseline=baseline,
+            cost=answer.found.cost,
+            device=network.device,
+            restored=network.restored,
+            notes=[],
+            evaluated=answer.evaluated,
+            seconds=time.monotonic() - started,
+        )
+        planned.notes = [*network.notes, *notes, *planned.notes]
+        refuse_misses(planned.cost, planned.lower_bound, settings)
+        network.prove_recomputation(planned, settings)
+        if out is not None:
+            network.write(planned, out, force)
+        return planned
+
+
+def is_met(baseline: Cost, settings: Settings) -> bool:
+    """Whether the model fits the budget as it is, so that there is nothing to search for.
+
+    Not where the user asks for nodes to be recomputed in any case.
+    """
+    budget = settings.budget
+    return budget is not None and baseline.pool_bytes <= budget and not settings.recompute
+
+
+def fits_note(size: int, budget: int | None) -> str:
+    """What the user is told where there is nothing to do."""
+    have, most = distinct_sizes(size, budget or size)
+    return f"fits as saved: {have} of the {most} of the budget; nothing is recomputed or rewritten"
+
+
+def refuse_misses(cost: Cost, lower_bound: int, settings: Settings) -> None:
+    """Raises AnswerIsNo where the best plan breaks a limit that the user set."""
+    if settings.budget is not None and cost.pool_bytes > settings.budget:
+        budget, least, bound = distinct_sizes(settings.budget, cost.pool_bytes, lower_bound)
+        within = "" if settings.time_limit is None else " within the time limit"
+        raise AnswerIsNo(
+            f"no plan found{within} fits {budget}: the least is {least} with "
+            f"{cost.recompute_fraction:.0%} of the forward pass recomputed",
+            f"nothing can get under {bound} at these shapes; a smaller --batch needs less"
+            if lower_bound
+            else "a longer --time-limit or a smaller --batch may help",
+        )
+    limit = settings.max_recompute
+    if limit is not None and cost.recompute_fraction > limit + 1e-12:
+        raise AnswerIsNo(
+            f"no plan found recomputes at most {limit:.1%} of the forward pass: the least is "
+            f"{cost.recompute_fraction:.1%}"
+        )

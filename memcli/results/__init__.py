@@ -1,0 +1,1 @@
+"""What commands find out, whichever format and engine it is of; reports show it."""
