@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memcli.engines.child import WorkerFailed
 from memcli.engines.process import run_job
@@ -17,6 +17,9 @@ from memcli.graph.training import TrainingGraph
 from memcli.memory.mxnet_graph import build
 from memcli.memory.mxnet_model import MXNetModel
 from memcli.rewrites.prepare import prepare
+
+if TYPE_CHECKING:
+    from memcli.planners.space import SearchSpace
 
 Progress = Callable[[str, float | None], None]
 
@@ -81,6 +84,12 @@ class Analysis:
             a["bytes"] for a in self.arguments
             if a["role"] == "parameter" and (not self.frozen or a["gradient"])
         )  # fmt: skip
+
+    def search_space(self) -> SearchSpace:
+        """What searches need of this step; blocks may be reserved where the model allows it now."""
+        from memcli.planners.mxnet_space import MXNetSpace
+
+        return MXNetSpace(self.graph, self.model)
 
     def gradient_requests(self) -> dict[str, str]:
         """MXNet's ``grad_req`` of each argument, by name in the prepared copy."""

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memcli.engines.process import run_job
 from memcli.errors import BadInput, EngineFailed
@@ -19,6 +19,9 @@ from memcli.graph.training import TrainingGraph
 from memcli.memory.torch_graph import training_graph
 from memcli.memory.torch_plan_model import TorchPlanModel
 from memcli.memory.torch_trace import PARAMETER_GRADIENT, Trace
+
+if TYPE_CHECKING:
+    from memcli.planners.space import SearchSpace
 
 Progress = Callable[[str, float | None], None]
 
@@ -54,6 +57,12 @@ class TorchAnalysis:
             return self.parameter_bytes
         made = self.trace.event_bytes[self.trace.kinds == PARAMETER_GRADIENT]
         return int(made.sum())
+
+    def search_space(self) -> SearchSpace:
+        """What searches need of this step."""
+        from memcli.planners.torch_space import TorchSpace
+
+        return TorchSpace(self.model)
 
     def job(self, file: OnnxFile, path: Path) -> dict[str, Any]:
         """:func:`onnx_job` of a file at the shapes of this analysis."""

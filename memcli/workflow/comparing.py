@@ -17,7 +17,8 @@ from memcli.memory.bounds import plan_bound
 from memcli.memory.mxnet_model import Cost
 from memcli.planners import none
 from memcli.planners.base import Found, Settings
-from memcli.planners.registry import GENERAL, search_variants
+from memcli.planners.over_forms import search_variants
+from memcli.planners.registry import GENERAL
 from memcli.units import parse_size
 from memcli.workflow.costs import set_costs
 from memcli.workflow.planning import (
@@ -201,8 +202,8 @@ def _search(
 ) -> Row:
     # without a plan the network is as it came
     forms = graphs[:1] if strategy == none.NAME else graphs
-    pairs = [(v.analysis.graph, v.analysis.model) for v in forms]
-    found, chosen, _ = search_variants(pairs, strategy, settings)
+    spaces = [v.analysis.search_space() for v in forms]
+    found, chosen, _ = search_variants(spaces, strategy, settings)
     variant, found = without_needless_variables(graphs[chosen], found, settings.budget)
     kernels = kernels_of(found.plan, variant.analysis)
     environment = environment_of(found.plan, variant.analysis, settings.environment, kernels)

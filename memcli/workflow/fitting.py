@@ -16,11 +16,12 @@ from memcli.formats.onnx_file import OnnxFile
 from memcli.formats.output import check_output
 from memcli.graph.training import Plan
 from memcli.memory.bounds import plan_bound
-from memcli.memory.mxnet_model import MXNetModel
+from memcli.memory.mxnet_model import MATCH_RANGES, MXNetModel
 from memcli.memory.runtime import Reserve, reserve_or_default
 from memcli.memory.stages import stages
-from memcli.planners.base import MATCH_RANGES, Found, Settings
-from memcli.planners.registry import AS_PUBLISHED, most_promising, search_plan
+from memcli.planners.base import Found, Settings
+from memcli.planners.over_forms import most_promising, search_plan
+from memcli.planners.registry import AS_PUBLISHED
 from memcli.units import distinct_sizes
 from memcli.workflow.batches import Batches, transferred
 from memcli.workflow.bit_check import may_change_layouts
@@ -160,7 +161,7 @@ class _Fit(FitSearch[Analysis]):
         """A plan of the strategy that was asked for."""
         analysis.model.portable = self.settings.kernels == "plain"
         allow_reservation(analysis)
-        return search_plan(analysis.graph, analysis.model, self.strategy, settings)[0].plan
+        return search_plan(analysis.search_space(), self.strategy, settings)[0].plan
 
 
 def fit(
@@ -295,8 +296,8 @@ def _edits(source: SymbolFile, first: Analysis, strategy: str, settings: Setting
         analyses[0] = analyze(edits.applied(source.raw), first.request())
     for analysis in analyses:
         allow_reservation(analysis)
-    pairs = [(analysis.graph, analysis.model) for analysis in analyses]
-    return forms[most_promising(pairs, strategy, settings)]
+    spaces = [analysis.search_space() for analysis in analyses]
+    return forms[most_promising(spaces, strategy, settings)]
 
 
 def _as_planned(fitted: Fitted, original: tuple[str, str]) -> Planned:

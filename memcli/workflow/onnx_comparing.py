@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from memcli.engines.analysis import ShapeRequest
 from memcli.formats.detect import Model
 from memcli.memory.torch_bound import torch_bound
-from memcli.planners.base import Settings
+from memcli.planners.base import Search, Settings
 from memcli.planners.registry import STRATEGIES
-from memcli.planners.torch_search import TorchSearch
 from memcli.workflow.comparing import Comparison, Row, check_budgets, row_of, search_rows
 from memcli.workflow.costs import Costs
 from memcli.workflow.onnx_planning import (
@@ -60,8 +59,8 @@ def compare_onnx(
     baseline = planner.evaluate(planner.none())
 
     def search(strategy: str, budget: str | None, mine: Settings) -> Row:
-        searched = TorchSearch(planner, limited(mine))
-        STRATEGIES[strategy](searched)
+        searched = Search(analysis.search_space(), limited(mine))
+        STRATEGIES[strategy].run(searched)
         return row_of(searched.answer(), strategy, budget, mine, {})
 
     rows = search_rows(search, strategies, budgets, baseline.pool_bytes, settings, on_progress)

@@ -16,9 +16,8 @@ from memcli.memory import torch_trace as events
 from memcli.memory.runtime import reserve_or_default
 from memcli.memory.torch_bound import torch_bound
 from memcli.memory.torch_stages import torch_stages
-from memcli.planners.base import Settings
+from memcli.planners.base import Search, Settings
 from memcli.planners.registry import STRATEGIES
-from memcli.planners.torch_search import TorchSearch
 from memcli.workflow.costs import Costs
 from memcli.workflow.fit_search import OPTIMIZERS, Breakdown, Candidate, FitSearch
 from memcli.workflow.fitting import Fitted, room
@@ -90,11 +89,11 @@ class _Fit(FitSearch[TorchAnalysis]):
 
     def found(self, analysis: TorchAnalysis, settings: Settings) -> Plan:
         """A plan of the strategy that was asked for, from where earlier searches ended."""
-        search = TorchSearch(analysis.model, limited(settings))
+        search = Search(analysis.search_space(), limited(settings))
         for candidate in self.candidates:
             plan = self.transferred(candidate, analysis)
             search.consider(plan.strategy, plan.recompute, plan.cuts)
-        STRATEGIES[self.strategy](search)
+        STRATEGIES[self.strategy].run(search)
         return search.answer().plan
 
 

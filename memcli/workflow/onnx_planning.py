@@ -25,17 +25,15 @@ from memcli.formats.onnx_tf_layers import draws_undefined
 from memcli.formats.onnx_training import as_training
 from memcli.formats.output import check_output
 from memcli.formats.wording import first_of, shown, shown_path
+from memcli.graph.cost import Cost, LowerBound
 from memcli.graph.training import Flags, Plan
 from memcli.marks import EACH, RESULTS
 from memcli.memory.bounds import gap
-from memcli.memory.mxnet_model import Cost
 from memcli.memory.stages import Stage
-from memcli.memory.torch_bound import TorchBound
 from memcli.memory.torch_stages import torch_stages
 from memcli.planners import none
-from memcli.planners.base import Settings
+from memcli.planners.base import Search, Settings
 from memcli.planners.registry import STRATEGIES
-from memcli.planners.torch_search import TorchSearch
 from memcli.time_limit import deadline, finished_by, search_end
 from memcli.units import parse_size
 from memcli.workflow.costs import Costs
@@ -294,12 +292,12 @@ def make_onnx_plan(
     # for the table of stages, a bound, and writing the file
     rest = 0.0 if ends is None else min(_REST_SECONDS, 0.2 * (settings.time_limit or 0.0))
     timed = dataclasses.replace(settings, deadline=search_end(ends, rest))
-    search = TorchSearch(planner, limited(timed))
-    STRATEGIES[none.NAME if within else strategy](search)
+    search = Search(analysis.search_space(), limited(timed))
+    STRATEGIES[none.NAME if within else strategy].run(search)
     found = search.answer()
     seconds = time.monotonic() - started
     bound = finished_by(
-        ends, lambda: search.bound(found.cost.live_peak_bytes), TorchBound(0, 0)
+        ends, lambda: search.lower_bound(found.cost.live_peak_bytes), LowerBound(0, 0)
     )
     listed, _ = torch_stages(planner, found.plan.recompute, found.plan.cuts)
     planned = OnnxPlanned(

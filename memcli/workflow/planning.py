@@ -30,7 +30,8 @@ from memcli.memory.pool import BARRIER
 from memcli.memory.stages import Stage, stages
 from memcli.planners import none
 from memcli.planners.base import Found, Settings
-from memcli.planners.registry import AS_PUBLISHED, search_variants
+from memcli.planners.over_forms import search_variants
+from memcli.planners.registry import AS_PUBLISHED
 from memcli.time_limit import deadline, finished_by, seconds_left
 from memcli.units import distinct_sizes, parse_size
 from memcli.workflow.bit_check import may_change_layouts, problem_on_onednn
@@ -395,7 +396,7 @@ def search_forms(
     if ends is not None:
         settings = dataclasses.replace(settings, deadline=ends)
     found, chosen, evaluated = search_variants(
-        [(v.analysis.graph, v.analysis.model) for v in graphs], strategy, settings
+        [v.analysis.search_space() for v in graphs], strategy, settings
     )
     variant, found = without_needless_variables(graphs[chosen], found, settings.budget)
     if settings.rewrite and not published:
@@ -443,14 +444,14 @@ def search_published(
     leaves out what plain kernels refuse.
     """
     model = variant.analysis.model
-    pair = [(variant.analysis.graph, model)]
+    space = [variant.analysis.search_space()]
     model.portable = False
-    found, _, evaluated = search_variants(pair, strategy, settings)
+    found, _, evaluated = search_variants(space, strategy, settings)
     made, plain = on_plain_kernels(variant, found)
     if kernels_of(plain.plan, made.analysis) == "plain":
         return made, plain, evaluated
     model.portable = True
-    found, _, more = search_variants(pair, strategy, settings)
+    found, _, more = search_variants(space, strategy, settings)
     return variant, found, evaluated + more
 
 
