@@ -33,7 +33,7 @@ from memcli.errors import MemcliError
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.memory.bounds import plan_bound
 from memcli.planners.base import Settings
-from memcli.planners.registry import search_variants
+from memcli.planners.over_forms import search_variants
 from memcli.request import ShapeRequest
 from memcli.workflow.costs import set_costs
 from memcli.workflow.planning import environment_of, marked_file, read_symbol, search_forms
@@ -61,7 +61,7 @@ def check(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
         row["unplanned_mb"] = base.total_bytes / 2**20
         if analysis.graph.stage_at:
             classic, _, _ = search_variants(
-                [(analysis.graph, analysis.model)], "memonger", Settings(environment="default")
+                [analysis.search_space()], "memonger", Settings(environment="default")
             )
             row["classic_mb"] = classic.cost.total_bytes / 2**20
             row["classic_recompute"] = classic.cost.recompute_fraction

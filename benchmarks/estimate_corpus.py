@@ -27,7 +27,8 @@ import numpy as np
 
 from memcli.engines.analysis import analyze, ask_mxnet
 from memcli.errors import MemcliError
-from memcli.planners.registry import Settings, search_plan
+from memcli.planners.base import Settings
+from memcli.planners.over_forms import search_plan
 from memcli.request import ShapeRequest
 from memcli.workflow.planning import read_symbol
 from memcli.workflow.variants import marked_positions
@@ -75,7 +76,7 @@ def check(path: Path, shapes: dict[str, list[int]], options: argparse.Namespace)
         candidates = []
         if plans:
             found, _ = search_plan(
-                analysis.graph, model, options.strategy, Settings(environment="default")
+                analysis.search_space(), options.strategy, Settings(environment="default")
             )
             candidates.append((options.strategy, found.plan.recompute))
             row["planned_mb"] = found.cost.total_mb

@@ -22,7 +22,8 @@ from memcli.engines.analysis import Analysis, analyze
 from memcli.errors import MemcliError
 from memcli.memory.bounds import best_lower_bound
 from memcli.planners.base import Settings
-from memcli.planners.registry import STRATEGIES, search_plan
+from memcli.planners.over_forms import search_plan
+from memcli.planners.registry import STRATEGIES
 from memcli.reports.tables import mib, new_table
 from memcli.request import ShapeRequest
 from memcli.workflow.planning import read_symbol
@@ -71,7 +72,7 @@ def compare(console: Console, name: str, analysis: Analysis, options: argparse.N
     for strategy in options.strategy or list(STRATEGIES):
         started = time.monotonic()
         settings = Settings(environment=options.environment, time_limit=options.time_limit)
-        found, search = search_plan(graph, model, strategy, settings)
+        found, search = search_plan(analysis.search_space(), strategy, settings)
         seconds = time.monotonic() - started
         least = min([least, *(f.cost.pool_bytes for f in search.tried)])
         table.add_row(

@@ -19,9 +19,9 @@ from memcli.engines.torch.loss import training_loss
 from memcli.engines.torch.trace import trace
 from memcli.memory.mxnet_model import Cost
 from memcli.memory.torch_plan_model import TorchPlanModel
-from memcli.planners.base import Settings
+from memcli.planners.base import Search, Settings
 from memcli.planners.registry import STRATEGIES
-from memcli.planners.torch_search import TorchSearch
+from memcli.planners.torch_space import TorchSpace
 
 _aten = torch.ops.aten
 # What selective checkpointing keeps, as PyTorch's own examples do: what is dear to compute.
@@ -151,8 +151,8 @@ class Planner:
         settings = Settings(
             budget=budget, max_recompute=max_recompute, time_limit=self.time_limit
         )
-        search = TorchSearch(self.model, settings)
-        STRATEGIES["auto"](search)
+        search = Search(TorchSpace(self.model), settings)
+        STRATEGIES["auto"].run(search)
         found = search.answer()
         flags = found.plan.recompute.tolist()
         marks = {n: m for n, m in zip(self.trace.names, flags, strict=True) if m}

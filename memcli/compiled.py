@@ -53,3 +53,16 @@ def compiled(function: Function | None = None, **options: Any) -> Any:
         return numba.njit(cache=True, **options)(function)
     finally:
         config.CACHE_DIR = ""
+
+
+@compiled
+def lower_bound(keys, size, count):
+    """The first index in ``keys[:count]`` (sorted) that is not less than ``size``."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) // 2
+        if keys[middle] < size:
+            low = middle + 1
+        else:
+            high = middle
+    return low

@@ -186,7 +186,7 @@ class _Subject:
         from memcli.planners.base import Search, Settings
         from memcli.planners.memonger import classic_rows
 
-        return classic_rows(Search(self.analysis.graph, self.analysis.model, Settings()))
+        return classic_rows(Search(self.analysis.search_space(), Settings()))
 
 
 # The latest analysis: a script asks for the cost of a symbol before and after it is planned.
@@ -362,7 +362,7 @@ def _try_cuts(subject: _Subject, trials: int) -> Iterator[tuple[int, Cost, Flags
     from memcli.planners.memonger import search_cuts
 
     analysis = subject.analysis
-    search = Search(analysis.graph, analysis.model, Settings(trials=trials))
+    search = Search(analysis.search_space(), Settings(trials=trials))
     search_cuts(search)
     nothing = analysis.model.none()
     least = subject.cost(nothing)

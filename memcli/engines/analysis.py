@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,10 @@ from memcli.memory.mxnet_graph import build
 from memcli.memory.mxnet_model import MXNetModel
 from memcli.request import Progress, ShapeRequest
 from memcli.rewrites.prepare import prepare
+
+if TYPE_CHECKING:
+    from memcli.planners.space import SearchSpace
+
 
 # From how many terms on MXNet adds gradients one by one, each as soon as it is there, rather than
 # all at the end, when all are alive (src/executor/graph_executor.cc, AggregateGradient; 8 unless
@@ -94,6 +98,12 @@ class Analysis:
             (graph.names[v], int(graph.in_ptr[v + 1] - graph.in_ptr[v]))
             for v in range(graph.n_forward)
         ]
+
+    def search_space(self) -> SearchSpace:
+        """What searches need of this step; blocks may be reserved where the model allows it now."""
+        from memcli.planners.mxnet_space import MXNetSpace
+
+        return MXNetSpace(self.graph, self.model)
 
     def gradient_requests(self) -> dict[str, str]:
         """MXNet's ``grad_req`` of each argument, by name in the prepared copy."""

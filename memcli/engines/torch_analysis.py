@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,10 @@ from memcli.memory.torch_model import step_seconds
 from memcli.memory.torch_plan_model import TorchPlanModel
 from memcli.memory.torch_trace import PARAMETER_GRADIENT, Trace
 from memcli.request import Progress
+
+if TYPE_CHECKING:
+    from memcli.planners.space import SearchSpace
+
 
 
 @dataclass
@@ -78,6 +82,12 @@ class TorchAnalysis:
     def node_keys(self) -> list[tuple[str, int]]:
         """What tells a step at any batch."""
         return [(step["output"], 0) for step in self.steps]
+
+    def search_space(self) -> SearchSpace:
+        """What searches need of this step."""
+        from memcli.planners.torch_space import TorchSpace
+
+        return TorchSpace(self.model)
 
     def job(self, file: OnnxFile, path: Path) -> dict[str, Any]:
         """:func:`onnx_job` of a file at the shapes of this analysis."""

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from memcli.graph.cost import Cost
 from memcli.graph.training import Flags, TrainingGraph
 from memcli.memory import program, program_solver
 from memcli.memory.exhaustive import all_plans
 from memcli.memory.lifetimes import Lifetimes, lifetimes
-from memcli.memory.mxnet_model import Cost, MXNetModel
+from memcli.memory.mxnet_model import MXNetModel
 from memcli.memory.size_bands import ends_of_bands, in_band, pool_bound
 
 # Recomputable nodes up to which the program is solved with whole marks, and relaxed.
@@ -105,12 +106,17 @@ def best_lower_bound(
 
 
 def plan_bound(graph: TrainingGraph, model: MXNetModel, cost: Cost) -> int:
-    """The bound that a plan is reported with, bytes; ``cost`` is the plan's.
+    """The bound that a plan is reported with, bytes; ``cost`` is the plan's."""
+    return reported_bound(graph, model, cost.pool_bytes)
+
+
+def reported_bound(graph: TrainingGraph, model: MXNetModel, ceiling: int) -> int:
+    """The bound that plans are reported with, bytes; ``ceiling``: the pool of the best one known.
 
     The program is asked where it ends within seconds, on graphs of some sixty operators.
     """
     seconds = _PROGRAM_SECONDS if int(graph.can_recompute.sum()) <= SMALL else 0.0
-    return best_lower_bound(graph, model, seconds, cost.pool_bytes).bytes
+    return best_lower_bound(graph, model, seconds, ceiling).bytes
 
 
 def recompute_bound(

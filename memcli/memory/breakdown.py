@@ -139,7 +139,7 @@ class _Walk:
         return found
 
     def reads_copy(self, source: int, node: int) -> bool:
-        """Whether ``node`` reads the recomputed copy of ``source`` (``pool.mapped``)."""
+        """Whether ``node`` reads the recomputed copy of ``source`` (``execution_order.mapped``)."""
         g = self.graph
         if source >= len(self.mark) or not self.mark[source]:
             return False

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from memcli.compiled import compiled
-from memcli.memory.pool import AGAIN, BAD, KEPT, lower_bound, mapped
+from memcli.compiled import compiled, lower_bound
+from memcli.graph.execution_order import mapped
+from memcli.marks import AGAIN, KEPT
+from memcli.memory.pool import BAD
 
 # A pool that no evaluation stops at.
 ANY = np.iinfo(np.int64).max

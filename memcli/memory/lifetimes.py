@@ -25,8 +25,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from memcli.compiled import compiled
+from memcli.graph.execution_order import execution_order
 from memcli.graph.training import Flags, Ints, TrainingGraph
-from memcli.memory.pool import execution_order
 
 NEVER = np.iinfo(np.int64).max
 

@@ -9,48 +9,19 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from memcli.graph.cost import DEFAULT_MATCH_RANGE, Cost
+from memcli.graph.execution_order import execution_order
 from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
 from memcli.memory import fast_pool, pool, pool_layout
 from memcli.memory.engine_buffers import kept_by_operators
 
 Seconds = NDArray[np.float64]
 
-DEFAULT_MATCH_RANGE = 16
+# What a plan may set NNVM_EXEC_MATCH_RANGE to, the default first. Every whole number works; above
+# 16 the pool is the default's on all graphs tried.
+MATCH_RANGES = (16, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1)
 # Sizes of tensors that are told apart where it is said which blocks a plan needs.
 _SIZES = 256
-
-
-@dataclass
-class Cost:
-    """Memory and recomputation of one plan. Sizes in bytes.
-
-    ``total_bytes``: MXNet's own figure (``debug_str``), every element counted as 4 bytes.
-    ``pool_bytes``: the same blocks with true element sizes.
-    """
-
-    total_bytes: int
-    pool_bytes: int
-    live_peak_bytes: int
-    recompute_flops: float
-    forward_flops: float
-    match_range: int
-    recompute_seconds: float = 0.0  # by the model's cost of operators
-    forward_seconds: float = 0.0
-
-    @property
-    def total_mb(self) -> int:
-        """The figure of ``Total N MB allocated``."""
-        return self.total_bytes >> 20
-
-    @property
-    def recompute_fraction(self) -> float:
-        """Recomputed FLOPs as a part of one forward pass."""
-        return self.recompute_flops / self.forward_flops if self.forward_flops else 0.0
-
-    @property
-    def time_fraction(self) -> float:
-        """Time of what runs again as a part of one forward pass, by the model's cost."""
-        return self.recompute_seconds / self.forward_seconds if self.forward_seconds else 0.0
 
 
 @dataclass
@@ -67,7 +38,7 @@ class Timeline:
 class MXNetModel:
     """Evaluates plans of one training graph.
 
-    A plan is a mark for each forward node: ``pool.KEPT``, ``AGAIN`` or ``BARRIER`` (recomputed
+    A plan is a mark for each forward node: ``KEPT``, ``AGAIN`` or ``BARRIER`` (recomputed
     behind a save barrier). Marks on variables, on Dropout (which MXNet never mirrors) and on
     nothing else are without effect, as in MXNet.
     """
@@ -165,7 +136,7 @@ class MXNetModel:
     def execution_order(self, mark: Flags) -> Ints:
         """Nodes in the order in which the engine runs them; ``n + f``: forward node f again."""
         g = self.graph
-        return pool.execution_order(
+        return execution_order(
             g.n_nodes, g.in_ptr, g.in_node, g.dep_ptr, g.dep_node, g.owner, g.heads, mark
         )
 

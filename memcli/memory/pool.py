@@ -23,73 +23,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memcli.compiled import compiled
+from memcli.compiled import compiled, lower_bound
+from memcli.graph.execution_order import mapped
+from memcli.marks import BARRIER
 
 Array = NDArray[Any]
 
 BAD = -1
 EXTERNAL = -2
 DYNAMIC = -3
-
-KEPT = 0
-AGAIN = 1
-BARRIER = 2
-
-
-@compiled
-def mapped(node, of_node, mark, owner, n):
-    """The node that ``of_node`` reads where the graph without marks has ``node``.
-
-    A recomputed node's copy, and the backward of a recomputed node, read copies where there are
-    some; all others read the originals (``Gradient`` in gradient.cc). Behind a save barrier only
-    the node's own gradient reads the copy.
-    """
-    if node >= mark.shape[0] or not mark[node]:
-        return node
-    if of_node >= n:
-        return n + node if mark[node] == AGAIN else node
-    holder = owner[of_node]
-    if holder >= 0 and mark[holder] and (mark[node] == AGAIN or holder == node):
-        return n + node
-    return node
-
-
-@compiled
-def execution_order(n, in_ptr, in_node, dep_ptr, dep_node, owner, heads, mark):
-    """Depth-first post-order from the outputs, inputs before control dependencies (nnvm)."""
-    seen = np.zeros(2 * n, np.uint8)
-    order = np.empty(2 * n, np.int64)
-    stack = np.empty(2 * n + 1, np.int64)
-    cursor = np.empty(2 * n + 1, np.int64)
-    count = 0
-    for h in range(heads.shape[0]):
-        if seen[heads[h]]:
-            continue
-        top = 0
-        stack[0] = heads[h]
-        cursor[0] = 0
-        seen[heads[h]] = 1
-        while top >= 0:
-            node = stack[top]
-            base = node - n if node >= n else node
-            k = cursor[top]
-            n_in = in_ptr[base + 1] - in_ptr[base]
-            if k < n_in:
-                nxt = mapped(in_node[in_ptr[base] + k], node, mark, owner, n)
-            elif k < n_in + dep_ptr[base + 1] - dep_ptr[base]:
-                nxt = mapped(dep_node[dep_ptr[base] + k - n_in], node, mark, owner, n)
-            else:
-                order[count] = node
-                count += 1
-                top -= 1
-                continue
-            cursor[top] = k + 1
-            if not seen[nxt]:
-                seen[nxt] = 1
-                top += 1
-                stack[top] = nxt
-                cursor[top] = 0
-    return order[:count]
 
 
 class UnreadRules(NamedTuple):
@@ -131,19 +73,6 @@ def drop_unread(flags, rules):
             source = in_node[i]
             if not in_ignored[i] and leading[in_entry[i]] and source < flags.shape[0]:
                 wanted[source] |= flags[source] != BARRIER
-
-
-@compiled
-def lower_bound(keys, size, count):
-    """First index in ``keys[:count]`` (sorted) that is not less than ``size``."""
-    low, high = 0, count
-    while low < high:
-        middle = (low + high) // 2
-        if keys[middle] < size:
-            low = middle + 1
-        else:
-            high = middle
-    return low
 
 
 @compiled

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from memcli.graph.execution_order import execution_order
 from memcli.graph.training import TrainingGraph
-from memcli.memory.pool import execution_order
 
 Array = NDArray[Any]
 # Sizes of tensors that are told apart in what any pool needs: smaller ones hardly count.

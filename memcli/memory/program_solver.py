@@ -11,7 +11,7 @@ import numpy as np
 
 from memcli import highs
 from memcli.graph.training import Flags
-from memcli.memory.pool import AGAIN, BARRIER
+from memcli.marks import AGAIN, BARRIER
 from memcli.memory.program import Floats, Program, Rows
 
 _SAFE = 1e-5  # relative: the solver's tolerances on a program scaled to about 1

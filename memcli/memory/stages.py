@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
+from memcli.marks import AGAIN, KEPT
 from memcli.memory.mxnet_model import MXNetModel, Timeline
-from memcli.memory.pool import AGAIN, KEPT
 
 
 @dataclass

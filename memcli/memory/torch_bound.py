@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from memcli.graph.cost import LowerBound
 from memcli.marks import AGAIN, AUXILIARY, EACH, KEPT
 from memcli.memory.torch_backwards import backwards_bound, limited_bound
 from memcli.memory.torch_model import Marks, TorchModel
@@ -18,16 +18,7 @@ from memcli.memory.torch_moments import moments_of
 _MOST_PLANS = 20_000
 
 
-@dataclass(frozen=True)
-class TorchBound:
-    """Proofs. ``bytes``: no plan's live peak is less. ``within``: nor that of any plan which
-    recomputes no more than a limit, which is no less."""
-
-    bytes: int
-    within: int
-
-
-def torch_bound(model: TorchModel, ceiling: int, limit: float = math.inf) -> TorchBound:
+def torch_bound(model: TorchModel, ceiling: int, limit: float = math.inf) -> LowerBound:
     """What no plan of a step can get under.
 
     ``ceiling``: the live peak of the best plan known (within the limit), bytes, or of any.
@@ -40,14 +31,14 @@ def torch_bound(model: TorchModel, ceiling: int, limit: float = math.inf) -> Tor
     moments = moments_of(model.trace, model.block)
     low = int(moments.most.max(initial=0))
     if low >= ceiling:
-        return TorchBound(low, low)
+        return LowerBound(low, low)
     least = least_of_all(model, (math.inf, limit))
     if least is not None:
-        return TorchBound(*least)
+        return LowerBound(*least)
     low = backwards_bound(model, moments, low, ceiling)
     if math.isinf(limit):
-        return TorchBound(low, low)
-    return TorchBound(low, limited_bound(model, moments, low, ceiling, limit))
+        return LowerBound(low, low)
+    return LowerBound(low, limited_bound(model, moments, low, ceiling, limit))
 
 
 def all_plans(model: TorchModel) -> Iterator[Marks] | None:

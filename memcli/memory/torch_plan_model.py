@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from memcli.graph.cost import DEFAULT_MATCH_RANGE, Cost
 from memcli.graph.training import Flags, Ints, TrainingGraph
-from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost
 from memcli.memory.torch_graph import training_graph
 from memcli.memory.torch_model import TorchModel
 from memcli.memory.torch_trace import Trace

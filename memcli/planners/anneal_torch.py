@@ -1,4 +1,4 @@
-"""Simulated annealing over plans of a PyTorch step; see :mod:`memcli.planners.anneal`."""
+"""Simulated annealing over plans of a PyTorch step; see :mod:`memcli.planners.annealing`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from memcli.compiled import compiled
 from memcli.marks import AUXILIARY, RESULTS
 from memcli.memory.torch_kernels import _RUNS, walk
-from memcli.planners.anneal import _below, _propose, _unit, energy_of, hardness
+from memcli.planners.annealing import below, energy_of, hardness, propose, unit
 
 _AUXILIARY_CHANCE = 0.08
 
@@ -22,7 +22,7 @@ def _work(st, cost):
 
 @compiled
 def _costs(program, st, marks, limit, nothing, flops, seconds):
-    """Peak, FLOPs and time of what runs again; all infinite for what is no good."""
+    """Peak, FLOPs and time of what is recomputed; all infinite for what is no good."""
     peak, _, _ = walk(program, st, marks, limit, nothing)
     if peak < 0:
         return np.inf, np.inf, np.inf
@@ -47,10 +47,10 @@ def _combine(state, low, high, whole):
 @compiled(nogil=True)
 def anneal(
     program, st, limit, flops, seconds, with_auxiliaries, whole, state, best, nodes, weights, third,
-    group_ptr, group_of, group_node, spare_ptr, spare_node, spare_chance, copy_chance, others,
+    group_ptr, group_of, group_node, costly_ptr, costly_node, costly_chance, copy_chance, others,
     params, _, rng, steps, first_temperature, last_temperature, done, total_steps, lowest,
 ):  # fmt: skip
-    """Run ``steps`` of ``total_steps``, as :func:`memcli.planners.anneal.anneal` does.
+    """One part of a walk: see :class:`memcli.planners.space.Walk`.
 
     ``st``: the walk's working arrays; ``limit``: recomputations past which a plan is no good;
     ``with_auxiliaries``: steps that save something inside themselves, whose ``AUXILIARY`` bit is
@@ -74,13 +74,13 @@ def anneal(
         temperature = first_temperature * ratio**part
         turned = -1
         count = 0
-        if with_auxiliaries.shape[0] > 0 and _unit(rng) < _AUXILIARY_CHANCE:
-            turned = with_auxiliaries[_below(rng, with_auxiliaries.shape[0])]
+        if with_auxiliaries.shape[0] > 0 and unit(rng) < _AUXILIARY_CHANCE:
+            turned = with_auxiliaries[below(rng, with_auxiliaries.shape[0])]
             high[turned] ^= AUXILIARY
         else:
-            count = _propose(
-                rng, low, nodes, weights, third, group_ptr, group_of, group_node, spare_ptr,
-                spare_node, spare_chance, copy_chance, others, undo_node, undo_mark,
+            count = propose(
+                rng, low, nodes, weights, third, group_ptr, group_of, group_node, costly_ptr,
+                costly_node, costly_chance, copy_chance, others, undo_node, undo_mark,
             )  # fmt: skip
             if count == 0:
                 continue
@@ -88,7 +88,7 @@ def anneal(
         new = _costs(program, st, state, limit, nothing, flops, seconds)
         hard = hardness(part)
         rise = _energy(params, new, hard) - _energy(params, now, hard)
-        if rise <= 0 or _unit(rng) < np.exp(-rise / temperature):
+        if rise <= 0 or unit(rng) < np.exp(-rise / temperature):
             now = new
             energy = _energy(params, now, 1.0)
             if energy < lowest:

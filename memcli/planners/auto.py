@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from memcli.planners import cheap, dp, local, memonger, none, sqrt
 from memcli.planners.base import Search
-from memcli.planners.starts import consider_starts
+from memcli.planners.initial_plans import consider_initial_plans
+from memcli.planners.strategy import Strategy
 
 NAME = "auto"
-# Larger graphs get their plans to start from by cuts alone, which takes a fraction of the time.
+# Larger graphs get their initial plans by cuts alone, which takes a fraction of the time.
 _MOST_NODES = 8000
 
 
 def explore(search: Search) -> None:
-    """The strategies that take no time, all plans of tiny graphs, many plans to start from."""
+    """The strategies that take no time, all plans of tiny graphs, many initial plans."""
     if search.graph.stage_at:
         memonger.search_marks(search, "memonger")
     none.run(search)
     if search.out_of_time or (search.superseded and search.graph.n_nodes > _MOST_NODES):
         return
     memonger.search_cuts(search, "memonger")
-    least = None if search.out_of_time else search.of_all_plans()
+    least = None if search.out_of_time else search.best_of_all()
     if least is not None:
         search.consider("all plans", least, [])
-    consider_starts(search, "cuts")
+    consider_initial_plans(search, "cuts")
     if search.graph.n_nodes > _MOST_NODES:
         return
     for strategy in (sqrt, dp, cheap):
@@ -30,7 +31,4 @@ def explore(search: Search) -> None:
             strategy.run(search)
 
 
-def run(search: Search) -> None:
-    """Explore, then anneal from the best."""
-    explore(search)
-    local.refine(search)
+STRATEGY = Strategy(NAME, "the best plan of all strategies", explore, refine=local.refine)

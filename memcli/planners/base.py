@@ -6,33 +6,26 @@ import fnmatch
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from memcli.errors import BadInput
+from memcli.graph.cost import Cost, Found, LowerBound
 from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
-from memcli.memory.bounds import best_lower_bound, program_bound
-from memcli.memory.exhaustive import all_plans
-from memcli.memory.fast_pool import NOTHING
-from memcli.memory.in_place_sums import plan_keeps_sums
-from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE, Cost, MXNetModel
-from memcli.memory.pool import AGAIN, BARRIER, KEPT
-from memcli.memory.pool_layout import scratch
-from memcli.planners import anneal
-from memcli.planners.cutpoints import CutPoint, find_cuts, pinned_bytes
-from memcli.planners.roles import find_roles, spared_with
+from memcli.marks import AGAIN, KEPT, RESULTS, THIRD
+from memcli.planners.cutpoints import CutPoint, find_cuts
+from memcli.planners.roles import find_roles, kept_instead_of_recomputing
+from memcli.planners.space import NO_BLOCKS, SearchSpace, Walk
 from memcli.time_limit import seconds_left
 
-# Every whole number works; above 16 the pool is the default's on all graphs tried.
-MATCH_RANGES = (16, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1)
+__all__ = ["Found", "Search", "Settings", "match_names"]
+
 # Graphs on which evaluating takes long enough to look at fewer candidates twice.
 _LARGE = 20_000
-# A plan that runs on MXNet's plain kernels, too, is preferred up to this much more memory (with
-# a budget: recomputation).
+# A portable plan is preferred up to this much more memory (with a budget: recomputation).
 _PORTABLE = 1.005
-# And one that takes no variable up to this much more.
+# And one at the default match range, which takes no environment variable, up to this much more.
 _PLAIN = 1.001
 # Plans that are looked at at every match range, at the end of a search.
 _SHORTLIST = 8
@@ -40,8 +33,6 @@ _SHORTLIST = 8
 # the mean of how long they take.
 _ANSWER = 0.05
 _LATEST = 0.1
-# Blocks smaller than this part of the unplanned pool are not reserved.
-_COUNTS = 1e-4
 
 
 @dataclass
@@ -64,7 +55,6 @@ class Settings:
     seed: int = 0
     on_progress: Callable[[str, float | None], None] | None = None
 
-
     def ends(self) -> float | None:
         """When a search that starts now is to end, by ``time.monotonic()``; None: at no time."""
         if self.deadline is not None or self.time_limit is None:
@@ -72,24 +62,21 @@ class Settings:
         return time.monotonic() + self.time_limit
 
 
-@dataclass
-class Found:
-    """A plan with its cost."""
-
-    plan: Plan
-    cost: Cost
-
-
 class Search:
-    """Evaluates candidates, keeps the best, and stops at the time limit."""
+    """Evaluates candidates, keeps the best, and stops at the time limit.
 
-    # part of the usual number of plans that annealing tries; less where a plan takes longer
-    effort = 1.0
-    most_steps = 1 << 40
+    Args:
+        space: the step that is planned, and what of its engine a search has to know.
+        settings: what the user asks for.
 
-    def __init__(self, graph: TrainingGraph, model: MXNetModel, settings: Settings) -> None:
-        self.graph = graph
-        self.model = model
+    Raises:
+        BadInput: hints that name no node, one node twice, or one that cannot run twice.
+    """
+
+    def __init__(self, space: SearchSpace, settings: Settings) -> None:
+        self.space = space
+        self.graph: TrainingGraph = space.graph
+        graph = self.graph
         self.settings = settings
         self.started = time.monotonic()
         # When to stop, by the monotonic clock; None: at no time. A search on one of several forms
@@ -125,11 +112,6 @@ class Search:
         return allowed if self.settings.rewrite else np.zeros_like(allowed)
 
     @cached_property
-    def pinned(self) -> Ints:
-        """Over forward nodes: bytes that keeping the node keeps besides its own outputs."""
-        return pinned_bytes(self.graph)
-
-    @cached_property
     def roles(self) -> tuple[Ints, Ints, Ints]:
         """Forward nodes that play the same part: group starts, each node's group, members.
 
@@ -139,12 +121,14 @@ class Search:
         return find_roles(self.graph)
 
     @cached_property
-    def spared(self) -> tuple[Ints, Ints]:
-        """What to keep so that a dear operator need not run again; see :func:`spared_with`.
+    def kept_instead(self) -> tuple[Ints, Ints]:
+        """What to keep so that a costly operator is not recomputed, over forward nodes.
 
-        Nodes that the user wants recomputed are not among it.
+        Starts (nodes + 1) and forward nodes; see
+        :func:`memcli.planners.roles.kept_instead_of_recomputing`. Nodes that the user wants
+        recomputed are not among them.
         """
-        starts, nodes = spared_with(self.graph, self.model.seconds)
+        starts, nodes = kept_instead_of_recomputing(self.graph, self.space.seconds)
         if self.hinted_again:
             again = np.isin(nodes, list(self.hinted_again))
             gone = np.concatenate([[0], np.cumsum(again)])
@@ -153,50 +137,36 @@ class Search:
 
     @cached_property
     def block_sizes(self) -> Ints:
-        """What reserved blocks may have for sizes, elements, sorted; none where none may be.
+        """What reserved blocks may have for sizes, elements, sorted; none where none may be."""
+        return self.space.block_sizes if self.settings.rewrite else NO_BLOCKS
 
-        Those of tensors large enough to count.
-        """
-        reservable = self.model.reservable
-        if not self.settings.rewrite or reservable is None:
-            return NOTHING
-        layout = self.model.layout
-        sizes = layout.size[layout.out_entry]
-        least = _COUNTS * self.model.evaluate(self.model.none()).pool_bytes
-        large = np.unique(sizes[sizes >= least] // 4).astype(np.int64)
-        return large[large >= reservable.least]
-
-    def sparing(self, flags: Flags, nodes: Iterable[int]) -> Flags:
-        """The marks with all kept that it takes so that none of ``nodes`` need run again."""
-        starts, spared = self.spared
+    def without_recomputing(self, flags: Flags, nodes: Iterable[int]) -> Flags:
+        """The marks with all kept that it takes so that none of ``nodes`` is recomputed."""
+        starts, instead = self.kept_instead
         changed = flags.copy()
         for v in nodes:
-            changed[spared[starts[v] : starts[v + 1]]] = KEPT
+            changed[instead[starts[v] : starts[v + 1]]] = KEPT
         return changed
 
     @property
     def match_ranges(self) -> tuple[int, ...]:
-        """The match ranges that a plan may name."""
-        return MATCH_RANGES if self.settings.environment == "best" else (DEFAULT_MATCH_RANGE,)
+        """The match ranges that a plan may name, the default first."""
+        ranges = self.space.match_ranges
+        return ranges if self.settings.environment == "best" else ranges[:1]
+
+    @property
+    def usual_match_ranges(self) -> tuple[int, ...]:
+        """Those of them that good plans often end up best at, rising; maybe none."""
+        return tuple(r for r in self.space.usual_match_ranges if r in self.match_ranges)
 
     def kept_mark(self, node: int) -> int:
-        """How to keep a node's output: behind a save barrier where keeping pins more than it."""
-        if not self.barriers[node]:
-            return KEPT
-        graph = self.graph
-        reads = graph.in_node[graph.in_ptr[node] : graph.in_ptr[node + 1]]
-        # an identity behind a convolution is there to read its copy
-        is_reader = graph.op(node) == "_copy" and graph.op(int(reads[0])) == "Convolution"
-        return BARRIER if self.pinned[node] or is_reader else KEPT
-
-    def is_kept(self, flags: Flags) -> NDArray[np.bool_]:
-        """Over forward nodes: whether a plan keeps what the node makes."""
-        return np.asarray(flags != AGAIN)
+        """How to keep a node's output: behind a save barrier where that is allowed and helps."""
+        return self.space.kept_mark(node) if self.barriers[node] else KEPT
 
     def kept_cuts(self, flags: Flags) -> list[list[int]]:
         """The cuts of the graph all of whose nodes the plan keeps, for the table of stages."""
         result: list[list[int]] = []
-        kept = self.is_kept(flags)
+        kept = self.space.is_kept(flags)
         for cut in self.cuts:
             # neighbours that keep the same tensors are one cut
             if all(kept[v] for v in cut.nodes) and result[-1:] != [cut.nodes]:
@@ -205,25 +175,36 @@ class Search:
 
     @property
     def third_mark(self) -> Flags:
-        """Over forward nodes: 1 where annealing may set the mark beyond KEPT and AGAIN."""
-        return self.barriers
+        """Over forward nodes: 1 where the mark ``THIRD`` may be set."""
+        return self.space.third_mark(rewrite=self.settings.rewrite)
 
-    def annealing(self, *, portable: bool) -> Callable[..., float]:
-        """:func:`memcli.planners.anneal.anneal` on this graph, all but what a chain brings."""
-        layout = self.model.layout
-        rules = self.model.unread_rules(portable=portable)
-        return partial(anneal.anneal, layout, scratch(layout), rules)
+    def annealing(self, *, portable: bool) -> Walk:
+        """What anneals over plans of this step; see :meth:`SearchSpace.annealing`."""
+        return self.space.annealing(portable=portable)
 
-    def of_all_plans(self) -> Flags | None:
+    def best_of_all(self) -> Flags | None:
         """The best of all plans there are at the default match range; None where too many."""
-        least = all_plans(self.graph, self.model)
-        return None if least is None else least.pool_flags
+        return self.space.best_of_all(self.key)
 
     def prove(self, seconds: float) -> tuple[int, Flags | None]:
-        """A lower bound of every plan's pool, bytes, and the plan of its solver, if any."""
-        ceiling = min(found.cost.pool_bytes for found in self.tried)
-        bound = program_bound(self.graph, self.model, seconds, ceiling)
-        return max(bound.bytes, best_lower_bound(self.graph, self.model).bytes), bound.flags
+        """A lower bound of every plan's memory, bytes, and the plan of its solver, if any."""
+        return self.space.prove(seconds, min(found.cost.pool_bytes for found in self.tried))
+
+    @property
+    def bound_within(self) -> float | None:
+        """Recomputation, as a part of a forward pass, up to which plans are compared with the best.
+
+        The limit of the settings where the least memory is asked for.
+        """
+        return None if self.settings.budget is not None else self.settings.max_recompute
+
+    def lower_bound(self, ceiling: int) -> LowerBound:
+        """What no plan can get under, and none within :attr:`bound_within`.
+
+        Args:
+            ceiling: memory of the best plan known, bytes.
+        """
+        return self.space.lower_bound(ceiling, self.bound_within)
 
     @property
     def out_of_time(self) -> bool:
@@ -250,32 +231,40 @@ class Search:
             self.settings.on_progress(text, fraction)
 
     def admissible(self, flags: Flags, *, portable: bool = False) -> Flags:
-        """The marks with the user's hints, and without what the engine cannot do."""
+        """The marks with the user's hints, as the engine carries them out."""
         flags = np.where(self.graph.can_recompute, flags, KEPT).astype(np.uint8)
-        flags[(flags == BARRIER) & (self.barriers == 0)] = KEPT
+        flags[(flags == THIRD) & (self.third_mark == 0)] = KEPT
         flags[list(self.hinted_keep)] = KEPT
-        again = list(self.hinted_again)
-        flags[again] = np.maximum(flags[again], AGAIN)
-        return self.model.without_unread(flags, portable=portable)
+        flags[[v for v in self.hinted_again if flags[v] & RESULTS == KEPT]] = AGAIN
+        return self.space.as_run(flags, portable=portable)
 
     def consider(
         self,
         strategy: str,
         flags: Flags,
         cuts: Sequence[list[int]],
-        match_range: int = DEFAULT_MATCH_RANGE,
-        reserved: Ints = NOTHING,
+        match_range: int | None = None,
+        reserved: Ints = NO_BLOCKS,
     ) -> Found:
-        """Evaluate a candidate at one match range, with reserved blocks, and remember it."""
+        """Evaluate a candidate, and remember it.
+
+        Args:
+            strategy: whose candidate it is.
+            flags: over forward nodes, the marks.
+            cuts: forward nodes that it keeps, a list for each cut of the graph.
+            match_range: None: the default.
+            reserved: elements of blocks that it reserves; 0 is none.
+        """
         flags = self.admissible(flags)
         began = time.monotonic()
-        cost = self.model.evaluate(flags, (match_range,), reserved)
+        ranges = self.match_ranges[:1] if match_range is None else (match_range,)
+        cost = self.space.evaluate(flags, ranges, reserved)
         # of the first one the compiler may be a part
         if self.tried:
             took = time.monotonic() - began
             usual = self._evaluation_seconds or took
             self._evaluation_seconds = usual + _LATEST * (took - usual)
-        stays = self.is_kept(flags)
+        stays = self.space.is_kept(flags)
         kept = [[v for v in cut if stays[v]] for cut in cuts]
         reserved = np.sort(reserved[reserved > 0])[::-1]
         plan = Plan(strategy, flags, [c for c in kept if c], cost.match_range, reserved)
@@ -286,9 +275,9 @@ class Search:
 
     def with_environment(self, found: Found) -> Found:
         """The same plan at its best match range, where that saves at least 1%."""
-        if self.settings.environment == "default" or len(found.plan.reserved):
+        if len(self.match_ranges) == 1 or len(found.plan.reserved):
             return found
-        best = self.model.evaluate(found.plan.recompute, MATCH_RANGES)
+        best = self.space.evaluate(found.plan.recompute, self.match_ranges)
         if best.total_bytes > 0.99 * found.cost.total_bytes:
             return found
         return Found(replace(found.plan, match_range=best.match_range), best)
@@ -312,21 +301,23 @@ class Search:
         return self.key(new) <= self.key(old)
 
     def answer(self) -> Found:
-        """The best candidate under the settings that keeps every bit, at its best match range."""
+        """The best candidate under the settings that keeps every bit, at its best match range.
+
+        Without reserved blocks that hardly save memory.
+        """
         while True:
             found = self._best()
             if self.is_exact(found):
-                return found
+                budget = self.settings.budget
+                return self.space.without_needless(found, self.match_ranges, budget)
             marks = found.plan.recompute
             self.tried = [f for f in self.tried if not np.array_equal(f.plan.recompute, marks)]
             if not self.tried:  # recomputing nothing is exact
                 self.consider("none", np.zeros_like(marks), [])
 
     def is_exact(self, found: Found) -> bool:
-        """Whether gradients are added in the order in which they are without the plan."""
-        return not found.plan.recompute.any() or plan_keeps_sums(
-            self.graph, self.model, found.plan
-        )
+        """Whether gradients keep every bit under the plan."""
+        return not found.plan.recompute.any() or self.space.is_exact(found.plan)
 
     def _best(self, shortlist: int = _SHORTLIST) -> Found:
         """The best candidate under the settings, at its best match range."""
@@ -345,17 +336,13 @@ class Search:
             near = [f for f in near if f.cost.recompute_seconds <= again]
         chosen = min(near or [best], key=lambda found: self.key(found.cost))
         # a plan that takes no variable is preferred where it costs hardly anything
-        plain = [f for f in near if f.plan.match_range == DEFAULT_MATCH_RANGE]
+        plain = [f for f in near if f.plan.match_range == self.match_ranges[0]]
         plain = [f for f in plain if f.cost.pool_bytes <= _PLAIN * chosen.cost.pool_bytes]
         return min(plain or [chosen], key=lambda found: self.key(found.cost))
 
     def is_portable(self, found: Found) -> bool:
-        """Whether MXNet's plain kernels run the plan, oneDNN's and cuDNN's aside."""
-        return self.is_portable_flags(found.plan.recompute)
-
-    def is_portable_flags(self, flags: Flags) -> bool:
-        """As :meth:`is_portable`, of bare marks."""
-        return self.model.on_plain_kernels(flags)
+        """Whether the engine's plainest kernels run the plan."""
+        return self.space.is_portable(found.plan.recompute)
 
 
 def match_names(graph: TrainingGraph, globs: Sequence[str], option: str) -> set[int]:

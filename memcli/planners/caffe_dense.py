@@ -14,6 +14,7 @@ from functools import partial
 from memcli.planners.base import Search
 from memcli.planners.cheap import COSTLY
 from memcli.planners.dense import consider_dropped, dense_blocks
+from memcli.planners.strategy import Strategy
 
 NAME = "caffe-dense"
 ULTRA = "caffe-dense-ultra"
@@ -30,8 +31,19 @@ def run(search: Search, name: str, ultra: bool) -> None:
     consider_dropped(search, name, dropped, blocks.rebuilt)
 
 
-RUNS = {NAME: partial(run, name=NAME, ultra=False), ULTRA: partial(run, name=ULTRA, ultra=True)}
-DESCRIPTIONS = {
-    NAME: "Caffe's DenseBlock: all in dense layers but convolutions runs again, and Concats",
-    ULTRA: "Caffe's DenseBlock: and each layer's first convolution; its last result is kept",
-}
+STRATEGIES = (
+    Strategy(
+        NAME,
+        "Caffe's DenseBlock: all in dense layers but convolutions runs again, and Concats",
+        partial(run, name=NAME, ultra=False),
+        as_published=True,
+        for_any_graph=False,
+    ),
+    Strategy(
+        ULTRA,
+        "Caffe's DenseBlock: and each layer's first convolution; its last result is kept",
+        partial(run, name=ULTRA, ultra=True),
+        as_published=True,
+        for_any_graph=False,
+    ),
+)

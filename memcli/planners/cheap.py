@@ -26,10 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memcli.graph.training import Flags, Ints, TrainingGraph
-from memcli.memory.pool import AGAIN, KEPT
+from memcli.marks import AGAIN, KEPT
 from memcli.planners.base import Search
 from memcli.planners.cutpoints import CutPoint, cut_pass
 from memcli.planners.marks import keep_marks
+from memcli.planners.strategy import Strategy
 
 NAME = "cheap"
 COSTLY = frozenset(
@@ -120,7 +121,7 @@ def run(search: Search) -> None:
     """All variants of both meanings of costly, with and without save barriers."""
     graph = search.graph
     seen: set[bytes] = set()
-    search.consider(NAME, search.model.none(), [])
+    search.consider(NAME, search.space.none(), [])
     for costly in (costly_by_name(graph), costly_by_density(graph)):
         for barriers in (False, True):
             search.progress("cheap operators")
@@ -130,3 +131,6 @@ def run(search: Search) -> None:
                 if flags.tobytes() not in seen:
                     seen.add(flags.tobytes())
                     search.consider(NAME, flags, cuts)
+
+
+STRATEGY = Strategy(NAME, "run again only what costs next to nothing, no convolutions", run)

@@ -9,9 +9,8 @@ import numpy as np
 from memcli.errors import BadInput
 from memcli.graph.dense_blocks import DenseBlocks, DenseLayer
 from memcli.graph.training import TrainingGraph
-from memcli.marks import EACH
+from memcli.marks import AGAIN, EACH
 from memcli.memory.modules.behaviour import Behaviour, behaviour_of
-from memcli.memory.pool import AGAIN
 from memcli.planners.base import Search
 
 

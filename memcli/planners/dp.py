@@ -27,11 +27,12 @@ from numpy.typing import NDArray
 
 from memcli.compiled import compiled
 from memcli.graph.training import Flags, Ints, TrainingGraph
+from memcli.marks import AGAIN, KEPT
 from memcli.memory.lifetimes import NEVER, lifetimes
-from memcli.memory.pool import AGAIN, KEPT
 from memcli.planners.base import Search
 from memcli.planners.cutpoints import CutPoint, last_forward_use, pinned_bytes
 from memcli.planners.marks import keep_marks
+from memcli.planners.strategy import Strategy
 
 NAME = "dp"
 _MOST_SETS = 400  # lower sets of a family
@@ -295,7 +296,7 @@ def run(search: Search) -> None:
     """Plans of a ladder of budgets, for each family and both ways to keep a tensor."""
     graph = search.graph
     seen: set[bytes] = set()
-    search.consider(NAME, search.model.none(), [])
+    search.consider(NAME, search.space.none(), [])
     families = () if search.out_of_time else family_list(search)
     for number, family in enumerate(families):
         for barriers in (False, True):
@@ -305,7 +306,7 @@ def run(search: Search) -> None:
             keep = keep_marks(search, barriers)
             if barriers and not keep.any():
                 continue
-            solver = Solver(stretches(graph, family, keep), search.model.forward_flops)
+            solver = Solver(stretches(graph, family, keep), search.space.forward_flops)
             least = solver.least_budget()
             for factor in _LADDER:
                 for free in (True, False):
@@ -320,3 +321,6 @@ def run(search: Search) -> None:
                     seen.add(flags.tobytes())
                     found = search.consider(NAME, flags, cuts)
                     found.plan.notes["budget_bytes"] = int(least * factor * _KIB)
+
+
+STRATEGY = Strategy(NAME, "dynamic programming over lower sets (Kusumoto et al.)", run)

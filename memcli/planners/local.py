@@ -1,4 +1,4 @@
-"""``local``: simulated annealing on the exact pool, from the best of the plans to start from.
+"""``local``: simulated annealing on the exact memory, from the best of the initial plans.
 
 Several chains start from different plans and match ranges; the best ones go on, for longer
 (successive halving), and take stretches of nodes from one another. The amount of work is fixed,
@@ -14,17 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from memcli.graph.cost import Found
 from memcli.graph.training import Flags, Ints
-from memcli.memory.fast_pool import NOTHING
-from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE
-from memcli.planners import anneal
-from memcli.planners.base import Found, Search
-from memcli.planners.coarse import consider_roles
+from memcli.planners import annealing
+from memcli.planners.base import Search
 from memcli.planners.cutpoints import last_forward_use
-from memcli.planners.reserved import first_blocks
-from memcli.planners.spared import consider_spared
-from memcli.planners.starts import consider_starts
+from memcli.planners.initial_plans import consider_initial_plans
+from memcli.planners.knapsack import consider_knapsack_plans
+from memcli.planners.role_descent import consider_roles
+from memcli.planners.space import NO_BLOCKS
+from memcli.planners.strategy import Strategy
 
 NAME = "local"
 # Work of a search in nodes of the joint graph evaluated: some seconds on one core. Larger graphs
@@ -43,12 +44,10 @@ _ROUNDS = ((0.3, 8), (0.25, 6), (0.25, 4), (0.2, 2))
 # With fewer steps than these in all: fewer chains, longer ones.
 _MANY_STEPS = 24_000
 _SHORT_ROUNDS = ((0.2, 4), (0.2, 2), (0.6, 1))
-# Chains that reserve blocks from each plan to start from, where the graph may: without a budget,
-# when they go first, and within one.
+# Chains that reserve blocks from each plan that chains start from, where the graph may: without a
+# budget, when they go first, and within one.
 _RESERVING = 2
 _RESERVING_WITHIN = 1
-# Ranges that annealed plans often end up best at, whatever was best before.
-_USUAL_RANGES = (2, 3, 4, 6)
 # First temperature of a chain of thousands of steps, as a part of its energy; short ones are
 # colder. Within a budget chains start from plans that are filled up to it.
 _HEAT = 0.012
@@ -71,7 +70,7 @@ _COPIED = 0.1
 _COPIED_WITHIN = 0.3
 _COPIED_SELDOM = 0.04
 _FEW_PARTS = 100  # nodes to decide on
-_PENALTIES = ((anneal.OVER_FIRST, anneal.OVER), (anneal.WASTED_FIRST, anneal.WASTED))
+_PENALTIES = ((annealing.OVER_FIRST, annealing.OVER), (annealing.WASTED_FIRST, annealing.WASTED))
 # Chains are cut into slices, so that a time limit is met.
 _SLICE_SECONDS = 0.5
 _LEAST_SECONDS = 0.05
@@ -91,7 +90,7 @@ class _Chain:
     lowest: float = float("inf")
     steps: int = 0
     price: float = 1.0  # of what is over a limit at first, in times of the usual
-    reserved: Ints = field(default_factory=lambda: NOTHING)
+    reserved: Ints = field(default_factory=lambda: NO_BLOCKS)
 
 
 class _Annealer:
@@ -113,13 +112,12 @@ class _Annealer:
         self.groups = search.roles
         # larger tensors are tried more often, by the root of their size
         self.weights = np.cumsum(np.sqrt(1.0 + graph.node_bytes()[self.nodes]))
-        model = search.model
-        base = model.evaluate(model.none())
+        base = search.space.evaluate(search.space.none())
         self.scale = max(1.0, float(base.pool_bytes))
         self.params = _parameters(search, self.scale, least_memory)
         within = search.settings.budget is not None and not least_memory
         self.within = within
-        self.spare_chance = 0.15 if within else 0.0
+        self.costly_chance = 0.15 if within else 0.0
         self.copy_chance = _COPIED if search.settings.budget is None else _COPIED_WITHIN
         if len(self.nodes) < _FEW_PARTS:
             self.copy_chance = _COPIED_SELDOM
@@ -142,7 +140,7 @@ class _Annealer:
         """What a chain minimizes, of a plan that was evaluated."""
         cost = found.cost
         pool, flops, work = cost.pool_bytes, cost.recompute_flops, cost.recompute_seconds
-        return float(anneal.energy_of(self.params, float(pool), flops, work, 1.0))
+        return float(annealing.energy_of(self.params, float(pool), flops, work, 1.0))
 
     def run(self, chain: _Chain, steps: int, *, live: bool) -> _Chain:
         """Go on with a chain for ``steps``, from the best plan it has."""
@@ -150,13 +148,13 @@ class _Annealer:
         walk = search.annealing(portable=chain.portable)
         params = self.params.copy()
         if not live:
-            params[anneal.LEAST] = 0.0
+            params[annealing.LEAST] = 0.0
         for begins, ends in _PENALTIES:
             params[begins] = min(params[ends], chain.price * params[begins])
         rng = np.array([0x9E3779B97F4A7C15 ^ (chain.seed * 0x2545F491)], np.uint64)
         state, best = chain.flags.copy(), chain.flags.copy()
         reserved = chain.reserved.copy()
-        engine = (chain.match_range, chain.reserved.copy(), reserved, search.block_sizes)
+        reserving = (chain.match_range, chain.reserved.copy(), reserved, search.block_sizes)
         reference = chain.lowest if np.isfinite(chain.lowest) else 1.0
         heat = self.heat if self.within or not len(chain.reserved) else _HEAT_RESERVING
         first = heat * reference * min(1.0, steps / 4000) * (1.0 if live else _LATER) + 1e-12
@@ -167,34 +165,35 @@ class _Annealer:
             began = time.monotonic()
             lowest = walk(
                 state, best, self.nodes, self.weights, search.third_mark, *self.groups,
-                *search.spared, self.spare_chance, self.copy_chance, self.others, params,
-                engine, rng, part, first, first / 100, done, steps, lowest,
+                *search.kept_instead, self.costly_chance, self.copy_chance, self.others, params,
+                reserving, rng, part, first, first / 100, done, steps, lowest,
             )  # fmt: skip
             self.rate = max(1e-7, (time.monotonic() - began) / part)
             done += part
         return replace(chain, flags=best, lowest=lowest, steps=done, reserved=reserved)
 
 
-def _parameters(search: Search, scale: float, least_memory: bool) -> np.ndarray:  # type: ignore[type-arg]
+def _parameters(search: Search, scale: float, least_memory: bool) -> NDArray[np.float64]:
     """Weights of the energy: memory as a part of the unplanned graph's, work of a forward pass.
 
     ``least_memory``: as if there were no budget.
     """
-    settings, model = search.settings, search.model
-    p = np.zeros(anneal.N_PARAMETERS)
-    forward = max(1e-30, model.forward_seconds)
-    p[anneal.BUDGET] = p[anneal.LIMIT] = np.inf
+    settings, space = search.settings, search.space
+    p = np.zeros(annealing.N_PARAMETERS)
+    forward = max(1e-30, space.forward_seconds)
+    p[annealing.BUDGET] = p[annealing.LIMIT] = np.inf
     if settings.budget is None or least_memory:
-        p[anneal.MEMORY], p[anneal.WORK], p[anneal.LEAST] = 1 / scale, 1e-4 / forward, 1 / scale
+        p[annealing.MEMORY], p[annealing.WORK] = 1 / scale, 1e-4 / forward
+        p[annealing.LEAST] = 1 / scale
     else:
-        p[anneal.MEMORY], p[anneal.WORK] = 1e-5 / scale, 1 / forward
-        p[anneal.BUDGET], p[anneal.OVER] = settings.budget, 30 / scale
-        p[anneal.OVER_FIRST] = min(p[anneal.OVER], _price_of_memory(search) / forward)
+        p[annealing.MEMORY], p[annealing.WORK] = 1e-5 / scale, 1 / forward
+        p[annealing.BUDGET], p[annealing.OVER] = settings.budget, 30 / scale
+        p[annealing.OVER_FIRST] = min(p[annealing.OVER], _price_of_memory(search) / forward)
     if settings.max_recompute is not None:
-        p[anneal.LIMIT] = settings.max_recompute * model.forward_flops
-        p[anneal.WASTED] = 10 / max(1.0, model.forward_flops)
-        if p[anneal.MEMORY] == 1 / scale:
-            p[anneal.WASTED_FIRST] = min(p[anneal.WASTED], _price_of_work(search) / scale)
+        p[annealing.LIMIT] = settings.max_recompute * space.forward_flops
+        p[annealing.WASTED] = 10 / max(1.0, space.forward_flops)
+        if p[annealing.MEMORY] == 1 / scale:
+            p[annealing.WASTED_FIRST] = min(p[annealing.WASTED], _price_of_work(search) / scale)
     return p
 
 
@@ -221,7 +220,7 @@ def _price_of_work(search: Search) -> float:
     Between the best plan within the limit and the one of least memory, the mean of it falls: at
     the limit the price is some times as high.
     """
-    limit = (search.settings.max_recompute or 0.0) * search.model.forward_flops
+    limit = (search.settings.max_recompute or 0.0) * search.space.forward_flops
     within = [f.cost.pool_bytes for f in search.tried if f.cost.recompute_flops <= limit]
     low = min(
         (f.cost for f in search.tried), key=lambda cost: (cost.pool_bytes, cost.recompute_flops)
@@ -256,17 +255,17 @@ def _first_chains(search: Search, annealer: _Annealer, most: int) -> list[_Chain
     for number, found in enumerate(chosen):
         options = []
         for match_range in search.match_ranges:
-            cost = search.model.evaluate(found.plan.recompute, (match_range,))
+            cost = search.space.evaluate(found.plan.recompute, (match_range,))
             options.append((annealer.energy(Found(found.plan, cost)), match_range))
         options.sort()
-        best = [pair for pair in options if pair[1] in _USUAL_RANGES][:3]
+        best = [pair for pair in options if pair[1] in search.usual_match_ranges][:3]
         queue = [options[0], *(pair for pair in best if pair != options[0])]
         seed = search.settings.seed * 101 + number
         chain = _Chain(found.plan.recompute, options[0][1], False, seed)
         queues.append([replace(chain, match_range=r, lowest=energy) for energy, r in queue])
         if len(search.block_sizes):
-            blocks = first_blocks(search, chain.flags)
-            own = replace(chain, match_range=DEFAULT_MATCH_RANGE, reserved=blocks)
+            blocks = search.space.first_blocks(chain.flags)
+            own = replace(chain, match_range=search.match_ranges[0], reserved=blocks)
             count = _RESERVING_WITHIN if annealer.within else _RESERVING
             place = 1 if annealer.within else 0
             queues[-1][place:place] = [replace(own, seed=seed + 7 * k) for k in range(count)]
@@ -293,7 +292,8 @@ def refine(search: Search, part: float = 1.0) -> None:
         effort = _MOST_WORK
     if search.settings.budget is None and len(search.block_sizes):
         effort = min(effort, _ENOUGH * _WORK * larger)
-    work = max(_LEAST_STEPS, min(search.most_steps, int(part * search.effort * effort / size)))
+    steps = int(part * search.space.effort * effort / size)
+    work = max(_LEAST_STEPS, min(search.space.most_steps, steps))
     if search.settings.budget is not None:
         # a plan of little memory first: what it leaves of the budget is room to keep more
         low = _Annealer(search, least_memory=True)
@@ -303,7 +303,7 @@ def refine(search: Search, part: float = 1.0) -> None:
                 search.until = end - (1 - _LOW_PART) * max(0.0, search.seconds_left)
             _rounds(search, low, low.affordable(work // 3), 0)
             search.until = end
-    consider_spared(search, NAME)
+    consider_knapsack_plans(search, NAME)
     if search.out_of_time:
         return
     consider_roles(search, NAME)
@@ -345,8 +345,8 @@ def _rounds(search: Search, annealer: _Annealer, work: int, salt: int) -> _Chain
             remember(search, chain)
         chains.sort(key=lambda chain: chain.lowest)
         annealer.others = np.array([chain.flags for chain in chains])
-        if number == 1 and not search.is_portable_flags(chains[0].flags):
-            # a plan that runs on MXNet's plain kernels, too, is preferred where it costs little
+        if number == 1 and not search.space.is_portable(chains[0].flags):
+            # a plan that plain kernels run, too, is preferred where it costs little
             flags = search.admissible(chains[0].flags, portable=True)
             twin = replace(chains[0], flags=flags, portable=True, lowest=float("inf"), steps=0)
             chains = [chains[0], twin]
@@ -361,13 +361,15 @@ def remember(search: Search, chain: _Chain) -> None:
 
 
 def explore(search: Search) -> None:
-    """The plans to start from."""
-    consider_starts(search, NAME)
+    """The initial plans."""
+    consider_initial_plans(search, NAME)
     if not search.tried:  # a graph of one operator has nothing to choose from
-        search.consider(NAME, search.model.none(), [])
+        search.consider(NAME, search.space.none(), [])
 
 
-def run(search: Search) -> None:
-    """Annealing from the plans to start from."""
-    explore(search)
-    refine(search)
+STRATEGY = Strategy(
+    NAME,
+    "local search on the exact pool, from the classic search's best",
+    explore,
+    refine=refine,
+)

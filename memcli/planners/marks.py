@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from memcli.graph.training import Flags
-from memcli.memory.pool import AGAIN, BARRIER, KEPT
+from memcli.marks import AGAIN, BARRIER, KEPT
 from memcli.planners.base import Search
 
 
@@ -18,7 +18,7 @@ def keep_marks(search: Search, barriers: bool) -> Flags:
     """
     marks = np.full(search.graph.n_forward, KEPT, np.uint8)
     if barriers:
-        marks[(search.graph.can_barrier == 1) & (search.pinned > 0)] = BARRIER
+        marks[(search.graph.can_barrier == 1) & (search.space.pinned > 0)] = BARRIER
     return marks
 
 

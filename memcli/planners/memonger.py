@@ -7,6 +7,7 @@ import numpy as np
 from memcli.graph.training import Flags
 from memcli.planners.base import Search
 from memcli.planners.cutpoints import CutPoint, cut_pass, families, recompute_all_but
+from memcli.planners.strategy import Strategy
 from memcli.planners.thresholds import (
     ClassicPass,
     ClassicRow,
@@ -115,3 +116,11 @@ def run(search: Search) -> None:
         search_marks(search)
     else:
         search_cuts(search)
+
+
+STRATEGY = Strategy(
+    NAME,
+    "the classic search over thresholds, on stage marks or on cuts found",
+    run,
+    as_published=True,
+)

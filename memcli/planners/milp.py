@@ -13,9 +13,9 @@ For PyTorch all plans of tiny graphs are tried as well; the proof of larger ones
 from __future__ import annotations
 
 from memcli.graph.training import Flags
-from memcli.memory.bounds import MEDIUM
 from memcli.planners import dp, sqrt
 from memcli.planners.base import Search
+from memcli.planners.strategy import Strategy
 from memcli.time_limit import finished_by
 
 NAME = "milp"
@@ -24,12 +24,11 @@ _SECONDS = 20.0  # where the user sets no limit
 
 def run(search: Search) -> None:
     """Candidates of the quick strategies, then the program; the bound goes into the notes."""
-    graph = search.graph
     dp.run(search)
     sqrt.run(search)
-    if search.out_of_time or graph.can_recompute.sum() > MEDIUM:
+    if search.out_of_time or not search.space.is_provable:
         return
-    least = search.of_all_plans()
+    least = search.best_of_all()
     if least is not None:
         search.consider(NAME, least, [])
     search.progress("mixed-integer program")
@@ -41,3 +40,6 @@ def run(search: Search) -> None:
         search.consider(NAME, flags, [])
     for found in search.tried:
         found.plan.notes["lower_bound_bytes"] = proven
+
+
+STRATEGY = Strategy(NAME, "mixed-integer program: small graphs to the end, with a proof", run)

@@ -19,6 +19,7 @@ from functools import partial
 from memcli.planners import none
 from memcli.planners.base import Search
 from memcli.planners.dense import consider_dropped, dense_blocks, normalised_heads
+from memcli.planners.strategy import Strategy
 
 NAMES = tuple(f"optmemory-{level}" for level in range(5))
 PYTORCH = "efficient-densenet"
@@ -38,15 +39,18 @@ def run(search: Search, name: str, level: int) -> None:
     consider_dropped(search, name, dropped, blocks.rebuilt)
 
 
-RUNS = {
-    **{name: partial(run, name=name, level=level) for level, name in enumerate(NAMES)},
-    PYTORCH: partial(run, name=PYTORCH, level=4),
-}
-DESCRIPTIONS = {
-    NAMES[0]: "LuaTorch's DenseNet: recompute nothing",
-    NAMES[1]: "as optmemory-0 (optnet shares gradients, which the engine does anyway)",
-    NAMES[2]: "as optmemory-0 (so does shareGradInput)",
-    NAMES[3]: "LuaTorch's DenseNet: Concats of dense blocks are made again",
-    NAMES[4]: "LuaTorch's DenseNet: and the BatchNorm and ReLU behind them",
-    PYTORCH: "PyTorch's efficient DenseNet, the same as optmemory-4",
-}
+def _strategy(name: str, level: int, text: str) -> Strategy:
+    explore = partial(run, name=name, level=level)
+    return Strategy(name, text, explore, as_published=True, for_any_graph=False)
+
+
+STRATEGIES = (
+    _strategy(NAMES[0], 0, "LuaTorch's DenseNet: recompute nothing"),
+    _strategy(
+        NAMES[1], 1, "as optmemory-0 (optnet shares gradients, which the engine does anyway)"
+    ),
+    _strategy(NAMES[2], 2, "as optmemory-0 (so does shareGradInput)"),
+    _strategy(NAMES[3], 3, "LuaTorch's DenseNet: Concats of dense blocks are made again"),
+    _strategy(NAMES[4], 4, "LuaTorch's DenseNet: and the BatchNorm and ReLU behind them"),
+    _strategy(PYTORCH, 4, "PyTorch's efficient DenseNet, the same as optmemory-4"),
+)

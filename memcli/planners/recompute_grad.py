@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from memcli.planners.base import Search
 from memcli.planners.dense import consider_dropped, dense_blocks
+from memcli.planners.strategy import Strategy
 
 NAME = "recompute-grad"
 
@@ -18,3 +19,12 @@ def run(search: Search) -> None:
     layers = dense_blocks(search, NAME).layers
     inside = {v for layer in layers for v in layer.inside}
     consider_dropped(search, NAME, inside.difference(*(x.last(search.graph) for x in layers)))
+
+
+STRATEGY = Strategy(
+    NAME,
+    "TensorFlow's efficient DenseNet: dense layers run again as a whole",
+    run,
+    as_published=True,
+    for_any_graph=False,
+)

@@ -37,17 +37,26 @@ def find_roles(graph: TrainingGraph) -> tuple[Ints, Ints, Ints]:
 
 
 _ADDS = frozenset({"elemwise_add", "_plus", "_Plus", "broadcast_add"})
-# Operators at least this many times as dear as the mean are worth sparing.
-_DEAR = 0.5
+# Operators count as costly from this many times the mean on.
+_COSTLY = 0.5
 
 
-def spared_with(graph: TrainingGraph, seconds: NDArray[np.float64]) -> tuple[Ints, Ints]:
-    """For each forward node what has to be kept with it so that it need not run again.
+def kept_instead_of_recomputing(
+    graph: TrainingGraph, seconds: NDArray[np.float64]
+) -> tuple[Ints, Ints]:
+    """For each forward node what has to be kept so that it is not recomputed.
 
-    Lists as starts and nodes, empty for operators that cost little. An operator whose result is
-    only added to others goes with the sum and with what else is added: the sum alone is then kept.
+    An operator whose result is only added to others goes with the sum and with what else is added:
+    the sum alone is then kept.
+
+    Args:
+        graph: the training graph.
+        seconds: over forward nodes, what each costs.
+
+    Returns:
+        Starts (forward nodes + 1) and nodes: lists, empty for operators that cost little.
     """
-    dear = seconds > _DEAR * max(1e-30, float(seconds.mean()))
+    costly = seconds > _COSTLY * max(1e-30, float(seconds.mean()))
     readers: list[list[int]] = [[] for _ in range(graph.n_forward)]
     for v in range(graph.n_forward):
         for u in {int(u) for u in graph.in_node[graph.in_ptr[v] : graph.in_ptr[v + 1]]}:
@@ -55,12 +64,12 @@ def spared_with(graph: TrainingGraph, seconds: NDArray[np.float64]) -> tuple[Int
     lists: list[list[int]] = []
     for v in range(graph.n_forward):
         found: list[int] = []
-        if dear[v] and graph.can_recompute[v]:
+        if costly[v] and graph.can_recompute[v]:
             found = [v]
             if len(readers[v]) == 1 and graph.op(readers[v][0]) in _ADDS:
                 total = readers[v][0]
                 others = graph.in_node[graph.in_ptr[total] : graph.in_ptr[total + 1]]
-                found += [total, *(int(u) for u in others if dear[u] and u != v)]
+                found += [total, *(int(u) for u in others if costly[u] and u != v)]
         lists.append([u for u in found if graph.can_recompute[u]])
     starts = np.concatenate([[0], np.cumsum([len(x) for x in lists])]).astype(np.int64)
     return starts, np.array([u for x in lists for u in x], np.int64)

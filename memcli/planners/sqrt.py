@@ -22,6 +22,7 @@ import math
 from memcli.planners.base import Search
 from memcli.planners.cutpoints import CutPoint, cut_pass
 from memcli.planners.marks import again_between
+from memcli.planners.strategy import Strategy
 
 NAME = "sqrt"
 _GRID = 9  # budgets between B / sqrt 2 and B * sqrt 2
@@ -63,4 +64,9 @@ def run(search: Search) -> None:
                 found = search.consider(NAME, again_between(search, nodes, barriers), nodes)
                 found.plan.notes["budget_bytes"] = budget
     if not search.tried:
-        search.consider(NAME, search.model.none(), [])
+        search.consider(NAME, search.space.none(), [])
+
+
+STRATEGY = Strategy(
+    NAME, "stages around the square root of the work, by a budget (Chen et al.)", run
+)

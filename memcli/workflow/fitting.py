@@ -7,9 +7,10 @@ from memcli.errors import AnswerIsNo, BadInput
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.graph.training import Plan
 from memcli.memory.bounds import plan_bound
-from memcli.memory.mxnet_model import MXNetModel
-from memcli.planners.base import MATCH_RANGES, Found, Settings
-from memcli.planners.registry import AS_PUBLISHED, most_promising, search_plan
+from memcli.memory.mxnet_model import MATCH_RANGES, MXNetModel
+from memcli.planners.base import Found, Settings
+from memcli.planners.over_forms import most_promising, search_plan
+from memcli.planners.registry import AS_PUBLISHED
 from memcli.request import Progress, ShapeRequest
 from memcli.results.fitted import Breakdown, Fitted
 from memcli.workflow.batches import Batches, transferred
@@ -119,7 +120,7 @@ class MXNetFit(FitSearch[Analysis]):
         """A plan of the strategy that was asked for."""
         analysis.model.portable = self.settings.kernels == "plain"
         allow_reservation(analysis)
-        return search_plan(analysis.graph, analysis.model, self.strategy, settings)[0].plan
+        return search_plan(analysis.search_space(), self.strategy, settings)[0].plan
 
     def finished(self, answer: Answer[Analysis]) -> Finished:
         """See :meth:`FitSearch.finished`."""
@@ -201,5 +202,5 @@ def _edits(source: SymbolFile, first: Analysis, strategy: str, settings: Setting
         analyses[0] = analyze(edits.applied(source.raw), first.request())
     for analysis in analyses:
         allow_reservation(analysis)
-    pairs = [(analysis.graph, analysis.model) for analysis in analyses]
-    return forms[most_promising(pairs, strategy, settings)]
+    spaces = [analysis.search_space() for analysis in analyses]
+    return forms[most_promising(spaces, strategy, settings)]

@@ -16,7 +16,7 @@ from memcli.memory.bounds import plan_bound
 from memcli.memory.mxnet_model import Cost
 from memcli.planners import none
 from memcli.planners.base import Found, Settings
-from memcli.planners.registry import search_variants
+from memcli.planners.over_forms import search_variants
 from memcli.request import Devices, Progress, ShapeRequest
 from memcli.results.planned import Planned
 from memcli.time_limit import finished_by
@@ -76,8 +76,8 @@ class MXNetNetwork(Network):
                     allow_reservation(each)
         # without a plan the network is as it came
         forms = self.forms[:1] if strategy == none.NAME else self.forms
-        pairs = [(v.analysis.graph, v.analysis.model) for v in forms]
-        found, chosen, _ = search_variants(pairs, strategy, settings)
+        spaces = [v.analysis.search_space() for v in forms]
+        found, chosen, _ = search_variants(spaces, strategy, settings)
         form, found = planning.without_needless_variables(forms[chosen], found, settings.budget)
         kernels = planning.kernels_of(found.plan, form.analysis)
         return found, planning.environment_of(

@@ -12,9 +12,8 @@ from memcli.graph.training import Plan
 from memcli.memory import torch_trace as events
 from memcli.memory.torch_bound import torch_bound
 from memcli.memory.torch_stages import torch_stages
-from memcli.planners.base import Settings
+from memcli.planners.base import Search, Settings
 from memcli.planners.registry import STRATEGIES
-from memcli.planners.torch_search import TorchSearch
 from memcli.request import Devices, Progress, ShapeRequest
 from memcli.results.fitted import Breakdown, Fitted
 from memcli.results.planned import Planned
@@ -97,11 +96,11 @@ class TorchFit(FitSearch[TorchAnalysis]):
 
     def found(self, analysis: TorchAnalysis, settings: Settings) -> Plan:
         """A plan of the strategy that was asked for, from where earlier searches ended."""
-        search = TorchSearch(analysis.model, limited(settings))
+        search = Search(analysis.search_space(), limited(settings))
         for candidate in self.candidates:
             plan = self.transferred(candidate, analysis)
             search.consider(plan.strategy, plan.recompute, plan.cuts)
-        STRATEGIES[self.strategy](search)
+        STRATEGIES[self.strategy].run(search)
         return search.answer().plan
 
     def finished(self, answer: Answer[TorchAnalysis]) -> Finished:

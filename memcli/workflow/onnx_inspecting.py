@@ -22,8 +22,7 @@ from memcli.memory.stages import Stage
 from memcli.memory.torch_bound import torch_bound
 from memcli.memory.torch_breakdown import LOSS, torch_live_at_peak
 from memcli.memory.torch_stages import kept_storages, torch_stages
-from memcli.planners.base import Settings
-from memcli.planners.torch_search import TorchSearch
+from memcli.planners.base import Search, Settings
 from memcli.request import Progress, ShapeRequest
 from memcli.workflow.inspected import (
     Figures,
@@ -176,7 +175,7 @@ def _add_figures(
     model, trace = analysis.model, analysis.trace
     none = model.none()
     marks = none if flags is None else flags
-    search = TorchSearch(model, Settings())
+    search = Search(analysis.search_space(), Settings())
     cuts = [] if flags is None else search.kept_cuts(flags)
     listed, stage_of = torch_stages(model, marks, cuts)
     runs = model.exact.timeline(marks).recomputations

@@ -12,7 +12,7 @@ from __future__ import annotations
 from memcli.engines.analysis import analyze
 from memcli.errors import BadInput
 from memcli.formats.symbol_edits import insert_identities
-from memcli.memory.pool import AGAIN
+from memcli.marks import AGAIN
 from memcli.planners.base import Found
 from memcli.workflow.variants import Variant, carried_over
 

@@ -31,7 +31,8 @@ from memcli.memory.pool import BARRIER
 from memcli.memory.stages import stages
 from memcli.planners import none
 from memcli.planners.base import Found, Settings
-from memcli.planners.registry import AS_PUBLISHED, search_variants
+from memcli.planners.over_forms import search_variants
+from memcli.planners.registry import AS_PUBLISHED
 from memcli.request import Progress, ShapeRequest
 from memcli.results.planned import Inference, Planned
 from memcli.time_limit import finished_by, seconds_left
@@ -275,7 +276,7 @@ def search_forms(
     if ends is not None:
         settings = dataclasses.replace(settings, deadline=ends)
     found, chosen, evaluated = search_variants(
-        [(v.analysis.graph, v.analysis.model) for v in graphs], strategy, settings
+        [v.analysis.search_space() for v in graphs], strategy, settings
     )
     variant, found = without_needless_variables(graphs[chosen], found, settings.budget)
     if settings.rewrite and not published:
@@ -323,14 +324,14 @@ def search_published(
     leaves out what plain kernels refuse.
     """
     model = variant.analysis.model
-    pair = [(variant.analysis.graph, model)]
+    space = [variant.analysis.search_space()]
     model.portable = False
-    found, _, evaluated = search_variants(pair, strategy, settings)
+    found, _, evaluated = search_variants(space, strategy, settings)
     made, plain = on_plain_kernels(variant, found)
     if kernels_of(plain.plan, made.analysis) == "plain":
         return made, plain, evaluated
     model.portable = True
-    found, _, more = search_variants(pair, strategy, settings)
+    found, _, more = search_variants(space, strategy, settings)
     return variant, found, evaluated + more
 
 

@@ -13,12 +13,12 @@ from memcli.formats.detect import Model, ModelSource
 from memcli.formats.onnx_file import OnnxFile
 from memcli.formats.output import check_output
 from memcli.formats.wording import shown_path
+from memcli.graph.cost import LowerBound
 from memcli.memory.mxnet_model import Cost
-from memcli.memory.torch_bound import TorchBound, torch_bound
+from memcli.memory.torch_bound import torch_bound
 from memcli.memory.torch_stages import torch_stages
-from memcli.planners.base import Found, Settings
+from memcli.planners.base import Found, Search, Settings
 from memcli.planners.registry import STRATEGIES
-from memcli.planners.torch_search import TorchSearch
 from memcli.request import Devices, Progress, ShapeRequest
 from memcli.results.planned import Planned, Split
 from memcli.time_limit import finished_by, search_end
@@ -66,7 +66,6 @@ class TorchNetwork(Network):
         self.split = split
         self.restored = restored
         self.notes = notes
-        self._searched: TorchSearch | None = None
 
     def set_costs(self, cost: str, on_progress: Progress | None = None) -> list[str]:
         """See :meth:`Network.set_costs`."""
@@ -80,14 +79,14 @@ class TorchNetwork(Network):
         # for the table of stages, a bound, and writing the file
         rest = 0.0 if ends is None else min(_REST_SECONDS, 0.2 * (settings.time_limit or 0.0))
         timed = dataclasses.replace(settings, deadline=search_end(ends, rest))
-        self._searched = search = TorchSearch(self.analysis.model, limited(timed))
-        STRATEGIES[strategy](search)
+        search = Search(self.analysis.search_space(), limited(timed))
+        STRATEGIES[strategy].run(search)
         return Answer(search, search.answer(), search.evaluated)
 
     def estimate(self, strategy: str, settings: Settings) -> tuple[Found, dict[str, str]]:
         """See :meth:`Network.estimate`."""
-        search = TorchSearch(self.analysis.model, limited(settings))
-        STRATEGIES[strategy](search)
+        search = Search(self.analysis.search_space(), limited(settings))
+        STRATEGIES[strategy].run(search)
         return search.answer(), {}
 
     def lower_bound(self, costs: Sequence[Cost]) -> int:
@@ -97,10 +96,10 @@ class TorchNetwork(Network):
 
     def planned(self, answer: Answer, settings: Settings, **known: Any) -> Planned:
         """See :meth:`Network.planned`."""
-        search: TorchSearch = answer.form
+        search: Search = answer.form
         plan, cost = answer.found.plan, answer.found.cost
         bound = finished_by(
-            settings.deadline, lambda: search.bound(cost.live_peak_bytes), TorchBound(0, 0)
+            settings.deadline, lambda: search.lower_bound(cost.live_peak_bytes), LowerBound(0, 0)
         )
         listed, _ = torch_stages(self.analysis.model, plan.recompute, plan.cuts)
         return Planned(

@@ -14,8 +14,8 @@ from memcli.errors import BadInput
 from memcli.graph.training import Flags
 from memcli.memory.torch_plan_model import TorchPlanModel
 from memcli.memory.torch_stages import torch_stages
-from memcli.planners.base import Settings
-from memcli.planners.torch_search import TorchSearch
+from memcli.planners.base import Search, Settings
+from memcli.planners.torch_space import TorchSpace
 from memcli.request import Progress
 from memcli.workflow.verified import (
     BASELINE,
@@ -166,7 +166,7 @@ def stages_of(
     model: TorchPlanModel, flags: Flags, measured: dict[str, dict[str, int]]
 ) -> list[StageMeasured]:
     """Each stage's estimate beside the most that was really alive while it ran."""
-    search = TorchSearch(model, Settings())
+    search = Search(TorchSpace(model), Settings())
     listed, stage_of = torch_stages(model, flags, search.kept_cuts(flags))
     forward = np.zeros(len(listed), np.int64)
     backward = np.zeros(len(listed), np.int64)

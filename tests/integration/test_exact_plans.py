@@ -9,8 +9,8 @@ import pytest
 
 from memcli.engines.analysis import analyze
 from memcli.graph.training import Plan
+from memcli.marks import AGAIN
 from memcli.memory.in_place_sums import plan_keeps_sums
-from memcli.memory.pool import AGAIN
 from memcli.request import ShapeRequest
 from memcli.rewrites.exactness import adds_early_exactly
 from tests.conftest import Command, needs_mxnet, only_json

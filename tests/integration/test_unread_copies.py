@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from memcli.engines.analysis import analyze
-from memcli.memory.pool import AGAIN
+from memcli.marks import AGAIN
 from memcli.request import ShapeRequest
 from memcli.workflow.planning import read_symbol
 from tests.conftest import ROOT, Command, needs_mxnet, only_json

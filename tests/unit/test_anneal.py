@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memcli.memory.mxnet_model import MXNetModel
-from memcli.planners import anneal
+from memcli.planners import annealing
 from memcli.planners.base import Search, Settings
 from memcli.planners.local import _Annealer
+from memcli.planners.mxnet_space import MXNetSpace
 from tests.unit.test_pool import random_graph
 
 
@@ -20,8 +21,8 @@ def generator(seed: int) -> np.ndarray:
 
 def prepared(seed: int, **options: float) -> tuple[Search, _Annealer]:
     graph = random_graph(seed, 16)
-    search = Search(graph, MXNetModel(graph), Settings(**options))  # type: ignore[arg-type]
-    search.consider("none", search.model.none(), [])
+    search = Search(MXNetSpace(graph, MXNetModel(graph)), Settings(**options))  # type: ignore[arg-type]
+    search.consider("none", search.space.none(), [])
     return search, _Annealer(search)
 
 
@@ -40,9 +41,9 @@ def test_a_refused_move_leaves_nothing_behind(seed: int) -> None:
     undo_node, undo_mark = np.zeros(64, np.int64), np.zeros(64, np.uint8)
     for _ in range(200):
         before = state.copy()
-        count = anneal._propose(
+        count = annealing.propose(
             rng, state, annealer.nodes, annealer.weights, search.third_mark, *annealer.groups,
-            *search.spared, 0.2, 0.2, others, undo_node, undo_mark,
+            *search.kept_instead, 0.2, 0.2, others, undo_node, undo_mark,
         )  # fmt: skip
         assert (state <= fits).all()
         after = state.copy()
@@ -61,7 +62,7 @@ def test_stretches_come_from_another_plan() -> None:
     lengths = set()
     for seed in range(200):
         state[:] = 0
-        count = anneal._cross(generator(seed), state, nodes, others, undo_node, undo_mark)
+        count = annealing.cross(generator(seed), state, nodes, others, undo_node, undo_mark)
         changed = np.flatnonzero(state)
         assert count == len(changed) >= 1
         assert (changed == np.arange(changed[0], changed[0] + count)).all()
@@ -79,11 +80,11 @@ def test_stretches_come_from_another_plan() -> None:
 def test_the_ceiling_is_the_pool_of_an_energy(
     memory: float, over: float, first: float, budget: float, energy: float, hard: float
 ) -> None:
-    p = np.zeros(anneal.N_PARAMETERS)
-    p[anneal.MEMORY], p[anneal.OVER], p[anneal.BUDGET] = memory, over, budget
-    p[anneal.OVER_FIRST], p[anneal.LIMIT] = min(first, over), np.inf
-    ceiling = anneal._ceiling(p, energy, hard)
-    reached = anneal.energy_of(p, ceiling, 0.0, 0.0, hard)
+    p = np.zeros(annealing.N_PARAMETERS)
+    p[annealing.MEMORY], p[annealing.OVER], p[annealing.BUDGET] = memory, over, budget
+    p[annealing.OVER_FIRST], p[annealing.LIMIT] = min(first, over), np.inf
+    ceiling = annealing.ceiling_of(p, energy, hard)
+    reached = annealing.energy_of(p, ceiling, 0.0, 0.0, hard)
     assert reached == pytest.approx(energy, rel=1e-9, abs=1e-12)
 
 
@@ -97,19 +98,19 @@ def test_the_lowest_energy_is_that_of_the_best_plan(seed: int, kind: str) -> Non
     search, annealer = prepared(seed, **options[kind])
     if not len(annealer.nodes):
         return
-    state, best = search.model.none(), search.model.none()
+    state, best = search.space.none(), search.space.none()
     # half of the time plans may reserve blocks, too
     places, sizes = np.zeros(seed % 2 * 3, np.int64), np.unique(search.graph.elements)
     reserved = places.copy()
-    engine = (4, places, reserved, sizes[sizes > 0])
+    reserving = (4, places, reserved, sizes[sizes > 0])
     lowest = search.annealing(portable=False)(
         state, best, annealer.nodes, annealer.weights, search.third_mark, *annealer.groups,
-        *search.spared, 0.1, 0.1, np.zeros((0, len(state)), np.uint8), annealer.params, engine,
-        generator(seed), 400, 0.05, 0.0005, 0, 400, np.inf,
+        *search.kept_instead, 0.1, 0.1, np.zeros((0, len(state)), np.uint8), annealer.params,
+        reserving, generator(seed), 400, 0.05, 0.0005, 0, 400, np.inf,
     )  # fmt: skip
-    cost = search.model.evaluate(best, (4,), reserved)
+    cost = search.space.evaluate(best, (4,), reserved)
     flops, work = cost.recompute_flops, cost.recompute_seconds
-    energy = anneal.energy_of(annealer.params, float(cost.pool_bytes), flops, work, 1.0)
+    energy = annealing.energy_of(annealer.params, float(cost.pool_bytes), flops, work, 1.0)
     assert lowest == pytest.approx(energy, rel=1e-12)
-    start = search.model.evaluate(search.model.without_unread(search.model.none()), (4,))
-    assert lowest <= anneal.energy_of(annealer.params, float(start.pool_bytes), 0.0, 0.0, 1.0)
+    start = search.space.evaluate(search.space.as_run(search.space.none()), (4,))
+    assert lowest <= annealing.energy_of(annealer.params, float(start.pool_bytes), 0.0, 0.0, 1.0)

@@ -20,11 +20,10 @@ from memcli.memory.bounds import (
 )
 from memcli.memory.exhaustive import all_plans
 from memcli.memory.lifetimes import lifetimes, step_bound
-from memcli.memory.mxnet_model import MXNetModel
+from memcli.memory.mxnet_model import MATCH_RANGES, MXNetModel
 from memcli.memory.path_bound import path_bound
 from memcli.memory.pool_layout import Layout, Scratch, layout, scratch
 from memcli.memory.size_bands import ends_of_bands, pool_bound
-from memcli.planners.base import MATCH_RANGES
 from tests.unit.chains import chain_graph, plain_chain
 from tests.unit.test_pool import random_graph
 

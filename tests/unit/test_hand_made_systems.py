@@ -23,10 +23,11 @@ from memcli.memory.torch_plan_model import TorchPlanModel  # noqa: E402
 from memcli.planners.base import Found, Search, Settings  # noqa: E402
 from memcli.planners.caffe_dense import NAME as CAFFE  # noqa: E402
 from memcli.planners.caffe_dense import ULTRA  # noqa: E402
+from memcli.planners.mxnet_space import MXNetSpace  # noqa: E402
 from memcli.planners.optmemory import NAMES, PYTORCH  # noqa: E402
 from memcli.planners.recompute_grad import NAME as TENSORFLOW  # noqa: E402
 from memcli.planners.registry import GENERAL, STRATEGIES  # noqa: E402
-from memcli.planners.torch_search import TorchSearch  # noqa: E402
+from memcli.planners.torch_space import TorchSpace  # noqa: E402
 from tests.small_onnx import Model  # noqa: E402
 from tests.unit.chains import plain_chain  # noqa: E402
 from tests.unit.test_torch_executor import assert_same, step  # noqa: E402
@@ -72,8 +73,8 @@ STRATEGIES_HERE = [name for name in STRATEGIES if name not in GENERAL]
 
 
 def planned(model: TorchPlanModel, strategy: str) -> Found:
-    search = TorchSearch(model, Settings())
-    STRATEGIES[strategy](search)
+    search = Search(TorchSpace(model), Settings())
+    STRATEGIES[strategy].run(search)
     return search.answer()
 
 
@@ -120,4 +121,4 @@ def test_a_graph_without_dense_blocks_is_refused() -> None:
     graph = plain_chain(8)
     for name in (CONCATS, NORMS, PYTORCH, TENSORFLOW, CAFFE, ULTRA):
         with pytest.raises(BadInput, match=f"{name} is for dense blocks"):
-            STRATEGIES[name](Search(graph, MXNetModel(graph), Settings()))
+            STRATEGIES[name].run(Search(MXNetSpace(graph, MXNetModel(graph)), Settings()))

@@ -18,9 +18,11 @@ from memcli.memory.mxnet_model import MXNetModel
 from memcli.planners import cheap, dp, milp, sqrt
 from memcli.planners.base import Search, Settings
 from memcli.planners.cutpoints import last_forward_use
-from memcli.planners.registry import DESCRIPTIONS, STRATEGIES, search_plan
-from memcli.planners.spared import consider_spared
-from memcli.planners.starts import consider_starts
+from memcli.planners.initial_plans import consider_initial_plans
+from memcli.planners.knapsack import consider_knapsack_plans
+from memcli.planners.mxnet_space import MXNetSpace
+from memcli.planners.over_forms import search_plan
+from memcli.planners.registry import DESCRIPTIONS, STRATEGIES
 from memcli.request import ShapeRequest
 from memcli.workflow.planning import read_symbol
 from tests.conftest import EXAMPLES, needs_mxnet
@@ -31,7 +33,7 @@ NEW = {"sqrt": sqrt.run, "cheap": cheap.run, "dp": dp.run, "milp": milp.run}
 
 
 def searched(graph: TrainingGraph, run: Callable[[Search], None], **settings: float) -> Search:
-    search = Search(graph, MXNetModel(graph), Settings(**settings))  # type: ignore[arg-type]
+    search = Search(MXNetSpace(graph, MXNetModel(graph)), Settings(**settings))  # type: ignore[arg-type]
     run(search)
     return search
 
@@ -48,7 +50,7 @@ def test_plans_are_admissible_and_never_under_the_optimum(name: str) -> None:
         if not graph.can_recompute.any():
             continue
         search = searched(graph, NEW[name])
-        found = all_plans(graph, search.model)
+        found = all_plans(graph, MXNetModel(graph))
         assert found is not None
         for tried in search.tried:
             flags = tried.plan.recompute
@@ -56,7 +58,7 @@ def test_plans_are_admissible_and_never_under_the_optimum(name: str) -> None:
             assert tried.cost.live_peak_bytes >= found.live_peak_bytes
             assert tried.cost.pool_bytes >= found.pool_bytes or tried.cost.match_range != 16
         assert (
-            search.answer().cost.pool_bytes <= search.model.evaluate(search.model.none()).pool_bytes
+            search.answer().cost.pool_bytes <= search.space.evaluate(search.space.none()).pool_bytes
             or name == "sqrt"
         )
 
@@ -67,7 +69,7 @@ def test_milp_finds_the_least_pool_of_tiny_graphs() -> None:
         graph.can_barrier[:] = 0
         graph.fails_unread[:] = 0
         search = searched(graph, milp.run)
-        found = all_plans(graph, search.model)
+        found = all_plans(graph, MXNetModel(graph))
         assert found is not None
         assert min(f.cost.pool_bytes for f in search.tried) == found.pool_bytes
         if lifetimes(graph).sound:
@@ -84,7 +86,7 @@ def test_auto_finds_the_best_plan_of_small_graphs_within_a_limit() -> None:
         chance = random.Random(seed)
         graph.flops[nodes] = [chance.randint(1, 100) for _ in nodes]
         model = MXNetModel(graph)
-        every = Search(graph, model, Settings(environment="default"))
+        every = Search(MXNetSpace(graph, model), Settings(environment="default"))
         costs = []
         for marks in itertools.product(*(range(3 if graph.can_barrier[v] else 2) for v in nodes)):
             flags = model.none()
@@ -95,13 +97,13 @@ def test_auto_finds_the_best_plan_of_small_graphs_within_a_limit() -> None:
         pools = sorted({cost.pool_bytes for cost in costs})
         budget = pools[len(pools) // 4]
         within = Settings(budget=budget, environment="default")
-        found = search_plan(graph, model, "auto", within)[0].cost
+        found = search_plan(MXNetSpace(graph, model), "auto", within)[0].cost
         least = min(cost.recompute_flops for cost in costs if cost.pool_bytes <= budget)
         assert found.pool_bytes <= budget and found.recompute_flops == least
 
         limit = 0.2 * model.forward_flops
         limited = Settings(max_recompute=0.2, environment="default")
-        found = search_plan(graph, model, "auto", limited)[0].cost
+        found = search_plan(MXNetSpace(graph, model), "auto", limited)[0].cost
         smallest = min(cost.pool_bytes for cost in costs if cost.recompute_flops <= limit)
         assert found.recompute_flops <= limit and found.pool_bytes == smallest
 
@@ -121,11 +123,11 @@ def test_the_square_root_law() -> None:
 def test_dp_takes_the_least_recomputation_that_a_budget_allows() -> None:
     graph = plain_chain(60)
     search = searched(graph, dp.run)
-    whole = search.model.evaluate(search.model.none())
+    whole = search.space.evaluate(search.space.none())
     fractions = {}
     for part in (0.9, 0.6, 0.4):
         budget = int(part * whole.pool_bytes)
-        found, _ = search_plan(graph, search.model, "dp", Settings(budget=budget))
+        found, _ = search_plan(search.space, "dp", Settings(budget=budget))
         assert found.cost.pool_bytes <= budget
         fractions[part] = found.cost.recompute_fraction
     assert fractions[0.9] < fractions[0.6] < fractions[0.4]
@@ -161,7 +163,7 @@ def test_a_network(name: str) -> None:
     analysis = network()
     model = analysis.model
     settings = Settings(time_limit=4.0)
-    found, search = search_plan(analysis.graph, model, name, settings)
+    found, search = search_plan(analysis.search_space(), name, settings)
     before = model.evaluate(model.none())
     assert found.cost == model.plan_cost(found.plan)
     assert (search.admissible(found.plan.recompute) == found.plan.recompute).all()
@@ -189,17 +191,17 @@ def network() -> Analysis:
 
 @needs_mxnet
 @pytest.mark.parametrize("limit", [{"budget": 350 << 20}, {"max_recompute": 0.3}])
-def test_what_is_dear_is_kept_as_far_as_there_is_room(limit: dict[str, float]) -> None:
+def test_costly_operators_are_kept_as_far_as_there_is_room(limit: dict[str, float]) -> None:
     analysis = network()
-    search = Search(analysis.graph, analysis.model, Settings(**limit))  # type: ignore[arg-type]
-    consider_starts(search, "cuts")
+    search = Search(analysis.search_space(), Settings(**limit))  # type: ignore[arg-type]
+    consider_initial_plans(search, "cuts")
     before = min(search.tried, key=lambda found: search.key(found.cost))
     count = len(search.tried)
-    consider_spared(search, "spared")
-    spared = search.tried[count:]
-    assert spared
-    assert all(search.key(found.cost)[:2] == (0.0, 0.0) for found in spared)
-    best = min(spared, key=lambda found: search.key(found.cost))
+    consider_knapsack_plans(search, "knapsack")
+    filled = search.tried[count:]
+    assert filled
+    assert all(search.key(found.cost)[:2] == (0.0, 0.0) for found in filled)
+    best = min(filled, key=lambda found: search.key(found.cost))
     assert search.key(best.cost) < search.key(before.cost)
 
 
@@ -209,8 +211,8 @@ def test_any_kernels_are_taken_where_that_recomputes_less_within_a_budget() -> N
     analysis = network()
     analysis.model.portable = False  # --kernels any
     settings = Settings(budget=600 << 20, environment="default", kernels="any")
-    search = Search(analysis.graph, analysis.model, settings)
-    consider_starts(search, "cuts")
+    search = Search(analysis.search_space(), settings)
+    consider_initial_plans(search, "cuts")
     fitting = [f for f in search.tried if f.cost.pool_bytes <= 600 << 20]
     one_sided = min(
         (f for f in fitting if not search.is_portable(f)), key=lambda f: search.key(f.cost)

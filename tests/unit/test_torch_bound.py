@@ -17,9 +17,9 @@ from memcli.memory.torch_bound import least_of_all, torch_bound  # noqa: E402
 from memcli.memory.torch_model import TorchModel  # noqa: E402
 from memcli.memory.torch_moments import columns, moments_of  # noqa: E402
 from memcli.memory.torch_plan_model import TorchPlanModel  # noqa: E402
-from memcli.planners.base import Settings  # noqa: E402
+from memcli.planners.base import Search, Settings  # noqa: E402
 from memcli.planners.registry import STRATEGIES  # noqa: E402
-from memcli.planners.torch_search import TorchSearch  # noqa: E402
+from memcli.planners.torch_space import TorchSpace  # noqa: E402
 from tests.unit import torch_nets as nets  # noqa: E402
 
 torch.set_num_threads(1)
@@ -115,13 +115,13 @@ def test_no_strategy_is_under_the_bound(name: str) -> None:
     make, inputs = nets.NETS[name]
     model = TorchPlanModel(trace(make(), inputs()))
     for limit in (1.0, 0.3):
-        search = TorchSearch(model, Settings(max_recompute=limit))
+        search = Search(TorchSpace(model), Settings(max_recompute=limit))
         for strategy in ("cheap", "dp", "sqrt", "memonger"):
-            STRATEGIES[strategy](search)
+            STRATEGIES[strategy].run(search)
         peaks = [
             f.cost.live_peak_bytes for f in search.tried if f.cost.recompute_fraction <= limit
         ]
-        bound = search.bound(1 << 40)
+        bound = search.lower_bound(1 << 40)
         assert bound.bytes <= bound.within <= min(peaks)
 
 
@@ -131,8 +131,8 @@ def test_residual_sums_need_more_than_any_moment_shows() -> None:
     low, bound = searched(model, model.evaluate(model.none()).live_peak_bytes)
     assert low < 0.9 * bound
     # and some plan takes no more
-    search = TorchSearch(TorchPlanModel(model.trace), Settings(max_recompute=100.0))
-    STRATEGIES["local"](search)
+    search = Search(TorchSpace(TorchPlanModel(model.trace)), Settings(max_recompute=100.0))
+    STRATEGIES["local"].run(search)
     assert bound <= search.answer().cost.live_peak_bytes <= 1.03 * bound
 
 

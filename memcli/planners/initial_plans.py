@@ -1,4 +1,4 @@
-"""Plans to start from: what a person would try first, in many sizes.
+"""Initial plans: what a person would try first, in many sizes.
 
 Each keeps a set of tensors and recomputes everything else: the tensors at cuts of the graph, for
 several sets of cuts and many stage sizes, or the tensors that are read again much later than they
@@ -7,24 +7,27 @@ are made (residual sums, states, the pieces of a dense block).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from memcli.graph.training import Flags
-from memcli.memory.pool import AGAIN, KEPT
+from memcli.marks import AGAIN, KEPT
 from memcli.planners.base import Search
 from memcli.planners.cutpoints import cut_pass, families, last_forward_use
 
 # Stage sizes, as parts of all feature maps.
 _PARTS = (1.5, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 90, 128, 200, 300, 450)
 _SPANS = (1, 2, 3, 4, 6, 8, 12, 20, 40)
-# Evaluations in nodes of the joint graph; larger graphs get fewer plans to start from.
+# Evaluations in nodes of the joint graph; larger graphs get fewer initial plans.
 _WORK = 12_000_000
 _LEAST = 60
+# Marks, and the cuts that they keep.
+Candidate = tuple[Flags, list[list[int]]]
 
 
-def consider_starts(search: Search, strategy: str) -> None:
+def consider_initial_plans(search: Search, strategy: str) -> None:
     """Evaluate all of them, each at the default match range."""
     for number, (flags, cuts) in enumerate(_distinct(search)):
         if search.out_of_time or number >= max(_LEAST, _WORK // search.graph.n_nodes):
@@ -34,7 +37,7 @@ def consider_starts(search: Search, strategy: str) -> None:
         search.consider(strategy, flags, cuts)
 
 
-def _distinct(search: Search):  # type: ignore[no-untyped-def]
+def _distinct(search: Search) -> Iterator[Candidate]:
     seen: set[bytes] = set()
     for flags, cuts in _all(search):
         key = search.admissible(flags).tobytes()
@@ -43,7 +46,7 @@ def _distinct(search: Search):  # type: ignore[no-untyped-def]
             yield flags, cuts
 
 
-def _all(search: Search):  # type: ignore[no-untyped-def]
+def _all(search: Search) -> Iterator[Candidate]:
     graph = search.graph
     sizes = graph.operator_bytes()
     total = int(sizes.sum())

@@ -10,16 +10,15 @@ from __future__ import annotations
 import random
 
 from memcli.graph.training import Flags
-from memcli.memory.pool import AGAIN, BARRIER, KEPT
+from memcli.marks import AGAIN, BARRIER, KEPT
 from memcli.planners.base import Found, Search
 from memcli.planners.cutpoints import last_forward_use
 
 _STRIDES = (1, 2, 3, 4, 6, 9)
 # In nodes of the joint graph evaluated, as for annealing.
 _WORK = 5_000_000
-_RANGES = (16, 6, 4, 3)
-# Not a mark: keep what it takes that the operator need not run again.
-SPARED = 3
+# Not a mark: keep what it takes that the operator is not recomputed.
+KEEP_INSTEAD = 3
 # A role, what to do with it, every how manieth node of it, and whether the others are recomputed.
 Move = tuple[int, int, int, bool]
 
@@ -44,8 +43,9 @@ def consider_roles(search: Search, strategy: str) -> None:
 def _descend(
     search: Search, start: Found, steps: int, chance: random.Random, strategy: str
 ) -> None:
-    graph, model = search.graph, search.model
-    ranges = tuple(r for r in _RANGES if r in search.match_ranges)
+    graph, space = search.graph, search.space
+    # without the least of the usual ones: each costs an evaluation
+    ranges = (search.match_ranges[0], *reversed(search.usual_match_ranges[1:]))
     last = last_forward_use(graph)
     begins, _, members = search.roles
     groups = []
@@ -57,8 +57,8 @@ def _descend(
     moves: list[Move] = []
     for number, nodes in enumerate(groups):
         marks = [KEPT, AGAIN]
-        if (search.spared[0][nodes + 1] > search.spared[0][nodes]).any():
-            marks.append(SPARED)
+        if (search.kept_instead[0][nodes + 1] > search.kept_instead[0][nodes]).any():
+            marks.append(KEEP_INSTEAD)
         if search.barriers[nodes].any():
             marks.append(BARRIER)
         for mark in marks:
@@ -68,7 +68,7 @@ def _descend(
                     if stride > 1 and mark != AGAIN:
                         moves.append((number, mark, stride, True))
     flags = search.admissible(start.plan.recompute)
-    cost = model.evaluate(flags, ranges)
+    cost = space.evaluate(flags, ranges)
     best_range = cost.match_range
     used = 0
     improved = True
@@ -80,8 +80,8 @@ def _descend(
         if alone:
             changed[nodes] = AGAIN
         chosen = nodes[chance.randrange(stride) :: stride]
-        if mark == SPARED:
-            changed = search.sparing(changed, chosen)
+        if mark == KEEP_INSTEAD:
+            changed = search.without_recomputing(changed, chosen)
         else:
             changed[chosen] = mark
         changed = search.admissible(changed)
@@ -91,17 +91,17 @@ def _descend(
         improved = False
         chance.shuffle(moves)
         if search.settings.budget is not None:
-            # what spares the most work for its memory comes first
+            # what saves the most work for its memory comes first
             worth = []
             for move in moves[: (steps - used) // 2]:
                 changed = moved(move)
                 if changed is None or search.out_of_time:
                     continue
                 used += 1
-                tried = model.evaluate(changed, (cost.match_range,))
-                spared = cost.recompute_seconds - tried.recompute_seconds
-                if spared > 0:
-                    worth.append((spared / max(1.0, tried.pool_bytes - cost.pool_bytes), move))
+                tried = space.evaluate(changed, (cost.match_range,))
+                saved = cost.recompute_seconds - tried.recompute_seconds
+                if saved > 0:
+                    worth.append((saved / max(1.0, tried.pool_bytes - cost.pool_bytes), move))
             moves = [move for _, move in sorted(worth, reverse=True)]
         for move in moves:
             if used >= steps or search.out_of_time:
@@ -110,7 +110,7 @@ def _descend(
             if changed is None:
                 continue
             used += 1
-            tried = model.evaluate(changed, ranges)
+            tried = space.evaluate(changed, ranges)
             if search.key(tried) < search.key(cost):
                 flags, cost, best_range, improved = changed, tried, tried.match_range, True
     search.evaluated += used
