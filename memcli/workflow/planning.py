@@ -20,7 +20,7 @@ from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.newest import remember_plan
 from memcli.formats.output import check_output, write_output
 from memcli.formats.plan_record import PlanRecord
-from memcli.formats.symbol_edits import INSERTED_KEY, waiting_arguments
+from memcli.formats.symbol_edits import INSERTED_KEY
 from memcli.formats.wording import first_of, shown, shown_path
 from memcli.graph.training import Plan, TrainingGraph
 from memcli.memory.bounds import BUDGET_SECONDS, gap, plan_bound, recompute_bound
@@ -31,6 +31,7 @@ from memcli.memory.stages import Stage, stages
 from memcli.planners import none
 from memcli.planners.base import Found, Settings
 from memcli.planners.registry import AS_PUBLISHED, search_variants
+from memcli.rewrites.reserved_blocks import waiting_arguments
 from memcli.time_limit import deadline, finished_by, seconds_left
 from memcli.units import distinct_sizes, parse_size
 from memcli.workflow.bit_check import may_change_layouts, problem_on_onednn
