@@ -128,6 +128,7 @@ def _read_symbol(source: Any) -> None:
     from memcli.formats import symbol_edits
     from memcli.formats.mxnet_symbol import SymbolFile
     from memcli.formats.plan_record import PlanRecord
+    from memcli.rewrites import registry, reserved_blocks
     from memcli.rewrites.prepare import prepare
     from memcli.workflow.planning import group_notes, read_symbol
     from memcli.workflow.verifying import shapes_to_verify
@@ -135,13 +136,13 @@ def _read_symbol(source: Any) -> None:
     file = read_symbol(source)
     file.execution_order(), file.existing_marks(), file.marked(), group_notes(file)
     prepare(file.raw, marked=None)
-    symbol_edits.changes_tensors(file.raw)
+    registry.changes_tensors(file.raw)
     symbol_edits.own_positions(file.raw)
-    symbol_edits.waiting_arguments(file.raw)
+    reserved_blocks.waiting_arguments(file.raw)
     with contextlib.suppress(BadInput):  # each is refused alone, and all must be looked into
-        symbol_edits.scaled_reservation(file.raw, 3, 2)
+        reserved_blocks.scaled_reservation(file.raw, 3, 2)
     with contextlib.suppress(BadInput):
-        symbol_edits.without_reservation(file.raw, file.name)
+        reserved_blocks.without_reservation(file.raw, file.name)
     record = file.plan()
     if record is not None:
         shapes_to_verify(record, None)

@@ -38,18 +38,15 @@ from memcli.formats.plan_record import PLAN_KEY, PlanRecord
 from memcli.formats.symbol_edits import (
     INSERTED_KEY,
     REWIRED_KEY,
-    Join,
-    Reservation,
     Rewiring,
-    Split,
     insert_identities,
-    insert_joins,
-    insert_reservation,
-    insert_splits,
     rewire,
-    waiting_arguments,
 )
 from memcli.request import ShapeRequest
+from memcli.rewrites.gradient_joins import Join, insert_joins
+from memcli.rewrites.reserved_blocks import Reservation, insert_reservation, waiting_arguments
+from memcli.rewrites.save_barriers import BARRIER_SUFFIX
+from memcli.rewrites.split_activation_functions import Split, insert_splits
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
@@ -450,7 +447,7 @@ def _planned_symbol(base: Base) -> Base:
 
     if base.name == "net.json":
         raw, _ = insert_splits(raw, [Split(position("act1"), 2)])
-        raw, _ = insert_identities(raw, [position("conv0")])
+        raw, _ = insert_identities(raw, [position("conv0")], BARRIER_SUFFIX)
         first = Reservation(position("bn0"), 2, 0, 8, [4096, 1024], "float32")
         raw, _ = insert_reservation(raw, first)
         joined = [(position("joined"), slot) for slot in (0, 1)]

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from memcli.formats.symbol_edits import reservation
 from memcli.formats.wording import whole_number
 from memcli.graph.flops import backward_flops, forward_flops
 from memcli.graph.training import Flags, Kind, TrainingGraph
 from memcli.memory import mxnet_operators as table
 from memcli.memory.pool import DYNAMIC, EXTERNAL
+from memcli.rewrites.reserved_blocks import reservation
 
 # MXNet replays none of these: Dropout it never mirrors; the others would draw or count again.
 NEVER_RECOMPUTED = table.OPAQUE_OPERATORS

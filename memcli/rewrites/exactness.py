@@ -11,12 +11,14 @@ What in a chain may be added in place: :mod:`memcli.memory.in_place_sums`.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from memcli.formats.symbol_check import attribute
-from memcli.formats.symbol_edits import INSERTED_KEY, Join, Rewiring
+from memcli.formats.symbol_edits import IDENTITY, INSERTED_KEY
 from memcli.graph.training import TrainingGraph
 from memcli.memory.in_place_sums import is_move
 
@@ -110,7 +112,7 @@ class _Sums:
         return {self.terms(entry) for entry, _ in roots}
 
 
-def _leaves(terms: Sequence[Term]) -> list[Term]:
+def leaves(terms: Sequence[Term]) -> list[Term]:
     """All terms of a sum, those of inner sums among them."""
     found = []
     pending = list(terms)
@@ -128,97 +130,71 @@ def handing_on(raw: Mapping[str, Any]) -> set[str]:
     return {
         node["name"]
         for node in raw["nodes"]
-        if node["op"] == "_copy" and attribute(node, INSERTED_KEY) is not None
+        if node["op"] == IDENTITY and attribute(node, INSERTED_KEY) is not None
     }
 
 
-def _stands_for(raw: Mapping[str, Any], joins: Sequence[Join]) -> dict[Term, Term]:
-    """The terms of joined operators by those of the joins that hand their inputs on."""
-    names = [node["name"] for node in raw["nodes"]]
-    return {
-        (join.name, output): (names[position], slot)
-        for join in joins
-        for output, (position, slot) in enumerate(join.readers)
-    }
-
-
-def joins_keep_sums(
-    before: TrainingGraph,
-    after: TrainingGraph,
-    raw: Mapping[str, Any],
-    changed: Mapping[str, Any],
-    joins: Sequence[Join],
-) -> bool:
-    """Whether a rewritten graph adds gradients in the order of the graph that it was made from.
+@dataclass
+class SumComparison:
+    """The sums of gradients of a graph before and after some rewrites.
 
     Args:
         before: the joint graph of ``raw``.
         after: the joint graph of ``changed``.
         raw: the content without the rewrites.
         changed: the content with them.
-        joins: the gradient joins among them.
-
-    Sums over a flattened Concat's pieces are judged by :func:`concats_keep_sums`, and left out
-    here.
+        stands_for: terms of ``after`` and what they are in ``before``: the gradient of an inserted
+            node that hands on the one of an operator counts as that operator's.
+        reordering: whether a rewrite is among them that may reorder sums which it does not judge
+            alone (:attr:`memcli.rewrites.base.Rewrite.may_reorder_sums`).
     """
-    names = [node["name"] for node in raw["nodes"]]
-    stands_for = _stands_for(raw, joins)
-    concats = {names[p] for p, node in enumerate(raw["nodes"]) if node["op"].lower() == "concat"}
 
-    def renamed(term: Term) -> Term:
-        if isinstance(term[0], str):
-            return stands_for.get(term, term)
-        return tuple(renamed(inner) for inner in term)
+    before: TrainingGraph
+    after: TrainingGraph
+    raw: Mapping[str, Any]
+    changed: Mapping[str, Any]
+    stands_for: Mapping[Term, Term] = field(default_factory=dict)
+    reordering: bool = False
 
-    def judged(sums: set[tuple[Term, ...]]) -> set[tuple[Term, ...]]:
-        found = set()
-        for terms in sums:
-            if any(name in concats for name, _ in _leaves(terms)):
-                continue
-            new = [renamed(term) for term in terms]
-            found.add((*sorted(new[:2], key=repr), *new[2:]))
-        return found
+    @cached_property
+    def sums_after(self) -> set[tuple[Term, ...]]:
+        """All sums of the rewritten graph, past inserted identities."""
+        return _Sums(self.after, handing_on(self.changed)).all()
 
-    return judged(_Sums(before).all()) == judged(_Sums(after, handing_on(changed)).all())
+    @cached_property
+    def same_sums(self) -> bool:
+        """Whether all gradients are added in the order that they had.
 
+        Sums over the inputs of Concats are left out: flattening judges them by a rule of its own
+        (:mod:`memcli.rewrites.flatten_concats`).
+        """
+        nodes = self.raw["nodes"]
+        concats = {node["name"] for node in nodes if node["op"].lower() == "concat"}
 
-def concats_keep_sums(
-    after: TrainingGraph,
-    raw: Mapping[str, Any],
-    changed: Mapping[str, Any],
-    changes: Sequence[Rewiring],
-) -> bool:
-    """Whether a piece's gradients from flattened Concats add up as they did through the chain.
+        def renamed(term: Term) -> Term:
+            if isinstance(term[0], str):
+                return self.stands_for.get(term, term)
+            return tuple(renamed(inner) for inner in term)
 
-    Through the chain they add up from the last Concat to the first, each as one term, before
-    anything else that reads the piece, of which there may be one. ``raw`` is the content without
-    the changes, ``changed`` the one that ``after`` is the joint graph of.
-    """
-    names = [node["name"] for node in raw["nodes"]]
-    place = {names[p]: p for p, node in enumerate(raw["nodes"]) if node["op"].lower() == "concat"}
-    rewired = {names[change.position] for change in changes}
-    for terms in _Sums(after, handing_on(changed)).all():
-        if not any(name in rewired for name, _ in _leaves(terms)):
-            continue
-        order = [place.get(term[0], -1) if isinstance(term[0], str) else -1 for term in terms]
-        if len(order) > 1 and order[0] < order[1]:
-            order[:2] = order[1::-1]
-        known = [p for p in order if p >= 0]
-        if len(order) - len(known) > 1:
-            return False
-        if order[: len(known)] != sorted(known, reverse=True):
-            return False
-    return True
+        def judged(sums: set[tuple[Term, ...]]) -> set[tuple[Term, ...]]:
+            found = set()
+            for terms in sums:
+                if any(name in concats for name, _ in leaves(terms)):
+                    continue
+                new = [renamed(term) for term in terms]
+                found.add((*sorted(new[:2], key=repr), *new[2:]))
+            return found
 
+        return judged(_Sums(self.before).all()) == judged(self.sums_after)
 
-def keeps_in_place(
-    before: TrainingGraph, after: TrainingGraph, raw: Mapping[str, Any], joins: Sequence[Join]
-) -> bool:
-    """Whether the same operators may add their gradients to what is there; see
-    :func:`joins_keep_sums`. Those that only move values are free to differ."""
-    stands_for = _stands_for(raw, joins)
-    now = {stands_for.get(term, term) for term in _added_in_place(after)}
-    return _added_in_place(before) == now
+    @cached_property
+    def same_in_place(self) -> bool:
+        """Whether the same operators may add their gradients to what is there.
+
+        Operators that only move values are free to differ.
+        """
+        now = {self.stands_for.get(term, term) for term in _added_in_place(self.after)}
+        return _added_in_place(self.before) == now
 
 
 def _added_in_place(graph: TrainingGraph) -> set[Term]:

@@ -20,19 +20,96 @@ gradient. Source of the order: nnvm's depth-first post-order from the arguments'
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from memcli.formats.symbol_edits import Join
-from memcli.graph.training import TrainingGraph
-from memcli.memory.mxnet_model import MXNetModel
+from memcli.formats.symbol_edits import GraphBuilder, Raw
+from memcli.rewrites.base import Conditions, Rewrite
 
-# Graphs of so many nodes are joined wherever rule 1 holds, before their gradients are known.
-LARGE = 20_000
+if TYPE_CHECKING:
+    from memcli.engines.analysis import Analysis
+    from memcli.graph.training import TrainingGraph
+    from memcli.memory.mxnet_model import MXNetModel
+    from memcli.rewrites.exactness import Term
 
+_JOIN = "amp_multicast"
 _ADDS = frozenset({"elemwise_add", "_plus", "_Plus", "broadcast_add"})
 _WITH_PARAMETERS = frozenset({"FullyConnected", "Convolution"})
 # How much later than its sibling's a gradient must run to be worth a join, in steps.
 _LATE = 24
+
+
+@dataclass(frozen=True)
+class Join:
+    """Inputs ``slot`` of the nodes at ``readers``, each given as (position, slot), as one node."""
+
+    readers: Sequence[tuple[int, int]]
+    name: str
+
+
+class GradientJoins(Rewrite[list[Join]]):
+    """Inputs of two operators handed on by one node; see the module's text."""
+
+    name = "gradient joins"
+    guesses = True
+
+    def find(
+        self, raw: Raw, analysis: Analysis | None, conditions: Conditions
+    ) -> list[Join] | None:
+        """By the rules; without an analysis by what the file alone tells of them."""
+        if analysis is None:
+            return possible_joins(raw) or None
+        return gradient_joins(raw, analysis.graph, analysis.model) or None
+
+    def relocated(self, found: list[Join], moved: Mapping[int, int]) -> list[Join]:
+        """See :meth:`Rewrite.relocated`."""
+        return [Join([(moved[p], slot) for p, slot in join.readers], join.name) for join in found]
+
+    def apply(self, raw: Raw, found: list[Join]) -> tuple[Raw, dict[int, int]]:
+        """See :func:`insert_joins`."""
+        return insert_joins(raw, found)
+
+    def recognizes(self, nodes: Sequence[Raw], position: int) -> bool:
+        """Each output of a join is one of its inputs."""
+        return nodes[position]["op"] == _JOIN and bool(nodes[position]["inputs"])
+
+    def stands_for(self, raw: Raw, found: list[Join]) -> dict[Term, Term]:
+        """The gradient of a join's output is that of the operator which reads it."""
+        names = [node["name"] for node in raw["nodes"]]
+        return {
+            (join.name, output): (names[position], slot)
+            for join in found
+            for output, (position, slot) in enumerate(join.readers)
+        }
+
+    def describe(self, found: list[Join]) -> str:
+        """See :meth:`Rewrite.describe`."""
+        return f"{len(found)} gradient joins"
+
+
+def insert_joins(raw: Raw, joins: Sequence[Join]) -> tuple[Raw, dict[int, int]]:
+    """A node in front of each join's readers that hands all their inputs on together.
+
+    It stands right before the first of the readers; what they read must come before that, and no
+    reader may be in two joins at the same slot.
+
+    Returns:
+        The new content, and the new position of each old one.
+    """
+    at: dict[int, list[Join]] = {}
+    for join in joins:
+        at.setdefault(min(position for position, _ in join.readers), []).append(join)
+    new = GraphBuilder(raw)
+    for position in range(len(raw["nodes"])):
+        for join in at.get(position, ()):
+            sources = [raw["nodes"][reader]["inputs"][slot] for reader, slot in join.readers]
+            inputs = [[new.moved[source[0]], *source[1:]] for source in sources]
+            place = new.insert(_JOIN, join.name, inputs, num_outputs=str(len(inputs)))
+            for output, reader in enumerate(join.readers):
+                new.turned[reader] = (place, output)
+        new.keep(position)
+    return new.finished(), new.moved
 
 
 def gradient_joins(raw: dict[str, Any], graph: TrainingGraph, model: MXNetModel) -> list[Join]:

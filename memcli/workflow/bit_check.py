@@ -15,9 +15,9 @@ from memcli.engines.live_memory import available_bytes
 from memcli.engines.mxnet_variables import onednn_chooses_layouts
 from memcli.errors import MemcliError
 from memcli.formats.mxnet_symbol import SymbolFile
-from memcli.formats.symbol_edits import reservation, scaled_reservation
 from memcli.request import Progress, ShapeRequest
 from memcli.rewrites.gradients import without_gradient
+from memcli.rewrites.reserved_blocks import reservation, scaled_reservation
 from memcli.units import format_size
 from memcli.workflow.mxnet_runs import (
     USABLE,

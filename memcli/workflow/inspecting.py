@@ -13,13 +13,14 @@ from memcli.formats.detect import Model
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.plan_record import PlanRecord
-from memcli.formats.symbol_edits import changes_tensors, own_positions
+from memcli.formats.symbol_edits import own_positions
 from memcli.graph.training import Flags, Ints, Plan, TrainingGraph
 from memcli.memory.bounds import plan_bound
 from memcli.memory.breakdown import Split, forward_op, live_at_peak
 from memcli.memory.mxnet_model import MXNetModel
 from memcli.memory.stages import kept_entries, stages, with_gradients
 from memcli.request import Progress, ShapeRequest
+from memcli.rewrites.registry import changes_tensors
 from memcli.units import format_size
 from memcli.workflow.inspected import (
     Figures,

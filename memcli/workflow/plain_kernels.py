@@ -1,24 +1,21 @@
 """A published technique's plan that only oneDNN and cuDNN run, made for MXNet's plain kernels.
 
-Marks may ask for a convolution's copy that nobody reads: MXNet runs it all the same, since the
-convolution's gradient waits for it, with the request to write nothing. oneDNN takes as long as for
-any other (profiled) and writes to a block of its own; MXNet's own kernel refuses. An identity
-behind the convolution that is recomputed as well reads the copy, in its place and in its memory,
-and is what a save barrier stands behind.
+See :mod:`memcli.rewrites.convolution_identities`.
 """
 
 from __future__ import annotations
 
 from memcli.engines.analysis import analyze
 from memcli.errors import BadInput
-from memcli.formats.symbol_edits import insert_identities
 from memcli.marks import AGAIN
 from memcli.planners.base import Found
+from memcli.rewrites.convolution_identities import unused_convolutions
+from memcli.rewrites.registry import CONVOLUTION_IDENTITIES
 from memcli.workflow.variants import Variant, carried_over
 
 
 def on_plain_kernels(variant: Variant, found: Found) -> tuple[Variant, Found]:
-    """The plan with an identity behind each convolution whose copy nobody reads.
+    """The plan with identities that consume its otherwise unused recomputed convolutions.
 
     As given where there is none, or where identities cannot do it.
 
@@ -26,14 +23,11 @@ def on_plain_kernels(variant: Variant, found: Found) -> tuple[Variant, Found]:
         EngineFailed: MXNet is missing or crashed.
     """
     before = variant.analysis
-    graph, flags = before.graph, found.plan.recompute
-    unread = [v for v in before.model.unread_copies(flags) if graph.op(v) == "Convolution"]
-    behind = {int(graph.position[v]): v for v in unread}
-    if not behind or any(not 0 <= p < len(graph.file_names) for p in behind):
+    wanted = CONVOLUTION_IDENTITIES.find_for_plan(variant.source.raw, before, found.plan)
+    if wanted is None:
         return variant, found
-    # merged nodes alike, so that they merge again
-    merged = {p for p, stays in graph.alias.items() if stays in behind}
-    raw, moved = insert_identities(variant.source.raw, behind.keys() | merged, suffix="_read")
+    behind = unused_convolutions(before, found.plan)
+    raw, moved = CONVOLUTION_IDENTITIES.apply(variant.source.raw, wanted)
     if any(raw["nodes"][moved[p] + 1]["inputs"][:1] != [[moved[p], 0, 0]] for p in behind):
         return variant, found  # nobody reads it but the caller
     request = before.request()
@@ -48,10 +42,10 @@ def on_plain_kernels(variant: Variant, found: Found) -> tuple[Variant, Found]:
     marks = plan.recompute
     for p, v in behind.items():
         # the identity stands right behind; what was kept is kept there
-        marks[now[moved[p] + 1]] = flags[v]
+        marks[now[moved[p] + 1]] = found.plan.recompute[v]
         marks[now[moved[p]]] = AGAIN
     if not after.model.on_plain_kernels(marks):
         return variant, found
     cost = after.model.plan_cost(plan)
-    rewrites = [*variant.rewrites, f"{len(behind)} identities behind convolutions"]
+    rewrites = [*variant.rewrites, CONVOLUTION_IDENTITIES.describe(list(behind))]
     return Variant(variant.source.with_content(raw), after, rewrites), Found(plan, cost)

@@ -21,7 +21,7 @@ from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.newest import remember_plan
 from memcli.formats.output import write_output
 from memcli.formats.plan_record import PlanRecord
-from memcli.formats.symbol_edits import INSERTED_KEY, waiting_arguments
+from memcli.formats.symbol_edits import INSERTED_KEY
 from memcli.formats.wording import first_of, shown, shown_path
 from memcli.graph.training import Plan, TrainingGraph
 from memcli.memory.bounds import BUDGET_SECONDS, plan_bound, recompute_bound
@@ -35,6 +35,7 @@ from memcli.planners.over_forms import search_variants
 from memcli.planners.registry import AS_PUBLISHED
 from memcli.request import Progress, ShapeRequest
 from memcli.results.planned import Inference, Planned
+from memcli.rewrites.reserved_blocks import waiting_arguments
 from memcli.time_limit import finished_by, seconds_left
 from memcli.units import parse_size
 from memcli.workflow.bit_check import may_change_layouts, problem_on_onednn

@@ -8,11 +8,11 @@ import numpy as np
 
 from memcli.engines.analysis import Analysis, analyze
 from memcli.errors import BadInput
-from memcli.formats.symbol_edits import Reservation, insert_reservation
 from memcli.memory.fast_pool import NOTHING
 from memcli.memory.in_place_sums import plan_keeps_sums
 from memcli.memory.pool_layout import Reservable
 from memcli.planners.base import Found
+from memcli.rewrites.registry import RESERVED_BLOCKS
 from memcli.rewrites.reserved_blocks import block_dtype, find_carrier
 from memcli.workflow.variants import Variant, carried_over
 
@@ -43,19 +43,14 @@ def with_reserved_blocks(variant: Variant, found: Found) -> tuple[Variant, Found
     plan, before = found.plan, variant.analysis
     if not len(plan.reserved):
         return variant, found
-    graph = before.graph
-    carrier = find_carrier(graph, before.inputs)
     bare = replace(plan, reserved=NOTHING)
     without = Found(bare, before.model.plan_cost(bare))
-    if carrier is None or plan.reserved[0] < carrier.width:
+    wanted = RESERVED_BLOCKS.find_for_plan(variant.source.raw, before, plan)
+    if wanted is None:
         return variant, without
-    dtype, _ = block_dtype(graph)
-    # at a smaller batch than it was searched for at, a block may be too small to be read
-    blocks = [elements for elements in plan.reserved.tolist() if elements >= carrier.width]
-    wanted = Reservation(carrier.reader, carrier.slot, carrier.axis, carrier.width, blocks, dtype)
-    raw, moved = insert_reservation(variant.source.raw, wanted)
+    raw, moved = RESERVED_BLOCKS.apply(variant.source.raw, wanted)
     request = before.request()
-    name = graph.file_names[carrier.argument]
+    name = before.graph.file_names[wanted.argument_of(variant.source.raw)]
     if name not in before.inputs:
         # MXNet infers no shape through what waits for the blocks
         shape = next(a["shape"] for a in before.arguments if a["name"] == name)
@@ -73,5 +68,5 @@ def with_reserved_blocks(variant: Variant, found: Found) -> tuple[Variant, Found
         or not plan_keeps_sums(after.graph, after.model, made)
     ):
         return variant, without
-    rewrites = [*variant.rewrites, f"{len(blocks)} reserved blocks"]
+    rewrites = [*variant.rewrites, RESERVED_BLOCKS.describe(wanted)]
     return Variant(variant.source.with_content(raw), after, rewrites), Found(made, cost)

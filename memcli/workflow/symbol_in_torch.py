@@ -15,10 +15,11 @@ from memcli.engines.live_memory import available_bytes
 from memcli.engines.torch_analysis import record
 from memcli.formats.detect import Model
 from memcli.formats.mxnet_symbol import SymbolFile
-from memcli.formats.symbol_edits import INSERTED_KEY, without_reservation
+from memcli.formats.symbol_edits import INSERTED_KEY
 from memcli.graph.training import Flags
 from memcli.marks import AGAIN, KEPT
 from memcli.request import Progress, ShapeRequest
+from memcli.rewrites.reserved_blocks import without_reservation
 from memcli.workflow.planning import read_symbol, shape_notes
 from memcli.workflow.step_size import batch_of, needed_bytes
 from memcli.workflow.torch_runs import compare_runs, named_marks, run_of, stages_of, train

@@ -21,18 +21,15 @@ from memcli.formats.detect import Model, ModelSource, detect_format, read_model_
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.formats.onnx_plan_record import OnnxPlan
 from memcli.formats.plan_record import PlanRecord
-from memcli.formats.symbol_edits import (
-    BARRIER_SUFFIX,
-    INSERTED_KEY,
-    reservation,
-    scaled_reservation,
-)
+from memcli.formats.symbol_edits import INSERTED_KEY
 from memcli.formats.wording import shown_path
 from memcli.graph.training import Flags, Ints, Plan
 from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE
 from memcli.memory.stages import stages
 from memcli.request import Progress, ShapeRequest
 from memcli.rewrites.gradients import without_gradient
+from memcli.rewrites.reserved_blocks import reservation, scaled_reservation
+from memcli.rewrites.save_barriers import BARRIER_SUFFIX
 from memcli.units import format_size
 from memcli.workflow.mxnet_runs import (
     USABLE,

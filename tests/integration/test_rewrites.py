@@ -11,7 +11,7 @@ import pytest
 from memcli.engines.analysis import analyze
 from memcli.formats.mxnet_symbol import SymbolFile
 from memcli.request import ShapeRequest
-from memcli.rewrites.split_activations import split_activations
+from memcli.rewrites.split_activation_functions import split_activations
 from tests.conftest import EXAMPLES, Command, needs_mxnet, only_json, stock
 
 pytestmark = needs_mxnet

@@ -14,24 +14,19 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from memcli.errors import BadInput
-from memcli.formats.symbol_edits import (
-    Chain,
-    Join,
+from memcli.formats.symbol_edits import insert_identities, rewire, undo
+from memcli.rewrites.flattened_concats import Chain, flatten_concats, grouped_sums, insert_chains
+from memcli.rewrites.gradient_joins import Join, insert_joins
+from memcli.rewrites.reserved_blocks import (
     Reservation,
-    Split,
-    insert_chains,
-    insert_identities,
-    insert_joins,
     insert_reservation,
-    insert_splits,
     reservation,
-    rewire,
     scaled_reservation,
-    undo,
     waiting_arguments,
     without_reservation,
 )
-from memcli.rewrites.flatten_concats import flatten_concats, grouped_sums
+from memcli.rewrites.save_barriers import BARRIER_SUFFIX
+from memcli.rewrites.split_activation_functions import Split, insert_splits
 
 
 def symbol(seed: int, size: int) -> dict[str, Any]:
@@ -114,7 +109,7 @@ def test_barriers_hand_on_and_come_off(seed: int, size: int) -> None:
     chance = random.Random(seed)
     operators = [k for k, n in enumerate(raw["nodes"][:-1]) if n["op"] != "null"]
     chosen = [k for k in operators if chance.random() < 0.5]
-    new, moved = insert_identities(raw, chosen)
+    new, moved = insert_identities(raw, chosen, BARRIER_SUFFIX)
     assert raw == before
     assert is_ordered(new) and values(new) == values(raw)
     for k, node in enumerate(raw["nodes"]):
@@ -132,7 +127,7 @@ def test_flattened_concats_concatenate_the_same_and_come_off(seed: int, size: in
     parts = ((), (0.5,), (0.5, 0.875))[seed % 3]
     changes = flatten_concats(raw, (2, 3, 5, math.inf)[seed % 4], longest=parts)
     flat = rewire(raw, changes)
-    chained = insert_chains(flat, grouped_sums(flat, {c.position for c in changes}))
+    chained, _ = insert_chains(flat, grouped_sums(flat, {c.position for c in changes}))
     assert values(flat) == values(raw)
     assert is_ordered(chained) and values(chained) == values(raw)
     for node in flat["nodes"]:
@@ -140,7 +135,7 @@ def test_flattened_concats_concatenate_the_same_and_come_off(seed: int, size: in
             assert int(node["attrs"]["num_args"]) == len(node["inputs"])
     # barriers on top, then everything off at once
     operators = [k for k, n in enumerate(chained["nodes"][:-1]) if n["op"] == "Activation"]
-    both, _ = insert_identities(chained, operators)
+    both, _ = insert_identities(chained, operators, BARRIER_SUFFIX)
     assert undo(both, "x") == raw
 
 
@@ -190,7 +185,9 @@ def test_splits_hand_on_and_come_off(seed: int, size: int) -> None:
             assert texts[node["name"]] == old[k]
     assert undo(new, "x") == raw
     operators = [k for k, node in enumerate(new["nodes"]) if node["op"] != "null"]
-    both, _ = insert_identities(new, chance.sample(operators, len(operators) // 2))
+    both, _ = insert_identities(
+        new, chance.sample(operators, len(operators) // 2), BARRIER_SUFFIX
+    )
     assert undo(both, "x") == raw
 
 
@@ -224,8 +221,8 @@ def test_reserved_blocks_hand_on_and_come_off(seed: int, size: int, blocks: list
     argument = raw["nodes"][reader]["inputs"][slot][0]
     assert waiting_arguments(new) == [moved[argument]]
     back = [k for k, n in enumerate(raw["nodes"][:-1]) if n["op"] == "Activation"]
-    both, _ = insert_identities(new, [moved[k] for k in back])
-    assert without_reservation(both, "x") == insert_identities(raw, back)[0]
+    both, _ = insert_identities(new, [moved[k] for k in back], BARRIER_SUFFIX)
+    assert without_reservation(both, "x") == insert_identities(raw, back, BARRIER_SUFFIX)[0]
     assert undo(both, "x") == raw
     assert undo(scaled_reservation(both, 1, 2), "x") == raw
 
@@ -322,7 +319,7 @@ def test_three_readers_are_grouped_two_by_two() -> None:
         {"op": "tanh", "name": "r3", "inputs": [[1, 0, 0]]},
     ]
     raw = {"nodes": nodes, "arg_nodes": [0], "heads": [[2, 0], [3, 0], [4, 0]]}
-    new = insert_chains(raw, [Chain(1, 0, [(2, 0), (3, 0), (4, 0)])])
+    new, _ = insert_chains(raw, [Chain(1, 0, [(2, 0), (3, 0), (4, 0)])])
     read = {n["name"]: new["nodes"][n["inputs"][0][0]]["name"] for n in new["nodes"][1:]}
     assert read["r1"] == "p" and read["r2"] == read["r3"] != "p"
     assert read[read["r2"]] == "p"

@@ -22,11 +22,12 @@ from memcli.formats.onnx_file import OnnxFile, parse_onnx
 from memcli.formats.onnx_plan import new_plan, planned_bytes
 from memcli.formats.plan_environment import ALLOWED, check_environment
 from memcli.formats.plan_record import PLAN_KEY, PlanRecord
-from memcli.formats.symbol_edits import INSERTED_KEY, scaled_reservation
+from memcli.formats.symbol_edits import INSERTED_KEY
 from memcli.formats.symbol_values import tuple_of
 from memcli.formats.wording import shown_message, whole_number
 from memcli.reports.console import PlainConsole
 from memcli.request import ShapeRequest
+from memcli.rewrites.reserved_blocks import scaled_reservation
 from tests.conftest import needs_mxnet
 
 SYMBOL: dict[str, Any] = {

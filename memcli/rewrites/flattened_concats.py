@@ -30,14 +30,147 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from memcli.formats.symbol_check import attribute
-from memcli.formats.symbol_edits import Chain, Rewiring
+from memcli.formats.symbol_edits import IDENTITY, GraphBuilder, Raw, Rewiring, rewire
+from memcli.rewrites.base import Conditions, Rewrite
+from memcli.rewrites.exactness import SumComparison, leaves
+
+if TYPE_CHECKING:
+    from memcli.engines.analysis import Analysis
 
 _CONCATS = frozenset({"Concat", "concat"})
-# Operators whose gradients do not read what they read.
-_ONLY_FORWARD = _CONCATS | {"Dropout", "elemwise_add", "_plus", "_Plus", "broadcast_add", "add_n"}
+# Chains of so many Concats and more are flattened in groups.
+_SHORTEST_CHAIN = 9
+# Where groups of the longest chains end, in other forms: the last Concats are the largest.
+_LONGEST = ((0.5,), (0.5, 0.875))
+
+
+class FlattenedConcats(Rewrite[list[Rewiring]]):
+    """Nested Concats made one; see the module's text."""
+
+    name = "flattened Concats"
+    may_reorder_sums = False
+
+    def find(
+        self, raw: Raw, analysis: Analysis | None, conditions: Conditions
+    ) -> list[Rewiring] | None:
+        """How to flatten long chains in groups and short ones whole.
+
+        Not where oneDNN may run the plan: it chooses layouts by what a Concat reads, and rounds by
+        the layout. The plan must be able to name the variable that selects plain kernels.
+        """
+        if conditions.kernels != "plain" or conditions.environment != "best":
+            return None
+        return flatten_concats(raw, _SHORTEST_CHAIN) or None
+
+    def alternatives(
+        self,
+        raw: Raw,
+        analysis: Analysis,
+        conditions: Conditions,
+        found: list[Rewiring] | None,
+    ) -> list[list[Rewiring]]:
+        """All chains flattened whole, and the longest in other groups."""
+        if not found:
+            return []
+        # the gradients of a piece add up early, so that many may read it
+        others = [flatten_concats(raw)]
+        others += [flatten_concats(raw, _SHORTEST_CHAIN, longest=parts) for parts in _LONGEST]
+        return others
+
+    def relocated(self, found: list[Rewiring], moved: Mapping[int, int]) -> list[Rewiring]:
+        """See :meth:`Rewrite.relocated`."""
+        return [
+            Rewiring(moved[c.position], [(moved[p], k) for p, k in c.inputs], c.attrs)
+            for c in found
+        ]
+
+    def apply(self, raw: Raw, found: list[Rewiring]) -> tuple[Raw, dict[int, int]]:
+        """Flattens, and puts identities where pieces then have too many readers."""
+        raw = rewire(raw, found)
+        return insert_chains(raw, grouped_sums(raw, {change.position for change in found}))
+
+    def keeps_sums(self, sums: SumComparison, found: list[Rewiring]) -> bool:
+        """Whether a piece's gradients add up as they did through the chain of Concats.
+
+        Through the chain they add up from the last Concat to the first, each as one term, before
+        anything else that reads the piece, of which there may be one.
+        """
+        return sums.same_in_place and _keeps_order_of_chain(sums, found)
+
+    def describe(self, found: list[Rewiring]) -> str:
+        """See :meth:`Rewrite.describe`."""
+        return f"{len(found)} Concats flattened"
+
+
+def _keeps_order_of_chain(sums: SumComparison, changes: Sequence[Rewiring]) -> bool:
+    names = [node["name"] for node in sums.raw["nodes"]]
+    place = {
+        names[p]: p for p, node in enumerate(sums.raw["nodes"]) if node["op"].lower() == "concat"
+    }
+    rewired = {names[change.position] for change in changes}
+    for terms in sums.sums_after:
+        if not any(name in rewired for name, _ in leaves(terms)):
+            continue
+        order = [place.get(term[0], -1) if isinstance(term[0], str) else -1 for term in terms]
+        if len(order) > 1 and order[0] < order[1]:
+            order[:2] = order[1::-1]
+        known = [p for p in order if p >= 0]
+        if len(order) - len(known) > 1:
+            return False
+        if order[: len(known)] != sorted(known, reverse=True):
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Readers (position, slot) of output ``output`` of ``position``, in the order of the file.
+
+    ``together``: all of them read one identity, rather than one behind the other.
+    """
+
+    position: int
+    output: int
+    readers: Sequence[tuple[int, int]]
+    together: bool = False
+
+
+def insert_chains(
+    raw: Raw, chains: Sequence[Chain], suffix: str = "_shared"
+) -> tuple[Raw, dict[int, int]]:
+    """Identities between a tensor and its readers, so that gradients are added two by two.
+
+    The first reader reads the tensor, the second an identity of it, the third an identity of that
+    and so on; the last two read the same one. The gradient of the last reader is then added to
+    that of the one before, the sum to that of the one before that: a chain of sums of two.
+
+    Returns:
+        The new content, and the new position of each old one.
+    """
+    if not chains:
+        return raw, {p: p for p in range(len(raw["nodes"]))}
+    behind: dict[int, list[Chain]] = {}
+    for chain in chains:
+        behind.setdefault(chain.position, []).append(chain)
+    new = GraphBuilder(raw)
+    for position, node in enumerate(raw["nodes"]):
+        new.keep(position)
+        for chain in behind.get(position, ()):
+            source = (new.moved[position], chain.output)
+            if chain.together:
+                at = new.insert(IDENTITY, f"{node['name']}{suffix}", [[*source, 0]])
+                new.turned.update(dict.fromkeys(chain.readers, (at, 0)))
+                continue
+            for number, reader in enumerate(chain.readers[1:], start=1):
+                if number < len(chain.readers) - 1:
+                    name = f"{node['name']}{suffix}{number}"
+                    source = (new.insert(IDENTITY, name, [[*source, 0]]), 0)
+                new.turned[reader] = source
+    return new.finished(), new.moved
 
 
 def grouped_sums(raw: dict[str, Any], rewired: Collection[int]) -> list[Chain]:
@@ -74,26 +207,6 @@ def grouped_sums(raw: dict[str, Any], rewired: Collection[int]) -> list[Chain]:
         elif concats != found:
             chains.append(Chain(position, output, concats, together=True))
     return chains
-
-
-def unread_convolutions(raw: dict[str, Any]) -> list[int]:
-    """Positions of the convolutions whose copies nobody might read.
-
-    They are read, directly or through identities, by an operator that moves or adds up what it
-    reads, or drops some of it: its gradient does not read it, and Dropout runs no second time.
-    """
-    nodes: list[dict[str, Any]] = raw["nodes"]
-    found = set()
-    for node in nodes:
-        if node["op"] not in _ONLY_FORWARD:
-            continue
-        for source in node["inputs"]:
-            position = source[0]
-            while nodes[position]["op"] == "_copy":
-                position = nodes[position]["inputs"][0][0]
-            if nodes[position]["op"] == "Convolution":
-                found.add(position)
-    return sorted(found)
 
 
 def flatten_concats(
