@@ -156,6 +156,7 @@ def test_an_onnx_file_without_nodes_is_refused(memcli: Command, tmp_path: Path) 
     assert_refused(memcli("plan", "model"), tmp_path, "no nodes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["weight", "view"])
 def test_an_onnx_file_that_trains_no_node_is_refused(
     memcli: Command, tmp_path: Path, what: str
