@@ -489,10 +489,12 @@ class Ran:
             return "lines", common, tail
         if self.status == 2 and not as_json and self.stdout:
             return "output", common, self.stdout[:1000]
-        if as_json and self.stdout.strip():
+        if as_json and (self.status or self.stdout.strip()):
             try:
-                assert isinstance(json.loads(self.stdout), dict)
-            except (ValueError, AssertionError):
+                answer = json.loads(self.stdout)
+                assert isinstance(answer, dict)
+                assert not self.status or answer["error"]["status"] == self.status
+            except (ValueError, AssertionError, KeyError, TypeError):
                 return "no JSON object", common, self.stdout[:1000]
         return None
 

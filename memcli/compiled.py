@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+from numba.core import config as _numba_config
 
-config: Any = numba.config  # its names are made when it is loaded
+# Settings are attributes that numba gives the module at run time; its types know none of them.
+config: Any = _numba_config
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -34,9 +34,19 @@ class BadInput(MemcliError):
 
 
 class AnswerIsNo(MemcliError):
-    """The command worked and the answer is no: exit status 1."""
+    """The command worked and the answer is no: exit status 1.
+
+    ``nearest``: the nearest answer that was found, with the keys of the object that the command
+    prints of an answer under ``--json``; None where there is none.
+    """
 
     exit_status = 1
+
+    def __init__(
+        self, message: str, hint: str = "", nearest: dict[str, object] | None = None
+    ) -> None:
+        super().__init__(message, hint)
+        self.nearest = nearest
 
 
 class EngineFailed(MemcliError):

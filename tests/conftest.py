@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import inspect
 import json
+import linecache
 import os
 import signal
 import subprocess
@@ -18,9 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 CORPUS = ROOT.parent / "shared" / "corpus" / "mxnet"
 
-needs_mxnet = pytest.mark.skipif(
-    importlib.util.find_spec("mxnet") is None, reason="mxnet is not installed"
-)
+# Markers, to choose tests by (pytest -m "not mxnet"); without the engine their tests are skipped.
+needs_mxnet = pytest.mark.mxnet
+needs_torch = pytest.mark.torch
+_ENGINES = ("mxnet", "torch")
 needs_corpus = pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus of graphs is not here")
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -32,6 +36,30 @@ for _number, _usual in (
 ):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _usual)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests that skip themselves without PyTorch, and skips those whose engine is missing."""
+    missing = {name for name in _ENGINES if importlib.util.find_spec(name) is None}
+    for item in items:
+        if isinstance(item, pytest.Function) and _asks_for_torch(item):
+            item.add_marker(pytest.mark.torch)
+        for name in missing:
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=f"{name} is not installed"))
+
+
+def _asks_for_torch(item: pytest.Function) -> bool:
+    """Whether the test, or its module as it is imported, does ``pytest.importorskip("torch")``."""
+    asks = 'pytest.importorskip("torch")'
+    return asks in inspect.getsource(item.function) or any(
+        asks in line and not line.startswith(" ") for line in _lines(item.module.__file__ or "")
+    )
+
+
+@functools.cache
+def _lines(path: str) -> tuple[str, ...]:
+    return tuple(linecache.getlines(path))
 
 
 def run_memcli(*arguments: str, cwd: Path, timeout: float = 300) -> Any:

@@ -6,6 +6,7 @@ import json
 
 import click
 
+from memcli.cli.json_errors import error_entry
 from memcli.cli.options import json_option
 from memcli.engines.doctor import check_all
 from memcli.reports.console import output_console
@@ -20,10 +21,15 @@ def command(as_json: bool) -> int:
     Exit status: 0 when MXNet or PyTorch trains here, 3 when no engine works.
     """
     checks = check_all()
+    status = 0 if engine_works(checks) else 3
     if as_json:
-        print(json.dumps(doctor_json(checks)))
+        result = doctor_json(checks)
+        if status:
+            message, _, mend = next_step(checks).partition("; next: ")
+            result["error"] = error_entry(status, message, mend)
+        print(json.dumps(result))
     else:
         console = output_console()
         print_checks(console, checks)
         console.print(next_step(checks), markup=False, soft_wrap=True)
-    return 0 if engine_works(checks) else 3
+    return status

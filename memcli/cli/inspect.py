@@ -6,6 +6,7 @@ import json
 
 import click
 
+from memcli.cli.json_errors import error_entry
 from memcli.cli.options import (
     frozen_option,
     import_option,
@@ -93,10 +94,14 @@ def command(
     if problem is not None:
         text = "\n  ".join(problem.lines())
         notes.print(f"cannot be planned: {text}", markup=False, soft_wrap=True)
+    failed = problem if isinstance(problem, EngineFailed) else None
     if as_json:
-        print(json.dumps(inspect_json(inspected, nodes=nodes)))
+        result = inspect_json(inspected, nodes=nodes)
+        if failed is not None:
+            result["error"] = error_entry(failed.exit_status, failed.message, failed.hint)
+        print(json.dumps(result))
     else:
         console = output_console()
         print_inspected(console, inspected, nodes=nodes, full=full, top=top)
         console.print(next_step(inspected), markup=False, soft_wrap=True)
-    return problem.exit_status if isinstance(problem, EngineFailed) else 0
+    return failed.exit_status if failed is not None else 0

@@ -9,12 +9,14 @@ import io
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from memcli import __version__, highs, time_limit, unfinished
 from memcli.cli.entry import run as run  # where programs of earlier versions look for it
+from memcli.cli.json_errors import asks_for_json, error_object
 from memcli.cli.output import OutputFailed, watch_output
 from memcli.errors import AnswerIsNo, MemcliError
 from memcli.formats.wording import shown_message, shown_path
@@ -22,6 +24,7 @@ from memcli.formats.wording import shown_message, shown_path
 # What writing to a file fails with where a disk is full, or the user has no more of it.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_FOLDER = "No usable temporary directory"  # all that tempfile would take are full
+_LAST_WITH_OBJECT = 3  # the highest exit status that --json has an object for
 _OBJECTS = 100_000  # new ones between two collections of the youngest garbage
 COMMANDS = {
     "plan": "memcli.cli.plan",
@@ -95,27 +98,26 @@ def work(arguments: list[str] | None = None) -> None:
 def status(arguments: list[str] | None = None) -> int:
     """Run the command line; its exit status."""
     stream = sys.stdout
+    given = sys.argv[1:] if arguments is None else arguments
     try:
         result: Any = main.main(args=arguments, standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except MemcliError as error:
-        given = sys.argv if arguments is None else arguments
-        if isinstance(error, AnswerIsNo) and "--json" in given:
-            _print_no(error)
-        return _fail(error.lines(), error.exit_status)
+        nearest = error.nearest if isinstance(error, AnswerIsNo) else None
+        return _fail(given, error.exit_status, error.message, error.hint, nearest)
     except click.exceptions.Exit as error:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):  # where nobody watches over this process
-        return _fail(["interrupted"], 130)
+        return _fail(given, 130, "interrupted")
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         return 2
     except click.ClickException as error:
-        lines = [error.format_message()]
+        mend = ""
         if isinstance(error, click.UsageError) and error.ctx is not None:
-            lines.append(f"see: {error.ctx.command_path} --help")
-        return _fail(lines, 2)
+            mend = f"see: {error.ctx.command_path} --help"
+        return _fail(given, 2, error.format_message(), mend)
     except BrokenPipeError:
         return _read_enough()
     except SystemExit as error:
@@ -126,16 +128,11 @@ def status(arguments: list[str] | None = None) -> int:
         return _read_enough()
     except OutputFailed as error:
         _say_nothing_more()
-        return _fail([f"standard output cannot be written to: {error.strerror}"], 2)
+        return _fail([], 2, f"standard output cannot be written to: {error.strerror}")
     except OSError as error:
         if error.errno not in _FULL and _NO_FOLDER not in str(error.strerror):
             raise
-        return _no_room(error)
-
-
-def _print_no(error: AnswerIsNo) -> None:
-    """The object that ``--json`` promises, where there is no plan to tell of."""
-    print(json.dumps({"schema": 1, "ok": False, "error": error.message, "hint": error.hint}))
+        return _no_room(given, error)
 
 
 def _read_enough() -> int:
@@ -148,19 +145,32 @@ def _say_nothing_more() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _no_room(error: OSError) -> int:
+def _no_room(arguments: Sequence[str], error: OSError) -> int:
     """The disk is full; files that the user named are told of where they are written."""
     folder = unfinished.temporary_folder()
     name = shown_path(error.filename) if error.filename else f"temporary files in {folder}"
     why = "no folder for them takes any" if error.errno == errno.ENOENT else error.strerror
-    lines = [f"{name} cannot be written: {why}"]
-    return _fail([*lines, "free some space, or set TMPDIR to a folder with room"], 3)
+    mend = "free some space, or set TMPDIR to a folder with room"
+    return _fail(arguments, 3, f"{name} cannot be written: {why}", mend)
 
 
-def _fail(lines: list[str], code: int) -> int:
-    for number, line in enumerate(lines):
-        text = shown_message(line)
-        print(f"memcli: {text}" if number == 0 else f"  {text}", file=sys.stderr)
+def _fail(
+    arguments: Sequence[str],
+    code: int,
+    message: str,
+    mend: str = "",
+    nearest: Mapping[str, Any] | None = None,
+) -> int:
+    """Says why on standard error, and on standard output too where ``--json`` is asked for."""
+    message, mend = shown_message(message), shown_message(mend)
+    print(f"memcli: {message}", file=sys.stderr)
+    if mend:
+        print(f"  {mend}", file=sys.stderr)
+    if code <= _LAST_WITH_OBJECT and asks_for_json(arguments):
+        try:
+            print(json.dumps(error_object(code, message, mend, nearest)), flush=True)
+        except OSError:  # the reader is gone, or has no room; standard error has the same
+            _say_nothing_more()
     return code
 
 

@@ -170,6 +170,8 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
             request=ShapeRequest(imports=request.imports) if request.imports else None,
         )  # fmt: skip
         result["verify"] = verified
+        if status:
+            result["error"] = verified["error"]
     if as_json:
         print(json.dumps(result))
     elif not options["measure"]:

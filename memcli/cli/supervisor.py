@@ -136,8 +136,7 @@ def _watch(child: int, wake: int, told: int, folder: str | None) -> NoReturn:
         name = f"signal {-code}"
     message = f"memcli's own process was ended by {name}; {unfinished.outcome(written)}"
     hint = _HINTS.get(name, "This is a fault of memcli, or of a library that it uses.")
-    if "--json" in sys.argv:
-        _print_crash(message, hint)
+    _print_crash(message, hint)
     _say([message, hint])
     os._exit(_CRASHED)
 
@@ -247,11 +246,14 @@ def _say(lines: list[str]) -> None:
 
 
 def _print_crash(message: str, hint: str) -> None:
-    """The object that ``--json`` promises."""
+    """The object that ``--json`` promises, where it is asked for."""
     import json
 
-    error = {"status": _CRASHED, "message": message, "mend": hint}
-    text = json.dumps({"schema": 1, "ok": False, "error": error})
+    from memcli.cli.json_errors import asks_for_json, error_object
+
+    if not asks_for_json(sys.argv):
+        return
+    text = json.dumps(error_object(_CRASHED, message, hint))
     try:  # noqa: SIM105
         os.write(1, text.encode() + b"\n")
     except OSError:

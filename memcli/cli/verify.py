@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from memcli.cli.json_errors import error_entry
 from memcli.cli.options import (
     SEED,
     frozen_option,
@@ -73,7 +74,10 @@ def run_verify(
         console = output_console()
         print_verified(console, verified)
         console.print(_verdict(planned, verified), markup=False, soft_wrap=True)
-    return (0 if verified.ok and verified.memory_ok else 1), verify_json(verified)
+    result = verify_json(verified)
+    if verified.ok and verified.memory_ok:
+        return 0, result
+    return 1, result | {"error": error_entry(1, _verdict(planned, verified))}
 
 
 def _verdict(planned: Model, verified: Verified) -> str:

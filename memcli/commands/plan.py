@@ -14,7 +14,7 @@ from memcli.planners import none
 from memcli.planners.base import Settings
 from memcli.planners.registry import AS_PUBLISHED
 from memcli.request import CPU, Devices, Progress, ShapeRequest
-from memcli.results.planned import Planned
+from memcli.results.planned import Planned, recorded_recomputation
 from memcli.time_limit import deadline
 from memcli.units import distinct_sizes, parse_size
 
@@ -127,10 +127,20 @@ def refuse_misses(cost: Cost, lower_bound: int, settings: Settings) -> None:
             f"nothing can get under {bound} at these shapes; a smaller --batch needs less"
             if lower_bound
             else "a longer --time-limit or a smaller --batch may help",
+            _nearest(cost, lower_bound),
         )
     limit = settings.max_recompute
     if limit is not None and cost.recompute_fraction > limit + 1e-12:
         raise AnswerIsNo(
             f"no plan found recomputes at most {limit:.1%} of the forward pass: the least is "
-            f"{cost.recompute_fraction:.1%}"
+            f"{cost.recompute_fraction:.1%}",
+            nearest=_nearest(cost, lower_bound),
         )
+
+
+def _nearest(cost: Cost, lower_bound: int) -> dict[str, object]:
+    """What ``plan --json`` says of the best plan where it breaks a limit."""
+    memory = {"planned_bytes": cost.pool_bytes, "live_peak_bytes": cost.live_peak_bytes}
+    if lower_bound:
+        memory["lower_bound_bytes"] = lower_bound
+    return {"memory": memory, "recompute": recorded_recomputation(cost)}

@@ -307,5 +307,3 @@ def _identity(leaf: _Source, muddled: set[str]) -> object:
         return None
     digest = hashlib.sha256(values.tobytes()).digest()
     return (digest, tensor.data_type, leaf.shape)
-
-

@@ -144,4 +144,3 @@ _BY_TEXT = {
     "tensor(int8)": TensorProto.INT8,
     "tensor(string)": TensorProto.STRING,
 }
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -152,3 +153,31 @@ class Planned:
         from memcli.reports.plan_report import plan_json
 
         return plan_json(self)
+
+
+def recorded_memory(baseline: Cost, cost: Cost, lower_bound: int) -> dict[str, int]:
+    """What a written file says of its plan's memory, bytes."""
+    return {
+        "baseline_bytes": baseline.pool_bytes,
+        "planned_bytes": cost.pool_bytes,
+        "live_peak_bytes": cost.live_peak_bytes,
+        "lower_bound_bytes": lower_bound,
+    }
+
+
+def recorded_recomputation(cost: Cost) -> dict[str, int | float]:
+    """What a written file says of what its plan runs again."""
+    return {
+        "flops": cost.recompute_flops,
+        "forward_flops": cost.forward_flops,
+        "fraction": cost.recompute_fraction,
+    }
+
+
+def assumed_notes(assumed: Iterable[str], inputs: Mapping[str, Sequence[int]]) -> list[str]:
+    """Which shapes were assumed, in words."""
+    return [
+        f"shape of '{name}' is assumed: {','.join(map(str, inputs[name]))} "
+        "(change it with --shape or --batch)"
+        for name in assumed
+    ]

@@ -283,6 +283,10 @@ class FitSearch(ABC, Generic[A]):
                 f"not even batch 1 fits {most}: it needs {planned} planned, {saved} as saved",
                 f"of the planned, {rest} are parameters, gradients, optimizer, states and inputs, "
                 f"and {maps} feature maps",
+                {
+                    "unplanned": {"batch": 1, "bytes": before.breakdown.total},
+                    "planned": {"batch": 1, "bytes": parts.total},
+                },
             )
         analysis = self.rewritten.at(answer)
         assert analysis is not None

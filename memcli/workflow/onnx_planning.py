@@ -25,12 +25,7 @@ from memcli.graph.training import Flags, Plan
 from memcli.marks import EACH, RESULTS
 from memcli.planners.base import Settings
 from memcli.request import Progress, ShapeRequest
-from memcli.results.planned import Planned
-from memcli.workflow.planning import (
-    assumed_notes,
-    recorded_memory,
-    recorded_recomputation,
-)
+from memcli.results.planned import Planned, assumed_notes, recorded_memory, recorded_recomputation
 
 # Recomputation in forward passes, where the user sets neither a budget nor a limit. PyTorch can run
 # a node at every need, and the least memory of all may take ten passes and more.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -34,7 +34,13 @@ from memcli.planners.base import Found, Settings
 from memcli.planners.over_forms import search_variants
 from memcli.planners.registry import AS_PUBLISHED
 from memcli.request import Progress, ShapeRequest
-from memcli.results.planned import Inference, Planned
+from memcli.results.planned import (
+    Inference,
+    Planned,
+    assumed_notes,
+    recorded_memory,
+    recorded_recomputation,
+)
 from memcli.rewrites.reserved_blocks import waiting_arguments
 from memcli.time_limit import finished_by, seconds_left
 from memcli.units import parse_size
@@ -96,15 +102,6 @@ def unplanned(source: SymbolFile, notes: list[str]) -> SymbolFile:
             f"the file marks {foreign} nodes for recomputation; the plan takes their place"
         )
     return source
-
-
-def assumed_notes(assumed: Iterable[str], inputs: Mapping[str, Sequence[int]]) -> list[str]:
-    """Which shapes were assumed, in words."""
-    return [
-        f"shape of '{name}' is assumed: {','.join(map(str, inputs[name]))} "
-        "(change it with --shape or --batch)"
-        for name in assumed
-    ]
 
 
 def shape_notes(analysis: Analysis) -> list[str]:
@@ -412,25 +409,6 @@ def searched_graphs(
         bare = variant.analysis.graph.without_reserved_blocks()
         pairs.append((bare, MXNetModel(bare, variant.analysis.model.seconds)))
     return pairs
-
-
-def recorded_memory(baseline: Cost, cost: Cost, lower_bound: int) -> dict[str, int]:
-    """What a written file says of its plan's memory, bytes."""
-    return {
-        "baseline_bytes": baseline.pool_bytes,
-        "planned_bytes": cost.pool_bytes,
-        "live_peak_bytes": cost.live_peak_bytes,
-        "lower_bound_bytes": lower_bound,
-    }
-
-
-def recorded_recomputation(cost: Cost) -> dict[str, int | float]:
-    """What a written file says of what its plan runs again."""
-    return {
-        "flops": cost.recompute_flops,
-        "forward_flops": cost.forward_flops,
-        "fraction": cost.recompute_fraction,
-    }
 
 
 def plan_record(planned: Planned, file: SymbolFile, moved: Mapping[int, int]) -> PlanRecord:

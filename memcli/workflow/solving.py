@@ -173,6 +173,7 @@ def _no(
     return AnswerIsNo(
         f"{why}: the least peak found is {least}",
         f"nothing can get under {lowest}, the largest node with all that it reads",
+        {"peak": found.least_peak, "peak_lower_bound": bound},
     )
 
 

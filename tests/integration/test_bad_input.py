@@ -156,6 +156,7 @@ def test_an_onnx_file_without_nodes_is_refused(memcli: Command, tmp_path: Path) 
     assert_refused(memcli("plan", "model"), tmp_path, "no nodes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["weight", "view"])
 def test_an_onnx_file_that_trains_no_node_is_refused(
     memcli: Command, tmp_path: Path, what: str
@@ -267,7 +268,7 @@ def test_no_as_an_answer_is_an_object_too(memcli: Command) -> None:
     result = memcli("plan", str(LSTM), "--batch", "2", "--budget", "1KB", "--json")
     assert result.returncode == 1
     found = json.loads(result.stdout)
-    assert found["ok"] is False and "the least is" in found["error"]
+    assert found["ok"] is False and "the least is" in found["error"]["message"]
 
 
 # As numba's compiler does: compiled code calls back, and then fails for want of what the call was
@@ -389,7 +390,5 @@ def test_mutated_files_end_well_through_the_whole_command(
     out, errors = capfd.readouterr()
     assert code in (0, 2, 3), errors
     assert "Traceback" not in errors
-    if code == 0:
-        json.loads(out)
-    else:
-        assert out == ""
+    answer = json.loads(out)
+    assert code == 0 or answer["error"]["status"] == code

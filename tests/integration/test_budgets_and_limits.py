@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import EXAMPLES, Command, needs_mxnet, only_json
+from tests.conftest import EXAMPLES, Command, needs_mxnet, needs_torch, only_json
 from tests.small_onnx import Model, residual_network
-
-needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None, reason="torch is not installed"
-)
 
 
 def lateness(command: Command, *model: str) -> float:

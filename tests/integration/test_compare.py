@@ -62,6 +62,7 @@ def test_all_strategies_and_budgets_on_one_graph(memcli: Command, tmp_path: Path
     assert (tmp_path / "page.html").read_text() == page
 
 
+@pytest.mark.slow
 def test_what_a_row_says_is_what_plan_says(memcli: Command, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     size = ("--batch", "4", "--environment", "default")

@@ -88,6 +88,7 @@ def test_compare_shows_what_plan_finds(memcli: Command, tmp_path: Path) -> None:
     assert page.count("<svg") == 1 and page.count("<tr") == len(rows) + 1
 
 
+@pytest.mark.slow
 def test_fitted_batch_trains_for_real(memcli: Command, tmp_path: Path) -> None:
     network(tmp_path / "net.onnx")
     memory = 48 << 20

@@ -115,6 +115,7 @@ def residual(units: int) -> str:
     return b.text(b.operator("SoftmaxOutput", "softmax", [x, b.variable("softmax_label")]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["auto", "memonger"])
 def test_plans_run_on_plain_kernels_unless_asked(
     memcli: Command, tmp_path: Path, strategy: str
@@ -134,6 +135,7 @@ def test_plans_run_on_plain_kernels_unless_asked(
     assert ("MXNet's own kernels refuse it" in " ".join(free.stdout.split())) is needs_onednn
 
 
+@pytest.mark.slow
 def test_without_variables_bits_are_kept_on_onednn(memcli: Command, tmp_path: Path) -> None:
     """Flattened Concats are exact on plain kernels alone, which a plan without variables cannot
     ask for."""

@@ -71,6 +71,7 @@ def exported(folder: Path, name: str, target: str) -> None:
     assert status(["export", str(plan), "--to", target, "-o", str(script)]) == 0
 
 
+@pytest.mark.slow
 @needs_tensorflow
 def test_keras_models_are_planned_and_trained_with_recompute_grad(tmp_path: Path) -> None:
     run("tensorflow_step.py", "write", str(tmp_path))

@@ -31,6 +31,7 @@ def step_bytes(plan: dict[str, Any], copies: int, pool: str) -> int:
     return copies * memory["parameter_bytes"] + memory["state_bytes"] + 2 * inputs + memory[pool]
 
 
+@pytest.mark.slow
 def test_the_next_batch_does_not_fit(memcli: Command, tmp_path: Path) -> None:
     memory = 2 << 30
     fitted = only_json(memcli("fit", RESNET, "--memory", "2GiB", "--reserve=0", "-o",
@@ -58,6 +59,7 @@ def test_the_next_batch_does_not_fit(memcli: Command, tmp_path: Path) -> None:
     assert real["total_mb"] == planned["breakdown"]["pool_bytes"] >> 20
 
 
+@pytest.mark.slow
 def test_the_plan_runs_on_plain_kernels(memcli: Command, tmp_path: Path) -> None:
     """Convolutions whose copy nobody reads run on oneDNN alone: identities read them."""
     model = str(EXAMPLES / "mobilenet-v2-symbol.json")

@@ -44,6 +44,7 @@ def planned(memcli: Command, *options: str) -> dict[str, Any]:
     return only_json(done)
 
 
+@pytest.mark.slow
 @needs_mxnet
 def test_a_symbol_is_planned_for_what_is_trained(memcli: Command, tmp_path: Path) -> None:
     (tmp_path / "net.json").write_text(dense_block(10))
@@ -66,6 +67,7 @@ def test_a_symbol_is_planned_for_what_is_trained(memcli: Command, tmp_path: Path
         assert not (tmp_path / "no.json").exists()
 
 
+@pytest.mark.slow
 @needs_mxnet
 def test_a_file_says_what_it_takes_in_inference(memcli: Command, tmp_path: Path) -> None:
     (tmp_path / "net.json").write_text(dense_block(10))
@@ -80,6 +82,7 @@ def test_a_file_says_what_it_takes_in_inference(memcli: Command, tmp_path: Path)
     assert json.loads(text)["memory"]["inference_bytes"] == told["inference_bytes"]
 
 
+@pytest.mark.slow
 def test_an_onnx_file_is_planned_for_what_is_trained(memcli: Command, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     residual_network(tmp_path / "net.onnx", 4)

@@ -32,6 +32,7 @@ def assert_sound(result: Any, kinds: int, inputs: int) -> None:
     assert len({base for base, _ in result.outcomes if base}) >= kinds
 
 
+@pytest.mark.slow
 def test_readers_take_mutated_files_or_refuse_them(fuzz: Any) -> None:
     result = fuzz.fuzz("readers", 1000, SEED)
     assert_sound(result, 20, 1000)
@@ -42,6 +43,7 @@ def test_readers_take_mutated_files_or_refuse_them(fuzz: Any) -> None:
     assert outcomes["taken"] > 100 and outcomes["refused"] > 100
 
 
+@pytest.mark.slow
 @needs_mxnet
 @pytest.mark.skipif(sys.platform != "linux", reason="engines are hosted on Linux")
 def test_engines_refuse_what_readers_let_pass(fuzz: Any) -> None:
@@ -49,6 +51,7 @@ def test_engines_refuse_what_readers_let_pass(fuzz: Any) -> None:
     assert_sound(fuzz.fuzz("engines", 24, SEED), 5, 24)
 
 
+@pytest.mark.slow
 @needs_mxnet
 def test_commands_end_well_on_mutated_files(fuzz: Any) -> None:
     pytest.importorskip("torch")

@@ -26,6 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_verified_to_the_bit(folder: Path) -> None:
     pytest.importorskip("torch")
     done = run_memcli("plan", "dense.onnx", "--batch", "2", "--strategy", "optmemory-4",

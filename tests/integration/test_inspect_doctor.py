@@ -141,7 +141,7 @@ def test_shapes_that_cannot_be_told(memcli: Command, tmp_path: Path) -> None:
 
 def test_no_plan_was_made_here(memcli: Command) -> None:
     result = memcli("inspect", "--json")
-    assert result.returncode == 2 and not result.stdout
+    assert result.returncode == 2 and only_json(result)["error"]["status"] == 2
     assert "newest plan" in result.stderr and "memcli plan MODEL" in result.stderr
 
 

@@ -13,6 +13,7 @@ TRIES = 40
 SECONDS = 1.5  # signals come within these: where most commands import, load engines and search
 
 
+@pytest.mark.slow
 @needs_mxnet
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
 def test_commands_that_are_ended_leave_nothing(

@@ -262,6 +262,7 @@ def taken(results: dict[str, Any], name: str) -> Any:
     return results[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["resnet", "lstm", "unmarked_resnet", "half", "without_loss", "match_range"]
 )
@@ -277,6 +278,7 @@ def test_costs_are_those_of_mxnet(results: dict[str, Any], name: str) -> None:
     assert last.endswith(f"cost={found['planned_cost']} MB")
 
 
+@pytest.mark.slow
 def test_resnet_gives_the_original_figures(results: dict[str, Any]) -> None:
     found = taken(results, "resnet")
     assert (found["cost"], found["planned_cost"]) == (4899, 1658)
@@ -290,6 +292,7 @@ def test_resnet_gives_the_original_figures(results: dict[str, Any]) -> None:
     assert found["printed"] == 2 * lines
 
 
+@pytest.mark.slow
 def test_lstm_gives_the_original_figures(results: dict[str, Any]) -> None:
     found = taken(results, "lstm")
     assert (found["cost"], found["planned_cost"]) == (132, 47)
@@ -301,6 +304,7 @@ def test_without_marks_it_is_no_worse_than_the_marks_that_a_person_set(
     assert taken(results, "unmarked_resnet")["planned_cost"] <= 1658
 
 
+@pytest.mark.slow
 def test_marks_are_read_as_the_classic_pass_reads_them(results: dict[str, Any]) -> None:
     found = taken(results, "marks_of_all_kinds")
     assert found["unchanged"]
@@ -322,18 +326,21 @@ def test_marks_are_read_as_the_classic_pass_reads_them(results: dict[str, Any]) 
     assert passes["1000"]["info"] == {"max_size": 0, "save_size": 0}
 
 
+@pytest.mark.slow
 def test_recomputed_batchnorm_is_exact_under_cudnn(results: dict[str, Any]) -> None:
     found = taken(results, "guarded")
     assert found["cudnn_off"] == {"plain": "True", "chosen": "False"}
     assert found["same_twice"]
 
 
+@pytest.mark.slow
 def test_equal_nodes_with_different_marks(results: dict[str, Any]) -> None:
     found = taken(results, "merged")
     assert found["cost"] == found["bound"]
     assert found["search"]["planned_cost"] == found["search"]["planned_bound"]
 
 
+@pytest.mark.slow
 def test_errors_name_the_place(results: dict[str, Any]) -> None:
     found = taken(results, "errors")
     assert found["no shape"].endswith("data")

@@ -18,6 +18,7 @@ RESNET = str(EXAMPLES / "resnet-50-symbol.json")
 LSTM = str(EXAMPLES / "lstm-symbol.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "batch"),
     [("resnet-50", 32), ("densenet-201", 64), ("mobilenet-v2", 64), ("lstm", None)],
@@ -44,6 +45,7 @@ def test_estimate_is_what_mxnet_allocates(
     assert again == pytest.approx(plan["recompute"]["flops"])
 
 
+@pytest.mark.slow
 @needs_corpus
 @pytest.mark.parametrize(
     ("name", "batch", "kernels", "original_mb"),
@@ -132,6 +134,7 @@ def test_budget_that_cannot_be_met_is_a_no(memcli: Command, tmp_path: Path) -> N
     assert not (tmp_path / "p.json").exists()
 
 
+@pytest.mark.slow
 def test_budget_takes_the_least_recomputation_that_fits(memcli: Command) -> None:
     size = ("--batch", "4", "--json")
     least = only_json(memcli("plan", RESNET, *size))

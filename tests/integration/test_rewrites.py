@@ -121,6 +121,7 @@ def test_dense_block_is_flattened_and_exact(memcli: Command, tmp_path: Path) -> 
     assert plan["memory"]["planned_bytes"] < bare["memory"]["planned_bytes"]
 
 
+@pytest.mark.slow
 def test_flattening_pays_where_dropout_is_behind_the_convolutions(
     memcli: Command, tmp_path: Path
 ) -> None:
@@ -156,6 +157,7 @@ def residual_network(activation: str, kind: str) -> str:
     return b.text(b.operator("SoftmaxOutput", "softmax", [x, b.variable("softmax_label")]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("activation", "kind"), [("LeakyReLU", "leaky"), ("Activation", "relu")])
 def test_activations_in_pieces_are_exact(
     memcli: Command, tmp_path: Path, activation: str, kind: str
@@ -202,11 +204,13 @@ def test_only_what_sums_alone_read_is_split() -> None:
     assert split[3] == split[2] and split[4] == []  # of six channels
 
 
+@pytest.mark.slow
 def test_recurrent_steps_are_joined_and_exact(memcli: Command, tmp_path: Path) -> None:
     plan = check(memcli, tmp_path, EXAMPLES / "lstm-symbol.json", "--batch", "8")
     assert any("gradient joins" in text for text in plan["rewrites"])
 
 
+@pytest.mark.slow
 def test_reserved_blocks_are_exact_and_take_no_variable(memcli: Command, tmp_path: Path) -> None:
     model = EXAMPLES / "mobilenet-v2-symbol.json"
     plan = check(memcli, tmp_path, model, "--batch", "2")
@@ -243,6 +247,7 @@ def test_reserved_blocks_are_exact_and_take_no_variable(memcli: Command, tmp_pat
     assert torch["planned"]["measured_bytes"] < 0.5 * torch["baseline"]["measured_bytes"]
 
 
+@pytest.mark.slow
 def test_a_planned_file_is_planned_anew_as_the_original_is(
     memcli: Command, tmp_path: Path
 ) -> None:

@@ -79,7 +79,9 @@ def test_a_budget_nothing_meets(memcli: Command, graph: str, tmp_path: Path) -> 
     done = memcli("solve", graph, "--budget", "30B", "--json", "-o", "out.json")
     assert done.returncode == 1
     answer = json.loads(done.stdout)
-    assert answer["ok"] is False and answer["error"].startswith("no schedule fits 30 B")
+    assert answer["ok"] is False
+    assert answer["error"]["message"].startswith("no schedule fits 30 B")
+    assert answer["error"]["nearest"]["peak"] == 40
     assert "no schedule fits 30 B, proven: the least peak found is 40 B" in done.stderr
     assert not (tmp_path / "out.json").exists()
 
@@ -179,7 +181,7 @@ def test_bad_graphs(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert status(["solve", str(path), "--budget", "80%", "--json", "-o", str(out)]) == 2
     printed = capsys.readouterr()
     lines = printed.err.splitlines()
-    assert printed.out == ""
+    assert json.loads(printed.out)["error"]["status"] == 2
     assert 1 <= len(lines) <= 2, printed.err
     assert lines[0].startswith("memcli: ")
     assert "graph.json" in lines[0]

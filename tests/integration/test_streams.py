@@ -32,7 +32,11 @@ def run(
 def refused(result: subprocess.CompletedProcess[bytes], *words: str) -> None:
     text = result.stderr.decode()
     assert result.returncode == 2, text
-    assert "Traceback" not in text and result.stdout == b""
+    assert "Traceback" not in text
+    if "--json" in result.args:
+        assert json.loads(result.stdout)["error"]["status"] == 2
+    else:
+        assert result.stdout == b""
     assert text.isascii() and "\x1b" not in text
     for word in words:
         assert word in text

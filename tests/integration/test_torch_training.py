@@ -399,6 +399,7 @@ def test_distributed_data_parallel(planned: Any, tmp_path: Path) -> None:
         assert ranks[0][name]["checksum"] == ranks[1][name]["checksum"], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", ["train_planned_onnx.py", "train_planned_module.py"])
 def test_examples_run(example: str, tmp_path: Path) -> None:
     result = subprocess.run(

@@ -276,6 +276,7 @@ def test_scripts_of_the_classic_planner_run_with_one_import_changed(
         assert 0 < 2 * int(new) < int(old), json.dumps(costs)
 
 
+@pytest.mark.slow
 def test_buckets_train_each_under_a_plan_of_its_own(memcli: Command, tmp_path: Path) -> None:
     made = run_script(BUCKETS, tmp_path, "make")
     assert made.returncode == 0, made.stderr[-2000:]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from memcli.engines.analysis import analyze
 from memcli.marks import AGAIN
@@ -42,6 +43,7 @@ def test_what_runs_for_nothing_changes_no_gradient(tmp_path: Path) -> None:
     assert {name: happened[name] for name in run} == dict.fromkeys(run, "equal")
 
 
+@pytest.mark.slow
 def test_transformers_train_to_the_same_bits(tmp_path: Path, memcli: Command) -> None:
     b = Builder()
     rows = b.variable("data", __shape__="(4, 12, 16)")

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT, Command, needs_mxnet, only_json
 
 pytestmark = needs_mxnet
@@ -77,6 +79,7 @@ def script(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_user_operators_are_planned_where_their_code_is(memcli: Command, tmp_path: Path) -> None:
     ran = script(tmp_path)
     assert ran.returncode == 0, ran.stderr[-2000:]

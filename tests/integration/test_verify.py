@@ -17,6 +17,7 @@ QUICK = ("--strategy", "sqrt")  # where any plan will do
 ONCE = ("--kernels", "plain", "--steps", "0")  # where neither oneDNN nor times are looked at
 
 
+@pytest.mark.slow
 def test_plan_measured_in_one_command(memcli: Command) -> None:
     result = memcli("plan", LSTM, "-o", "p.json", "--batch", "16", "--measure", "--json")
     assert result.returncode == 0, result.stderr
@@ -39,6 +40,7 @@ def test_plan_measured_in_one_command(memcli: Command) -> None:
         assert stage["measured_bytes"] == pytest.approx(stage["estimated_bytes"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_newest_plan_and_its_original_are_found(memcli: Command, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_bytes(Path(LSTM).read_bytes())
     assert memcli("plan", "model.json", "-o", "p.json", "--batch", "2", *QUICK).returncode == 0
@@ -51,6 +53,7 @@ def test_newest_plan_and_its_original_are_found(memcli: Command, tmp_path: Path)
     assert "plan taken off" in again["original"] and again["ok"] is True
 
 
+@pytest.mark.slow
 def test_a_graph_that_computes_something_else_is_a_no(memcli: Command, tmp_path: Path) -> None:
     assert memcli("plan", LSTM, "-o", "p.json", "--batch", "2", *QUICK).returncode == 0
     raw = json.loads((tmp_path / "p.json").read_text())
@@ -78,6 +81,7 @@ def test_smaller_batch_for_verifying_alone(memcli: Command) -> None:
     assert verified["shapes"]["t0_data"] == [4, 50]
 
 
+@pytest.mark.slow
 def test_a_plan_that_plain_kernels_refuse_is_made_for_them(memcli: Command, tmp_path: Path) -> None:
     """Convolutions whose output nobody reads run on oneDNN alone."""
     source = EXAMPLES / "mobilenet-v2-symbol.json"

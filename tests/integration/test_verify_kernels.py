@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.conftest import EXAMPLES, Command, needs_mxnet, only_json
 
 pytestmark = needs_mxnet
@@ -49,6 +51,7 @@ def convolutions(path: Path, blocks: int = 5) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_both_kernels_are_told_and_only_the_planned_ones_count(
     memcli: Command, tmp_path: Path
 ) -> None:
