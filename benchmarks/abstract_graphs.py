@@ -16,9 +16,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from memcli.commands.solve import solve_file
 from memcli.errors import AnswerIsNo
-from memcli.planners.schedule.base import Settings
-from memcli.workflow.solving import solve_file
+from memcli.solve.base import Settings
 
 # graph, budget in percent, extra compute in percent wanted (None: infeasible), the better exact
 # solver's seconds (None: no exact solver has it)

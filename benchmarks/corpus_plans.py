@@ -28,16 +28,16 @@ from typing import Any
 import numpy as np
 from estimate_corpus import index_shapes
 
-from memcli.engines.analysis import ask_mxnet
+from memcli.engines.costs import set_costs
+from memcli.engines.mxnet.forms import analyze_variants
+from memcli.engines.mxnet.memory.bounds import plan_bound
+from memcli.engines.mxnet.planning import environment_of, marked_file, read_symbol, search_forms
+from memcli.engines.mxnet.record import ask_mxnet
 from memcli.errors import MemcliError
-from memcli.formats.mxnet_symbol import SymbolFile
-from memcli.memory.bounds import plan_bound
-from memcli.planners.base import Settings
-from memcli.planners.over_forms import search_variants
+from memcli.formats.symbol.file import SymbolFile
 from memcli.request import ShapeRequest
-from memcli.workflow.costs import set_costs
-from memcli.workflow.planning import environment_of, marked_file, read_symbol, search_forms
-from memcli.workflow.variants import analyze_variants
+from memcli.search.base import Settings
+from memcli.search.over_forms import search_variants
 
 
 def check(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:

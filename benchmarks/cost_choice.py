@@ -31,7 +31,7 @@ def measure(job: dict[str, Any]) -> list[list[tuple[float, float]]]:
     """Rounds of (clock, processor) seconds of a step of each file; the first round warms up."""
     import numpy as np
 
-    from memcli.engines.mxnet_shim import import_mxnet
+    from memcli.engines.mxnet.shim import import_mxnet
 
     mx = import_mxnet()
     executors = []

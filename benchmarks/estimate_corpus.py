@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from memcli.engines.analysis import analyze, ask_mxnet
+from memcli.engines.mxnet.forms import marked_positions
+from memcli.engines.mxnet.planning import read_symbol
+from memcli.engines.mxnet.record import analyze, ask_mxnet
 from memcli.errors import MemcliError
-from memcli.planners.base import Settings
-from memcli.planners.over_forms import search_plan
 from memcli.request import ShapeRequest
-from memcli.workflow.planning import read_symbol
-from memcli.workflow.variants import marked_positions
+from memcli.search.base import Settings
+from memcli.search.over_forms import search_plan
 
 
 def index_shapes(folder: Path) -> dict[str, dict[str, list[int]]]:

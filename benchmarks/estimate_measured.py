@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from memcli.commands.plan import make_plan
+from memcli.engines.mxnet.verifying import verify
 from memcli.errors import MemcliError
 from memcli.formats.detect import read_source
-from memcli.planners.base import Settings
 from memcli.request import ShapeRequest
+from memcli.results.verified import PLAIN, Verified
+from memcli.search.base import Settings
 from memcli.units import MIB
-from memcli.workflow.verified import PLAIN, Verified
-from memcli.workflow.verifying import verify
 
 # Bytes that are apart without any meaning: the C library's books, the executor's small arrays.
 _NOISE = 64 << 10

@@ -100,10 +100,10 @@ def read(base: Base, data: bytes) -> bool:
         BadInput: it is refused.
     """
     from memcli.commands.about import about
+    from memcli.commands.solve import parse_cost_graph
     from memcli.formats.detect import ModelSource, detect_format, unpacked
-    from memcli.formats.wording import shown_path
-    from memcli.memory.schedule import plain_schedule, simulate, working_set_bound
-    from memcli.workflow.solving import parse_cost_graph
+    from memcli.quoting import shown_path
+    from memcli.solve.simulator import plain_schedule, simulate, working_set_bound
 
     name = shown_path(base.name)
     plain = unpacked(data, name)
@@ -123,15 +123,15 @@ def read(base: Base, data: bytes) -> bool:
 
 
 def _read_symbol(source: Any) -> None:
+    from memcli.engines.mxnet.planning import group_notes, read_symbol
+    from memcli.engines.mxnet.rewrites import registry, reserved_blocks
     from memcli.engines.user_code import refuse_unknown
+    from memcli.engines.verification import shapes_to_verify
     from memcli.errors import BadInput
-    from memcli.formats import symbol_edits
-    from memcli.formats.mxnet_symbol import SymbolFile
-    from memcli.formats.plan_record import PlanRecord
-    from memcli.rewrites import registry, reserved_blocks
-    from memcli.rewrites.prepare import prepare
-    from memcli.workflow.planning import group_notes, read_symbol
-    from memcli.workflow.verifying import shapes_to_verify
+    from memcli.formats.symbol import edits as symbol_edits
+    from memcli.formats.symbol.file import SymbolFile
+    from memcli.formats.symbol.prepare import prepare
+    from memcli.formats.symbol.record import PlanRecord
 
     file = read_symbol(source)
     file.execution_order(), file.existing_marks(), file.marked(), group_notes(file)
@@ -162,18 +162,18 @@ def _read_symbol(source: Any) -> None:
 
 
 def _read_onnx(source: Any) -> None:
+    from memcli.engines.torch.planning import draws_undefined
+    from memcli.engines.verification import shapes_to_verify
     from memcli.formats.caffe.file import CaffeFile
     from memcli.formats.model_file import read_model, unplanned_file
-    from memcli.formats.onnx_losses import losses
-    from memcli.formats.onnx_plan import moved_notes, new_plan, planned_bytes, strip_plan
-    from memcli.formats.onnx_plan_record import OnnxPlan
-    from memcli.formats.onnx_roles import tensor_roles
-    from memcli.formats.onnx_scopes import scopes_of
-    from memcli.formats.onnx_shapes import batch_dims, bind_shapes
-    from memcli.formats.onnx_training import as_training
+    from memcli.formats.onnx.export_defects import losses
+    from memcli.formats.onnx.plan import moved_notes, new_plan, planned_bytes, strip_plan
+    from memcli.formats.onnx.record import OnnxPlan
+    from memcli.formats.onnx.roles import tensor_roles
+    from memcli.formats.onnx.scopes import scopes_of
+    from memcli.formats.onnx.shapes import batch_dims, bind_shapes
+    from memcli.formats.onnx.training import as_training
     from memcli.request import ShapeRequest
-    from memcli.workflow.onnx_planning import draws_undefined
-    from memcli.workflow.verifying import shapes_to_verify
 
     file = read_model(source, ShapeRequest(), as_planned=True)
     carried = file.carried_plan()
@@ -193,7 +193,7 @@ def _read_onnx(source: Any) -> None:
     if isinstance(file, CaffeFile):
         file.annotated(plan)
         return
-    from memcli.formats.onnx_file import parse_onnx
+    from memcli.formats.onnx.file import parse_onnx
 
     planned = parse_onnx(planned_bytes(file, plan), file.path)
     assert planned.plan() is not None, "the record that was put on is not read"
@@ -229,7 +229,7 @@ def judge_reader(base: Base, data: bytes) -> tuple[str, Finding | None]:
 
 def _wrong_message(lines: Sequence[str], name: str) -> tuple[str, str, str] | None:
     """Which rule of messages is broken: kind, what findings have in common, and the text."""
-    from memcli.formats.wording import shown_message
+    from memcli.quoting import shown_message
 
     text = "\n".join(lines)
     common = re.sub(r"'[^']*'|\"[^\"]*\"|[0-9]+", "#", lines[0])[:60]
@@ -308,12 +308,12 @@ def judge_engine(base: Base, data: bytes) -> tuple[str, Finding | None]:
 def _analyze(base: Base, data: bytes) -> None:
     """The graph as the engine trains it, and what its memory model says of no plan and of one."""
     from memcli.commands.about import about
-    from memcli.engines.analysis import analyze
+    from memcli.engines.mxnet.planning import read_symbol
+    from memcli.engines.mxnet.record import analyze
+    from memcli.engines.torch.planning import analyze_file
     from memcli.formats.detect import read_source
     from memcli.formats.model_file import read_model
     from memcli.request import ShapeRequest
-    from memcli.workflow.onnx_planning import analyze_file
-    from memcli.workflow.planning import read_symbol
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, base.name)

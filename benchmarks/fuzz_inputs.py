@@ -25,28 +25,32 @@ from google.protobuf.message import Message
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from memcli.engines.mxnet.rewrites.gradient_joins import Join, insert_joins
+from memcli.engines.mxnet.rewrites.reserved_blocks import (
+    Reservation,
+    insert_reservation,
+    waiting_arguments,
+)
+from memcli.engines.mxnet.rewrites.save_barriers import BARRIER_SUFFIX
+from memcli.engines.mxnet.rewrites.split_activation_functions import Split, insert_splits
 from memcli.formats.caffe.file import CaffeFile
 from memcli.formats.detect import ModelSource, detect_format
 from memcli.formats.model_file import read_model
-from memcli.formats.mxnet_symbol import ADDED_KEY, MARK_KEY, ORIGINAL_MARK_KEY, SymbolFile
-from memcli.formats.onnx_plan import new_plan, planned_bytes
-from memcli.formats.onnx_plan_record import MARK_KEY as ONNX_MARK_KEY
-from memcli.formats.onnx_plan_record import PLAN_KEY as ONNX_PLAN_KEY
-from memcli.formats.onnx_shapes import bind_shapes
-from memcli.formats.plan_environment import ALLOWED
-from memcli.formats.plan_record import PLAN_KEY, PlanRecord
-from memcli.formats.symbol_edits import (
+from memcli.formats.onnx.plan import new_plan, planned_bytes
+from memcli.formats.onnx.record import MARK_KEY as ONNX_MARK_KEY
+from memcli.formats.onnx.record import PLAN_KEY as ONNX_PLAN_KEY
+from memcli.formats.onnx.shapes import bind_shapes
+from memcli.formats.symbol.edits import (
     INSERTED_KEY,
     REWIRED_KEY,
     Rewiring,
     insert_identities,
     rewire,
 )
+from memcli.formats.symbol.environment import ALLOWED
+from memcli.formats.symbol.file import ADDED_KEY, MARK_KEY, ORIGINAL_MARK_KEY, SymbolFile
+from memcli.formats.symbol.record import PLAN_KEY, PlanRecord
 from memcli.request import ShapeRequest
-from memcli.rewrites.gradient_joins import Join, insert_joins
-from memcli.rewrites.reserved_blocks import Reservation, insert_reservation, waiting_arguments
-from memcli.rewrites.save_barriers import BARRIER_SUFFIX
-from memcli.rewrites.split_activation_functions import Split, insert_splits
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 

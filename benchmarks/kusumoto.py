@@ -23,12 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
-from memcli.formats.chainer_text import parse_chainer_text
-from memcli.memory.schedule import plain_schedule, simulate
-from memcli.planners.schedule.base import Settings
-from memcli.planners.schedule.least_peak import least_peak
-from memcli.planners.schedule.lower_sets import LowerSets
-from memcli.planners.schedule.search import nothing, prepare, solve
+from memcli.formats.cost_graphs.chainer_text import parse_chainer_text
+from memcli.solve.base import Settings
+from memcli.solve.least_peak import least_peak
+from memcli.solve.lower_sets import LowerSets
+from memcli.solve.search import nothing, prepare, solve
+from memcli.solve.simulator import plain_schedule, simulate
 
 # Least budget that the authors' approximate program met, GB.
 MEASURED = {

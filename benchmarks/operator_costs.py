@@ -19,24 +19,24 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from memcli.engines.analysis import analyze
 from memcli.engines.gpus import check_gpu
-from memcli.engines.operator_times import OperatorTimes
-from memcli.engines.timing import (
+from memcli.engines.mxnet.planning import read_symbol
+from memcli.engines.mxnet.record import analyze
+from memcli.engines.mxnet.timing import (
     argument_dtypes,
     measure_forward_seconds,
     measure_operator_seconds,
 )
-from memcli.engines.torch_timing import measure_step_seconds
+from memcli.engines.operator_times import OperatorTimes
+from memcli.engines.torch.memory.model import step_seconds
+from memcli.engines.torch.planning import analyze_file, kind_of, read_for_training
+from memcli.engines.torch.timing import measure_step_seconds
 from memcli.errors import MemcliError
 from memcli.formats.detect import read_source
 from memcli.graph.roofline import roofline_seconds
 from memcli.graph.training import TrainingGraph
-from memcli.memory.torch_model import step_seconds
 from memcli.reports.tables import new_table
 from memcli.request import ShapeRequest
-from memcli.workflow.onnx_planning import analyze_file, kind_of, read_for_training
-from memcli.workflow.planning import read_symbol
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 BATCHES = {"resnet-50": 8, "densenet-201": 4, "mobilenet-v2": 16, "lstm": 64}

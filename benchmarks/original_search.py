@@ -38,15 +38,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from memcli.engines.analysis import analyze
-from memcli.engines.mxnet_shim import import_mxnet
-from memcli.memory.bounds import recompute_bound
+from memcli.engines.mxnet.forms import analyze_variants
+from memcli.engines.mxnet.memory.bounds import recompute_bound
+from memcli.engines.mxnet.planning import read_symbol
+from memcli.engines.mxnet.record import analyze
+from memcli.engines.mxnet.shim import import_mxnet
+from memcli.engines.mxnet.verifying import plan_of_file
 from memcli.reports.console import notes_console, output_console
 from memcli.reports.tables import new_table
 from memcli.request import ShapeRequest
-from memcli.workflow.planning import read_symbol
-from memcli.workflow.variants import analyze_variants
-from memcli.workflow.verifying import plan_of_file
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 Shapes = dict[str, list[int]]

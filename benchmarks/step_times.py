@@ -23,7 +23,7 @@ from torch import Tensor
 from torch_measure import time_in_turns
 
 import memcli.torch
-from memcli.convert.onnx_graph import FreeInput
+from memcli.engines.torch.convert.onnx_graph import FreeInput
 from memcli.engines.torch.inputs import input_values
 from memcli.engines.torch.loss import training_loss
 from memcli.engines.torch.tracking import training_step

@@ -18,16 +18,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from memcli.engines.analysis import Analysis, analyze
+from memcli.engines.mxnet.memory.bounds import best_lower_bound
+from memcli.engines.mxnet.planning import read_symbol
+from memcli.engines.mxnet.record import Analysis, analyze
+from memcli.engines.mxnet.reserving import allow_reservation
 from memcli.errors import MemcliError
-from memcli.memory.bounds import best_lower_bound
-from memcli.planners.base import Settings
-from memcli.planners.over_forms import search_plan
-from memcli.planners.registry import STRATEGIES
 from memcli.reports.tables import mib, new_table
 from memcli.request import ShapeRequest
-from memcli.workflow.planning import read_symbol
-from memcli.workflow.reserving import allow_reservation
+from memcli.search.base import Settings
+from memcli.search.over_forms import search_plan
+from memcli.search.registry import STRATEGIES
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

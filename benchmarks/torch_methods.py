@@ -16,12 +16,12 @@ from torch_networks import Network, Runner, plainly
 
 from memcli.engines.torch.executor import PlannedModule
 from memcli.engines.torch.loss import training_loss
+from memcli.engines.torch.memory.plan_model import TorchPlanModel
+from memcli.engines.torch.search_space import TorchSpace
 from memcli.engines.torch.trace import trace
-from memcli.memory.mxnet_model import Cost
-from memcli.memory.torch_plan_model import TorchPlanModel
-from memcli.planners.base import Search, Settings
-from memcli.planners.registry import STRATEGIES
-from memcli.planners.torch_space import TorchSpace
+from memcli.graph.cost import Cost
+from memcli.search.base import Search, Settings
+from memcli.search.registry import STRATEGIES
 
 _aten = torch.ops.aten
 # What selective checkpointing keeps, as PyTorch's own examples do: what is dear to compute.

@@ -16,10 +16,10 @@ from pathlib import Path
 from rich.console import Console
 
 from memcli.commands.plan import make_plan
-from memcli.planners.base import Settings
+from memcli.engines.mxnet.verifying import verify
 from memcli.reports.tables import mib, new_table
 from memcli.request import ShapeRequest
-from memcli.workflow.verifying import verify
+from memcli.search.base import Settings
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 BATCHES = {"resnet-50": 8, "densenet-201": 4, "mobilenet-v2": 16, "lstm": 64}

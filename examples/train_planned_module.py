@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import memcli.torch
-from memcli.formats.onnx_file import read_onnx
-from memcli.formats.onnx_plan import new_plan, write_plan
+from memcli.formats.onnx.file import read_onnx
+from memcli.formats.onnx.plan import new_plan, write_plan
 
 BATCH, SIZE = 8, 16
 

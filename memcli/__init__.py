@@ -7,12 +7,12 @@ any part of memcli is imported (:mod:`memcli.mxnet_import`).
 from __future__ import annotations
 
 import memcli.mxnet_import  # noqa: F401 - registers the finder
+from memcli.version import __version__
 
 TYPE_CHECKING = False  # typing itself takes longer to load than all else that loads here
 if TYPE_CHECKING:
     from typing import Any
 
-__version__ = "0.1.0"
 # The commands in Python (memcli.api), loaded when one is asked for.
 _COMMANDS = ("plan", "verify", "inspect", "compare", "fit", "solve", "export", "strip", "load")
 __all__ = [*_COMMANDS, "__version__"]
@@ -20,7 +20,7 @@ __all__ = [*_COMMANDS, "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name == "mxnet":
-        from memcli.engines.mxnet_shim import import_mxnet
+        from memcli.engines.mxnet.shim import import_mxnet
 
         return import_mxnet()
     if name in _COMMANDS:

@@ -11,20 +11,20 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memcli.errors import BadInput
-from memcli.planners.base import Settings
 from memcli.request import Devices, Progress, ShapeRequest
+from memcli.search.base import Settings
 from memcli.units import parse_size
 
 if TYPE_CHECKING:
     from memcli.formats.detect import Model
+    from memcli.formats.stripped import Stripped
     from memcli.results.compared import Comparison
+    from memcli.results.exported import Exported
     from memcli.results.fitted import Fitted
+    from memcli.results.inspected import Inspected
     from memcli.results.planned import Planned
-    from memcli.results.stripped import Stripped
-    from memcli.workflow.exporting import Exported
-    from memcli.workflow.inspected import Inspected
-    from memcli.workflow.solving import Solved
-    from memcli.workflow.verified import Verified
+    from memcli.results.solved import Solved
+    from memcli.results.verified import Verified
 
 Path = str | os.PathLike[str]
 Shapes = Mapping[str, Sequence[int]]
@@ -412,8 +412,8 @@ def solve(
         BadInput: a bad file, budget or output.
         AnswerIsNo: no schedule meets the budget, or none was found.
     """
-    from memcli.planners.schedule.base import Settings as SolveSettings
-    from memcli.workflow.solving import solve_file, write_solution
+    from memcli.commands.solve import solve_file, write_solution
+    from memcli.solve.base import Settings as SolveSettings
 
     settings = SolveSettings(time_limit=time_limit, seed=seed)
     solved = solve_file(
@@ -436,7 +436,7 @@ def load(planned: Path, **options: Any) -> Any:
 
 
 def _check_strategy(name: str) -> None:
-    from memcli.planners.registry import STRATEGIES
+    from memcli.search.registry import STRATEGIES
 
     if name not in STRATEGIES:
         raise BadInput(f"strategy {name!r}: there is none of that name", ", ".join(STRATEGIES))

@@ -13,13 +13,14 @@ from memcli.request import CPU, Devices, Progress, ShapeRequest
 
 if TYPE_CHECKING:  # each is loaded by the commands that need it
     
+    from memcli.engines.fit_search import FitSearch
     from memcli.formats.detect import Model
-    from memcli.planners.base import Found, Settings
+    from memcli.frameworks.figures import ModelRequest
+    from memcli.graph.cost import Found
+    from memcli.results.inspected import Inspected
     from memcli.results.planned import Cost, Planned, Source, Step
-    from memcli.workflow.fit_search import FitSearch
-    from memcli.workflow.inspected import Inspected
-    from memcli.workflow.memory_models import ModelRequest
-    from memcli.workflow.verified import Verified
+    from memcli.results.verified import Verified
+    from memcli.search.base import Settings
 
 
 @dataclass(frozen=True)
@@ -259,8 +260,8 @@ class Engine(Protocol):
 
 # Where each engine is. A module is loaded when a model of its engine is.
 ENGINES: dict[str, str | Engine] = {
-    "mxnet": "memcli.workflow.mxnet_engine",
-    "torch": "memcli.workflow.torch_engine",
+    "mxnet": "memcli.engines.mxnet.engine",
+    "torch": "memcli.engines.torch.engine",
 }
 
 

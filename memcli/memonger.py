@@ -43,9 +43,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from memcli.engines.mxnet_shim import import_mxnet
+from memcli.engines.mxnet.shim import import_mxnet
 from memcli.errors import BadInput
-from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.formats.symbol.file import SymbolFile
 
 # Whatever takes its time to load (numpy, numba, MXNet) is imported where it is needed: a script
 # that imports this and calls nothing should not wait for it.
@@ -54,10 +54,10 @@ from memcli.request import ShapeRequest
 if TYPE_CHECKING:
     from mxnet.symbol import Symbol
 
-    from memcli.engines.analysis import Analysis
+    from memcli.engines.mxnet.record import Analysis
+    from memcli.graph.cost import Cost
     from memcli.graph.training import Flags
-    from memcli.memory.mxnet_model import Cost
-    from memcli.planners.thresholds import ClassicPass, ClassicRow
+    from memcli.search.thresholds import ClassicPass, ClassicRow
 
 __all__ = ["get_cost", "make_mirror_plan", "search_plan"]
 
@@ -115,7 +115,7 @@ def make_mirror_plan(
         BadInput: the symbol or a shape does not fit, or a shape is missing.
         EngineFailed: MXNet is missing, failed or crashed.
     """
-    from memcli.planners.thresholds import classic_pass
+    from memcli.search.thresholds import classic_pass
 
     subject = _subject(sym, None, shapes)
     if subject.analysis.graph.stage_at:
@@ -172,8 +172,8 @@ class _Subject:
 
     def planned(self, flags: Flags) -> Symbol:
         """The symbol with exactly these forward nodes marked."""
-        from memcli.workflow.planning import guards
-        from memcli.workflow.variants import marked_positions
+        from memcli.engines.mxnet.forms import marked_positions
+        from memcli.engines.mxnet.planning import guards
 
         # An earlier plan's marks and guards are taken off first.
         bare = SymbolFile.from_bytes(self.source.with_marks((), None), "the symbol")
@@ -183,8 +183,8 @@ class _Subject:
 
     def rows(self) -> list[ClassicRow]:
         """The internal outputs as the classic pass reads them."""
-        from memcli.planners.base import Search, Settings
-        from memcli.planners.memonger import classic_rows
+        from memcli.search.base import Search, Settings
+        from memcli.search.published.memonger import classic_rows
 
         return classic_rows(Search(self.analysis.search_space(), Settings()))
 
@@ -200,7 +200,7 @@ def _subject(sym: Symbol, type_dict: TypeDict | None, shapes: Mapping[str, Shape
         BadInput: no symbol, or its shapes or dtypes do not fit, or a shape is missing.
         EngineFailed: MXNet is missing, failed or crashed.
     """
-    from memcli.engines.analysis import analyze
+    from memcli.engines.mxnet.record import analyze
     from memcli.engines.user_code import custom_nodes
 
     global _latest
@@ -236,7 +236,7 @@ def _bound_cost(subject: _Subject) -> int:
         BadInput: MXNet refuses to bind it.
         EngineFailed: MXNet crashed.
     """
-    from memcli.engines.analysis import ask_mxnet
+    from memcli.engines.mxnet.record import ask_mxnet
     from memcli.engines.user_code import custom_nodes
 
     with TemporaryDirectory(prefix="memcli-") as folder:
@@ -254,7 +254,7 @@ def _all_shapes(mx: Any, sym: Symbol, shapes: Mapping[str, Shape]) -> dict[str, 
     Raises:
         BadInput: an unknown name, or shapes that contradict the symbol.
     """
-    from memcli.engines.mxnet_analyze import clean_message
+    from memcli.engines.mxnet.analyze import clean_message
 
     names: list[str] = sym.list_arguments()
     times = Counter(names)
@@ -298,7 +298,7 @@ def _dtype_names(sym: Symbol, type_dict: TypeDict) -> dict[str, str]:
 
 def _match_ranges() -> tuple[int, ...]:
     """The match ranges that MXNet's memory plan will try in this environment."""
-    from memcli.memory.mxnet_model import DEFAULT_MATCH_RANGE
+    from memcli.graph.cost import DEFAULT_MATCH_RANGE
 
     try:
         largest = max(1, int(os.environ.get("NNVM_EXEC_MATCH_RANGE", DEFAULT_MATCH_RANGE)))
@@ -321,7 +321,7 @@ def _order(subject: _Subject, cost: Cost) -> tuple[float, ...]:
 
 def _try_marks(subject: _Subject, trials: int) -> Iterator[tuple[int, Cost, Flags]]:
     """The original's search: (threshold in MB, cost, plan) for each of its thresholds."""
-    from memcli.planners.thresholds import classic_pass, classic_thresholds
+    from memcli.search.thresholds import classic_pass, classic_thresholds
 
     rows = subject.rows()
     passes: dict[int, ClassicPass] = {}
@@ -358,8 +358,8 @@ def _classic_flags(subject: _Subject, found: ClassicPass) -> Flags:
 
 def _try_cuts(subject: _Subject, trials: int) -> Iterator[tuple[int, Cost, Flags]]:
     """No plan, and then memcli's search over cuts that it finds: (threshold in MB, cost, plan)."""
-    from memcli.planners.base import Search, Settings
-    from memcli.planners.memonger import search_cuts
+    from memcli.search.base import Search, Settings
+    from memcli.search.published.memonger import search_cuts
 
     analysis = subject.analysis
     search = Search(analysis.search_space(), Settings(trials=trials))
@@ -380,7 +380,7 @@ def _try_cuts(subject: _Subject, trials: int) -> Iterator[tuple[int, Cost, Flags
 
 def _cheapest_cuts(subject: _Subject, threshold: int) -> tuple[Flags, int, int]:
     """One threshold, in bytes, on each set of cuts found: (plan, save_size, max_size)."""
-    from memcli.planners.cutpoints import cut_pass, families, find_cuts, recompute_all_but
+    from memcli.search.cutpoints import cut_pass, families, find_cuts, recompute_all_but
 
     graph = subject.analysis.graph
     sizes = graph.operator_bytes()

@@ -2,7 +2,7 @@
 
 MXNet 1.9.1 asks at import for names that numpy 1.24 and Python 3.12 have removed. Importing any
 part of memcli puts a finder in front of Python's import system that knows one name, ``mxnet``:
-when that is imported, by whomever, :mod:`memcli.engines.mxnet_shim` supplies what is missing, to
+when that is imported, by whomever, :mod:`memcli.engines.mxnet.shim` supplies what is missing, to
 MXNet's own modules alone, and the package is then loaded from its own files as ever. Nothing is
 imported or changed before that moment.
 
@@ -31,7 +31,7 @@ class _Finder:
             def exec_module(self, module):  # type: ignore[no-untyped-def]
                 import warnings
 
-                from memcli.engines.mxnet_shim import supply_removed_names
+                from memcli.engines.mxnet.shim import supply_removed_names
 
                 supply_removed_names()
                 with warnings.catch_warnings():

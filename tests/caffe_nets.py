@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from memcli.convert import convert
+from memcli.engines.torch.convert import convert
 from memcli.formats.caffe.file import CaffeFile, parse_caffe
-from memcli.formats.onnx_roles import tensor_roles
+from memcli.formats.onnx.roles import tensor_roles
 from memcli.request import ShapeRequest
 from tests.conftest import EXAMPLES
 

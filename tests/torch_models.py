@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memcli.formats.onnx_file import read_onnx
-from memcli.formats.onnx_plan import new_plan, write_plan
+from memcli.formats.onnx.file import read_onnx
+from memcli.formats.onnx.plan import new_plan, write_plan
 
 # What a plan that drops a lot drops.
 CHEAP = ("BatchNormalization", "Relu", "Concat", "Add", "Gelu", "LayerNormalization", "Dropout",

@@ -21,14 +21,14 @@ from memcli.cli.options import (
 )
 from memcli.commands.compare import DEFAULT_BUDGETS, compare
 from memcli.formats.output import check_output, write_output
-from memcli.planners.base import Settings
-from memcli.planners.registry import STRATEGIES
 from memcli.reports.compare_page import comparison_page
 from memcli.reports.compare_report import compare_json, print_comparison
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.model_facts import ending
 from memcli.reports.plot import draw, plot_kind, require_matplotlib
 from memcli.request import CPU, Devices
+from memcli.search.base import Settings
+from memcli.search.registry import STRATEGIES
 
 
 @click.command("compare", short_help="All strategies and several budgets side by side.")

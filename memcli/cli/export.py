@@ -11,11 +11,11 @@ import click
 from memcli.cli.options import json_option
 from memcli.commands.export import export
 from memcli.formats.output import check_output, write_output
-from memcli.formats.wording import STANDARD
+from memcli.quoting import STANDARD
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.export_report import export_json, next_step, print_exported
 from memcli.reports.export_script import export_script
-from memcli.workflow.exporting import TARGETS
+from memcli.results.exported import TARGETS
 
 
 @click.command("export", short_help="A plan as code for PyTorch, TensorFlow or JAX alone.")

@@ -24,15 +24,15 @@ from memcli.cli.options import (
     written_to,
 )
 from memcli.commands.fit import fit
+from memcli.engines.fit_search import OPTIMIZERS
 from memcli.errors import BadInput
-from memcli.formats.wording import STANDARD
-from memcli.planners.base import Settings
-from memcli.planners.registry import STRATEGIES
+from memcli.quoting import STANDARD
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.fit_report import fit_json, print_fitted
 from memcli.reports.model_facts import ending
+from memcli.search.base import Settings
+from memcli.search.registry import STRATEGIES
 from memcli.units import format_size, parse_size, parse_size_or_zero
-from memcli.workflow.fit_search import OPTIMIZERS
 
 
 @click.command("fit", short_help="Find the largest batch that trains in a given memory.")

@@ -17,12 +17,12 @@ from memcli.cli.options import (
 from memcli.cli.verify import newest_or_error
 from memcli.commands.inspect import inspect
 from memcli.errors import BadInput, EngineFailed
-from memcli.memory.modules.models import MODELS
+from memcli.frameworks.figures import ALL, ModelRequest
+from memcli.frameworks.models import MODELS
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.inspect_json import inspect_json
 from memcli.reports.inspect_report import next_step, print_inspected
 from memcli.units import parse_size_or_zero
-from memcli.workflow.memory_models import ALL, ModelRequest
 
 
 @click.command("inspect", short_help="Show what a graph holds and where its memory goes.")

@@ -14,12 +14,14 @@ from typing import Any
 
 import click
 
-from memcli import __version__, highs, time_limit, unfinished
+from memcli import milp_solver as highs
+from memcli import time_limit, unfinished
 from memcli.cli.entry import run as run  # where programs of earlier versions look for it
 from memcli.cli.json_errors import asks_for_json, error_object
 from memcli.cli.output import OutputFailed, watch_output
 from memcli.errors import AnswerIsNo, MemcliError
-from memcli.formats.wording import shown_message, shown_path
+from memcli.quoting import shown_message, shown_path
+from memcli.version import __version__
 
 # What writing to a file fails with where a disk is full, or the user has no more of it.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

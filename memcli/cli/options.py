@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import click
 
 from memcli.cli.shape_file import read_shape_file
+from memcli.engines.costs import COSTS
 from memcli.engines.user_code import check_files
 from memcli.errors import BadInput
-from memcli.formats.wording import STANDARD, whole_number
+from memcli.quoting import STANDARD, whole_number
 from memcli.request import ShapeRequest
-from memcli.workflow.costs import COSTS
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -30,14 +30,14 @@ from memcli.engine import engine_of
 from memcli.errors import BadInput
 from memcli.formats.detect import Model, read_source
 from memcli.formats.output import check_output
-from memcli.formats.wording import STANDARD
-from memcli.planners.base import Settings
-from memcli.planners.registry import DESCRIPTIONS, STRATEGIES
+from memcli.quoting import STANDARD
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.model_facts import ending
 from memcli.reports.plan_report import plan_json, print_plan
 from memcli.request import Devices, ShapeRequest
-from memcli.workflow.verified import AS_PLANNED
+from memcli.results.verified import AS_PLANNED
+from memcli.search.base import Settings
+from memcli.search.registry import DESCRIPTIONS, STRATEGIES
 
 _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
 

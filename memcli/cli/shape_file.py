@@ -8,7 +8,7 @@ import stat
 from typing import Any
 
 from memcli.errors import BadInput
-from memcli.formats.wording import shown, shown_path
+from memcli.quoting import shown, shown_path
 
 _MOST_BYTES = 16 << 20
 _LARGEST = (1 << 31) - 1

@@ -7,12 +7,12 @@ import json
 import click
 
 from memcli.cli.options import SECONDS, SEED, json_option, refuse_json_beside, written_to
-from memcli.formats.wording import STANDARD
-from memcli.planners.schedule.base import Settings
-from memcli.planners.schedule.search import STRATEGIES
+from memcli.commands.solve import solve_file, write_solution
+from memcli.quoting import STANDARD
 from memcli.reports.console import output_console, progress_bar
 from memcli.reports.solve_report import print_solved, solve_json
-from memcli.workflow.solving import solve_file, write_solution
+from memcli.solve.base import Settings
+from memcli.solve.search import STRATEGIES
 
 _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in STRATEGIES.items())
 

@@ -8,7 +8,7 @@ import click
 
 from memcli.cli.options import json_option, refuse_json_beside, written_to
 from memcli.commands.strip import strip
-from memcli.formats.wording import STANDARD
+from memcli.quoting import STANDARD
 from memcli.reports.console import notes_console, output_console
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from memcli import unfinished
-from memcli.engines.parent import adopt_orphans, die_with_parent
+from memcli.parent_process import adopt_orphans, die_with_parent
 
 _ENDING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 _END_SECONDS = 1.0  # for processes that were killed to be gone

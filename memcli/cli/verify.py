@@ -23,11 +23,11 @@ from memcli.commands.verify import verify
 from memcli.errors import BadInput
 from memcli.formats.detect import Model, model_path, read_source
 from memcli.formats.newest import newest_plan
-from memcli.formats.wording import STANDARD
+from memcli.quoting import STANDARD
 from memcli.reports.console import notes_console, output_console, progress_bar
 from memcli.reports.verify_report import print_verified, verify_json
 from memcli.request import Devices, ShapeRequest
-from memcli.workflow.verified import DEFAULT, PLAIN, Verified
+from memcli.results.verified import DEFAULT, PLAIN, Verified
 
 
 def newest_or_error(command: str) -> str:

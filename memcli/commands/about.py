@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from memcli.engines.child import WorkerFailed
+from memcli.engines.processes.parent_side import WorkerFailed
 from memcli.errors import BadInput
 from memcli.formats.detect import Model, model_path
-from memcli.formats.wording import shown_path
+from memcli.quoting import shown_path
 
 
 @contextmanager

@@ -10,11 +10,12 @@ from memcli.commands.about import about
 from memcli.engine import PlanRequest, engine_of
 from memcli.errors import MemcliError
 from memcli.formats.detect import Model, read_source
-from memcli.planners import none
-from memcli.planners.base import Found, Settings
-from memcli.planners.registry import GENERAL
+from memcli.graph.cost import Found
 from memcli.request import CPU, Devices, Progress, ShapeRequest
 from memcli.results.compared import Comparison, Row, mark_frontier
+from memcli.search import none
+from memcli.search.base import Settings
+from memcli.search.registry import GENERAL
 from memcli.units import parse_size
 
 # Parts of the baseline's memory, from what costs little to what few graphs reach.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from memcli.commands.about import about
 from memcli.errors import BadInput
+from memcli.export.exporting import export_plan
 from memcli.formats.detect import Model, read_source
-from memcli.formats.wording import shown_path
+from memcli.quoting import shown_path
 from memcli.request import Progress
-from memcli.workflow.exporting import Exported, export_plan
+from memcli.results.exported import Exported
 
 
 def export(planned: Model, target: str, *, on_progress: Progress | None = None) -> Exported:

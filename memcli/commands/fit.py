@@ -7,13 +7,13 @@ import time
 
 from memcli.commands.about import about
 from memcli.engine import PlanRequest, engine_of
+from memcli.engines.runtime import Reserve, reserve_or_default
 from memcli.errors import AnswerIsNo
 from memcli.formats.detect import Model, read_source
-from memcli.memory.runtime import Reserve, reserve_or_default
-from memcli.planners.base import Settings
-from memcli.planners.registry import AS_PUBLISHED
 from memcli.request import Devices, Progress, ShapeRequest
 from memcli.results.fitted import Fitted
+from memcli.search.base import Settings
+from memcli.search.registry import AS_PUBLISHED
 from memcli.units import distinct_sizes
 
 
@@ -53,7 +53,7 @@ def fit(
         strategy: the name of one of ``STRATEGIES``.
         optimizer: one of ``OPTIMIZERS``.
         reserve: bytes to leave free; None: what the engine is assumed to take for itself
-            (:mod:`memcli.memory.runtime`).
+            (:mod:`memcli.engines.runtime`).
         cpu: the memory is the CPU's, and not a card's.
         gpu: the card to time operators on if ``settings.cost`` says so; by default the first where
             memory is a card's and differs by device, else the CPU.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from memcli.commands.about import about
 from memcli.engine import engine_of
 from memcli.formats.detect import Model, read_source
+from memcli.frameworks.figures import NO_MODELS, ModelRequest
 from memcli.request import Progress, ShapeRequest
-from memcli.workflow.inspected import Inspected
-from memcli.workflow.memory_models import NO_MODELS, ModelRequest
+from memcli.results.inspected import Inspected
 
 
 def inspect(

@@ -9,12 +9,12 @@ from memcli.commands.about import about
 from memcli.engine import PlanRequest, engine_of
 from memcli.errors import AnswerIsNo
 from memcli.formats.detect import Model, read_source
-from memcli.memory.mxnet_model import Cost
-from memcli.planners import none
-from memcli.planners.base import Settings
-from memcli.planners.registry import AS_PUBLISHED
+from memcli.graph.cost import Cost
 from memcli.request import CPU, Devices, Progress, ShapeRequest
 from memcli.results.planned import Planned, recorded_recomputation
+from memcli.search import none
+from memcli.search.base import Settings
+from memcli.search.registry import AS_PUBLISHED
 from memcli.time_limit import deadline
 from memcli.units import distinct_sizes, parse_size
 

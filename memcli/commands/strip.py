@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memcli.formats.detect import Model, read_source
 from memcli.formats.output import check_output, write_output
-from memcli.results.stripped import Stripped
+from memcli.formats.stripped import Stripped
 
 
 def strip(planned: Model, out: str, *, force: bool = False) -> Stripped:

@@ -6,9 +6,9 @@ from memcli.commands.about import about
 from memcli.engine import engine_of
 from memcli.errors import BadInput
 from memcli.formats.detect import Model, read_source
-from memcli.formats.wording import STANDARD
+from memcli.quoting import STANDARD
 from memcli.request import CPU, Devices, Progress, ShapeRequest
-from memcli.workflow.verified import Verified
+from memcli.results.verified import Verified
 
 
 def verify(

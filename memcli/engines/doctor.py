@@ -12,15 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from memcli import __version__
 from memcli.engines.checks import Check, package_check
 from memcli.engines.gpus import Gpu, list_gpus, visible_gpus
-from memcli.engines.mxnet_shim import find_cuda_libs, is_cuda_build, library_path
-from memcli.engines.process import run_job
-from memcli.engines.torch_doctor import TorchFound, mend_for, torch_checks
-from memcli.engines.worker import worker_main
+from memcli.engines.mxnet.shim import find_cuda_libs, is_cuda_build, library_path
+from memcli.engines.processes.jobs import run_job
+from memcli.engines.processes.worker import worker_main
+from memcli.engines.torch.doctor_checks import TorchFound, mend_for, torch_checks
 from memcli.errors import MemcliError
 from memcli.units import format_size
+from memcli.version import __version__
 
 _TIMEOUT = 120.0  # seconds for one engine; a cold disk is slow
 _INSTALL = "pip install 'memcli[mxnet]' (CPU) or 'memcli[cu112]' (CUDA); see the README for 3.13"
@@ -145,7 +145,7 @@ def _machine() -> list[Check]:
 
 def handle(job: dict[str, Any], workdir: Path, progress: Any) -> dict[str, Any]:
     """The worker: imports MXNet and trains a step with it."""
-    from memcli.engines.mxnet_shim import import_mxnet
+    from memcli.engines.mxnet.shim import import_mxnet
 
     mx = import_mxnet()
     data = mx.sym.var("data")

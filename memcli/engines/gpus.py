@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 
 from memcli.errors import EngineFailed
-from memcli.formats.wording import whole_number
+from memcli.quoting import whole_number
 
 # mxnet-cu112 1.9.1 holds machine code for these and no PTX. Machine code for 8.6 could run on 8.9,
 # but MXNet's CUDA libraries are older than those cards, and nobody has tried.
@@ -122,7 +122,7 @@ def check_gpu(number: int) -> Gpu:
     build has no machine code for, no MXNet, or its CPU build. Whether the CUDA libraries load is
     seen when the engine's process imports MXNet.
     """
-    from memcli.engines.mxnet_shim import INSTALL_HINT, is_cuda_build, library_path
+    from memcli.engines.mxnet.shim import INSTALL_HINT, is_cuda_build, library_path
 
     gpu = visible_gpu(number, "Use `memcli verify --cpu`.")
     if not gpu.runs_mxnet:

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from memcli.engines.child import Progress
-from memcli.engines.worker import engine_text
+from memcli.engines.processes.parent_side import Progress
+from memcli.engines.processes.worker import engine_text
 
 _ENOUGH_SECONDS = 0.05  # repeats of one operator end here, once there were a few
 _MOST_REPEATS = 50

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memcli.engines.child import Progress, WorkerFailed
-from memcli.engines.process import run_job
+from memcli.engines.processes.jobs import run_job
+from memcli.engines.processes.parent_side import Progress, WorkerFailed
 from memcli.graph.roofline import Machine
 
 _STARTS = 5  # of the engine, where operators crash it

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from memcli.errors import BadInput
-from memcli.formats.wording import first_of, shown, shown_path
+from memcli.quoting import first_of, shown, shown_path
 
 CUSTOM = "Custom"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from memcli import unfinished
 from memcli.errors import BadInput
-from memcli.formats.wording import shown_path
+from memcli.quoting import shown_path
 
 # File systems without hard links answer with one of these (EPERM: FAT, some network shares).
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}

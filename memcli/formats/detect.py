@@ -16,7 +16,7 @@ from typing import BinaryIO, TypeAlias
 from memcli.errors import BadInput
 from memcli.formats.caffe.detect import looks_like_caffe
 from memcli.formats.registry import FORMATS, ModelFormat
-from memcli.formats.wording import STANDARD, shown, shown_path
+from memcli.quoting import STANDARD, shown, shown_path
 
 # ONNX files cannot exceed protobuf's 2 GiB.
 LARGEST_FILE = 2 << 30

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from memcli.formats.caffe.file import CaffeFile, is_onnx_name, parse_caffe
 from memcli.formats.detect import Model, read_source
-from memcli.formats.onnx_file import OnnxFile, parse_onnx, read_onnx
-from memcli.formats.onnx_plan import strip_plan, write_plan
-from memcli.formats.onnx_plan_record import OnnxPlan
-from memcli.formats.onnx_shapes import ShapesAsked
+from memcli.formats.onnx.file import OnnxFile, parse_onnx, read_onnx
+from memcli.formats.onnx.plan import strip_plan, write_plan
+from memcli.formats.onnx.record import OnnxPlan
+from memcli.formats.onnx.shapes import ShapesAsked
 
 
 def read_model(model: Model, asked: ShapesAsked, *, as_planned: bool = False) -> OnnxFile:

@@ -13,7 +13,7 @@ from typing import Any
 
 from memcli.errors import BadInput
 from memcli.formats.atomic import write_atomically
-from memcli.formats.wording import STANDARD
+from memcli.quoting import STANDARD
 
 _PLANS_PER_FOLDER = 20
 _FOLDERS = 200

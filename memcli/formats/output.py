@@ -8,7 +8,7 @@ import sys
 from memcli.errors import BadInput
 from memcli.formats.atomic import check_target, write_atomically
 from memcli.formats.detect import Model, model_path
-from memcli.formats.wording import STANDARD, shown_path
+from memcli.quoting import STANDARD, shown_path
 
 
 def check_output(model: Model, out: str | None, force: bool) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from memcli.errors import BadInput
-from memcli.formats.plan_environment import check_environment
-from memcli.formats.wording import shown
+from memcli.formats.symbol.environment import check_environment
+from memcli.quoting import shown
 
 # Types of the inputs that a plan is made for.
 DTYPES = ("float32", "float16", "float64", "bfloat16")

@@ -15,7 +15,7 @@ from memcli.formats.protobuf import looks_like_onnx
 
 if TYPE_CHECKING:
     from memcli.formats.detect import ModelSource
-    from memcli.results.stripped import Stripped
+    from memcli.formats.stripped import Stripped
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ import os
 from memcli.errors import BadInput
 from memcli.formats.caffe.annotate import carried_plan, without_plan
 from memcli.formats.detect import ModelSource
-from memcli.formats.mxnet_symbol import SymbolFile
-from memcli.formats.onnx_plan import moved_notes, strip_plan
-from memcli.formats.onnx_plan_record import OnnxPlan
-from memcli.formats.plan_record import PlanRecord
-from memcli.formats.wording import shown_path
+from memcli.formats.onnx.plan import moved_notes, strip_plan
+from memcli.formats.onnx.record import OnnxPlan
+from memcli.formats.stripped import Stripped
+from memcli.formats.symbol.file import SymbolFile
+from memcli.formats.symbol.record import PlanRecord
+from memcli.quoting import shown_path
 from memcli.request import ShapeRequest
-from memcli.results.stripped import Stripped
 
 
 def strip_symbol(source: ModelSource, out: str) -> Stripped:

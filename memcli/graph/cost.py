@@ -62,3 +62,8 @@ class LowerBound:
 
     bytes: int
     within: int
+
+
+def gap(bound: int, planned: int) -> float:
+    """How far a plan may be from the best possible, as a part of it; 0 is proven best."""
+    return max(0.0, 1.0 - bound / planned) if planned else 0.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from memcli.formats.symbol_values import tuple_of
+from memcli.formats.symbol.values import tuple_of
 
 Shape = Sequence[int]
 

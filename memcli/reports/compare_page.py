@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from memcli.formats.wording import printable, shown_path
+from memcli.quoting import printable, shown_path
 from memcli.reports.compare_report import COLUMNS, cells, comparison_facts
 from memcli.results.compared import Comparison
 

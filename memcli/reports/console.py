@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 
-from memcli.formats.wording import printable
+from memcli.quoting import printable
 
 # A log file has no width of its own; tables are made to be readable at this one.
 LOG_WIDTH = 80

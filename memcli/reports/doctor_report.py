@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from memcli.formats.wording import printable
+from memcli.quoting import printable
 
 # The engines that plan, inspect and verify need; names of their checks begin with them.
 ENGINES = {"mxnet": "MXNet", "torch": "PyTorch"}

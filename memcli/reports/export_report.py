@@ -6,12 +6,11 @@ from typing import Any
 
 from rich.console import Console
 
-from memcli.formats.wording import shown_path
-from memcli.memory.torch_model import TorchCost
+from memcli.quoting import shown_path
 from memcli.reports.model_facts import model_json, shown_inputs
 from memcli.reports.tables import add_folded, clip, facts, mib, new_table, percent
+from memcli.results.exported import ExportCost, Exported
 from memcli.units import format_size
-from memcli.workflow.exporting import Exported
 
 
 def export_json(exported: Exported, script: str) -> dict[str, Any]:
@@ -19,7 +18,7 @@ def export_json(exported: Exported, script: str) -> dict[str, Any]:
     e = exported
     return {
         "schema": 1,
-        "model": model_json(e.source, e.source.sha256, len(e.analysis.steps)),
+        "model": model_json(e.source, e.source.sha256, e.operator_count),
         "target": e.target,
         "scopes_from": e.origin,
         "shapes": e.analysis.inputs,
@@ -41,7 +40,7 @@ def export_json(exported: Exported, script: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _cost(exported: Exported, cost: TorchCost) -> dict[str, Any]:
+def _cost(exported: Exported, cost: ExportCost) -> dict[str, Any]:
     return {
         "live_peak_bytes": cost.live_peak_bytes,
         "recompute": {
@@ -77,7 +76,7 @@ def print_exported(console: Console, exported: Exported) -> None:
     ])  # fmt: skip
 
 
-def _shown(exported: Exported, cost: TorchCost) -> str:
+def _shown(exported: Exported, cost: ExportCost) -> str:
     part = cost.live_peak_bytes / max(exported.baseline.live_peak_bytes, 1)
     return (
         f"{format_size(cost.live_peak_bytes)} = {percent(part)} of it; recomputed "

@@ -8,11 +8,12 @@ import re
 import textwrap
 from pathlib import Path
 
-from memcli import __version__, emitted
-from memcli.formats.wording import printable
+from memcli.quoting import printable
+from memcli.reports import emitted
 from memcli.reports.tables import percent
+from memcli.results.exported import Exported, WrappedGroup
 from memcli.units import format_size
-from memcli.workflow.exporting import Exported, WrappedGroup
+from memcli.version import __version__
 
 _PLAN = re.compile(r"^# <plan>\n.*?^# </plan>\n", re.MULTILINE | re.DOTALL)
 _WITH = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memcli.formats.wording import shown as quoted
-from memcli.formats.wording import shown_path
+from memcli.quoting import shown as quoted
+from memcli.quoting import shown_path
 from memcli.reports.tables import flops, percent
+from memcli.results.inspected import Held, Inspected, OnnxFacts
 from memcli.units import format_size
-from memcli.workflow.inspected import Held, Inspected, OnnxFacts
 
 
 def shape_text(shape: Sequence[int | str | None] | None) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from memcli.memory.breakdown import Split
 from memcli.reports.models_report import models_json
 from memcli.reports.plan_report import stage_json
-from memcli.workflow.inspected import (
+from memcli.results.inspected import (
     Figures,
     Held,
     Inspected,
@@ -17,6 +16,7 @@ from memcli.workflow.inspected import (
     OperatorKind,
     PlanFacts,
 )
+from memcli.results.live_peak import Split
 
 
 def recomputed_part(inspected: Inspected) -> float:

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from memcli.formats.wording import printable
-from memcli.memory.breakdown import Split
+from memcli.quoting import printable
 from memcli.reports.inspect_facts import model_facts, shape_text, short_facts
 from memcli.reports.inspect_json import recomputed_part
 from memcli.reports.model_facts import ending
 from memcli.reports.models_report import models_table
 from memcli.reports.plan_report import LIVE_STAGES, stage_table
 from memcli.reports.tables import add_folded, clip, facts, flops, mib, new_table, percent
+from memcli.results.inspected import Figures, Inspected, LargeTensor, NodeRow, OperatorKind
+from memcli.results.live_peak import Split
 from memcli.units import format_size
-from memcli.workflow.inspected import Figures, Inspected, LargeTensor, NodeRow, OperatorKind
 
 # Rows of a table of inputs or operator kinds before its middle is folded.
 _FEW_ROWS = 12

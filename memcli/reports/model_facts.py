@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from memcli.formats.registry import FORMATS
-from memcli.memory.mxnet_model import Cost
+from memcli.graph.cost import Cost
 from memcli.reports.tables import percent
 from memcli.results.planned import Source, Step
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.console import Console
 
+from memcli.frameworks.figures import UnderModels
 from memcli.reports.tables import add_folded, facts, mib, new_table
 from memcli.units import format_size
-from memcli.workflow.memory_models import UnderModels
 
 
 def models_table(console: Console, under: UnderModels) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 from rich.console import Console
 
-from memcli.memory.mxnet_model import Cost
-from memcli.memory.stages import Stage
+from memcli.graph.cost import Cost
 from memcli.reports.model_facts import time_share
 from memcli.reports.tables import add_folded, facts, flops, mib, new_table, percent
 from memcli.reports.workers_report import split_json, split_text
 from memcli.results.planned import Planned, Step
+from memcli.results.stage import Stage
 from memcli.units import format_size
 
 

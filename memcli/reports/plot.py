@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from memcli.errors import BadInput, EngineFailed
-from memcli.formats.wording import shown_path
+from memcli.quoting import shown_path
 from memcli.reports.model_facts import COST_WORDS
 from memcli.reports.tables import clip
 from memcli.results.compared import Comparison, Row

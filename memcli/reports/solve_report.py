@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 
 from memcli.reports.tables import add_folded, clip, facts, new_table
+from memcli.results.solved import Solved
 from memcli.units import format_size
-from memcli.workflow.solving import Solved
 
 
 def solve_json(solved: Solved) -> dict[str, Any]:

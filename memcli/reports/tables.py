@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from memcli.formats.wording import cut, printable
+from memcli.quoting import cut, printable
 from memcli.units import MIB
 
 _LONGEST_FACT = 2000  # characters

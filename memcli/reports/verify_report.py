@@ -8,11 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
-from memcli.formats.wording import first_of
+from memcli.quoting import first_of
 from memcli.reports.tables import add_folded, facts, mib, new_table, step_time
 from memcli.reports.workers_report import split_json, worker_json, workers_facts, workers_table
-from memcli.units import format_size
-from memcli.workflow.verified import (
+from memcli.results.verified import (
     BASELINE,
     DEFAULT,
     MOST_OVER,
@@ -25,6 +24,7 @@ from memcli.workflow.verified import (
     StageMeasured,
     Verified,
 )
+from memcli.units import format_size
 
 
 def _finite(value: float) -> float | str:

@@ -10,9 +10,8 @@ from rich.console import Console
 
 from memcli.reports.tables import mib, new_table, step_time
 from memcli.results.planned import Split
+from memcli.results.verified import Compared, WorkerRun
 from memcli.units import format_size
-from memcli.workflow.torch_workers import WorkerRun
-from memcli.workflow.verified import Compared
 
 
 def split_json(split: Split) -> dict[str, int]:

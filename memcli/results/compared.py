@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from memcli.memory.mxnet_model import Cost
+from memcli.graph.cost import Cost
 from memcli.results.planned import Source, Step
 
 

@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from memcli.graph.cost import Cost
 from memcli.graph.training import Plan
-from memcli.memory.mxnet_model import Cost
 from memcli.results.planned import Source, Step
 
 

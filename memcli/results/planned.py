@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from memcli.graph.cost import Cost, gap
 from memcli.graph.training import Plan, TrainingGraph
-from memcli.memory.bounds import gap
-from memcli.memory.mxnet_model import Cost
-from memcli.memory.stages import Stage
+from memcli.results.stage import Stage
 
 
 class Source(Protocol):

@@ -17,15 +17,15 @@ from memcli.engines.torch.executor import PlannedModule
 from memcli.engines.torch.program import attribute
 from memcli.engines.torch.tracking import StepMemory
 from memcli.errors import BadInput
-from memcli.formats.onnx_file import OnnxFile
-from memcli.formats.onnx_plan_record import OnnxPlan
-from memcli.formats.wording import shown_path
+from memcli.formats.onnx.file import OnnxFile
+from memcli.formats.onnx.record import OnnxPlan
+from memcli.quoting import shown_path
+from memcli.torch.export_guards import Attribute, settings_of
 from memcli.torch.exported import ExportedModel, Place, export_model, names_in_evaluation
 from memcli.torch.matching import Matched, check, is_legacy, match, match_by_scopes
+from memcli.torch.parameter_binding import Constants, device_of, planned_on, share, step_memory
 from memcli.torch.plans import MARKS, marks_by_output, read_planned
 from memcli.torch.regions import DEVICES
-from memcli.torch.sharing import Constants, device_of, planned_on, share, step_memory
-from memcli.torch.watching import Attribute, settings_of
 
 # Graphs for other inputs or modes that are held; the oldest goes.
 _MOST_HELD = 32

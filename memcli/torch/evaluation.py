@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Graph
 
-from memcli.convert.functions import normalization, random
+from memcli.engines.torch.convert.functions import normalization, random
 
 
 def batch_norm(

@@ -24,8 +24,8 @@ from torch.utils import _pytree as pytree
 
 from memcli.engines.torch.aten_rules import draws, leaves_states
 from memcli.errors import BadInput
+from memcli.torch.export_guards import Attribute, nothing_lost
 from memcli.torch.regions import DEVICES, regions, within, without_autocast
-from memcli.torch.watching import Attribute, nothing_lost
 
 aten = torch.ops.aten
 

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
-from memcli.convert import Converted, convert
+from memcli.engines.torch.convert import Converted, convert
 from memcli.engines.torch.executor import PlannedModule
+from memcli.engines.torch.record import untrained_parameters
 from memcli.engines.torch.tracking import StepMemory
-from memcli.engines.torch_analysis import untrained_parameters
 from memcli.errors import BadInput
-from memcli.formats.onnx_plan_record import OnnxPlan
-from memcli.formats.onnx_roles import tensor_roles
-from memcli.formats.wording import shown, shown_path
+from memcli.formats.onnx.record import OnnxPlan
+from memcli.formats.onnx.roles import tensor_roles
+from memcli.quoting import shown, shown_path
 from memcli.torch.evaluation import evaluation_graph
+from memcli.torch.parameter_binding import Constants, device_of, planned_on, step_memory
 from memcli.torch.plans import PlannedFile, read_planned
-from memcli.torch.sharing import Constants, device_of, planned_on, step_memory
 from memcli.torch.weights import copy_into, filled_values
 
 Weights = Literal["file", "random"] | Mapping[str, Any]

@@ -37,8 +37,8 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from memcli.errors import BadInput
-from memcli.formats.wording import first_of, shown
 from memcli.marks import AGAIN, KEPT, RESULTS
+from memcli.quoting import first_of, shown
 from memcli.torch.exported import ExportedModel, Place
 from memcli.torch.scopes import is_scoped, match_scopes
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from memcli.errors import BadInput
 from memcli.formats.model_file import read_model
-from memcli.formats.onnx_file import OnnxFile
-from memcli.formats.onnx_plan_record import MARK_NUMBERS, OnnxPlan
-from memcli.formats.onnx_training import as_training
-from memcli.formats.wording import shown_path
+from memcli.formats.onnx.file import OnnxFile
+from memcli.formats.onnx.record import MARK_NUMBERS, OnnxPlan
+from memcli.formats.onnx.training import as_training
 from memcli.marks import KEPT
+from memcli.quoting import shown_path
 from memcli.request import ShapeRequest
 
 # The executor's marks for those of the file.

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from memcli.errors import BadInput
-from memcli.formats.onnx_external import external_tensors
-from memcli.formats.onnx_file import OnnxFile
-from memcli.formats.onnx_weights import leaf_values
-from memcli.formats.wording import shown, shown_path
+from memcli.formats.onnx.external import external_tensors
+from memcli.formats.onnx.file import OnnxFile
+from memcli.formats.onnx.weights import leaf_values
+from memcli.quoting import shown, shown_path
 
 
 def filled_values(file: OnnxFile, names: Collection[str], *, required: bool) -> dict[str, Any]:

@@ -307,7 +307,7 @@ def test_an_interrupt_inside_compiled_code_is_an_interrupt(tmp_path: Path, what:
 # A market split problem (Cornuejols and Dawande 1998): small, and hours of branch and bound.
 INTERRUPTED_SOLVER = """
 import os, random, signal, threading, click
-from memcli import highs
+from memcli import milp_solver as highs
 from memcli.cli import main as cli
 
 @click.command()
@@ -364,8 +364,8 @@ def test_mutated_files_never_crash_the_reader(
     data = LSTM.read_bytes().replace(b'"SliceChannel"', b'"NoSuchOperator"')
     path = tmp_path / "mutated.json"
     path.write_bytes(mutate(data, seed))
+    from memcli.engines.mxnet.planning import read_symbol
     from memcli.errors import BadInput
-    from memcli.workflow.planning import read_symbol
 
     try:
         read_symbol(str(path))

@@ -133,10 +133,10 @@ def test_a_guess_that_an_operator_refuses_is_named(memcli: Command, tmp_path: Pa
 )  # fmt: skip
 def test_the_roofline_of_plain_kernels(name: str, batch: int, measured: dict[str, float]) -> None:
     """Shares of a forward pass as ``benchmarks/operator_costs.py --plain`` measured them."""
-    from memcli.engines.analysis import analyze
+    from memcli.engines.mxnet.planning import read_symbol
+    from memcli.engines.mxnet.record import analyze
     from memcli.graph.roofline import PLAIN_CPU, roofline_seconds
     from memcli.request import ShapeRequest
-    from memcli.workflow.planning import read_symbol
 
     source = read_symbol(str(EXAMPLES / f"{name}-symbol.json"))
     graph = analyze(source.raw, ShapeRequest(batch=batch)).graph

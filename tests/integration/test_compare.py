@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from memcli.planners.registry import GENERAL
+from memcli.search.registry import GENERAL
 from tests.conftest import EXAMPLES, Command, needs_mxnet, only_json
 
 pytestmark = needs_mxnet

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memcli.engines import gpus, mxnet_shim
-from memcli.engines.child import WorkerFailed
+from memcli.engines import gpus
 from memcli.engines.gpus import check_gpu
-from memcli.engines.mxnet_step import train_step
-from memcli.engines.process import run_job
-from memcli.engines.worker import engine_text
+from memcli.engines.mxnet import shim as mxnet_shim
+from memcli.engines.mxnet.step import train_step
+from memcli.engines.processes.jobs import run_job
+from memcli.engines.processes.parent_side import WorkerFailed
+from memcli.engines.processes.worker import engine_text
 from memcli.errors import BadInput, EngineFailed
 from tests.conftest import needs_mxnet
 
@@ -206,7 +207,7 @@ def test_a_graph_that_does_not_bind_is_bad_input(tmp_path: Path) -> None:
 
 WORKER = """
 import os, signal, sys, time
-from memcli.engines.worker import worker_main
+from memcli.engines.processes.worker import worker_main
 from memcli.errors import BadInput
 
 def load():
@@ -353,7 +354,8 @@ def assert_gone(pid: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_worker_outlives_memcli(worker: Path, warm: bool, number: signal.Signals) -> None:
     script = (
-        "import sys, signal; from pathlib import Path; from memcli.engines.process import run_job\n"
+        "import sys, signal; from pathlib import Path\n"
+        "from memcli.engines.processes.jobs import run_job\n"
         # A test runner in the background may have it ignored, and children inherit that.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"run_job('small_worker', {{'do': 'sleep', 'signal': 0}}, warm={warm},"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from memcli.engines.analysis import analyze
+from memcli.engines.mxnet.memory.in_place_sums import plan_keeps_sums
+from memcli.engines.mxnet.record import analyze
+from memcli.engines.mxnet.rewrites.exactness import adds_early_exactly
 from memcli.graph.training import Plan
 from memcli.marks import AGAIN
-from memcli.memory.in_place_sums import plan_keeps_sums
 from memcli.request import ShapeRequest
-from memcli.rewrites.exactness import adds_early_exactly
 from tests.conftest import Command, needs_mxnet, only_json
 from tests.integration.test_rewrites import Builder, dense_block
 

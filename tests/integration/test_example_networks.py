@@ -217,8 +217,8 @@ def test_exports_train_under_a_plan_with_the_same_bits(name: str, tmp_path: Path
     import onnx
 
     import memcli.torch
-    from memcli.formats.onnx_file import read_onnx
-    from memcli.formats.onnx_plan import new_plan, write_plan
+    from memcli.formats.onnx.file import read_onnx
+    from memcli.formats.onnx.plan import new_plan, write_plan
 
     pytest.importorskip("onnxscript")
     from networks.modules import inputs

@@ -135,7 +135,7 @@ def _code(script: str) -> str:
 
 
 def test_saved_calls_and_rows_keep_the_bits(tmp_path: Path) -> None:
-    from memcli.emitted.recompute_torch import recompute
+    from memcli.reports.emitted.recompute_torch import recompute
 
     own = made().train()
     groups = [("blocks.0", "blocks.1"), ("blocks.2",), ("blocks.3.body.1", "blocks.3.body.2")]

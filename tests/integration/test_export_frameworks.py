@@ -16,9 +16,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from memcli.cli.main import status
-from memcli.formats.onnx_file import read_onnx
-from memcli.formats.onnx_plan import new_plan, write_plan
-from memcli.formats.onnx_training import as_training
+from memcli.formats.onnx.file import read_onnx
+from memcli.formats.onnx.plan import new_plan, write_plan
+from memcli.formats.onnx.training import as_training
 from tests.conftest import ROOT
 
 pytest.importorskip("torch")

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memcli.engines.analysis import analyze
+from memcli.engines.mxnet.memory.breakdown import live_at_peak
+from memcli.engines.mxnet.planning import read_symbol
+from memcli.engines.mxnet.record import analyze
+from memcli.graph.stages import default_cuts
 from memcli.graph.training import Plan
-from memcli.memory.breakdown import live_at_peak
-from memcli.memory.stages import default_cuts
 from memcli.request import ShapeRequest
-from memcli.workflow.planning import read_symbol
 from tests.conftest import EXAMPLES, Command, needs_mxnet, only_json, run_memcli
 
 RESNET = EXAMPLES / "resnet-50-symbol.json"

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from memcli.engines.checks import Check
 from memcli.engines.doctor import _gpu
 from memcli.engines.gpus import Gpu
-from memcli.engines.torch_doctor import TorchFound, has_code, mend_for
+from memcli.engines.torch.doctor_checks import TorchFound, has_code, mend_for
 from memcli.reports.doctor_report import engine_works, next_step
 from tests.conftest import Command, only_json, run_memcli
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from memcli.engines.analysis import analyze
+from memcli.engines.mxnet.record import analyze
 from memcli.errors import BadInput
 from memcli.request import ShapeRequest
 from tests.conftest import EXAMPLES, ROOT, needs_mxnet
@@ -223,7 +223,7 @@ SCENARIOS: tuple[Callable[[Any], Any], ...] = (
 
 def child(result_file: str) -> None:
     """Runs all scenarios; one that fails leaves its traceback."""
-    from memcli.engines.mxnet_shim import import_mxnet
+    from memcli.engines.mxnet.shim import import_mxnet
 
     mx = import_mxnet()
     results = {}

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memcli.engines.analysis import analyze
-from memcli.engines.mxnet_step import train_step
-from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.engines.mxnet.record import analyze
+from memcli.engines.mxnet.rewrites.gradients import without_gradient
+from memcli.engines.mxnet.step import train_step
+from memcli.formats.symbol.file import SymbolFile
+from memcli.formats.symbol.prepare import prepare
 from memcli.request import ShapeRequest
-from memcli.rewrites.gradients import without_gradient
-from memcli.rewrites.prepare import prepare
 from tests.conftest import CORPUS, EXAMPLES, needs_corpus, needs_mxnet
 
 torch = pytest.importorskip("torch")
@@ -38,7 +38,7 @@ class Compared:
 
 def compare(path: Path, folder: Path, **asked: Any) -> Compared:
     """One step in both engines with the same values; ``asked``: of a ShapeRequest."""
-    from memcli.convert.mxnet_graph import convert_analyzed
+    from memcli.engines.torch.convert.mxnet_graph import convert_analyzed
     from memcli.engines.torch.rules import draws
 
     torch.set_num_threads(1)
@@ -129,7 +129,7 @@ def without_dropout(raw: dict[str, Any]) -> dict[str, Any]:
 
 def step_of(converted: Any, analysis: Any, raw: Any) -> dict[str, Any]:
     """Outputs, gradients and states of one step, under the keys of MXNet's own results."""
-    from memcli.convert.mxnet_step_values import step_values
+    from memcli.engines.torch.convert.mxnet_step_values import step_values
 
     prepared = json.loads(prepare(raw, marked=())[0])
     values = step_values(prepared, analysis)

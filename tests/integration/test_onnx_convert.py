@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E402
 
-from memcli.convert import Converted, convert  # noqa: E402
+from memcli.engines.torch.convert import Converted, convert  # noqa: E402
 from memcli.engines.torch.rules import again_of  # noqa: E402
 from memcli.errors import BadInput  # noqa: E402
 

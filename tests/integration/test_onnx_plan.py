@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
-from memcli.planners.registry import GENERAL  # noqa: E402
+from memcli.search.registry import GENERAL  # noqa: E402
 from tests.conftest import Command, only_json  # noqa: E402
 from tests.small_onnx import Model, dense_network, recurrent_network, residual_network  # noqa: E402
 

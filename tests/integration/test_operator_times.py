@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memcli.engines import timing
-from memcli.engines.analysis import Analysis, analyze
-from memcli.engines.timing import OperatorTimes, argument_dtypes, measure_operator_seconds
+from memcli.engines.mxnet import timing
+from memcli.engines.mxnet.record import Analysis, analyze
+from memcli.engines.mxnet.timing import OperatorTimes, argument_dtypes, measure_operator_seconds
 from memcli.graph.roofline import MACHINES, roofline_seconds
 from memcli.request import ShapeRequest
 from tests.conftest import needs_mxnet
@@ -133,7 +133,7 @@ def test_no_time_left_is_estimated_by_the_roofline(analysis: Analysis) -> None:
 CRASHES = """
 import json, os
 from pathlib import Path
-from memcli.engines.worker import worker_main
+from memcli.engines.processes.worker import worker_main
 
 def handle(job, workdir, progress):
     with Path(job["log"]).open("a") as log:

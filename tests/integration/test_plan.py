@@ -89,7 +89,7 @@ def test_float16_counts_two_bytes(memcli: Command) -> None:
 def test_written_file_keeps_everything_and_the_plan_comes_off(
     memcli: Command, tmp_path: Path
 ) -> None:
-    from memcli.formats.mxnet_symbol import SymbolFile
+    from memcli.formats.symbol.file import SymbolFile
 
     before = Path(RESNET).read_bytes()
     assert memcli("plan", RESNET, "-o", "p.json", "--batch", "4").returncode == 0

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from memcli.engines.analysis import analyze
-from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.engines.mxnet.record import analyze
+from memcli.engines.mxnet.rewrites.split_activation_functions import split_activations
+from memcli.formats.symbol.file import SymbolFile
 from memcli.request import ShapeRequest
-from memcli.rewrites.split_activation_functions import split_activations
 from tests.conftest import EXAMPLES, Command, needs_mxnet, only_json, stock
 
 pytestmark = needs_mxnet

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from memcli.engines.child import WorkerFailed
-from memcli.engines.process import run_job
+from memcli.engines.processes.jobs import run_job
+from memcli.engines.processes.parent_side import WorkerFailed
 from memcli.errors import EngineFailed
 
 from ..conftest import ROOT, needs_mxnet, start_memcli
@@ -176,7 +176,7 @@ def test_ignored_signals_stay_ignored(tmp_path: Path) -> None:
 def test_the_library_takes_no_signals(tmp_path: Path) -> None:
     code = (
         "import signal; before = [signal.getsignal(n) for n in (2, 15, 1)]\n"
-        "import memcli, memcli.memonger, memcli.cli.main, memcli.workflow.planning\n"
+        "import memcli, memcli.memonger, memcli.cli.main, memcli.engines.mxnet.planning\n"
         "assert [signal.getsignal(n) for n in (2, 15, 1)] == before\n"
         "assert signal.set_wakeup_fd(-1) == -1"
     )
@@ -221,7 +221,7 @@ def test_a_full_disk_of_temporary_files_is_not_standard_output(tmp_path: Path) -
 
 ENGINE = """
 import os, time
-from memcli.engines.worker import worker_main
+from memcli.engines.processes.worker import worker_main
 
 def load():
     (at := os.environ["MEMCLI_AT"]) and open(at, "w").write(str(os.getpid()))
@@ -337,7 +337,7 @@ def wait_for(file: Path) -> None:
 
 ASKING = """
 import signal
-from memcli.engines.process import run_job
+from memcli.engines.processes.jobs import run_job
 signal.signal(signal.SIGINT, signal.default_int_handler)
 run_job("odd_engine", {}, warm=True)
 """
@@ -359,7 +359,7 @@ def test_an_engine_that_hangs_does_not_hold_a_program_of_the_users(
 # The caller's own thread may end: a host is for all of them.
 THREADS = """
 import os, threading
-from memcli.engines.process import run_job
+from memcli.engines.processes.jobs import run_job
 
 def ask():
     print(run_job("odd_engine", {}, warm=True), flush=True)

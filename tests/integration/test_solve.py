@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memcli.memory.schedule import simulate
-from memcli.workflow.solving import read_cost_graph
+from memcli.commands.solve import read_cost_graph
+from memcli.solve.simulator import simulate
 from tests.conftest import ROOT, Command, only_json
 
 PEERS = ROOT.parent / "shared" / "peers"

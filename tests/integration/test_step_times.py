@@ -11,15 +11,15 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 from memcli.cli.main import status
+from memcli.engines.costs import Costs
 from memcli.engines.operator_times import OperatorTimes
-from memcli.engines.torch_analysis import TorchAnalysis
-from memcli.engines.torch_timing import measure_step_seconds
-from memcli.formats.onnx_file import read_onnx
+from memcli.engines.torch.memory.model import step_seconds
+from memcli.engines.torch.planning import analyze_file
+from memcli.engines.torch.record import TorchAnalysis
+from memcli.engines.torch.timing import measure_step_seconds
+from memcli.formats.onnx.file import read_onnx
 from memcli.graph.roofline import MACHINES
-from memcli.memory.torch_model import step_seconds
 from memcli.request import ShapeRequest
-from memcli.workflow.costs import Costs
-from memcli.workflow.onnx_planning import analyze_file
 from tests.conftest import Command, only_json
 from tests.small_onnx import Model, residual_network
 

@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import pytest
 
-from memcli.formats.onnx_file import read_onnx
+from memcli.formats.onnx.file import read_onnx
 from tests.conftest import ROOT, needs_mxnet
 from tests.unit.test_hostile_files import SYMBOL, chain_of, onnx_model, planned_symbol
 

@@ -22,7 +22,7 @@ pytest.importorskip("onnxscript", reason="torch.onnx.export needs onnxscript")
 import memcli.torch  # noqa: E402
 from memcli.engines.torch.tracking import measure_step  # noqa: E402
 from memcli.errors import BadInput  # noqa: E402
-from memcli.formats.onnx_file import read_onnx  # noqa: E402
+from memcli.formats.onnx.file import read_onnx  # noqa: E402
 from tests.conftest import ROOT  # noqa: E402
 from tests.torch_models import MODELS, batches, export, made, plan_of  # noqa: E402
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memcli.engines.analysis import analyze
+from memcli.engines.mxnet.planning import read_symbol
+from memcli.engines.mxnet.record import analyze
 from memcli.marks import AGAIN
 from memcli.request import ShapeRequest
-from memcli.workflow.planning import read_symbol
 from tests.conftest import ROOT, Command, needs_mxnet, only_json
 from tests.integration.test_rewrites import Builder
 

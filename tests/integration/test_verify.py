@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.formats.symbol.file import SymbolFile
 from tests.conftest import EXAMPLES, Command, needs_mxnet, only_json
 
 pytestmark = needs_mxnet

@@ -16,13 +16,13 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from memcli.cli.main import status  # noqa: E402
-from memcli.engines.process import run_jobs  # noqa: E402
-from memcli.engines.torch_analysis import onnx_job  # noqa: E402
+from memcli.engines.processes.jobs import run_jobs  # noqa: E402
+from memcli.engines.torch.record import onnx_job  # noqa: E402
+from memcli.engines.torch.runs import train  # noqa: E402
 from memcli.errors import EngineFailed  # noqa: E402
-from memcli.formats.onnx_file import read_onnx  # noqa: E402
-from memcli.formats.onnx_plan import new_plan, write_plan  # noqa: E402
-from memcli.formats.onnx_roles import tensor_roles  # noqa: E402
-from memcli.workflow.torch_runs import train  # noqa: E402
+from memcli.formats.onnx.file import read_onnx  # noqa: E402
+from memcli.formats.onnx.plan import new_plan, write_plan  # noqa: E402
+from memcli.formats.onnx.roles import tensor_roles  # noqa: E402
 from tests.conftest import ROOT, Command, only_json, start_memcli  # noqa: E402
 from tests.small_onnx import Model, dense_network, residual_network  # noqa: E402
 
@@ -143,8 +143,8 @@ def test_no_worker_is_left_behind(tmp_path: Path, ending: str) -> None:
 
 WORKER = """
 import time
-from memcli.engines.child import PeerLost
-from memcli.engines.worker import worker_main
+from memcli.engines.processes.parent_side import PeerLost
+from memcli.engines.processes.worker import worker_main
 
 def handle(job, workdir, progress):
     progress("at work", 0.5)

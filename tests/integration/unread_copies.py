@@ -17,7 +17,7 @@ os.environ["MXNET_STORAGE_FALLBACK_LOG_VERBOSE"] = "0"
 
 import numpy as np
 
-from memcli.engines.mxnet_shim import import_mxnet
+from memcli.engines.mxnet.shim import import_mxnet
 
 mx = import_mxnet()
 S = mx.sym

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memcli.memory.mxnet_model import MXNetModel
-from memcli.planners import annealing
-from memcli.planners.base import Search, Settings
-from memcli.planners.local import _Annealer
-from memcli.planners.mxnet_space import MXNetSpace
+from memcli.engines.mxnet.memory.model import MXNetModel
+from memcli.engines.mxnet.search_space import MXNetSpace
+from memcli.search import annealing
+from memcli.search.base import Search, Settings
+from memcli.search.local import _Annealer
 from tests.unit.test_pool import random_graph
 
 

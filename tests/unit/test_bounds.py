@@ -9,21 +9,24 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from memcli.graph.training import Flags, TrainingGraph
-from memcli.memory import bounds, fast_pool, program, program_solver
-from memcli.memory import mxnet_operators as table
-from memcli.memory.bounds import (
+from memcli.engines.mxnet.memory import bounds
+from memcli.engines.mxnet.memory import integer_bound as program
+from memcli.engines.mxnet.memory import integer_bound_solver as program_solver
+from memcli.engines.mxnet.memory import operators as table
+from memcli.engines.mxnet.memory import pool_kernel as fast_pool
+from memcli.engines.mxnet.memory.bounds import (
     best_lower_bound,
     program_bound,
     recompute_bound,
     working_set_bound,
 )
-from memcli.memory.exhaustive import all_plans
-from memcli.memory.lifetimes import lifetimes, step_bound
-from memcli.memory.mxnet_model import MATCH_RANGES, MXNetModel
-from memcli.memory.path_bound import path_bound
-from memcli.memory.pool_layout import Layout, Scratch, layout, scratch
-from memcli.memory.size_bands import ends_of_bands, pool_bound
+from memcli.engines.mxnet.memory.exhaustive import all_plans
+from memcli.engines.mxnet.memory.model import MATCH_RANGES, MXNetModel
+from memcli.engines.mxnet.memory.path_bound import path_bound
+from memcli.engines.mxnet.memory.pool_layout import Layout, Scratch, layout, scratch
+from memcli.engines.mxnet.memory.size_bands import ends_of_bands, pool_bound
+from memcli.graph.lifetimes import lifetimes, step_bound
+from memcli.graph.training import Flags, TrainingGraph
 from tests.unit.chains import chain_graph, plain_chain
 from tests.unit.test_pool import random_graph
 

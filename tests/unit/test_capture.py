@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from memcli.engines.capture import capture_stderr
+from memcli.engines.mxnet.capture import capture_stderr
 
 
 def test_all_of_a_long_log_is_caught_and_nothing_behind_it(

@@ -13,11 +13,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from memcli.errors import BadInput
-from memcli.formats.symbol_edits import insert_identities, rewire, undo
-from memcli.rewrites.flattened_concats import Chain, flatten_concats, grouped_sums, insert_chains
-from memcli.rewrites.gradient_joins import Join, insert_joins
-from memcli.rewrites.reserved_blocks import (
+from memcli.engines.mxnet.rewrites.flattened_concats import (
+    Chain,
+    flatten_concats,
+    grouped_sums,
+    insert_chains,
+)
+from memcli.engines.mxnet.rewrites.gradient_joins import Join, insert_joins
+from memcli.engines.mxnet.rewrites.reserved_blocks import (
     Reservation,
     insert_reservation,
     reservation,
@@ -25,8 +28,10 @@ from memcli.rewrites.reserved_blocks import (
     waiting_arguments,
     without_reservation,
 )
-from memcli.rewrites.save_barriers import BARRIER_SUFFIX
-from memcli.rewrites.split_activation_functions import Split, insert_splits
+from memcli.engines.mxnet.rewrites.save_barriers import BARRIER_SUFFIX
+from memcli.engines.mxnet.rewrites.split_activation_functions import Split, insert_splits
+from memcli.errors import BadInput
+from memcli.formats.symbol.edits import insert_identities, rewire, undo
 
 
 def symbol(seed: int, size: int) -> dict[str, Any]:

@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from memcli.engines.analysis import Analysis
+from memcli.engines.largest_batch import largest
+from memcli.engines.mxnet.record import Analysis
 from memcli.errors import BadInput
-from memcli.formats.mxnet_symbol import SymbolFile
+from memcli.formats.symbol.file import SymbolFile
+from memcli.graph.cost import Cost
 from memcli.graph.training import Plan
-from memcli.memory.mxnet_model import Cost
 from memcli.reports import plot
 from memcli.reports.compare_page import comparison_page
 from memcli.reports.compare_report import compare_json, print_comparison
 from memcli.reports.fit_report import fit_json, print_fitted
 from memcli.results.compared import Comparison, Row, mark_frontier
 from memcli.results.fitted import Breakdown, Fitted, Side
-from memcli.workflow.largest_batch import largest
 from tests.unit.test_reports import expect
 
 MIB = 1 << 20

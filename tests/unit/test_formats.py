@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from memcli.errors import BadInput
 from memcli.formats.detect import detect_format, read_model_bytes
-from memcli.formats.mxnet_symbol import MARK_KEY, SymbolFile
 from memcli.formats.newest import newest_plan, remember_plan
-from memcli.formats.plan_record import PLAN_KEY, PlanRecord
+from memcli.formats.symbol.file import MARK_KEY, SymbolFile
+from memcli.formats.symbol.record import PLAN_KEY, PlanRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -661,7 +661,7 @@ def test_every_corpus_file_that_loads_is_read() -> None:
 
 MXNET_SCRIPT = """
 import json, sys
-from memcli.engines.mxnet_shim import import_mxnet
+from memcli.engines.mxnet.shim import import_mxnet
 mx = import_mxnet()
 answers = {}
 for name, text in json.load(sys.stdin).items():

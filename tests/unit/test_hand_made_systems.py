@@ -13,21 +13,22 @@ torch = pytest.importorskip("torch")
 
 import onnx  # noqa: E402
 
-from memcli.convert.onnx_graph import convert  # noqa: E402
+from memcli.engines.mxnet.memory.model import MXNetModel  # noqa: E402
+from memcli.engines.mxnet.search_space import MXNetSpace  # noqa: E402
+from memcli.engines.torch.convert.onnx_graph import convert  # noqa: E402
 from memcli.engines.torch.executor import PlannedModule  # noqa: E402
 from memcli.engines.torch.inputs import input_values  # noqa: E402
+from memcli.engines.torch.memory.plan_model import TorchPlanModel  # noqa: E402
+from memcli.engines.torch.search_space import TorchSpace  # noqa: E402
 from memcli.engines.torch.trace import trace  # noqa: E402
 from memcli.errors import BadInput  # noqa: E402
-from memcli.memory.mxnet_model import MXNetModel  # noqa: E402
-from memcli.memory.torch_plan_model import TorchPlanModel  # noqa: E402
-from memcli.planners.base import Found, Search, Settings  # noqa: E402
-from memcli.planners.caffe_dense import NAME as CAFFE  # noqa: E402
-from memcli.planners.caffe_dense import ULTRA  # noqa: E402
-from memcli.planners.mxnet_space import MXNetSpace  # noqa: E402
-from memcli.planners.optmemory import NAMES, PYTORCH  # noqa: E402
-from memcli.planners.recompute_grad import NAME as TENSORFLOW  # noqa: E402
-from memcli.planners.registry import GENERAL, STRATEGIES  # noqa: E402
-from memcli.planners.torch_space import TorchSpace  # noqa: E402
+from memcli.graph.cost import Found  # noqa: E402
+from memcli.search.base import Search, Settings  # noqa: E402
+from memcli.search.published.caffe_dense import NAME as CAFFE  # noqa: E402
+from memcli.search.published.caffe_dense import ULTRA  # noqa: E402
+from memcli.search.published.optmemory import NAMES, PYTORCH  # noqa: E402
+from memcli.search.published.recompute_grad import NAME as TENSORFLOW  # noqa: E402
+from memcli.search.registry import GENERAL, STRATEGIES  # noqa: E402
 from tests.small_onnx import Model  # noqa: E402
 from tests.unit.chains import plain_chain  # noqa: E402
 from tests.unit.test_torch_executor import assert_same, step  # noqa: E402

@@ -14,20 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from memcli.engines.analysis import analyze
+from memcli.engines.mxnet.record import analyze
+from memcli.engines.mxnet.rewrites.reserved_blocks import scaled_reservation
 from memcli.errors import BadInput
 from memcli.formats.detect import read_source
-from memcli.formats.mxnet_symbol import SymbolFile
-from memcli.formats.onnx_file import OnnxFile, parse_onnx
-from memcli.formats.onnx_plan import new_plan, planned_bytes
-from memcli.formats.plan_environment import ALLOWED, check_environment
-from memcli.formats.plan_record import PLAN_KEY, PlanRecord
-from memcli.formats.symbol_edits import INSERTED_KEY
-from memcli.formats.symbol_values import tuple_of
-from memcli.formats.wording import shown_message, whole_number
+from memcli.formats.onnx.file import OnnxFile, parse_onnx
+from memcli.formats.onnx.plan import new_plan, planned_bytes
+from memcli.formats.symbol.edits import INSERTED_KEY
+from memcli.formats.symbol.environment import ALLOWED, check_environment
+from memcli.formats.symbol.file import SymbolFile
+from memcli.formats.symbol.record import PLAN_KEY, PlanRecord
+from memcli.formats.symbol.values import tuple_of
+from memcli.quoting import shown_message, whole_number
 from memcli.reports.console import PlainConsole
 from memcli.request import ShapeRequest
-from memcli.rewrites.reserved_blocks import scaled_reservation
 from tests.conftest import needs_mxnet
 
 SYMBOL: dict[str, Any] = {

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memcli.frameworks.buffers import GRADIENTS, module_buffers
+from memcli.frameworks.models import MODELS, ModelFigure, model_figures
+from memcli.frameworks.sharing import by_liveness, by_type
 from memcli.graph.dense_blocks import DenseBlocks
 from memcli.graph.training import TrainingGraph
-from memcli.memory.modules.buffers import GRADIENTS, module_buffers
-from memcli.memory.modules.models import MODELS, ModelFigure, model_figures
-from memcli.memory.modules.sharing import by_liveness, by_type
 from memcli.units import MIB
 from tests.unit.module_nets import Net, dense_layer, densenet_bc, passes
 

@@ -22,7 +22,7 @@ def mx() -> Iterator[Any]:
         # RNN in oneDNN knows no double precision; and its code is not the one of the engine jobs
         patch.setenv("MXNET_MKLDNN_ENABLED", "0")
         patch.setenv("MXNET_USE_MKLDNN_RNN", "0")
-        from memcli.engines.mxnet_shim import import_mxnet
+        from memcli.engines.mxnet.shim import import_mxnet
 
         torch.set_num_threads(1)
         yield import_mxnet()
@@ -43,7 +43,7 @@ class Case:
 
 def check(mx: Any, case: Case) -> Any:
     """One step in both engines; the converted symbol."""
-    from memcli.convert.mxnet_graph import convert_symbol
+    from memcli.engines.torch.convert.mxnet_graph import convert_symbol
 
     symbol = case.build(mx.sym)
     arguments, states = symbol.list_arguments(), symbol.list_auxiliary_states()
@@ -425,7 +425,7 @@ def test_operator(mx: Any, case: str) -> None:
 
 @needs_mxnet
 def test_unsupported_operators_are_told_together(mx: Any) -> None:
-    from memcli.convert.mxnet_graph import convert_symbol
+    from memcli.engines.torch.convert.mxnet_graph import convert_symbol
 
     x = mx.sym.Variable("x")
     boxes = mx.sym.contrib.box_nms(x, name="first")
@@ -441,7 +441,7 @@ def test_unsupported_operators_are_told_together(mx: Any) -> None:
 
 
 def test_recomputed_batch_norm_leaves_the_moving_statistics() -> None:
-    from memcli.convert.mxnet_operators.normalization import batch_norm
+    from memcli.engines.torch.convert.mxnet_operators.normalization import batch_norm
     from memcli.engines.torch.rules import again_of
 
     torch.manual_seed(0)
@@ -457,7 +457,7 @@ def test_recomputed_batch_norm_leaves_the_moving_statistics() -> None:
 
 def test_a_planned_symbol_trains_bit_identically() -> None:
     """Every node dropped and recomputed: same gradients and moving statistics, to the bit."""
-    from memcli.convert.mxnet_graph import convert_symbol
+    from memcli.engines.torch.convert.mxnet_graph import convert_symbol
     from memcli.engines.torch.executor import AGAIN, PlannedModule
 
     raw = symbol_of_two_blocks()

@@ -16,9 +16,9 @@ from onnx import TensorProto, helper
 
 torch = pytest.importorskip("torch")
 
-from memcli.convert import convert  # noqa: E402
-from memcli.convert.onnx_operators import register_all  # noqa: E402
-from memcli.convert.registry import OPERATORS  # noqa: E402
+from memcli.engines.torch.convert import convert  # noqa: E402
+from memcli.engines.torch.convert.onnx_operators import register_all  # noqa: E402
+from memcli.engines.torch.convert.registry import OPERATORS  # noqa: E402
 from memcli.errors import BadInput  # noqa: E402
 
 # Small tensors: more threads only wait for one another.

@@ -9,10 +9,10 @@ import pytest
 pytest.importorskip("onnx")
 
 
+from memcli.engines.torch.split import split_request
 from memcli.errors import BadInput
-from memcli.formats.onnx_file import read_onnx
+from memcli.formats.onnx.file import read_onnx
 from memcli.request import ShapeRequest
-from memcli.workflow.onnx_workers import split_request
 from tests.small_onnx import Model, dense_network
 
 

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from memcli.engines.mxnet.memory import pool_kernel as fast_pool
+from memcli.engines.mxnet.memory import pool_layout
+from memcli.engines.mxnet.memory.bounds import working_set_bound
+from memcli.engines.mxnet.memory.model import MXNetModel
 from memcli.graph.training import Kind, TrainingGraph
-from memcli.memory import fast_pool, pool_layout
-from memcli.memory.bounds import working_set_bound
-from memcli.memory.mxnet_model import MXNetModel
 
 
 def random_graph(seed: int, n_forward: int) -> TrainingGraph:

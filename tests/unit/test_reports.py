@@ -10,10 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from rich.console import Console
 
-from memcli.formats.plan_record import PlanRecord
+from memcli.formats.symbol.record import PlanRecord
 from memcli.graph.cost_graph import CostGraph
-from memcli.memory.breakdown import Split
-from memcli.memory.stages import Stage
 from memcli.reports import inspect_report
 from memcli.reports.doctor_report import doctor_json, engine_works, next_step, print_checks
 from memcli.reports.inspect_json import inspect_json
@@ -22,7 +20,7 @@ from memcli.reports.plan_report import stage_table
 from memcli.reports.solve_report import print_solved, solve_json
 from memcli.reports.tables import clip, facts
 from memcli.reports.verify_report import print_verified, verify_json
-from memcli.workflow.inspected import (
+from memcli.results.inspected import (
     Figures,
     Inspected,
     LargeTensor,
@@ -31,8 +29,10 @@ from memcli.workflow.inspected import (
     PlanFacts,
     Tensor,
 )
-from memcli.workflow.solving import Solved
-from memcli.workflow.verified import Compared, Run, StageMeasured, Verified
+from memcli.results.live_peak import Split
+from memcli.results.solved import Solved
+from memcli.results.stage import Stage
+from memcli.results.verified import Compared, Run, StageMeasured, Verified
 
 MIB = 1 << 20
 LONG = "stage4_unit23_bottleneck_with_a_very_long_name_indeed/branch2/convolution_3x3_weight"

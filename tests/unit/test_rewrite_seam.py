@@ -15,12 +15,12 @@ import pytest
 from click.testing import CliRunner
 
 from memcli.cli.main import main
-from memcli.engines.analysis import Analysis
+from memcli.engines.mxnet.record import Analysis
+from memcli.engines.mxnet.rewrites import registry
+from memcli.engines.mxnet.rewrites.base import Conditions, Rewrite
 from memcli.errors import BadInput
-from memcli.formats.mxnet_symbol import SymbolFile
-from memcli.formats.symbol_edits import GraphBuilder, Raw
-from memcli.rewrites import registry
-from memcli.rewrites.base import Conditions, Rewrite
+from memcli.formats.symbol.edits import GraphBuilder, Raw
+from memcli.formats.symbol.file import SymbolFile
 from tests.conftest import needs_mxnet
 
 pytestmark = needs_mxnet

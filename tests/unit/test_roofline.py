@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from memcli.engines.mxnet.memory import operators as table
 from memcli.graph.flops import forward_flops
 from memcli.graph.roofline import (
     DEFAULT_MACHINE,
@@ -19,7 +20,6 @@ from memcli.graph.roofline import (
     roofline_seconds,
 )
 from memcli.graph.training import Kind, TrainingGraph
-from memcli.memory import mxnet_operators as table
 
 # 1 TFLOP/s, 100 GB/s, no cost of launching: figures can be read off.
 PLAIN = Machine("plain", 1e12, 100e9, 0.0)

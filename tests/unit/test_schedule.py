@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 
 from memcli.graph.cost_graph import CostGraph
 from memcli.graph.forward_graph import ForwardGraph
-from memcli.memory.schedule import (
+from memcli.solve.base import Best, Settings, as_sequence
+from memcli.solve.integer_program import Program, grain
+from memcli.solve.least_peak import least_peak
+from memcli.solve.lower_sets import LowerSets
+from memcli.solve.proof import Proof
+from memcli.solve.search import greedy, nothing, solve
+from memcli.solve.sequence import evaluate
+from memcli.solve.simulator import (
     check_schedule,
     plain_schedule,
     simulate,
     working_set_bound,
 )
-from memcli.planners.schedule.base import Best, Settings, as_sequence
-from memcli.planners.schedule.least_peak import least_peak
-from memcli.planners.schedule.lower_sets import LowerSets
-from memcli.planners.schedule.program import Program, grain
-from memcli.planners.schedule.proof import Proof
-from memcli.planners.schedule.search import greedy, nothing, solve
-from memcli.planners.schedule.sequence import evaluate
 from tests.unit.small_graphs import optimum, random_graph
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from memcli import time_limit
 from memcli.cli.shape_file import read_shape_file
 from memcli.commands.fit import room
-from memcli.engines.mxnet_shapes import _grouped_names
+from memcli.engines.mxnet.shapes import _grouped_names
+from memcli.engines.runtime import default_reserve, reserve_or_default
 from memcli.errors import AnswerIsNo, BadInput
-from memcli.memory.runtime import default_reserve, reserve_or_default
 from memcli.units import distinct_sizes, parse_size, parse_size_or_zero
 
 

@@ -10,21 +10,21 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from memcli.engines.analysis import Analysis, analyze
+from memcli.engines.mxnet.memory.exhaustive import all_plans
+from memcli.engines.mxnet.memory.model import MXNetModel
+from memcli.engines.mxnet.planning import read_symbol
+from memcli.engines.mxnet.record import Analysis, analyze
+from memcli.engines.mxnet.search_space import MXNetSpace
+from memcli.graph.lifetimes import lifetimes
 from memcli.graph.training import TrainingGraph
-from memcli.memory.exhaustive import all_plans
-from memcli.memory.lifetimes import lifetimes
-from memcli.memory.mxnet_model import MXNetModel
-from memcli.planners import cheap, dp, milp, sqrt
-from memcli.planners.base import Search, Settings
-from memcli.planners.cutpoints import last_forward_use
-from memcli.planners.initial_plans import consider_initial_plans
-from memcli.planners.knapsack import consider_knapsack_plans
-from memcli.planners.mxnet_space import MXNetSpace
-from memcli.planners.over_forms import search_plan
-from memcli.planners.registry import DESCRIPTIONS, STRATEGIES
 from memcli.request import ShapeRequest
-from memcli.workflow.planning import read_symbol
+from memcli.search import cheap, dp, milp, sqrt
+from memcli.search.base import Search, Settings
+from memcli.search.cutpoints import last_forward_use
+from memcli.search.initial_plans import consider_initial_plans
+from memcli.search.knapsack import consider_knapsack_plans
+from memcli.search.over_forms import search_plan
+from memcli.search.registry import DESCRIPTIONS, STRATEGIES
 from tests.conftest import EXAMPLES, needs_mxnet
 from tests.unit.chains import chain_graph, plain_chain
 from tests.unit.test_pool import random_graph

@@ -18,19 +18,15 @@ import pytest
 from memcli.graph.cost import DEFAULT_MATCH_RANGE, Cost
 from memcli.graph.training import Flags, Ints, Kind, TrainingGraph
 from memcli.marks import AGAIN, KEPT
-from memcli.planners.base import Search, Settings
-from memcli.planners.over_forms import search_plan, search_variants
-from memcli.planners.registry import STRATEGIES
-from memcli.planners.space import NO_BLOCKS, Floats, SearchSpace
-from memcli.planners.strategy import Strategy
+from memcli.search.base import Search, Settings
+from memcli.search.over_forms import search_plan, search_variants
+from memcli.search.registry import STRATEGIES
+from memcli.search.space import NO_BLOCKS, Floats, SearchSpace
+from memcli.search.strategy import Strategy
 
 SIZES = (60, 40, 90, 30, 80, 50, 20, 70)  # bytes of what each operator makes
 FLOPS = (5.0, 40.0, 3.0, 30.0, 8.0, 2.0, 25.0, 6.0)
-ENGINES = (
-    "memcli.engines", "memcli.memory.mxnet", "memcli.memory.torch", "memcli.memory.pool",
-    "memcli.memory.fast_pool", "memcli.planners.mxnet", "memcli.planners.torch",
-    "memcli.planners.anneal_mxnet", "memcli.planners.anneal_torch", "mxnet", "torch",
-)  # fmt: skip
+ENGINES = ("memcli.engines", "mxnet", "torch")
 
 
 def chain(sizes: Sequence[int] = SIZES) -> TrainingGraph:

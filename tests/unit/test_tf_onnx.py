@@ -11,10 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from memcli.errors import BadInput
-from memcli.formats.onnx_file import OnnxFile, parse_onnx
-from memcli.formats.onnx_losses import losses
-from memcli.formats.onnx_scopes import scopes_of
-from memcli.formats.onnx_training import as_training
+from memcli.formats.onnx.export_defects import losses
+from memcli.formats.onnx.file import OnnxFile, parse_onnx
+from memcli.formats.onnx.scopes import scopes_of
+from memcli.formats.onnx.training import as_training
 from memcli.request import ShapeRequest
 
 CHANNELS, SIZE = 6, 5
@@ -97,8 +97,8 @@ def kinds(file: OnnxFile) -> list[str]:
 def outputs(file: OnnxFile) -> np.ndarray:
     """Of the graph in PyTorch, on fixed numbers."""
     torch = pytest.importorskip("torch")
-    from memcli.convert.onnx_graph import convert
-    from memcli.formats.onnx_roles import tensor_roles
+    from memcli.engines.torch.convert.onnx_graph import convert
+    from memcli.formats.onnx.roles import tensor_roles
 
     roles = {name: leaf.role for name, leaf in tensor_roles(file).items()}
     shapes = {"x": [4, 3, SIZE, SIZE]}
@@ -145,7 +145,7 @@ def test_folded_normalizations_come_back_where_they_were(tmp_path: Path) -> None
 
 def test_dropout_of_tensorflow_comes_back_or_is_refused(tmp_path: Path) -> None:
     
-    from memcli.workflow.onnx_planning import read_for_training
+    from memcli.engines.torch.planning import read_for_training
 
     net = Net()
     x = net.convolution("x", "model/conv", 3)

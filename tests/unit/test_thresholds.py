@@ -11,7 +11,7 @@ from itertools import groupby, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memcli.planners.thresholds import (
+from memcli.search.thresholds import (
     ClassicPass,
     ClassicRow,
     classic_pass,

@@ -11,15 +11,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from memcli.engines.torch.memory.backwards_bound import backwards_bound, limited_bound  # noqa: E402
+from memcli.engines.torch.memory.bound import least_of_all, torch_bound  # noqa: E402
+from memcli.engines.torch.memory.model import TorchModel  # noqa: E402
+from memcli.engines.torch.memory.moments import columns, moments_of  # noqa: E402
+from memcli.engines.torch.memory.plan_model import TorchPlanModel  # noqa: E402
+from memcli.engines.torch.search_space import TorchSpace  # noqa: E402
 from memcli.engines.torch.trace import trace  # noqa: E402
-from memcli.memory.torch_backwards import backwards_bound, limited_bound  # noqa: E402
-from memcli.memory.torch_bound import least_of_all, torch_bound  # noqa: E402
-from memcli.memory.torch_model import TorchModel  # noqa: E402
-from memcli.memory.torch_moments import columns, moments_of  # noqa: E402
-from memcli.memory.torch_plan_model import TorchPlanModel  # noqa: E402
-from memcli.planners.base import Search, Settings  # noqa: E402
-from memcli.planners.registry import STRATEGIES  # noqa: E402
-from memcli.planners.torch_space import TorchSpace  # noqa: E402
+from memcli.search.base import Search, Settings  # noqa: E402
+from memcli.search.registry import STRATEGIES  # noqa: E402
 from tests.unit import torch_nets as nets  # noqa: E402
 
 torch.set_num_threads(1)
@@ -92,7 +92,7 @@ def test_some_tensors_alone_are_a_bound_too(
 ) -> None:
     """As in large graphs, where small tensors are left out."""
     for part in (0.3, 0.1):
-        monkeypatch.setattr("memcli.memory.torch_backwards._PARTS", (part,))
+        monkeypatch.setattr("memcli.engines.torch.memory.backwards_bound._PARTS", (part,))
         for number, model in enumerate(models[:80]):
             least = least_of(model)
             assert searched(model, 1 << 40)[1] <= least, number
@@ -103,7 +103,7 @@ def test_a_search_that_does_not_end_is_a_bound_too(
 ) -> None:
     for states in (2, 10, 40):
         for room in ("_STATES", "_FEW_STATES"):
-            monkeypatch.setattr(f"memcli.memory.torch_backwards.{room}", states)
+            monkeypatch.setattr(f"memcli.engines.torch.memory.backwards_bound.{room}", states)
         for number, model in enumerate(models[:80]):
             limit = float(model.trace.flops.sum()) * (0.5 if number % 2 else math.inf)
             least = least_of(model, limit)

@@ -9,9 +9,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from memcli.engines.torch.memory.breakdown import torch_live_at_peak  # noqa: E402
+from memcli.engines.torch.memory.model import AUXILIARY, TorchModel  # noqa: E402
 from memcli.engines.torch.trace import trace  # noqa: E402
-from memcli.memory.torch_breakdown import torch_live_at_peak  # noqa: E402
-from memcli.memory.torch_model import AUXILIARY, TorchModel  # noqa: E402
 from tests.unit.torch_nets import NETS, Builder  # noqa: E402
 
 

@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from memcli.engines.torch.executor import PlannedModule  # noqa: E402
+from memcli.engines.torch.memory.cuda_allocator import CachingAllocator  # noqa: E402
+from memcli.engines.torch.memory.model import TorchModel  # noqa: E402
+from memcli.engines.torch.memory.trace import Trace  # noqa: E402
 from memcli.engines.torch.trace import trace  # noqa: E402
 from memcli.engines.torch.tracking import estimate_step, measure_step  # noqa: E402
-from memcli.memory.cuda_allocator import CachingAllocator  # noqa: E402
-from memcli.memory.torch_model import TorchModel  # noqa: E402
-from memcli.memory.torch_trace import Trace  # noqa: E402
 from tests.unit import torch_nets as nets  # noqa: E402
 
 torch.set_num_threads(1)

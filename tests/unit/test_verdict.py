@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from memcli.engines.timed_steps import LEAST, steps_to_time
 from memcli.reports.verify_report import verify_json
-from memcli.workflow.verified import Compared, Run, StageMeasured, Verified
+from memcli.results.verified import Compared, Run, StageMeasured, Verified
 
 MIB = 1 << 20
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memcli.engines.mxnet_shim import import_mxnet
+from memcli.engines.mxnet.shim import import_mxnet
 from networks.sizes import IMAGENET_SIDE
 
 mx = import_mxnet()

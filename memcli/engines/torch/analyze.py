@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memcli.convert.calls import REFUSALS, said
-from memcli.engines.child import Progress
+from memcli.engines.processes.parent_side import Progress
+from memcli.engines.processes.worker import worker_main
 from memcli.engines.torch.build import (
     converted,
     described,
@@ -20,8 +20,8 @@ from memcli.engines.torch.build import (
     outputs_of,
     tensors_of,
 )
+from memcli.engines.torch.convert.calls import REFUSALS, said
 from memcli.engines.torch.trace import trace
-from memcli.engines.worker import worker_main
 from memcli.errors import BadInput
 
 

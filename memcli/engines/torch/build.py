@@ -12,13 +12,13 @@ import onnx
 import torch
 from torch import Tensor
 
-from memcli.convert.mxnet_graph import ConvertedSymbol, convert_analyzed
-from memcli.convert.mxnet_step_values import step_values
-from memcli.convert.onnx_graph import Converted, convert
+from memcli.engines.torch.convert.mxnet_graph import ConvertedSymbol, convert_analyzed
+from memcli.engines.torch.convert.mxnet_step_values import step_values
+from memcli.engines.torch.convert.onnx_graph import Converted, convert
 from memcli.engines.torch.inputs import input_values
 from memcli.engines.torch.loss import training_loss
 from memcli.engines.torch.tracking import total
-from memcli.rewrites.prepare import prepare
+from memcli.formats.symbol.prepare import prepare
 
 
 def converted(job: dict[str, Any], *, fake: bool) -> Converted:

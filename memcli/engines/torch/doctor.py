@@ -7,8 +7,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from memcli.engines.child import Progress
-from memcli.engines.worker import worker_main
+from memcli.engines.processes.parent_side import Progress
+from memcli.engines.processes.worker import worker_main
 
 
 def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, Any]:

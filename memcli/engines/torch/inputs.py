@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from memcli.convert.onnx_graph import FreeInput
+from memcli.engines.torch.convert.onnx_graph import FreeInput
 
 # Indices are drawn below this: small enough for any table, class or position.
 _INDICES = 2

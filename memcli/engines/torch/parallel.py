@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from memcli.engines.child import PeerLost
+from memcli.engines.processes.parent_side import PeerLost
 from memcli.engines.torch.executor import PlannedModule
 from memcli.errors import EngineFailed
 

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memcli.engines.child import Progress
+from memcli.engines.processes.parent_side import Progress
+from memcli.engines.processes.worker import worker_main
 from memcli.engines.timed_steps import steps_to_time
 from memcli.engines.torch.build import converted, loss_for, values_for
 from memcli.engines.torch.executor import PlannedModule
 from memcli.engines.torch.geometry import tensors_in
 from memcli.engines.torch.parallel import Parallel, joined
 from memcli.engines.torch.tracking import measure_step, measure_step_cuda, training_step
-from memcli.engines.worker import worker_main
 from memcli.errors import EngineFailed
 
 

@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memcli.engines.child import Progress
 from memcli.engines.kind_timer import KindTimer, SkippedKind, timed_runs, timing_order
 from memcli.engines.live_memory import available_bytes
 from memcli.engines.operator_times import NAMES
+from memcli.engines.processes.parent_side import Progress
+from memcli.engines.processes.worker import worker_main
 from memcli.engines.torch.build import converted, described
 from memcli.engines.torch.kinds import StepKind, kinds_of_steps, values_like
 from memcli.engines.torch.recompute import capturing
 from memcli.engines.torch.step import device_of
-from memcli.engines.worker import worker_main
 
 _BURST_SECONDS = 200e-6  # short functions are run several times between two looks at the clock
 _MOST_BURST = 64

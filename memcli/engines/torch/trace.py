@@ -22,6 +22,8 @@ from memcli.engines.torch.geometry import (
     tensors_in,
     view_of,
 )
+from memcli.engines.torch.memory import trace as events
+from memcli.engines.torch.memory.trace import Trace
 from memcli.engines.torch.program import Program, Step
 from memcli.engines.torch.recompute import capturing
 from memcli.engines.torch.requests import Storage
@@ -29,8 +31,6 @@ from memcli.engines.torch.run import Packed, Run
 from memcli.engines.torch.tape import Tape
 from memcli.engines.torch.tracking import _watcher, fake_copy, total, training_step
 from memcli.engines.torch.work import Work
-from memcli.memory import torch_trace as events
-from memcli.memory.torch_trace import Trace
 
 
 def trace(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from memcli.errors import BadInput
-from memcli.formats.onnx_plan_record import OnnxPlan
+from memcli.formats.onnx.record import OnnxPlan
 from memcli.units import format_size
 
 _MARKS = {"kept": "kept", "again": "recomputed once", "each": "recomputed at each need"}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from memcli.formats.onnx_signature import KIND_KEY
+from memcli.formats.onnx.signature import KIND_KEY
 
 Shape = tuple[int, ...]
 OPSET = 18

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from memcli import __version__
 from memcli.errors import BadInput, MemcliError
 from memcli.formats.caffe import layers as _layers
 from memcli.formats.caffe.building import OPSET, Builder, Shape, Tensor
@@ -22,7 +21,8 @@ from memcli.formats.caffe.registry import (
     Unsupported,
 )
 from memcli.formats.caffe.sources import FreeBlob, is_label, is_source
-from memcli.formats.wording import first_of, shown
+from memcli.quoting import first_of, shown
+from memcli.version import __version__
 
 assert _layers  # registers the translations
 _IR_VERSION = 10

@@ -18,11 +18,11 @@ from memcli.formats.caffe.convert import converted, definition_sha256
 from memcli.formats.caffe.net import Net, training_net
 from memcli.formats.caffe.sources import FreeBlob, free_blobs
 from memcli.formats.caffe.text import parse_net
-from memcli.formats.onnx_file import OnnxFile, from_model
-from memcli.formats.onnx_plan_record import OnnxPlan
-from memcli.formats.onnx_shapes import BoundShapes, ShapesAsked, bind_shapes
+from memcli.formats.onnx.file import OnnxFile, from_model
+from memcli.formats.onnx.record import OnnxPlan
+from memcli.formats.onnx.shapes import BoundShapes, ShapesAsked, bind_shapes
 from memcli.formats.output import write_output
-from memcli.formats.wording import STANDARD, shown_path
+from memcli.quoting import STANDARD, shown_path
 
 PROTOTXT_ENDINGS = (".prototxt", ".pbtxt", ".txt")
 ONNX_ENDING = ".onnx"

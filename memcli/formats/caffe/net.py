@@ -9,7 +9,7 @@ from memcli.errors import BadInput
 from memcli.formats.caffe.schema import message_class
 from memcli.formats.caffe.text import NetText
 from memcli.formats.caffe.v1 import upgraded
-from memcli.formats.wording import shown
+from memcli.quoting import shown
 
 # A blob at the place where it is written: (position of the layer, position among its tops).
 Source = tuple[int, int]

@@ -10,7 +10,7 @@ from typing import Any
 from memcli.errors import BadInput
 from memcli.formats.caffe.building import Builder, Shape, Tensor
 from memcli.formats.caffe.net import Layer, Net
-from memcli.formats.wording import shown
+from memcli.quoting import shown
 
 
 class Unsupported(Exception):

@@ -11,7 +11,7 @@ from google.protobuf import text_format
 
 from memcli.errors import BadInput
 from memcli.formats.caffe.schema import message_class
-from memcli.formats.wording import shown
+from memcli.quoting import shown
 
 _TOKEN = re.compile(
     r"""(?P<blank>[\s\ufeff]+|\#[^\n]*)|(?P<string>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')"""

@@ -1,5 +1,0 @@
-"""Converting ONNX graphs to ``torch.fx`` modules, one function call per node."""
-
-from memcli.convert.onnx_graph import Converted, FreeInput, convert
-
-__all__ = ["Converted", "FreeInput", "convert"]

@@ -1,0 +1,370 @@
+"""The pool once more, for searches that evaluate thousands of plans a second.
+
+Same figures as :mod:`memcli.engines.mxnet.memory.pool` (a test compares them), on graphs that are
+arranged for it (:mod:`memcli.engines.mxnet.memory.pool_layout`): :func:`trace` puts a plan's copies
+into the order of execution, :func:`fill` walks it and allocates.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from memcli.compiled import compiled, lower_bound
+from memcli.engines.mxnet.memory.pool import BAD
+from memcli.graph.execution_order import mapped
+from memcli.marks import AGAIN, KEPT
+
+# A pool that no evaluation stops at.
+ANY = np.iinfo(np.int64).max
+# Reserved blocks of a plan that reserves none.
+NOTHING = np.zeros(0, np.int64)
+
+
+@compiled
+def trace(lay, s, mark):
+    """Order of execution and who reads what under a plan, into the scratch arrays.
+
+    Returns ``(steps, flops, work)``: the number of steps, and what runs again in FLOPs and at the
+    layout's cost.
+    """
+    # local names: reading a field of a tuple of arrays again and again is slow
+    flops = lay.flops
+    least_counts = lay.least_counts
+    owner = lay.owner
+    read_entry = lay.read_entry
+    read_node = lay.read_node
+    read_ptr = lay.read_ptr
+    tour_holder = lay.tour_holder
+    tour_node = lay.tour_node
+    visit_node = lay.visit_node
+    visit_ptr = lay.visit_ptr
+    work = lay.work
+    counts = s.counts
+    cursor = s.cursor
+    order = s.order
+    seen = s.seen
+    source = s.source
+    source_ptr = s.source_ptr
+    stack = s.stack
+    n, m, n_forward = lay.n, lay.m, lay.n_forward
+    s.epoch[0] += 1
+    epoch = s.epoch[0]
+    count = lay.prefix.shape[0]
+    edges = source_ptr[count]
+    again = 0.0
+    again_flops = 0.0
+    for e in range(m):
+        counts[e] = least_counts[e]
+        counts[m + e] = 0
+    for k in range(tour_node.shape[0]):
+        node = tour_node[k]
+        holder = tour_holder[k]
+        if holder < 0:
+            order[count] = node
+            source_ptr[count] = edges
+            count += 1
+            own = owner[node]
+            turns = own >= 0 and mark[own] != KEPT
+            for i in range(read_ptr[node], read_ptr[node + 1]):
+                e = read_entry[i]
+                if turns:
+                    of = read_node[i]
+                    if of < n_forward and (mark[of] == AGAIN or (of == own)):
+                        e += m
+                counts[e] += 1
+                source[edges] = e
+                edges += 1
+            continue
+        turns = holder < n and mark[holder] != KEPT
+        if turns and (mark[node] == AGAIN or holder == node):
+            node += n
+        if seen[node] >= epoch:
+            continue
+        # a copy, with what it waits for before it
+        top = 0
+        stack[0] = node
+        seen[node] = epoch
+        cursor[0] = visit_ptr[node - n if node >= n else node]
+        while top >= 0:
+            node = stack[top]
+            base = node - n if node >= n else node
+            at = cursor[top]
+            if at < visit_ptr[base + 1]:
+                nxt = visit_node[at]
+                cursor[top] = at + 1
+                if node >= n and mark[nxt] == AGAIN:
+                    nxt += n
+                if seen[nxt] < epoch:
+                    seen[nxt] = epoch
+                    top += 1
+                    stack[top] = nxt
+                    cursor[top] = visit_ptr[nxt - n if nxt >= n else nxt]
+                continue
+            order[count] = node
+            source_ptr[count] = edges
+            count += 1
+            top -= 1
+            if node >= n:
+                again += work[base]
+                again_flops += flops[base]
+            for i in range(read_ptr[base], read_ptr[base + 1]):
+                e = read_entry[i]
+                if node >= n and mark[read_node[i]] == AGAIN:
+                    e += m
+                counts[e] += 1
+                source[edges] = e
+                edges += 1
+    source_ptr[count] = edges
+    return count, again_flops, again
+
+
+@compiled
+def _release(block, size, before, behind, class_size, class_head, class_tail, n_classes):
+    """Put a block among the free ones, behind those of its size; how many sizes there are then.
+
+    :func:`fill` has the same lines where it lets go of what was read: with a call there a whole
+    evaluation takes twice the time.
+    """
+    at = lower_bound(class_size, size, n_classes)
+    if at == n_classes or class_size[at] != size:
+        for t in range(n_classes, at, -1):
+            class_size[t] = class_size[t - 1]
+            class_head[t] = class_head[t - 1]
+            class_tail[t] = class_tail[t - 1]
+        n_classes += 1
+        class_size[at] = size
+        class_head[at] = block
+        before[block] = -1
+    else:
+        last = class_tail[at]
+        behind[last] = block
+        before[block] = last
+    behind[block] = -1
+    class_tail[at] = block
+    return n_classes
+
+
+@compiled
+def fill(lay, s, mark, steps, match_range, ceiling, levels, reserved):
+    """The pool over the traced order.
+
+    ``reserved``: elements of blocks that are there, and free, from the layout's ``reserve_at`` on;
+    0 for none (:mod:`memcli.engines.mxnet.rewrites.reserved_blocks`).
+
+    As soon as the pool is above ``ceiling``, bytes, the rest is left undone: what is returned are
+    then lower bounds. ``levels``: whether the last of the results is wanted; 0 else.
+
+    Returns ``(total, pool, live peak, least)`` in bytes: MXNet's own figure, which counts every
+    element as 4 bytes; the same blocks with true element sizes; the most that is alive at once;
+    what any pool needs that gives each tensor a block of its own: as many blocks of each size and
+    more as tensors of that size and more are alive at once, small sizes left out.
+    """
+    # local names: reading a field of a tuple of arrays again and again is slow
+    ignores_all = lay.ignores_all
+    out_entry = lay.out_entry
+    out_plain = lay.out_plain
+    out_ptr = lay.out_ptr
+    owner = lay.owner
+    pair_identity = lay.pair_identity
+    pair_in = lay.pair_in
+    pair_node = lay.pair_node
+    pair_out = lay.pair_out
+    pair_ptr = lay.pair_ptr
+    pair_slot = lay.pair_slot
+    reserve_at = lay.reserve_at
+    reserve_copied = lay.reserve_copied
+    reserve_extra = lay.reserve_extra
+    reserve_item = lay.reserve_item
+    sizes = lay.size
+    true = lay.true
+    before = s.before
+    behind = s.behind
+    block_live = s.block_live
+    block_true = s.block_true
+    block_refs = s.block_refs
+    block_size = s.block_size
+    class_head = s.class_head
+    class_size = s.class_size
+    class_tail = s.class_tail
+    counts = s.counts
+    level = lay.level
+    level_step = lay.level_step
+    block_level = s.block_level
+    level_now = s.level_now
+    level_most = s.level_most
+    level_now[:] = 0
+    level_most[:] = 0
+    order = s.order
+    source = s.source
+    source_ptr = s.source_ptr
+    storage = s.storage
+    taken = s.taken
+    n, m = lay.n, lay.m
+    for e in range(2 * m):
+        storage[e] = BAD
+    n_blocks = 0
+    n_classes = 0
+    live = 0
+    peak = 0
+    total = 0
+    pool = 0
+    for k in range(steps):
+        if k == reserve_at:
+            n_reserved = 0
+            taken_by_copy = -1
+            for q in range(reserved.shape[0]):
+                size = reserved[q] * 4
+                if size == 0:
+                    continue
+                n_reserved += 1
+                # the copy of the argument takes one that fits, or a smaller one that grows
+                low, high = reserve_copied // match_range, reserve_copied * match_range
+                if not low <= size <= high:
+                    continue
+                best = reserved[taken_by_copy] * 4 if taken_by_copy >= 0 else 0
+                if size >= reserve_copied:
+                    better = best < reserve_copied or size < best
+                else:
+                    better = best < size
+                if better:
+                    taken_by_copy = q
+            for q in range(reserved.shape[0]):
+                size = reserved[q] * 4
+                if size == 0:
+                    continue
+                whole = reserved[q] * reserve_item
+                if q == taken_by_copy:
+                    total += max(size, reserve_copied)
+                    pool += max(whole, reserve_copied)
+                    continue
+                block = n_blocks
+                n_blocks += 1
+                block_size[block] = size
+                block_true[block] = whole
+                block_live[block] = 0
+                total += size
+                pool += whole
+                n_classes = _release(
+                    block, size, before, behind, class_size, class_head, class_tail, n_classes
+                )
+            if n_reserved:
+                besides = reserve_extra + (reserve_copied if taken_by_copy < 0 else 0)
+                total += besides
+                pool += besides
+        node = order[k]
+        copy = node >= n
+        base = node - n if copy else node
+        shift = m if copy else 0
+        if pair_ptr[base + 1] > pair_ptr[base]:
+            for p in range(pair_ptr[base], pair_ptr[base + 1]):
+                taken[pair_slot[p]] = 0
+            for p in range(pair_ptr[base], pair_ptr[base + 1]):
+                out = pair_out[p] + shift
+                entry = pair_in[p]
+                if mapped(pair_node[p], node, mark, owner, n) >= n:
+                    entry += m
+                block = storage[entry]
+                if block < 0 or taken[pair_slot[p]] or storage[out] != BAD:
+                    continue
+                if counts[out] == 0:
+                    continue
+                if pair_identity[p] or (block_refs[block] == 1 and not ignores_all[base]):
+                    taken[pair_slot[p]] = 1
+                    storage[out] = block
+                    block_refs[block] += counts[out]
+        for j in range(out_ptr[base], out_ptr[base + 1]):
+            entry = out_entry[j]
+            if storage[entry + shift] != BAD:
+                continue
+            size = sizes[entry]
+            block = -1
+            if match_range > 0 and n_classes > 0:
+                mid = lower_bound(class_size, size, n_classes)
+                chosen = -1
+                if mid < n_classes and class_size[mid] <= size * match_range:
+                    chosen = mid
+                    block = class_head[mid]
+                    class_head[mid] = behind[block]
+                    if behind[block] >= 0:
+                        before[behind[block]] = -1
+                elif mid > 0 and class_size[mid - 1] >= size // match_range:
+                    chosen = mid - 1
+                    block = class_tail[chosen]
+                    class_tail[chosen] = before[block]
+                    if before[block] >= 0:
+                        behind[before[block]] = -1
+                    else:
+                        class_head[chosen] = -1
+                if chosen >= 0:
+                    if class_head[chosen] < 0:
+                        n_classes -= 1
+                        for t in range(chosen, n_classes):
+                            class_size[t] = class_size[t + 1]
+                            class_head[t] = class_head[t + 1]
+                            class_tail[t] = class_tail[t + 1]
+                    if size > block_size[block]:
+                        total += size - block_size[block]
+                        block_size[block] = size
+            if block < 0:
+                block = n_blocks
+                n_blocks += 1
+                block_size[block] = size
+                block_true[block] = 0
+                total += size
+            whole = (true[entry] + 3) // 4 * 4
+            if whole > block_true[block]:
+                pool += whole - block_true[block]
+                block_true[block] = whole
+            block_refs[block] = counts[entry + shift]
+            block_live[block] = true[entry]
+            live += true[entry]
+            storage[entry + shift] = block
+            if levels:
+                block_level[block] = level[entry]
+                for t in range(level[entry]):
+                    level_now[t] += 1
+                    level_most[t] = max(level_most[t], level_now[t])
+        if live > peak:
+            peak = live
+        if pool > ceiling:
+            break
+        n_sources = source_ptr[k + 1] - source_ptr[k]
+        n_out = out_ptr[base + 1] - out_ptr[base]
+        for i in range(n_sources + n_out):
+            if i < n_sources:
+                block = storage[source[source_ptr[k] + i]]
+                if block < 0:
+                    continue
+                block_refs[block] -= 1
+                if block_refs[block] != 0:
+                    continue
+            else:
+                block = storage[out_plain[out_ptr[base] + i - n_sources] + shift]
+                if block < 0 or block_refs[block] != 0:
+                    continue
+            live -= block_live[block]
+            block_live[block] = 0
+            if levels:
+                for t in range(block_level[block]):
+                    level_now[t] -= 1
+            size = block_size[block]
+            at = lower_bound(class_size, size, n_classes)
+            if at == n_classes or class_size[at] != size:
+                for t in range(n_classes, at, -1):
+                    class_size[t] = class_size[t - 1]
+                    class_head[t] = class_head[t - 1]
+                    class_tail[t] = class_tail[t - 1]
+                n_classes += 1
+                class_size[at] = size
+                class_head[at] = block
+                before[block] = -1
+            else:
+                last = class_tail[at]
+                behind[last] = block
+                before[block] = last
+            behind[block] = -1
+            class_tail[at] = block
+    least = 0
+    for t in range(level_step.shape[0]):
+        least += level_most[t] * level_step[t]
+    return total, pool, peak, least

@@ -1,0 +1,519 @@
+"""From a file to a planned graph: read, analyze, search, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from memcli.engines.mxnet.bit_check import may_change_layouts, problem_on_onednn
+from memcli.engines.mxnet.forms import (
+    Variant,
+    marked_positions,
+    with_barriers,
+)
+from memcli.engines.mxnet.inference import inference
+from memcli.engines.mxnet.memory.bounds import BUDGET_SECONDS, plan_bound, recompute_bound
+from memcli.engines.mxnet.memory.in_place_sums import plan_keeps_sums
+from memcli.engines.mxnet.memory.model import MXNetModel
+from memcli.engines.mxnet.memory.pool import BARRIER
+from memcli.engines.mxnet.memory.stages import stages
+from memcli.engines.mxnet.plain_kernels import on_plain_kernels
+from memcli.engines.mxnet.record import Analysis, analyze
+from memcli.engines.mxnet.reserving import allow_reservation, with_reserved_blocks
+from memcli.engines.mxnet.rewrites.reserved_blocks import waiting_arguments
+from memcli.engines.mxnet.step_size import batch_of
+from memcli.engines.mxnet.time_shares import UNLIMITED, TimeShares
+from memcli.engines.mxnet.variables import onednn_off
+from memcli.errors import BadInput
+from memcli.formats.detect import Model, read_source
+from memcli.formats.newest import remember_plan
+from memcli.formats.output import write_output
+from memcli.formats.symbol.edits import INSERTED_KEY
+from memcli.formats.symbol.file import SymbolFile
+from memcli.formats.symbol.record import PlanRecord
+from memcli.graph.cost import DEFAULT_MATCH_RANGE, Cost, Found
+from memcli.graph.training import Plan, TrainingGraph
+from memcli.quoting import first_of, shown, shown_path
+from memcli.request import Progress, ShapeRequest
+from memcli.results.planned import (
+    Inference,
+    Planned,
+    assumed_notes,
+    recorded_memory,
+    recorded_recomputation,
+)
+from memcli.search import none
+from memcli.search.base import Settings
+from memcli.search.over_forms import search_variants
+from memcli.search.registry import AS_PUBLISHED
+from memcli.time_limit import finished_by, seconds_left
+from memcli.units import parse_size
+
+
+def read_symbol(model: Model) -> SymbolFile:
+    """A symbol file, told by its content.
+
+    Raises:
+        BadInput: unreadable, or not a symbol (an ONNX file is named as such).
+    """
+    source = read_source(model)
+    if source.format != SymbolFile.format:
+        raise BadInput(
+            f"{shown_path(source.path)}: is {source.kind.noun}, and an MXNet symbol is asked for "
+            "here",
+            "export the network as an MXNet symbol JSON",
+        )
+    return SymbolFile.from_bytes(source.data, source.path, source.sha256)
+
+
+# How files of all versions spell the attribute that names the device group of a node.
+_GROUP_KEYS = ("__ctx_group__", "ctx_group")
+
+
+def group_notes(source: SymbolFile) -> list[str]:
+    """That a graph divided into device groups is planned for one device, in words."""
+    groups = {node.attrs[key] for node in source.nodes for key in _GROUP_KEYS if key in node.attrs}
+    if len(groups) < 2:
+        return []
+    return [
+        f"the graph names {len(groups)} device groups (ctx_group: "
+        f"{first_of(map(shown, sorted(groups)))}): it is planned for one device, as MXNet trains "
+        "it without group2ctx. With group2ctx every device has a pool of its own, which is not "
+        "modelled: the figures do not hold there"
+    ]
+
+
+def unplanned(source: SymbolFile, notes: list[str]) -> SymbolFile:
+    """The graph to plan: without an earlier plan of memcli's; marks by others are reported."""
+    notes += group_notes(source)
+    if source.plan() is not None:
+        notes.append("the file carries a plan already; the graph is planned anew without it")
+        source = source.stripped()
+    foreign = len(source.marked())
+    if foreign:
+        notes.append(
+            f"the file marks {foreign} nodes for recomputation; the plan takes their place"
+        )
+    return source
+
+
+def shape_notes(analysis: Analysis) -> list[str]:
+    """What was assumed or put on, in words."""
+    notes = assumed_notes(analysis.assumed, analysis.inputs)
+    if analysis.loss_heads:
+        what = "output" if analysis.loss_heads == 1 else f"{analysis.loss_heads} outputs"
+        notes.append(
+            f"the graph has no loss: planned under MakeLoss(sum(output)) on its {what}; "
+            "the written file has none of it"
+        )
+    return notes
+
+
+def kernels_of(plan: Plan, analysis: Analysis) -> str:
+    """What runs a plan: ``plain``, MXNet's own kernels, or ``any``, oneDNN's or cuDNN's alone."""
+    return "plain" if analysis.model.on_plain_kernels(plan.recompute) else "any"
+
+
+def environment_of(
+    plan: Plan, analysis: Analysis, environment: str, kernels: str
+) -> dict[str, str]:
+    """Variables that training must run with to get a plan's memory and its bits.
+
+    Args:
+        plan: the plan.
+        analysis: of the graph that it is for.
+        environment: whether variables may be named, ``best``, or not, ``default``.
+        kernels: see :func:`kernels_of`. oneDNN, MXNet's default on CPUs, keeps layouts and
+            buffers of its own beside the pool: a plan for plain kernels switches it off where the
+            graph has operators that it would run. A plan that recomputes nothing names no variable
+            for it.
+    """
+    needed = dict(analysis.environment)
+    if plan.match_range != DEFAULT_MATCH_RANGE:
+        needed["NNVM_EXEC_MATCH_RANGE"] = str(plan.match_range)
+    if environment == "best" and kernels == "plain" and plan.recompute.any():
+        needed |= onednn_off({kind.op for kind in analysis.graph.kinds})
+    return needed
+
+
+def original_of(given: SymbolFile) -> tuple[str, str]:
+    """Name and SHA-256 of the file without any plan."""
+    earlier = given.plan()
+    if earlier is not None:
+        return earlier.original_name, earlier.original_sha256
+    return given.name, given.sha256
+
+
+def as_planned(
+    form: Variant, lower_bound: int, environment: str, **known: Any
+) -> Planned:
+    """A plan with its stages, and what is MXNet's alone.
+
+    Args:
+        form: of the network, that the plan is for.
+        lower_bound: of every plan's pool, bytes.
+        environment: ``best`` or ``default``, see ``Settings``.
+        known: the other fields of ``Planned``.
+    """
+    plan: Plan = known["plan"]
+    saved: MXNetModel = known["analysis"].model
+    listed, timeline, _ = stages(form.analysis.model, plan)
+    unplanned_run = saved.timeline(saved.none())
+    kernels = kernels_of(plan, form.analysis)
+    return Planned(
+        form=form,
+        pooled=True,
+        lower_bound=lower_bound,
+        baseline_allocated=int(unplanned_run.touched_bytes[-1]),
+        allocated=int(timeline.touched_bytes[-1]),
+        stages=listed,
+        kernels=kernels,
+        environment=environment_of(plan, form.analysis, environment, kernels),
+        rewrites=form.rewrites,
+        barriers=int(np.count_nonzero(plan.recompute == BARRIER)),
+        **known,
+    )
+
+
+def analyze_first(
+    source: SymbolFile,
+    request: ShapeRequest,
+    budget: str | None,
+    settings: Settings,
+    on_progress: Progress | None,
+) -> tuple[Analysis | None, TimeShares]:
+    """The analysis of the symbol itself, where it decides whether there is more to do: it may fit
+    the budget, or the time may be over. And how the time is to be shared.
+
+    Raises:
+        BadInput: MXNet refuses the graph or its shapes.
+        EngineFailed: MXNet is missing or crashed.
+    """
+    if settings.deadline is None and not is_whole_budget(budget):
+        return None, UNLIMITED
+    began = time.monotonic()
+    saved = analyze(source.raw, request, on_progress=on_progress)
+    took = time.monotonic() - began
+    return saved, TimeShares(settings.deadline, settings.time_limit or 0.0, took)
+
+
+def is_whole_budget(budget: str | None) -> bool:
+    """Whether a budget may be no less than what the unplanned graph takes."""
+    if budget is None:
+        return False
+    return not budget.strip().endswith("%") or parse_size(budget, whole=100) >= 100
+
+
+def fits_unplanned(saved: Analysis, budget: str | None, settings: Settings) -> bool:
+    """Whether the unplanned graph fits the budget, so that there is nothing to search for.
+
+    Not where the user asks for nodes to be recomputed in any case.
+    """
+    if budget is None or settings.recompute:
+        return False
+    pool = saved.model.evaluate(saved.model.none()).pool_bytes
+    return pool <= parse_size(budget, whole=pool)
+
+
+def proven_bound(
+    graphs: Sequence[Variant], variant: Variant, cost: Cost, ends: float | None
+) -> int:
+    """What no plan of any of the forms gets under, bytes; 0 where no time is left to prove it."""
+    pairs = searched_graphs(graphs, variant)
+    return finished_by(ends, lambda: min(plan_bound(g, m, cost) for g, m in pairs), 0)
+
+
+def proven_recomputation(
+    graphs: Sequence[Variant], variant: Variant, budget: int, ends: float | None
+) -> float:
+    """FLOPs that every plan within the budget runs again at least."""
+    seconds = min(BUDGET_SECONDS, max(0.0, seconds_left(ends)))
+    # solved two at a time: seconds each on large graphs
+    with ThreadPoolExecutor(2) as pool:
+        bounds = [
+            pool.submit(recompute_bound, g, m, budget, time_limit=seconds)
+            for g, m in searched_graphs(graphs, variant)
+        ]
+        return min(bound.result() for bound in bounds)
+
+
+def search_forms(
+    graphs: Sequence[Variant],
+    strategy: str,
+    settings: Settings,
+    shares: TimeShares = UNLIMITED,
+) -> tuple[Variant, Found, int]:
+    """The best plan of some forms of a network, and the form that it is for.
+
+    That may be one of them with more put into it: identities behind convolutions, and the blocks
+    that the plan reserves.
+
+    Returns:
+        The form, the plan, and the number of plans evaluated.
+
+    Raises:
+        EngineFailed: MXNet is missing or crashed.
+    """
+    published = strategy in AS_PUBLISHED
+    if published and settings.rewrite and settings.kernels == "plain":
+        return search_published(graphs[0], strategy, settings)
+    rewrite = settings.rewrite and not published
+    reserving = rewrite and strategy != none.NAME and shares.for_reserving()
+    if reserving:
+        for graph in graphs:
+            for analysis in filter(None, (graph.analysis, graph.without_variables)):
+                allow_reservation(analysis)
+    ends = shares.search_ends(reserving=reserving)
+    if ends is not None:
+        settings = dataclasses.replace(settings, deadline=ends)
+    found, chosen, evaluated = search_variants(
+        [v.analysis.search_space() for v in graphs], strategy, settings
+    )
+    variant, found = without_needless_variables(graphs[chosen], found, settings.budget)
+    if settings.rewrite and not published:
+        variant, found = with_reserved_blocks(variant, found)
+    return variant, found, evaluated
+
+
+# A plan that takes no variable is preferred up to so much more memory.
+_WITHOUT_VARIABLES = 1.001
+
+
+def without_needless_variables(
+    variant: Variant, found: Found, budget: int | None
+) -> tuple[Variant, Found]:
+    """The same plan without a variable that buys next to nothing.
+
+    Args:
+        variant: the form that the plan is for.
+        found: the plan.
+        budget: bytes that the plan is to stay within, if it does.
+    """
+    most = _WITHOUT_VARIABLES * found.cost.pool_bytes
+    if budget is not None and found.cost.pool_bytes <= budget:
+        most = min(most, float(budget))
+    plan = replace(found.plan, match_range=DEFAULT_MATCH_RANGE)
+    choices = [(variant, plan)]
+    if variant.without_variables is not None:
+        bare = Variant(variant.source, variant.without_variables, variant.rewrites)
+        choices = [(bare, plan), (bare, found.plan), *choices]
+    for form, choice in choices:
+        analysis = form.analysis
+        cost = analysis.model.plan_cost(choice)
+        exact = plan_keeps_sums(analysis.graph, analysis.model, choice)
+        if cost.pool_bytes <= most and exact:
+            return form, Found(choice, cost)
+    return variant, found
+
+
+def search_published(
+    variant: Variant, strategy: str, settings: Settings
+) -> tuple[Variant, Found, int]:
+    """A published technique's plan, made for plain kernels by identities behind convolutions.
+
+    It is searched for as it was published, for cuDNN. Where identities cannot do it, the search
+    leaves out what plain kernels refuse.
+    """
+    model = variant.analysis.model
+    space = [variant.analysis.search_space()]
+    model.portable = False
+    found, _, evaluated = search_variants(space, strategy, settings)
+    made, plain = on_plain_kernels(variant, found)
+    if kernels_of(plain.plan, made.analysis) == "plain":
+        return made, plain, evaluated
+    model.portable = True
+    found, _, more = search_variants(space, strategy, settings)
+    return variant, found, evaluated + more
+
+
+def exact_on_onednn(
+    graphs: Sequence[Variant],
+    variant: Variant,
+    found: Found,
+    strategy: str,
+    settings: Settings,
+    notes: list[str],
+) -> tuple[Variant, Found, int]:
+    """The plan if it keeps every bit on oneDNN's kernels, where it may run on them; else one that
+    does.
+
+    Without the rewrites, and then without recomputation; what was given up is put into ``notes``.
+
+    Returns:
+        The form, the plan, and the number of further plans evaluated.
+    """
+    saved = graphs[0]
+    evaluated = 0
+    for rewrite in (settings.rewrite, False):
+        kernels = kernels_of(found.plan, variant.analysis)
+        if not found.plan.recompute.any() or not may_change_layouts(
+            variant.analysis, settings.environment, kernels
+        ):
+            return variant, found, evaluated
+        problem = onednn_problem(
+            saved.source, saved.analysis, variant, found.plan, settings.on_progress
+        )
+        if not problem:
+            return variant, found, evaluated
+        if strategy in AS_PUBLISHED:
+            notes.append(f"with oneDNN, MXNet's default on CPUs, bits change: {problem}")
+            return variant, found, evaluated
+        if rewrite:
+            notes.append(f"planned without rewrites: with oneDNN, {problem}")
+            bare = dataclasses.replace(settings, rewrite=False)
+            variant, found, evaluated = search_forms(graphs[:1], strategy, bare)
+    notes.append(f"nothing is recomputed: with oneDNN, {problem}; --environment best may do better")
+    model = saved.analysis.model
+    plan = Plan("none", model.none())
+    return saved, Found(plan, model.plan_cost(plan)), evaluated
+
+
+def onednn_problem(
+    source: SymbolFile,
+    analysis: Analysis,
+    variant: Variant,
+    plan: Plan,
+    on_progress: Progress | None,
+) -> str:
+    """What is wrong with a plan on oneDNN's kernels; '' where every bit is equal.
+
+    Args:
+        source: the graph without the plan.
+        analysis: of that graph.
+        variant: the form that the plan is for.
+        plan: the plan.
+        on_progress: told what is being done.
+    """
+    if not plan.recompute.any():
+        return ""
+    planned = source.with_content(json.loads(marked_file(variant, plan)))
+    return problem_on_onednn(
+        source, planned, analysis.request(), batch_of(analysis), on_progress
+    )
+
+
+def searched_graphs(
+    graphs: Sequence[Variant], variant: Variant
+) -> list[tuple[TrainingGraph, MXNetModel]]:
+    """All forms of a network that a plan may be for, to prove bounds on: without what a plan
+    reserves, which is no tensor of theirs."""
+    pairs = [(v.analysis.graph, v.analysis.model) for v in graphs]
+    if all(variant is not graph for graph in graphs):
+        bare = variant.analysis.graph.without_reserved_blocks()
+        pairs.append((bare, MXNetModel(bare, variant.analysis.model.seconds)))
+    return pairs
+
+
+def plan_record(planned: Planned, file: SymbolFile, moved: Mapping[int, int]) -> PlanRecord:
+    """What the written file says of its plan; ``file`` has the plan's barriers already.
+
+    ``moved``: positions in ``file`` of the variant's nodes.
+    """
+    analysis, graph = planned.form.analysis, planned.form.analysis.graph
+    n_file = len(graph.file_names)
+    # the last node of each cut: where a stage ends; what is kept is told by the marks
+    ends = {int(graph.position[max(cut)]) for cut in planned.plan.cuts if cut}
+    behind = {p: q for p, q in moved.items() if file.nodes[q].op != "null"}
+    cuts = []
+    for p in sorted(p for p in ends if 0 <= p < n_file and p in behind):
+        q = behind[p] + 1
+        # a barrier, which is what is kept, belongs to the stage that it ends
+        while q < file.node_count and any(source == behind[p] for source, _ in _read(file, q)):
+            q += 1
+        cuts.append(q - 1)
+    return PlanRecord(
+        strategy=planned.strategy,
+        shapes=analysis.inputs,
+        dtype=analysis.dtype,
+        environment=planned.environment,
+        kernels=planned.kernels,
+        original_name=planned.original[0],
+        original_sha256=planned.original[1],
+        n_nodes=file.node_count,
+        original_marks={p: list(m) for p, m in file.existing_marks().items()},
+        cuts=cuts,
+        memory=recorded_memory(planned.baseline, planned.cost, planned.lower_bound)
+        | (planned.inference.recorded() if planned.inference else {}),
+        recompute=recorded_recomputation(planned.cost),
+        frozen=list(analysis.frozen),
+    )
+
+
+def _read(file: SymbolFile, position: int) -> list[tuple[int, int]]:
+    """What a node reads, where it is one that memcli put in; [] for others."""
+    node = file.nodes[position]
+    return [tuple(i) for i in node.inputs] if INSERTED_KEY in node.attrs else []  # type: ignore[misc]
+
+
+def given_shapes(variant: Variant, file: SymbolFile) -> dict[int, dict[str, str]]:
+    """Shapes of the parameters that MXNet infers none for behind what reserves blocks; files may
+    say of them that they are not known, "(0,)"."""
+    analysis = variant.analysis
+    shapes = {a["name"]: tuple(a["shape"]) for a in analysis.arguments}
+    return {
+        p: {"__shape__": str(shapes[file.nodes[p].name])}
+        for p in waiting_arguments(file.raw)
+        if file.nodes[p].name not in analysis.inputs
+    }
+
+
+def guards(source: SymbolFile, positions: set[int]) -> dict[int, dict[str, str]]:
+    """Attributes that keep a recomputed node exact on every device.
+
+    cuDNN's BatchNorm updates the moving statistics in its forward pass, so that a recomputed one
+    would update them twice; MXNet's own kernel, which ``cudnn_off`` selects, does it in the
+    backward pass, once. On the CPU the attribute is without effect.
+    """
+    nodes = source.nodes
+    return {
+        p: {"cudnn_off": "True"}
+        for p in positions
+        if nodes[p].op == "BatchNorm"
+        and nodes[p].attrs.get("use_global_stats", "False") not in ("True", "1")
+    }
+
+
+def marked_file(
+    variant: Variant,
+    plan: Plan,
+    record_of: Callable[[SymbolFile, Mapping[int, int]], PlanRecord] | None = None,
+) -> bytes:
+    """A plan's graph as the bytes of a file; without ``record_of`` no record travels in it."""
+    file, moved = with_barriers(variant, plan.recompute)
+    positions = {moved[p] for p in marked_positions(variant.analysis, plan.recompute)}
+    record = None if record_of is None else record_of(file, moved)
+    return file.with_marks(
+        positions, record, guards(file, positions), replaced=given_shapes(variant, file)
+    )
+
+
+def planned_file(planned: Planned) -> bytes:
+    """The planned graph as the bytes of a file."""
+    return marked_file(planned.form, planned.plan, partial(plan_record, planned))
+
+
+def _inference(planned: Planned) -> Inference | None:
+    """What the planned graph takes where nothing is trained; None where it has the same nodes."""
+    variant: Variant = planned.form
+    source: Any = planned.source
+    saved: Any = planned.analysis
+    file = variant.source.with_content(json.loads(marked_file(variant, planned.plan)))
+    if file.node_count == source.node_count:
+        return None
+    return inference(source, saved, file, variant.analysis, planned.plan.match_range)
+
+
+def write_plan(planned: Planned, out: str, force: bool) -> None:
+    """Write the planned graph, whole or not at all, and remember it as the newest."""
+    planned.inference = _inference(planned)
+    write_output(out, planned_file(planned), overwrite=force)
+    planned.output = out
+    remember_plan(out)

@@ -1,0 +1,49 @@
+"""``caffe-dense`` and ``caffe-dense-ultra``: what Caffe's DenseBlock layer makes again.
+
+Source: Tongcheng/caffe, ``src/caffe/layers/DenseBlock_layer.cu``. A block owns one buffer of the
+pieces, and for all of its layers together one each of what BatchNorm and ReLU make
+(``postBN_data``, ``postBN_4G``, ...), so that those run again, layer by layer, in the backward
+pass. The first convolution of each layer keeps its result (``postConv_4GVec``) unless
+``BC_ultra_space_efficient`` is set, which runs it again as well: the pieces alone are kept then.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from memcli.search.base import Search
+from memcli.search.cheap import COSTLY
+from memcli.search.published.dense import consider_dropped, dense_blocks
+from memcli.search.strategy import Strategy
+
+NAME = "caffe-dense"
+ULTRA = "caffe-dense-ultra"
+
+
+def run(search: Search, name: str, ultra: bool) -> None:
+    """Consider the plans that keep the pieces, and the first convolutions' results or not."""
+    graph = search.graph
+    blocks = dense_blocks(search, name)
+    dropped: set[int] = set()
+    for layer in blocks.layers:
+        again = (v for v in layer.inside if ultra or graph.op(v) not in COSTLY)
+        dropped.update(set(again) - layer.last(graph))
+    consider_dropped(search, name, dropped, blocks.rebuilt)
+
+
+STRATEGIES = (
+    Strategy(
+        NAME,
+        "Caffe's DenseBlock: all in dense layers but convolutions runs again, and Concats",
+        partial(run, name=NAME, ultra=False),
+        as_published=True,
+        for_any_graph=False,
+    ),
+    Strategy(
+        ULTRA,
+        "Caffe's DenseBlock: and each layer's first convolution; its last result is kept",
+        partial(run, name=ULTRA, ultra=True),
+        as_published=True,
+        for_any_graph=False,
+    ),
+)

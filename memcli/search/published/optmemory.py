@@ -1,0 +1,56 @@
+"""``optmemory-0`` to ``optmemory-4``: what LuaTorch's DenseNet keeps and what it makes again.
+
+Source: liuzhuang13/DenseNet, ``models/init.lua``, ``models/DenseConnectLayer.lua`` and
+``models/README.md``; Pleiss et al., "Memory-Efficient Implementation of DenseNets", arXiv
+1707.06990. Levels 0 to 2 keep every feature map and differ in which gradients share memory, which
+is the engine's own business here; level 3 puts the Concats of a block together anew for the
+backward pass, level 4 runs the BatchNorm and ReLU ahead of each first convolution again as well.
+What these levels take under Torch7's own buffers is :mod:`memcli.frameworks`.
+
+``efficient-densenet`` is the same as level 4: gpleiss/efficient_densenet_pytorch wraps Concat,
+BatchNorm, ReLU and the first convolution in a checkpoint and keeps the convolution's result. (The
+checkpoint runs that convolution again without need; a plan does not.)
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from memcli.search import none
+from memcli.search.base import Search
+from memcli.search.published.dense import consider_dropped, dense_blocks, normalised_heads
+from memcli.search.strategy import Strategy
+
+NAMES = tuple(f"optmemory-{level}" for level in range(5))
+PYTORCH = "efficient-densenet"
+_KEEPING = 2  # the last level that keeps every feature map
+
+
+def run(search: Search, name: str, level: int) -> None:
+    """Consider the plans of one level."""
+    if level <= _KEEPING:
+        none.run(search)
+        return
+    blocks = dense_blocks(search, name)
+    dropped: set[int] = set()
+    if level > _KEEPING + 1:
+        for layer in blocks.layers:
+            dropped |= normalised_heads(search.graph, layer)
+    consider_dropped(search, name, dropped, blocks.rebuilt)
+
+
+def _strategy(name: str, level: int, text: str) -> Strategy:
+    explore = partial(run, name=name, level=level)
+    return Strategy(name, text, explore, as_published=True, for_any_graph=False)
+
+
+STRATEGIES = (
+    _strategy(NAMES[0], 0, "LuaTorch's DenseNet: recompute nothing"),
+    _strategy(
+        NAMES[1], 1, "as optmemory-0 (optnet shares gradients, which the engine does anyway)"
+    ),
+    _strategy(NAMES[2], 2, "as optmemory-0 (so does shareGradInput)"),
+    _strategy(NAMES[3], 3, "LuaTorch's DenseNet: Concats of dense blocks are made again"),
+    _strategy(NAMES[4], 4, "LuaTorch's DenseNet: and the BatchNorm and ReLU behind them"),
+    _strategy(PYTORCH, 4, "PyTorch's efficient DenseNet, the same as optmemory-4"),
+)

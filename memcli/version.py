@@ -1,0 +1,3 @@
+"""The version of memcli, which plans that it writes carry."""
+
+__version__ = "0.1.0"
