@@ -22,12 +22,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from memcli.choices import PLAIN
 from memcli.commands.plan import make_plan
 from memcli.engines.mxnet.verifying import verify
 from memcli.errors import MemcliError
 from memcli.formats.detect import read_source
 from memcli.request import ShapeRequest
-from memcli.results.verified import PLAIN, Verified
+from memcli.results.verified import Verified
 from memcli.search.base import Settings
 from memcli.units import MIB
 

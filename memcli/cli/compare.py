@@ -6,6 +6,7 @@ import json
 
 import click
 
+from memcli.choices import DEFAULT_BUDGETS
 from memcli.cli.options import (
     SECONDS,
     SEED,
@@ -19,19 +20,11 @@ from memcli.cli.options import (
     shape_options,
     training_option,
 )
-from memcli.commands.compare import DEFAULT_BUDGETS, compare
-from memcli.formats.output import check_output, write_output
-from memcli.reports.compare_page import comparison_page
-from memcli.reports.compare_report import compare_json, print_comparison
-from memcli.reports.console import notes_console, output_console, progress_bar
-from memcli.reports.model_facts import ending
-from memcli.reports.plot import draw, plot_kind, require_matplotlib
 from memcli.request import CPU, Devices
-from memcli.search.base import Settings
 from memcli.search.registry import STRATEGIES
 
 
-@click.command("compare", short_help="All strategies and several budgets side by side.")
+@click.command("compare")
 @click.argument("model", type=click.Path())
 @shape_options
 @frozen_option
@@ -94,6 +87,15 @@ def command(
     frontier: no other one is better in both memory and the cost of what is recomputed (--cost).
     The graph is analyzed once; nothing is written but the plot that is asked for.
     """
+    from memcli.commands.compare import compare
+    from memcli.formats.output import check_output, write_output
+    from memcli.reports.compare_page import comparison_page
+    from memcli.reports.compare_report import compare_json, print_comparison
+    from memcli.reports.console import notes_console, output_console, progress_bar
+    from memcli.reports.model_facts import ending
+    from memcli.reports.plot import draw, plot_kind, require_matplotlib
+    from memcli.search.base import Settings
+
     kind = None
     if plot is not None:
         kind = plot_kind(plot)

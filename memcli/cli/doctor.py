@@ -8,18 +8,19 @@ import click
 
 from memcli.cli.json_errors import error_entry
 from memcli.cli.options import json_option
-from memcli.engines.doctor import check_all
-from memcli.reports.console import output_console
-from memcli.reports.doctor_report import doctor_json, engine_works, next_step, print_checks
 
 
-@click.command("doctor", short_help="Say which engines and devices work here.")
+@click.command("doctor")
 @json_option
 def command(as_json: bool) -> int:
     """Say which engines and devices work here, and for each that does not what would mend it.
 
     Exit status: 0 when MXNet or PyTorch trains here, 3 when no engine works.
     """
+    from memcli.engines.doctor import check_all
+    from memcli.reports.console import output_console
+    from memcli.reports.doctor_report import doctor_json, engine_works, next_step, print_checks
+
     checks = check_all()
     status = 0 if engine_works(checks) else 3
     if as_json:

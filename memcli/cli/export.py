@@ -8,17 +8,12 @@ from pathlib import Path
 
 import click
 
+from memcli.choices import TARGETS
 from memcli.cli.options import json_option
-from memcli.commands.export import export
-from memcli.formats.output import check_output, write_output
 from memcli.quoting import STANDARD
-from memcli.reports.console import notes_console, output_console, progress_bar
-from memcli.reports.export_report import export_json, next_step, print_exported
-from memcli.reports.export_script import export_script
-from memcli.results.exported import TARGETS
 
 
-@click.command("export", short_help="A plan as code for PyTorch, TensorFlow or JAX alone.")
+@click.command("export")
 @click.argument("planned", type=click.Path())
 @click.option(
     "--to", "target", type=click.Choice(TARGETS), required=True,
@@ -34,6 +29,12 @@ def command(planned: str, target: str, out: str | None, force: bool, as_json: bo
     them, recompute(model); its head gives the memory and the recomputation of just that, which is
     coarser than the plan. Without -o it goes to standard output.
     """
+    from memcli.commands.export import export
+    from memcli.formats.output import check_output, write_output
+    from memcli.reports.console import notes_console, output_console, progress_bar
+    from memcli.reports.export_report import export_json, next_step, print_exported
+    from memcli.reports.export_script import export_script
+
     check_output(planned, out, force)
     with progress_bar("exporting") as report:
         exported = export(planned, target, on_progress=report)

@@ -7,6 +7,7 @@ import shlex
 
 import click
 
+from memcli.choices import OPTIMIZERS
 from memcli.cli.options import (
     PERCENT,
     SECONDS,
@@ -23,19 +24,13 @@ from memcli.cli.options import (
     training_option,
     written_to,
 )
-from memcli.commands.fit import fit
-from memcli.engines.fit_search import OPTIMIZERS
 from memcli.errors import BadInput
 from memcli.quoting import STANDARD
-from memcli.reports.console import notes_console, output_console, progress_bar
-from memcli.reports.fit_report import fit_json, print_fitted
-from memcli.reports.model_facts import ending
-from memcli.search.base import Settings
 from memcli.search.registry import STRATEGIES
 from memcli.units import format_size, parse_size, parse_size_or_zero
 
 
-@click.command("fit", short_help="Find the largest batch that trains in a given memory.")
+@click.command("fit")
 @click.argument("model", type=click.Path())
 @click.option("--memory", required=True, metavar="SIZE", help="What there is, as 16GiB or 800MB.")
 @click.option(
@@ -110,6 +105,12 @@ def command(
     the feature maps. The batch is the inputs' leading dimension. ONNX and Caffe are planned for
     PyTorch on CUDA, or with --cpu on the CPU; no card is needed for that.
     """
+    from memcli.commands.fit import fit
+    from memcli.reports.console import notes_console, output_console, progress_bar
+    from memcli.reports.fit_report import fit_json, print_fitted
+    from memcli.reports.model_facts import ending
+    from memcli.search.base import Settings
+
     refuse_json_beside(out, as_json)
     size = parse_size(memory)
     kept = None if reserve is None else parse_size_or_zero(reserve)

@@ -6,6 +6,7 @@ import json
 
 import click
 
+from memcli.choices import ALL, MEMORY_MODELS
 from memcli.cli.json_errors import error_entry
 from memcli.cli.options import (
     frozen_option,
@@ -15,17 +16,11 @@ from memcli.cli.options import (
     shape_options,
 )
 from memcli.cli.verify import newest_or_error
-from memcli.commands.inspect import inspect
 from memcli.errors import BadInput, EngineFailed
-from memcli.frameworks.figures import ALL, ModelRequest
-from memcli.frameworks.models import MODELS
-from memcli.reports.console import notes_console, output_console, progress_bar
-from memcli.reports.inspect_json import inspect_json
-from memcli.reports.inspect_report import next_step, print_inspected
 from memcli.units import parse_size_or_zero
 
 
-@click.command("inspect", short_help="Show what a graph holds and where its memory goes.")
+@click.command("inspect")
 @click.argument("model", required=False, type=click.Path())
 @shape_options
 @frozen_option
@@ -40,9 +35,9 @@ from memcli.units import parse_size_or_zero
 )  # fmt: skip
 @click.option("--nodes", is_flag=True, help="List every operator node with its output and mark.")
 @click.option(
-    "--memory-model", "models", type=click.Choice([ALL, *MODELS]), multiple=True,
+    "--memory-model", "models", type=click.Choice([ALL, *MEMORY_MODELS]), multiple=True,
     help="Show what the network, without any plan, takes under another framework's buffers: "
-    + "; ".join(f"{name}: {model.description}" for name, model in MODELS.items())
+    + "; ".join(f"{name}: {text}" for name, text in MEMORY_MODELS.items())
     + f"; {ALL}. Repeatable.",
 )  # fmt: skip
 @click.option(
@@ -74,6 +69,12 @@ def command(
     An ONNX file that cannot be planned is shown as far as it can be read, and why it cannot goes
     to standard error; the exit status is 0, and 3 where PyTorch is what is missing.
     """
+    from memcli.commands.inspect import inspect
+    from memcli.frameworks.figures import ModelRequest
+    from memcli.reports.console import notes_console, output_console, progress_bar
+    from memcli.reports.inspect_json import inspect_json
+    from memcli.reports.inspect_report import next_step, print_inspected
+
     if overhead is not None and not models:
         raise BadInput("--overhead goes with --memory-model")
     asked = ModelRequest(models, 0 if overhead is None else parse_size_or_zero(overhead))

@@ -28,16 +28,17 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_FOLDER = "No usable temporary directory"  # all that tempfile would take are full
 _LAST_WITH_OBJECT = 3  # the highest exit status that --json has an object for
 _OBJECTS = 100_000  # new ones between two collections of the youngest garbage
+# Each is a module of this folder, which is loaded when the command is asked for.
 COMMANDS = {
-    "plan": "memcli.cli.plan",
-    "inspect": "memcli.cli.inspect",
-    "verify": "memcli.cli.verify",
-    "compare": "memcli.cli.compare",
-    "fit": "memcli.cli.fit",
-    "export": "memcli.cli.export",
-    "strip": "memcli.cli.strip",
-    "solve": "memcli.cli.solve",
-    "doctor": "memcli.cli.doctor",
+    "plan": "Search for a plan and write the planned graph.",
+    "inspect": "Show what a graph holds and where its memory goes.",
+    "verify": "Train a step of both graphs for real and compare.",
+    "compare": "All strategies and several budgets side by side.",
+    "fit": "Find the largest batch that trains in a given memory.",
+    "export": "A plan as code for PyTorch, TensorFlow or JAX alone.",
+    "strip": "Take the plan off a file: the graph as it was.",
+    "solve": "Find a recomputation schedule for any graph of costs.",
+    "doctor": "Say which engines and devices work here.",
 }
 
 
@@ -45,12 +46,20 @@ class LazyGroup(click.Group):
     """Imports a command's module when it is asked for, so that ``--help`` is immediate."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, in the order of their use."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command; None where there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(COMMANDS[cmd_name]).command
+        command: click.Command = importlib.import_module(f"memcli.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands without loading one."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(

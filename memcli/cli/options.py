@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from memcli.choices import COSTS
 from memcli.cli.shape_file import read_shape_file
-from memcli.engines.costs import COSTS
 from memcli.engines.user_code import check_files
 from memcli.errors import BadInput
 from memcli.quoting import STANDARD, whole_number

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from memcli.choices import AS_PLANNED
 from memcli.cli.options import (
     PERCENT,
     SECONDS,
@@ -25,24 +26,15 @@ from memcli.cli.options import (
     workers_option,
     written_to,
 )
-from memcli.commands.plan import make_plan
-from memcli.engine import engine_of
 from memcli.errors import BadInput
-from memcli.formats.detect import Model, read_source
-from memcli.formats.output import check_output
 from memcli.quoting import STANDARD
-from memcli.reports.console import notes_console, output_console, progress_bar
-from memcli.reports.model_facts import ending
-from memcli.reports.plan_report import plan_json, print_plan
 from memcli.request import Devices, ShapeRequest
-from memcli.results.verified import AS_PLANNED
-from memcli.search.base import Settings
 from memcli.search.registry import DESCRIPTIONS, STRATEGIES
 
 _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
 
 
-@click.command("plan", short_help="Search for a plan and write the planned graph.")
+@click.command("plan")
 @click.argument("model", type=click.Path())
 @click.option(
     "-o", "--output", "out", metavar="OUT",
@@ -107,6 +99,15 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
     For several workers (--gpu 0,1 or --workers 2) the batch is that of all together, and what is
     planned, shown and held to --budget is each one's.
     """
+    from memcli.commands.plan import make_plan
+    from memcli.engine import engine_of
+    from memcli.formats.detect import Model, read_source
+    from memcli.formats.output import check_output
+    from memcli.reports.console import notes_console, output_console, progress_bar
+    from memcli.reports.model_facts import ending
+    from memcli.reports.plan_report import plan_json, print_plan
+    from memcli.search.base import Settings
+
     refuse_json_beside(out, as_json)
     source: Model = model
     timed = options["cost"] == "measured"

@@ -6,18 +6,14 @@ import json
 
 import click
 
+from memcli.choices import SOLVE_STRATEGIES
 from memcli.cli.options import SECONDS, SEED, json_option, refuse_json_beside, written_to
-from memcli.commands.solve import solve_file, write_solution
 from memcli.quoting import STANDARD
-from memcli.reports.console import output_console, progress_bar
-from memcli.reports.solve_report import print_solved, solve_json
-from memcli.solve.base import Settings
-from memcli.solve.search import STRATEGIES
 
-_STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in STRATEGIES.items())
+_STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in SOLVE_STRATEGIES.items())
 
 
-@click.command("solve", short_help="Find a recomputation schedule for any graph of costs.")
+@click.command("solve")
 @click.argument("graph", type=click.Path())
 @click.option("-o", "--output", "out", metavar="OUT", help="Write the JSON object to OUT.")
 @click.option("--force", is_flag=True, help="Replace OUT where it exists.")
@@ -32,7 +28,7 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in STRATEG
 @click.option("--seed", type=SEED, default=0, show_default=True,
               metavar="N", help="Of the search.")  # fmt: skip
 @click.option(
-    "--strategy", type=click.Choice(list(STRATEGIES)), default="auto", show_default=True,
+    "--strategy", type=click.Choice(list(SOLVE_STRATEGIES)), default="auto", show_default=True,
     help=_STRATEGY_HELP,
 )  # fmt: skip
 @json_option
@@ -53,6 +49,11 @@ def command(
     The schedule lists node ids; a node that is there twice is computed again. Each use reads the
     latest computation before it, which is freed after its last use.
     """
+    from memcli.commands.solve import solve_file, write_solution
+    from memcli.reports.console import output_console, progress_bar
+    from memcli.reports.solve_report import print_solved, solve_json
+    from memcli.solve.base import Settings
+
     refuse_json_beside(out, as_json)
     settings = Settings(time_limit=time_limit, seed=seed, strategy=strategy)
     with progress_bar("solving") as report:

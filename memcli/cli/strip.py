@@ -7,12 +7,10 @@ import json
 import click
 
 from memcli.cli.options import json_option, refuse_json_beside, written_to
-from memcli.commands.strip import strip
 from memcli.quoting import STANDARD
-from memcli.reports.console import notes_console, output_console
 
 
-@click.command("strip", short_help="Take the plan off a file: the graph as it was.")
+@click.command("strip")
 @click.argument("planned", type=click.Path())
 @click.option(
     "-o", "--output", "out", metavar="OUT", required=True, help="Write the graph to OUT."
@@ -27,6 +25,9 @@ def command(planned: str, out: str, force: bool, as_json: bool) -> int:
     reserved blocks and other rewrites. Parameters fit both graphs alike. PLANNED and OUT may be -,
     standard input and output.
     """
+    from memcli.commands.strip import strip
+    from memcli.reports.console import notes_console, output_console
+
     refuse_json_beside(out, as_json)
     stripped = strip(planned, out, force=force)
     notes = notes_console()

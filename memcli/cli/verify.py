@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from memcli.choices import DEFAULT, PLAIN
 from memcli.cli.json_errors import error_entry
 from memcli.cli.options import (
     SEED,
@@ -19,15 +20,13 @@ from memcli.cli.options import (
     shape_options,
     workers_option,
 )
-from memcli.commands.verify import verify
 from memcli.errors import BadInput
-from memcli.formats.detect import Model, model_path, read_source
-from memcli.formats.newest import newest_plan
 from memcli.quoting import STANDARD
-from memcli.reports.console import notes_console, output_console, progress_bar
-from memcli.reports.verify_report import print_verified, verify_json
 from memcli.request import Devices, ShapeRequest
-from memcli.results.verified import DEFAULT, PLAIN, Verified
+
+if TYPE_CHECKING:
+    from memcli.formats.detect import Model
+    from memcli.results.verified import Verified
 
 
 def newest_or_error(command: str) -> str:
@@ -36,6 +35,9 @@ def newest_or_error(command: str) -> str:
     Raises:
         BadInput: there is none.
     """
+    from memcli.formats.newest import newest_plan
+    from memcli.reports.console import notes_console
+
     path = newest_plan()
     if path is None:
         raise BadInput(
@@ -60,6 +62,11 @@ def run_verify(
     kernels: str | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Verify, print the report unless ``as_json``; exit status and the JSON object."""
+    from memcli.commands.verify import verify
+    from memcli.formats.detect import read_source
+    from memcli.reports.console import notes_console, output_console, progress_bar
+    from memcli.reports.verify_report import print_verified, verify_json
+
     if planned != original:  # both from standard input: refused below
         planned = read_source(planned)
     with progress_bar("verifying") as report:
@@ -82,6 +89,8 @@ def run_verify(
 
 def _verdict(planned: Model, verified: Verified) -> str:
     """The last line."""
+    from memcli.formats.detect import model_path, read_source
+
     if not verified.ok:
         return "NOT verified: results differ; do not train with this plan"
     if not verified.memory_ok:
@@ -93,7 +102,7 @@ def _verdict(planned: Model, verified: Verified) -> str:
     return f"verified: same results to the bit, memory as estimated; next: {train}"
 
 
-@click.command("verify", short_help="Train a step of both graphs for real and compare.")
+@click.command("verify")
 @click.argument("planned", required=False, type=click.Path())
 @click.option(
     "--original", metavar="MODEL",

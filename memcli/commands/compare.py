@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
+from memcli.choices import DEFAULT_BUDGETS
 from memcli.commands.about import about
 from memcli.engine import PlanRequest, engine_of
 from memcli.errors import MemcliError
@@ -18,8 +19,6 @@ from memcli.search.base import Settings
 from memcli.search.registry import GENERAL
 from memcli.units import parse_size
 
-# Parts of the baseline's memory, from what costs little to what few graphs reach.
-DEFAULT_BUDGETS = ("80%", "60%", "50%", "40%", "30%", "25%", "20%")
 _BUDGET_STRATEGY = "auto"
 
 

@@ -13,8 +13,6 @@ from memcli.engines.torch.timing import card_to_time
 from memcli.graph.training import TrainingGraph
 from memcli.request import Progress
 
-COSTS = ("roofline", "flops", "measured")
-
 
 class Timed(Protocol):
     """A recorded step whose operators have costs."""

@@ -19,9 +19,6 @@ from memcli.results.planned import Source, Step
 from memcli.search.base import Settings
 from memcli.units import distinct_sizes, format_size
 
-# Copies of the parameters that an optimizer keeps beside parameters and gradients.
-OPTIMIZERS = {"sgd": 0, "momentum": 1, "adam": 2}
-
 # With this part of the pool or more to spare, a plan with less recomputation is searched for.
 _SPARE = 0.02
 

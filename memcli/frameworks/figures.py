@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from memcli.choices import ALL
 from memcli.frameworks.models import MODELS, ModelFigure
-
-ALL = "all"
 
 
 @dataclass(frozen=True)

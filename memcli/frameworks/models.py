@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from memcli.choices import MEMORY_MODELS
 from memcli.frameworks.buffers import COPIES, GRADIENTS, OUTPUTS, Buffer, module_buffers
 from memcli.frameworks.sharing import Storage, by_liveness, by_type, unshared
 from memcli.graph.training import Ints, TrainingGraph
@@ -17,7 +18,6 @@ from memcli.graph.training import Ints, TrainingGraph
 class MemoryModel:
     """Who owns which buffer: as modules have them, or joined and run again, and what is shared."""
 
-    description: str
     share: Callable[[list[Buffer]], tuple[list[Storage], int]]
     joined: bool = False
     rerun: bool = False
@@ -44,16 +44,14 @@ class ModelFigure:
         return self.outputs + self.gradients + self.copies
 
 
-# The levels of -optMemory in liuzhuang13/DenseNet, models/README.md and models/init.lua.
-MODELS = {
-    "torch7-0": MemoryModel("Torch7: every module owns its buffers", lambda b: (unshared(b), 0)),
-    "torch7-1": MemoryModel("with optnet: gradients shared by liveness",
-                            lambda b: (by_liveness(b), 0)),
-    "torch7-2": MemoryModel("with shareGradInput: gradients shared by module type", by_type),
-    "torch7-3": MemoryModel("and Concats of dense blocks in one buffer", by_type, joined=True),
-    "torch7-4": MemoryModel("and their BatchNorms' outputs in one, run again", by_type,
-                            joined=True, rerun=True),
-}  # fmt: skip
+_MODELS = {
+    "torch7-0": MemoryModel(lambda b: (unshared(b), 0)),
+    "torch7-1": MemoryModel(lambda b: (by_liveness(b), 0)),
+    "torch7-2": MemoryModel(by_type),
+    "torch7-3": MemoryModel(by_type, joined=True),
+    "torch7-4": MemoryModel(by_type, joined=True, rerun=True),
+}
+MODELS = {name: _MODELS[name] for name in MEMORY_MODELS}
 
 
 def model_figures(
@@ -75,7 +73,7 @@ def model_figures(
             parts[storage.part] += storage.size
         result.append(
             ModelFigure(
-                name, model.description, parts[OUTPUTS], parts[GRADIENTS], parts[COPIES], moved
+                name, MEMORY_MODELS[name], parts[OUTPUTS], parts[GRADIENTS], parts[COPIES], moved
             )
         )
     return result

@@ -8,14 +8,13 @@ from typing import Any
 
 from rich.console import Console
 
+from memcli.choices import DEFAULT, PLAIN
 from memcli.quoting import first_of
 from memcli.reports.tables import add_folded, facts, mib, new_table, step_time
 from memcli.reports.workers_report import split_json, worker_json, workers_facts, workers_table
 from memcli.results.verified import (
     BASELINE,
-    DEFAULT,
     MOST_OVER,
-    PLAIN,
     PLANNED,
     Compared,
     KernelRun,

@@ -8,8 +8,6 @@ from typing import Any, Protocol
 from memcli.formats.onnx.record import OnnxPlan
 from memcli.results.planned import Source, Step
 
-TARGETS = ("torch", "tensorflow", "jax")
-
 
 class ExportCost(Protocol):
     """What a step takes and recomputes. Bytes, FLOPs, seconds."""

@@ -87,13 +87,6 @@ class KernelRuns:
     left_out: str = ""
 
 
-# Kinds of kernels: MXNet's own, on which plans are made, and with oneDNN, as MXNet starts.
-PLAIN = "plain"
-DEFAULT = "default"
-# Those that a plan is made for, and no others.
-AS_PLANNED = "planned"
-
-
 @dataclass
 class StageMeasured:
     """Estimate and measurement at the end of a stage's forward, and at the most it sees."""
@@ -164,7 +157,6 @@ class Verified:
         from memcli.reports.verify_report import verify_json
 
         return verify_json(self)
-
 
 
 def _first_over(stages: list[StageMeasured], granularity: int) -> list[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from memcli.search import cheap, dp, local, none, sqrt
+from memcli.search import cheap, dp, none, sqrt
 from memcli.search.base import Search
 from memcli.search.initial_plans import consider_initial_plans
 from memcli.search.published import memonger
-from memcli.search.strategy import Strategy
 
 NAME = "auto"
 # Larger graphs get their initial plans by cuts alone, which takes a fraction of the time.
@@ -30,6 +29,3 @@ def explore(search: Search) -> None:
     for strategy in (sqrt, dp, cheap):
         if not search.out_of_time:
             strategy.run(search)
-
-
-STRATEGY = Strategy(NAME, "the best plan of all strategies", explore, refine=local.refine)

@@ -30,7 +30,6 @@ from memcli.marks import AGAIN, KEPT
 from memcli.search.base import Search
 from memcli.search.cutpoints import CutPoint, cut_pass
 from memcli.search.marks import keep_marks
-from memcli.search.strategy import Strategy
 
 NAME = "cheap"
 COSTLY = frozenset(
@@ -131,6 +130,3 @@ def run(search: Search) -> None:
                 if flags.tobytes() not in seen:
                     seen.add(flags.tobytes())
                     search.consider(NAME, flags, cuts)
-
-
-STRATEGY = Strategy(NAME, "run again only what costs next to nothing, no convolutions", run)

@@ -32,7 +32,6 @@ from memcli.marks import AGAIN, KEPT
 from memcli.search.base import Search
 from memcli.search.cutpoints import CutPoint, last_forward_use, pinned_bytes
 from memcli.search.marks import keep_marks
-from memcli.search.strategy import Strategy
 
 NAME = "dp"
 _MOST_SETS = 400  # lower sets of a family
@@ -321,6 +320,3 @@ def run(search: Search) -> None:
                     seen.add(flags.tobytes())
                     found = search.consider(NAME, flags, cuts)
                     found.plan.notes["budget_bytes"] = int(least * factor * _KIB)
-
-
-STRATEGY = Strategy(NAME, "dynamic programming over lower sets (Kusumoto et al.)", run)

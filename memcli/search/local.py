@@ -25,7 +25,6 @@ from memcli.search.initial_plans import consider_initial_plans
 from memcli.search.knapsack import consider_knapsack_plans
 from memcli.search.role_descent import consider_roles
 from memcli.search.space import NO_BLOCKS
-from memcli.search.strategy import Strategy
 
 NAME = "local"
 # Work of a search in nodes of the joint graph evaluated: some seconds on one core. Larger graphs
@@ -365,11 +364,3 @@ def explore(search: Search) -> None:
     consider_initial_plans(search, NAME)
     if not search.tried:  # a graph of one operator has nothing to choose from
         search.consider(NAME, search.space.none(), [])
-
-
-STRATEGY = Strategy(
-    NAME,
-    "local search on the exact pool, from the classic search's best",
-    explore,
-    refine=refine,
-)

@@ -16,7 +16,6 @@ from __future__ import annotations
 from memcli.graph.training import Flags
 from memcli.search import dp, sqrt
 from memcli.search.base import Search
-from memcli.search.strategy import Strategy
 from memcli.time_limit import finished_by
 
 NAME = "milp"
@@ -41,6 +40,3 @@ def run(search: Search) -> None:
         search.consider(NAME, flags, [])
     for found in search.tried:
         found.plan.notes["lower_bound_bytes"] = proven
-
-
-STRATEGY = Strategy(NAME, "mixed-integer program: small graphs to the end, with a proof", run)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from memcli.search.base import Search
-from memcli.search.strategy import Strategy
 
 NAME = "none"
 
@@ -13,6 +12,3 @@ NAME = "none"
 def run(search: Search) -> None:
     """Consider the one plan."""
     search.consider(NAME, np.zeros(search.graph.n_forward, np.uint8), [])
-
-
-STRATEGY = Strategy(NAME, "recompute nothing", run)

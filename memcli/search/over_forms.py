@@ -49,11 +49,9 @@ def search_variants(
     """
     settings = replace(settings, deadline=settings.ends())
     searches, close = _explored(spaces, strategy, settings)
-    refine = STRATEGIES[strategy].refine
-    if refine is not None:
-        for number, search in enumerate(close):
-            _give_time(search, settings.deadline, 1.0, len(close) - number)
-            refine(search, 1.0)
+    for number, search in enumerate(close):
+        _give_time(search, settings.deadline, 1.0, len(close) - number)
+        STRATEGIES[strategy].run_refine(search, 1.0)
     answers = [search.answer() for search in searches]
     best = min(range(len(answers)), key=lambda k: searches[k].key(answers[k].cost))
     chosen = _index(spaces, searches[best])
@@ -91,7 +89,7 @@ def _explored(
         _give_time(search, end, _EXPLORE if refine else 1.0, len(searches) - number)
         # with no time at all there is still a plan, of the graph as saved
         if search is searches[0] or search.seconds_left > 0:
-            chosen.explore(search)
+            chosen.run_explore(search)
     searches = [search for search in searches if search.tried]
     for search in searches:
         search.until = end
@@ -103,7 +101,7 @@ def _explored(
     if len(close) > 1:
         for number, search in enumerate(close):
             _give_time(search, end, _EXPLORE, len(close) - number)
-            refine(search, _BRIEF)
+            chosen.run_refine(search, _BRIEF)
         close = _near(close)
     for search in searches:
         search.until = end

@@ -22,7 +22,6 @@ import math
 from memcli.search.base import Search
 from memcli.search.cutpoints import CutPoint, cut_pass
 from memcli.search.marks import again_between
-from memcli.search.strategy import Strategy
 
 NAME = "sqrt"
 _GRID = 9  # budgets between B / sqrt 2 and B * sqrt 2
@@ -65,8 +64,3 @@ def run(search: Search) -> None:
                 found.plan.notes["budget_bytes"] = budget
     if not search.tried:
         search.consider(NAME, search.space.none(), [])
-
-
-STRATEGY = Strategy(
-    NAME, "stages around the square root of the work, by a budget (Chen et al.)", run
-)

@@ -14,11 +14,6 @@ from memcli.solve.proof import Proof
 from memcli.solve.rounds import Rounds, capacity
 from memcli.solve.simulator import plain_schedule, simulate, working_set_bound
 
-STRATEGIES = {
-    "auto": "greedy, annealing, and a proof where the graph is small enough",
-    "annealing": "greedy and annealing, no proof",
-    "greedy": "relieve the fullest step by the cheapest recomputation until it fits",
-}
 # Stages times values of the program; beyond this HiGHS gets a coarser one.
 _PROGRAM_SIZE = 20_000
 # Up to this many values HiGHS needs less time than a process to start.

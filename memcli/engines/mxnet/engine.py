@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
+from memcli.choices import AS_PLANNED
 from memcli.engine import Answer, Network, PlanRequest
 from memcli.engines import symbol_in_torch
 from memcli.engines.costs import set_costs
@@ -26,7 +27,7 @@ from memcli.quoting import shown_path
 from memcli.request import Devices, Progress, ShapeRequest
 from memcli.results.inspected import Inspected
 from memcli.results.planned import Planned
-from memcli.results.verified import AS_PLANNED, Verified
+from memcli.results.verified import Verified
 from memcli.search import none
 from memcli.search.base import Settings
 from memcli.search.over_forms import search_variants

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from memcli.choices import OPTIMIZERS
 from memcli.engines.costs import Costs
-from memcli.engines.fit_search import OPTIMIZERS, Answer, Candidate, Finished, FitSearch
+from memcli.engines.fit_search import Answer, Candidate, Finished, FitSearch
 from memcli.engines.mxnet.batches import Batches, transferred
 from memcli.engines.mxnet.bit_check import may_change_layouts
 from memcli.engines.mxnet.forms import Edits, Variant, edits_of, exact_parts, with_splits

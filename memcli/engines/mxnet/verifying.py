@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from memcli.choices import AS_PLANNED, DEFAULT, PLAIN
 from memcli.engines.gpus import check_gpu
 from memcli.engines.live_memory import available_bytes
 from memcli.engines.mxnet.memory.stages import stages
@@ -46,11 +47,8 @@ from memcli.graph.training import Flags, Ints, Plan
 from memcli.quoting import shown_path
 from memcli.request import Progress, ShapeRequest
 from memcli.results.verified import (
-    AS_PLANNED,
     BASELINE,
-    DEFAULT,
     MOST_OVER,
-    PLAIN,
     PLANNED,
     KernelRuns,
     Run,

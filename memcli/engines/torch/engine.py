@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from memcli.choices import AS_PLANNED
 from memcli.engine import Answer, Network, PlanRequest
 from memcli.engines.costs import Costs
 from memcli.engines.torch.fitting import TorchFit
@@ -34,7 +35,7 @@ from memcli.quoting import shown_path
 from memcli.request import Devices, Progress, ShapeRequest
 from memcli.results.inspected import Inspected
 from memcli.results.planned import Planned, Split
-from memcli.results.verified import AS_PLANNED, Verified
+from memcli.results.verified import Verified
 from memcli.search.base import Search, Settings
 from memcli.search.registry import STRATEGIES
 from memcli.time_limit import finished_by, search_end

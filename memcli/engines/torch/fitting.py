@@ -6,8 +6,9 @@ import dataclasses
 
 import numpy as np
 
+from memcli.choices import OPTIMIZERS
 from memcli.engines.costs import Costs
-from memcli.engines.fit_search import OPTIMIZERS, Answer, Candidate, Finished, FitSearch
+from memcli.engines.fit_search import Answer, Candidate, Finished, FitSearch
 from memcli.engines.torch.batches import OnnxBatches, transferred
 from memcli.engines.torch.memory import trace as events
 from memcli.engines.torch.memory.bound import torch_bound

@@ -9,12 +9,9 @@ pass. The first convolution of each layer keeps its result (``postConv_4GVec``) 
 
 from __future__ import annotations
 
-from functools import partial
-
 from memcli.search.base import Search
 from memcli.search.cheap import COSTLY
 from memcli.search.published.dense import consider_dropped, dense_blocks
-from memcli.search.strategy import Strategy
 
 NAME = "caffe-dense"
 ULTRA = "caffe-dense-ultra"
@@ -29,21 +26,3 @@ def run(search: Search, name: str, ultra: bool) -> None:
         again = (v for v in layer.inside if ultra or graph.op(v) not in COSTLY)
         dropped.update(set(again) - layer.last(graph))
     consider_dropped(search, name, dropped, blocks.rebuilt)
-
-
-STRATEGIES = (
-    Strategy(
-        NAME,
-        "Caffe's DenseBlock: all in dense layers but convolutions runs again, and Concats",
-        partial(run, name=NAME, ultra=False),
-        as_published=True,
-        for_any_graph=False,
-    ),
-    Strategy(
-        ULTRA,
-        "Caffe's DenseBlock: and each layer's first convolution; its last result is kept",
-        partial(run, name=ULTRA, ultra=True),
-        as_published=True,
-        for_any_graph=False,
-    ),
-)

@@ -7,7 +7,6 @@ import numpy as np
 from memcli.graph.training import Flags
 from memcli.search.base import Search
 from memcli.search.cutpoints import CutPoint, cut_pass, families, recompute_all_but
-from memcli.search.strategy import Strategy
 from memcli.search.thresholds import (
     ClassicPass,
     ClassicRow,
@@ -116,11 +115,3 @@ def run(search: Search) -> None:
         search_marks(search)
     else:
         search_cuts(search)
-
-
-STRATEGY = Strategy(
-    NAME,
-    "the classic search over thresholds, on stage marks or on cuts found",
-    run,
-    as_published=True,
-)

@@ -14,12 +14,9 @@ checkpoint runs that convolution again without need; a plan does not.)
 
 from __future__ import annotations
 
-from functools import partial
-
 from memcli.search import none
 from memcli.search.base import Search
 from memcli.search.published.dense import consider_dropped, dense_blocks, normalised_heads
-from memcli.search.strategy import Strategy
 
 NAMES = tuple(f"optmemory-{level}" for level in range(5))
 PYTORCH = "efficient-densenet"
@@ -37,20 +34,3 @@ def run(search: Search, name: str, level: int) -> None:
         for layer in blocks.layers:
             dropped |= normalised_heads(search.graph, layer)
     consider_dropped(search, name, dropped, blocks.rebuilt)
-
-
-def _strategy(name: str, level: int, text: str) -> Strategy:
-    explore = partial(run, name=name, level=level)
-    return Strategy(name, text, explore, as_published=True, for_any_graph=False)
-
-
-STRATEGIES = (
-    _strategy(NAMES[0], 0, "LuaTorch's DenseNet: recompute nothing"),
-    _strategy(
-        NAMES[1], 1, "as optmemory-0 (optnet shares gradients, which the engine does anyway)"
-    ),
-    _strategy(NAMES[2], 2, "as optmemory-0 (so does shareGradInput)"),
-    _strategy(NAMES[3], 3, "LuaTorch's DenseNet: Concats of dense blocks are made again"),
-    _strategy(NAMES[4], 4, "LuaTorch's DenseNet: and the BatchNorm and ReLU behind them"),
-    _strategy(PYTORCH, 4, "PyTorch's efficient DenseNet, the same as optmemory-4"),
-)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from memcli.search.base import Search
 from memcli.search.published.dense import consider_dropped, dense_blocks
-from memcli.search.strategy import Strategy
 
 NAME = "recompute-grad"
 
@@ -19,12 +18,3 @@ def run(search: Search) -> None:
     layers = dense_blocks(search, NAME).layers
     inside = {v for layer in layers for v in layer.inside}
     consider_dropped(search, NAME, inside.difference(*(x.last(search.graph) for x in layers)))
-
-
-STRATEGY = Strategy(
-    NAME,
-    "TensorFlow's efficient DenseNet: dense layers run again as a whole",
-    run,
-    as_published=True,
-    for_any_graph=False,
-)
