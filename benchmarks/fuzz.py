@@ -165,7 +165,7 @@ def _read_onnx(source: Any) -> None:
     from memcli.engines.torch.planning import draws_undefined
     from memcli.engines.verification import shapes_to_verify
     from memcli.formats.caffe.file import CaffeFile
-    from memcli.formats.model_file import read_model, unplanned_file
+    from memcli.formats.model_file import read_model
     from memcli.formats.onnx.export_defects import losses
     from memcli.formats.onnx.plan import moved_notes, new_plan, planned_bytes, strip_plan
     from memcli.formats.onnx.record import OnnxPlan
@@ -180,7 +180,7 @@ def _read_onnx(source: Any) -> None:
     if carried is not None:
         assert OnnxPlan.from_text(carried.to_text()) == carried
         shapes_to_verify(carried, None)
-        file = unplanned_file(file)
+        file = file.unplanned()
     file.check_operators()
     scopes_of(file), batch_dims(file), file.outputs, file.element_types()
     moved_notes(file, "elsewhere/out.onnx")

@@ -31,6 +31,7 @@ class ModelFormat:
         stripping: ``module:function`` that takes a plan off; see :meth:`strip`.
         next_step: what to do with a verified file of that path, for the last line of a report.
         naming: ``module:function`` that refuses names of planned files; '' where all will do.
+        depends_on_shapes: whether the graph that a file stands for depends on the shapes.
         exports: whether ``memcli export`` takes planned files of it.
         certain: whether recognizing is sure; else other known kinds of file are ruled out first.
     """
@@ -43,6 +44,7 @@ class ModelFormat:
     stripping: str
     next_step: Callable[[str], str] | None = None
     naming: str = ""
+    depends_on_shapes: bool = False
     exports: bool = False
     certain: bool = True
 
@@ -95,6 +97,7 @@ FORMATS: dict[str, ModelFormat] = {
             # Caffe itself knows of no plan
             next_step=lambda path: f"memcli.torch.load({path!r})",
             naming="memcli.formats.caffe.file:check_caffe_output",
+            depends_on_shapes=True,
         ),
         ModelFormat(
             name="onnx",

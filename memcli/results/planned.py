@@ -35,24 +35,11 @@ class Source(Protocol):
         """Nodes of the graph, variables included."""
 
 
-class CostModel(Protocol):
-    """What plans of a training step cost."""
-
-    def none(self) -> Any:
-        """The marks of the plan that recomputes nothing."""
-
-    def evaluate(self, flags: Any) -> Cost:
-        """What a plan takes and recomputes."""
-
-    def set_seconds(self, seconds: Any) -> None:
-        """Sets the cost of every forward node."""
-
-
 class Step(Protocol):
     """A training step of a model, as its engine recorded it. Sizes in bytes."""
 
     graph: TrainingGraph
-    model: Any  # a CostModel
+    model: Any  # what plans of it cost
     inputs: dict[str, list[int]]  # shapes of all that is fed
     assumed: list[str]  # inputs whose shape was guessed
     dtype: str

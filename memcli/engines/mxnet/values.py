@@ -330,11 +330,6 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> N
     return rng.standard_normal(shape, dtype=np.float32) * np.float32(scale)
 
 
-def _he(shape: tuple[int, ...]) -> float:
-    """Standard deviation that keeps the size of activations from layer to layer."""
-    return math.sqrt(2.0 / max(1, math.prod(shape[1:])))
-
-
 def _as(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
     kind = np.dtype(dtype)
     if kind.kind in "iub" and values.dtype.kind == "f":

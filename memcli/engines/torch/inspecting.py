@@ -20,7 +20,6 @@ from memcli.engines.torch.record import TorchAnalysis
 from memcli.engines.torch.tensors import largest_tensors, node_rows, operator_kinds
 from memcli.engines.verification import record_notes, shapes_to_verify
 from memcli.errors import BadInput, MemcliError
-from memcli.formats.caffe.file import CaffeFile
 from memcli.formats.detect import Model
 from memcli.formats.model_file import read_model
 from memcli.formats.onnx.export_defects import losses
@@ -71,7 +70,7 @@ def inspect_onnx(
         BadInput: no such file, an unsound graph, or shapes that the user gave and cannot be.
     """
     file = read_model(model, request or ShapeRequest(), as_planned=True)
-    notes: list[str] = list(file.notes) if isinstance(file, CaffeFile) else []
+    notes: list[str] = list(file.notes)
     try:
         record = file.plan()
     except BadInput as error:

@@ -9,9 +9,8 @@ import numpy as np
 
 from memcli.engines.torch.record import TorchAnalysis, analyze_onnx
 from memcli.errors import REFUSED, BadInput
-from memcli.formats.caffe.file import CaffeFile
 from memcli.formats.detect import Model
-from memcli.formats.model_file import read_model, unplanned_file, write_planned, written_as
+from memcli.formats.model_file import read_model
 from memcli.formats.newest import remember_plan
 from memcli.formats.onnx.export_defects import losses
 from memcli.formats.onnx.file import OnnxFile
@@ -58,7 +57,7 @@ def read_unplanned(
     if carried is not None:
         notes.append("the file carries a plan already; the graph is planned anew without it")
         original = carried.original_name, carried.original_sha256
-        file = unplanned_file(file)
+        file = file.unplanned()
     file.check_operators()
     return file, original
 
@@ -72,12 +71,9 @@ def read_for_training(
         BadInput: unreadable, unsound, or with operators that are not ONNX's own.
     """
     file, original = read_unplanned(model, request, notes)
-    if isinstance(file, CaffeFile):
-        notes += file.notes
-        if training:
-            raise BadInput(
-                "--as-training is for ONNX files: a Caffe net is read in its phase TRAIN"
-            )
+    notes += file.notes
+    if training and file.fixed_mode:
+        raise BadInput(f"--as-training is for ONNX files: {file.fixed_mode}")
     restored: list[str] = []
     if training:
         file, restored = as_training(file)
@@ -192,7 +188,7 @@ def write_onnx_plan(planned: Planned, out: str, force: bool) -> None:
     """Write the planned file, whole or not at all, and remember it as the newest."""
     analysis: Any = planned.analysis
     source: Any = planned.source
-    file = written_as(source, out)
+    file = source.written_as(out)
     plan = new_plan(
         file,
         marks_by_node(source, analysis, planned.plan.recompute),
@@ -211,6 +207,6 @@ def write_onnx_plan(planned: Planned, out: str, force: bool) -> None:
         workers=1 if planned.split is None else planned.split.workers,
         frozen=list(analysis.frozen),
     )
-    planned.notes += write_planned(file, plan, out, overwrite=force)
+    planned.notes += file.write_planned(plan, out, overwrite=force)
     planned.output = out
     remember_plan(out)

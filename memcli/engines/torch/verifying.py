@@ -21,7 +21,7 @@ from memcli.engines.verification import (
 )
 from memcli.errors import BadInput
 from memcli.formats.detect import Model
-from memcli.formats.model_file import read_model, unplanned_file
+from memcli.formats.model_file import read_model
 from memcli.formats.onnx.file import OnnxFile
 from memcli.formats.onnx.record import OnnxPlan
 from memcli.formats.onnx.shapes import bind_shapes
@@ -49,12 +49,12 @@ def original_of(
     if given is not None:
         file = read(given)
         if file.carried_plan() is not None:
-            file = unplanned_file(file)
+            file = file.unplanned()
         return _as_planned(file, plan), file.path
     beside = original_beside(planned.path, plan.original_name, plan.original_sha256, read)
     if beside is not None:
         return _as_planned(beside[0], plan), beside[1]
-    return unplanned_file(planned), PLAN_TAKEN_OFF
+    return planned.unplanned(), PLAN_TAKEN_OFF
 
 
 def _as_planned(file: OnnxFile, plan: OnnxPlan) -> OnnxFile:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +44,9 @@ class CaffeFile(OnnxFile):
     joined: dict[int, str] = field(default_factory=dict)  # layer blocks that are part of others
     definition: str = ""  # hash of what a plan depends on
     record: OnnxPlan | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # type: ignore[misc]
+
+    fixed_mode = "a Caffe net is read in its phase TRAIN"
 
     def carried_plan(self) -> OnnxPlan | None:
         """The plan in the definition's comments."""
@@ -59,9 +60,11 @@ class CaffeFile(OnnxFile):
         """The same without its plan."""
         return dataclasses.replace(self, record=None)
 
-    def as_onnx(self) -> OnnxFile:
-        """The graph as an ONNX file's."""
-        return from_model(self.model, self.path, self.sha256)
+    def written_as(self, out: str) -> OnnxFile:
+        """The graph as an ONNX file's where the name asks for that."""
+        if is_onnx_name(out):
+            return from_model(self.model, self.path, self.sha256)
+        return self
 
     def annotated(self, plan: OnnxPlan) -> bytes:
         """The definition with a plan in comments."""
@@ -70,7 +73,7 @@ class CaffeFile(OnnxFile):
             owners.setdefault(block, []).append(f"{name}:{node.op_type}")
         return with_plan(self.text, plan, self.lines, owners, self.joined).encode()
 
-    def write_plan(self, plan: OnnxPlan, out: str | os.PathLike[str], *, overwrite: bool) -> None:
+    def write_planned(self, plan: OnnxPlan, out: str, *, overwrite: bool) -> list[str]:
         """Writes the definition with a plan in comments, whole or not at all.
 
         Raises:
@@ -79,6 +82,7 @@ class CaffeFile(OnnxFile):
         base = hashlib.sha256(self.text.encode()).hexdigest()
         plan = dataclasses.replace(plan, base_sha256=base)
         write_output(out, self.annotated(plan), overwrite=overwrite)
+        return []
 
 
 def check_caffe_output(out: str) -> None:

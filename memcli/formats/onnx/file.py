@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -53,6 +55,34 @@ class OnnxFile:
     assumed: tuple[str, ...] = ()
 
     format = "onnx"
+    # Told to the user where the model is read.
+    notes: ClassVar[Sequence[str]] = ()
+    # Why it cannot be put into training mode; '' where it can.
+    fixed_mode: ClassVar[str] = ""
+
+    def unplanned(self) -> OnnxFile:
+        """The same without the plan that it carries.
+
+        Raises:
+            BadInput: it carries none, or one that cannot be understood.
+        """
+        from memcli.formats.onnx.plan import strip_plan
+
+        return parse_onnx(strip_plan(self).data, self.path)
+
+    def written_as(self, out: str) -> OnnxFile:
+        """In the format that the name of the output asks for."""
+        return self
+
+    def write_planned(self, plan: OnnxPlan, out: str, *, overwrite: bool) -> list[str]:
+        """Writes the file with its plan, whole or not at all; what the user should know.
+
+        Raises:
+            BadInput: ``out`` cannot be written, or exists and ``overwrite`` is false.
+        """
+        from memcli.formats.onnx.plan import write_plan
+
+        return write_plan(self, plan, out, overwrite=overwrite)
 
     @property
     def name(self) -> str:

@@ -233,8 +233,3 @@ def _distinct_blocks(graph: TrainingGraph, reads: set[int]) -> bool:
             return False
         roots.add(root)
     return True
-
-
-def saved_bytes(graph: TrainingGraph) -> int:
-    """Bytes of all tensors that the backward pass reads from the forward pass."""
-    return int(np.dot(graph.saved_entries().astype(np.int64), graph.entry_bytes))

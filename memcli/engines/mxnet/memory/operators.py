@@ -790,13 +790,3 @@ _WITHOUT_INPLACE = _words(
 REGISTERED_OPERATORS: frozenset[str] = frozenset(
     {*_FIXED, *_DEPENDENT, *_LEGACY_OPERATORS, *_WITHOUT_INPLACE}
 )
-
-
-def is_eliminable(op: str, attrs: Mapping[str, str]) -> bool:
-    """What NodeEqual asks of an operator before it compares two nodes' attributes.
-
-    No FMutateInputs, no FCreateOpState, and either THasDeterministicOutput or requests for
-    kTempSpace alone and no FResourceRequestEx.  No operator's answer depends on its attributes:
-    in particular LeakyReLU's 'rrelu' is merged although it draws.  Unknown operators are not.
-    """
-    return op in REGISTERED_OPERATORS and op not in _NEVER_MERGED
