@@ -160,3 +160,27 @@ def test_a_variable_is_named_only_where_it_buys_memory(memcli: Command, tmp_path
     named = least["best"]["environment"].keys() - {"MXNET_MKLDNN_ENABLED"}
     sizes = {key: plan["memory"]["planned_bytes"] for key, plan in least.items()}
     assert sizes["best"] < sizes["default"] if named else sizes["best"] <= 1.01 * sizes["default"]
+
+
+@needs_mxnet
+def test_marks_of_the_original_are_no_part_of_the_baseline(
+    memcli: Command, tmp_path: Path
+) -> None:
+    """A marked convolution whose copy nobody reads: MXNet's plain kernels refuse to run it."""
+    names = ["data", "conv_weight", "fc_weight", "softmax_label"]
+    nodes = [{"op": "null", "name": name, "inputs": []} for name in names]
+    conv = {"kernel": "(3, 3)", "num_filter": "4", "no_bias": "True", "__force_mirroring__": "True"}
+    fc = {"num_hidden": "3", "no_bias": "True"}
+    nodes += [
+        {"op": "Convolution", "name": "conv", "attrs": conv, "inputs": [[0, 0, 0], [1, 0, 0]]},
+        {"op": "Activation", "name": "relu", "attrs": {"act_type": "relu"}, "inputs": [[4, 0, 0]]},
+        {"op": "FullyConnected", "name": "fc", "attrs": fc, "inputs": [[5, 0, 0], [2, 0, 0]]},
+        {"op": "SoftmaxOutput", "name": "softmax", "inputs": [[6, 0, 0], [3, 0, 0]]},
+    ]
+    net = {"nodes": nodes, "arg_nodes": [0, 1, 2, 3], "heads": [[7, 0, 0]]}
+    (tmp_path / "net.json").write_text(json.dumps(net))
+    done = memcli("plan", "net.json", "--shape", "data=2,3,12,12", "-o", "planned.json")
+    assert done.returncode == 0, done.stderr
+    done = memcli("verify", "planned.json", "--kernels", "plain", "--steps", "0")
+    assert done.returncode == 0, done.stderr
+    assert "net.json (its SHA-256 matches) without its marks" in " ".join(done.stdout.split())

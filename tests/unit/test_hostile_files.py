@@ -166,6 +166,18 @@ def test_a_number_that_mxnet_does_not_check_is_checked(key: str, value: str) -> 
         SymbolFile.from_bytes(json.dumps(raw).encode(), "net.json")
 
 
+def test_a_state_that_is_no_variable_is_refused() -> None:
+    """MXNet writes a BatchNorm's statistics into whatever stands there, and crashes."""
+    names = ["data", "gamma", "beta", "mean"]
+    nodes = [{"op": "null", "name": name, "inputs": []} for name in names]
+    nodes.append({"op": "relu", "name": "act", "inputs": [[0, 0, 0]]})
+    inputs = [[k, 0, 0] for k in range(5)]
+    nodes.append({"op": "BatchNorm", "name": "bn", "inputs": inputs})
+    raw = {"nodes": nodes, "arg_nodes": [0, 1, 2, 3], "heads": [[5, 0, 0]]}
+    with pytest.raises(BadInput, match=r"net\.json: nodes\[5\]\.inputs\[4\]: 'bn' .BatchNorm."):
+        SymbolFile.from_bytes(json.dumps(raw).encode(), "net.json")
+
+
 def test_a_reserved_block_without_a_shape_is_refused() -> None:
     """As fit meets it, which reserves for other batches than the plan's."""
     raw = json.loads(planned_symbol())

@@ -75,13 +75,10 @@ def find_original(
     """
     if given is not None:
         original = read_symbol(given)
-        return original.stripped(), original.path
+        return _unmarked(original.stripped(), original.path)
     if record is None:
         if planned.existing_marks():
-            stripped = SymbolFile.from_bytes(
-                planned.with_marks((), None), planned.path, planned.sha256
-            )
-            return stripped, "the file without its marks"
+            return _unmarked(planned, "the file")
         raise BadInput(
             f"{shown_path(planned.path)}: carries no plan, so there is nothing to compare it with",
             "make one with memcli plan, or name the original with --original",
@@ -89,7 +86,18 @@ def find_original(
     beside = original_beside(
         planned.path, record.original_name, record.original_sha256, read_symbol
     )
-    return beside or (planned.stripped(), PLAN_TAKEN_OFF)
+    return _unmarked(*(beside or (planned.stripped(), PLAN_TAKEN_OFF)))
+
+
+def _unmarked(file: SymbolFile, where: str) -> tuple[SymbolFile, str]:
+    """The graph without marks that something else put there: the baseline recomputes nothing.
+
+    A plan takes their place, and MXNet's plain kernels may refuse to run them.
+    """
+    if not file.existing_marks():
+        return file, where
+    bare = SymbolFile.from_bytes(file.with_marks((), None), file.path, file.sha256)
+    return bare, f"{where} without its marks"
 
 
 def file_flags(analysis: Analysis, source: SymbolFile) -> Flags:

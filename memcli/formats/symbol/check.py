@@ -29,6 +29,19 @@ _ATTR_TYPES = ("int", "str", "size_t", *_ITEM_TYPES)
 _COUNTS = frozenset({"num_group", "num_groups", "num_outputs", "num_args", "heads"})
 _LARGEST_COUNT = 1 << 16
 
+# Inputs that operators write to, which are variables: MXNet reads beyond its arrays where another
+# node stands there (FMutateInputs in src/operator at the 1.9.1 tag).
+_WRITTEN_INPUTS: dict[str, tuple[int, ...]] = {
+    "BatchNorm": (3, 4),
+    "BatchNorm_v1": (3, 4),
+    "CuDNNBatchNorm": (3, 4),
+    "SyncBatchNorm": (3, 4),
+    "_contrib_SyncBatchNorm": (3, 4),
+    "_contrib_BatchNormWithReLU": (3, 4),
+    "_contrib_batch_norm_relu": (3, 4),
+    "IdentityAttachKLSparseReg": (1,),
+}
+
 # Loops within loops; each level is four of JSON, and Python's own JSON writer has a limit.
 _DEEPEST_SUBGRAPH = 20
 
@@ -137,6 +150,13 @@ def _graph(raw: Any, at: str, depth: int) -> tuple[list[SymbolNode], list[Entry]
         for i, (source, output) in enumerate(node.inputs):
             if output and nodes[source].is_variable:
                 raise _no_such_output(f"{at}nodes[{position}].inputs[{i}]", source, output)
+        for i in _WRITTEN_INPUTS.get(node.op, ()):
+            if i < len(node.inputs) and not nodes[node.inputs[i][0]].is_variable:
+                raise BadInput(
+                    f"{at}nodes[{position}].inputs[{i}]: {shown(node.name)} ({node.op}) writes to "
+                    f"it, and it is no variable but node {node.inputs[i][0]}",
+                    "MXNet crashes on such a graph; give the operator a variable for its state",
+                )
     _check_extras(raw, at, nodes)
     order_of = depth_first_order(nodes, heads, control_dependencies(raw))
     if order_of[1] is not None:
