@@ -13,8 +13,9 @@ nox.options.sessions = ["lint", "types", "layers", "docs"]
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff's rules, over all Python files."""
+    """Ruff's rules and its format, over all Python files."""
     session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
 
 
 @nox.session

@@ -60,8 +60,10 @@ def main() -> int:
     parser.add_argument("--only", default="", help="part of a graph's name")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    print(f"{'graph':20} {'budget':>6} {'extra %':>8} {'wanted':>8} {'bound %':>8} "
-          f"{'proven':>6} {'found':>7} {'within':>7} {'seconds':>8}")  # fmt: skip
+    print(
+        f"{'graph':20} {'budget':>6} {'extra %':>8} {'wanted':>8} {'bound %':>8} "
+        f"{'proven':>6} {'found':>7} {'within':>7} {'seconds':>8}"
+    )
     missed = 0
     for name, budget, wanted, exact in TARGETS:
         if options.only not in name:
@@ -76,15 +78,21 @@ def main() -> int:
             solved = solve_file(str(folder / f"{name}.json"), settings, budget=f"{budget}%")
         except AnswerIsNo as error:
             good = wanted is None and "proven" in error.message
-            print(f"{name:20} {budget:5.0f}% {'none':>8} {goal:>8} {'-':>8} "
-                  f"{str('proven' in error.message).lower():>6}", flush=True)  # fmt: skip
+            print(
+                f"{name:20} {budget:5.0f}% {'none':>8} {goal:>8} {'-':>8} "
+                f"{str('proven' in error.message).lower():>6}",
+                flush=True,
+            )
         else:
             good = wanted is not None and solved.overhead_percent <= wanted + _TOLERANCE
             good &= exact is None or solved.found_after <= exact / 10
-            print(f"{name:20} {budget:5.0f}% {solved.overhead_percent:8.4f} {goal:>8} "
-                  f"{solved.lower_bound_percent:8.4f} {str(solved.proven).lower():>6} "
-                  f"{solved.found_after:7.2f} {within:>7} {solved.seconds:8.1f}"
-                  f"{'' if good else '  MISSED'}", flush=True)  # fmt: skip
+            print(
+                f"{name:20} {budget:5.0f}% {solved.overhead_percent:8.4f} {goal:>8} "
+                f"{solved.lower_bound_percent:8.4f} {str(solved.proven).lower():>6} "
+                f"{solved.found_after:7.2f} {within:>7} {solved.seconds:8.1f}"
+                f"{'' if good else '  MISSED'}",
+                flush=True,
+            )
         missed += not good
     print(f"{missed} targets missed")
     return int(missed > 0)

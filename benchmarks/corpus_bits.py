@@ -80,8 +80,10 @@ def command(arguments: Sequence[str], seconds: float) -> tuple[int, dict[str, An
     try:
         done = subprocess.run(
             [sys.executable, "-m", "memcli", *arguments, "--json"],
-            capture_output=True, text=True, timeout=seconds,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+        )
     except subprocess.TimeoutExpired:
         return 3, {}, f"took more than {seconds:.0f} s"
     said = [line for line in done.stderr.splitlines() if line.startswith("memcli:")]
@@ -114,8 +116,11 @@ def check(
         "memory": plan["memory"]["planned_bytes"] / max(1, plan["memory"]["baseline_bytes"]),
         "recompute": plan["recompute"]["fraction"],
         "over": max(
-            (found[side]["measured_bytes"] / max(1, found[side]["estimated_bytes"]) - 1
-             for side in ("baseline", "planned")), key=abs,
+            (
+                found[side]["measured_bytes"] / max(1, found[side]["estimated_bytes"]) - 1
+                for side in ("baseline", "planned")
+            ),
+            key=abs,
         ),
         "megabytes": found["planned"]["measured_bytes"] >> 20,
         "rewrites": plan["rewrites"],

@@ -123,12 +123,16 @@ def summary(rows: list[dict[str, Any]], plot: str | None) -> None:
         if some:
             part = np.median([r["auto_mb"] / r["unplanned_mb"] for r in some])
             again = np.median([r["auto_recompute"] for r in some])
-            print(f"{text}: {len(some)} graphs, median memory {part:.1%} of unplanned, median "
-                  f"recomputation {again:.0%} of a forward pass")  # fmt: skip
+            print(
+                f"{text}: {len(some)} graphs, median memory {part:.1%} of unplanned, median "
+                f"recomputation {again:.0%} of a forward pass"
+            )
             near = [r["bound_mb"] / r["pool_mb"] for r in some if r["pool_mb"]]
-            print(f"{text}: no plan takes less than {np.median(near):.0%} of it (median); "
-                  f"proven best: {sum(n >= 1 for n in near)}, contradicted by a plan: "
-                  f"{sum(n > 1 for n in near)}")  # fmt: skip
+            print(
+                f"{text}: no plan takes less than {np.median(near):.0%} of it (median); "
+                f"proven best: {sum(n >= 1 for n in near)}, contradicted by a plan: "
+                f"{sum(n > 1 for n in near)}"
+            )
     marked = [r for r in good if "classic_mb" in r]
     worse = [r["path"] for r in marked if r["auto_mb"] > r["classic_mb"] + 1e-6]
     print(f"with stage marks: {len(marked)}; worse than the classic search: {worse or 'none'}")
@@ -138,7 +142,7 @@ def summary(rows: list[dict[str, Any]], plot: str | None) -> None:
         for what in ("analysis_seconds", "search_seconds"):
             seconds = np.log10([max(1e-3, r[what]) for r in timed])
             slope, offset = np.polyfit(nodes, seconds, 1)
-            print(f"{what}: about {10 ** offset:.3g} x nodes^{slope:.2f} over {len(timed)} graphs")
+            print(f"{what}: about {10**offset:.3g} x nodes^{slope:.2f} over {len(timed)} graphs")
     if plot and timed:
         draw(timed, plot)
 

@@ -65,8 +65,21 @@ def plans(path: str, options: argparse.Namespace, batch: int | None, folder: str
     files, found = [path], []
     for cost in options.costs.split(","):
         out = str(Path(folder) / f"{cost}.json")
-        command = [sys.executable, "-m", "memcli", "plan", path, "--budget", options.budget,
-                   "--cost", cost, "-o", out, "--force", "--json"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "memcli",
+            "plan",
+            path,
+            "--budget",
+            options.budget,
+            "--cost",
+            cost,
+            "-o",
+            out,
+            "--force",
+            "--json",
+        ]
         command += ["--batch", str(batch)] if batch else []
         command += ["--time-limit", str(options.time_limit)] if options.time_limit else []
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -85,8 +98,11 @@ def report(path: str, options: argparse.Namespace, batch: int | None) -> None:
         environment["OMP_NUM_THREADS"] = str(options.threads)
         done = subprocess.run(
             [sys.executable, __file__, "--measure", json.dumps(job)],
-            env=environment, stdout=subprocess.PIPE, text=True, check=True,
-        )  # fmt: skip
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
     rounds = json.loads(done.stdout.splitlines()[-1])
     print(f"{Path(path).name}, batch {batch or 'of the file'}, {options.budget}")
     for number, plan in enumerate(made["plans"], 1):

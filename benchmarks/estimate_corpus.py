@@ -90,9 +90,11 @@ def check(path: Path, shapes: dict[str, list[int]], options: argparse.Namespace)
             cost = model.evaluate(flags)
             with tempfile.TemporaryDirectory() as folder:
                 result, _ = ask_mxnet(
-                    source.raw, request, Path(folder),
+                    source.raw,
+                    request,
+                    Path(folder),
                     marked=marked_positions(analysis, flags),
-                )  # fmt: skip
+                )
             row["compared"].append((name, cost.total_mb, result["total_mb"]))
     except MemcliError as error:
         row["error"] = f"{type(error).__name__}: {error.message}"
@@ -150,8 +152,11 @@ def main() -> None:
             f"evaluating a plan, as a part of one bind: median {np.median(parts):.3f}, "
             f"largest {max(parts):.3f}"
         )
-    ratios = [r["planned_mb"] / max(1, r["compared"][0][1]) for r in bound
-              if "planned_mb" in r and r["operators"] > 100]  # fmt: skip
+    ratios = [
+        r["planned_mb"] / max(1, r["compared"][0][1])
+        for r in bound
+        if "planned_mb" in r and r["operators"] > 100
+    ]
     if ratios:
         print(f"median planned / unplanned, graphs of over 100 operators: {np.median(ratios):.2f}")
     sys.exit(1 if exact[False] else 0)

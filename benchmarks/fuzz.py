@@ -187,9 +187,12 @@ def _read_onnx(source: Any) -> None:
     tensor_roles(file), losses(file), as_training(file), draws_undefined(file.working)
     shapes = bind_shapes(file, ShapeRequest()).shapes
     plan = new_plan(
-        file, dict.fromkeys(file.node_names, "again"), strategy="auto", shapes=shapes,
+        file,
+        dict.fromkeys(file.node_names, "again"),
+        strategy="auto",
+        shapes=shapes,
         dtype="float32",
-    )  # fmt: skip
+    )
     if isinstance(file, CaffeFile):
         file.annotated(plan)
         return
@@ -359,15 +362,18 @@ _COMMANDS: dict[str, list[list[str]]] = {
     ],
     "planned symbol": [["verify"], ["strip", "-o", "OUT"], ["inspect"]],
     "planned onnx": [
-        ["verify"], ["strip", "-o", "OUT"], ["inspect"],
-        ["export", "--to", "torch", "-o", "OUT.py"], ["export", "--to", "jax", "-o", "OUT.py"],
+        ["verify"],
+        ["strip", "-o", "OUT"],
+        ["inspect"],
+        ["export", "--to", "torch", "-o", "OUT.py"],
+        ["export", "--to", "jax", "-o", "OUT.py"],
     ],
     "planned caffe": [["verify"], ["strip", "-o", "OUT"], ["inspect"]],
     "costs": [
         ["solve", "--time-limit", "1", "-o", "OUT"],
         ["solve", "--time-limit", "1", "--budget", "70%", "-o", "OUT"],
     ],
-}  # fmt: skip
+}
 _COMMANDS["onnx"] = _COMMANDS["symbol"]
 _COMMANDS["caffe"] = [c for c in _COMMANDS["symbol"] if c[0] != "fit"]
 
@@ -420,18 +426,26 @@ class Commands:
             options = [self._named(word, out) for word in command[1:]]
             arguments = [command[0], base.name, *options, *["--json"] * as_json]
             environment = {
-                **os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(Path(own, "tmp")),
-                "XDG_STATE_HOME": str(Path(own, "state")), "OMP_NUM_THREADS": "1", "COLUMNS": "80",
-            }  # fmt: skip
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "TMPDIR": str(Path(own, "tmp")),
+                "XDG_STATE_HOME": str(Path(own, "state")),
+                "OMP_NUM_THREADS": "1",
+                "COLUMNS": "80",
+            }
             with (
                 open(Path(own, "stdout"), "wb") as stdout,
                 open(Path(own, "stderr"), "wb") as errors,
             ):
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "memcli", *arguments], cwd=Path(own, "in"),
-                    env=environment, stdin=subprocess.DEVNULL, stdout=stdout, stderr=errors,
+                    [sys.executable, "-m", "memcli", *arguments],
+                    cwd=Path(own, "in"),
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout,
+                    stderr=errors,
                     start_new_session=True,
-                )  # fmt: skip
+                )
                 end = threading.Timer(300, os.killpg, (process.pid, signal.SIGKILL))
                 end.start()
                 _, status, usage = os.wait4(process.pid, 0)
@@ -542,10 +556,14 @@ def run_round(job: dict[str, Any]) -> None:
 
     @seeded(job["seed"])
     @settings(
-        max_examples=50 * job["count"], database=None, deadline=None, phases=phases,
-        suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
+        max_examples=50 * job["count"],
+        database=None,
+        deadline=None,
+        phases=phases,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
         verbosity=Verbosity.quiet,
-    )  # fmt: skip
+    )
     @given(mutations(bases, level != "engines"), st.integers(0, 1 << 20))
     def one(mutated: tuple[Base, bytes], number: int) -> None:
         done = sum(outcomes.values()) - outcomes["", "unread"] >= job["count"]
@@ -622,10 +640,13 @@ def fuzz(
     in_vain = 0  # rounds without an input, one after the other
     while result.inputs < count and time.time() < ends and in_vain < 3:
         job = {
-            "level": level, "seed": 100_000 * seed + result.rounds, "only": only,
-            "count": min(LEVELS[level], count - result.inputs), "ends": min(ends, 1e12),
+            "level": level,
+            "seed": 100_000 * seed + result.rounds,
+            "only": only,
+            "count": min(LEVELS[level], count - result.inputs),
+            "ends": min(ends, 1e12),
             "known": [finding.key for finding in result.findings],
-        }  # fmt: skip
+        }
         before = result.inputs
         for finding in _round(job, result):
             finding.seed = f"{seed}.{result.rounds}"
@@ -645,9 +666,11 @@ def _round(job: dict[str, Any], result: Result) -> Iterator[Finding]:
         with tempfile.TemporaryFile() as errors:
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
             process = subprocess.Popen(
-                [sys.executable, __file__, "--round", told], stdout=subprocess.PIPE, stderr=errors,
+                [sys.executable, __file__, "--round", told],
+                stdout=subprocess.PIPE,
+                stderr=errors,
                 env=environment,
-            )  # fmt: skip
+            )
             assert process.stdout is not None
             done = False
             for line in process.stdout:
@@ -720,15 +743,20 @@ def print_table(level: str, result: Result) -> None:
     names = sorted({base for base, _ in result.outcomes if base})
     for name in [*names, "all"]:
         row = [
-            sum(n for (base, what), n in result.outcomes.items()
-                if what == outcome and base and name in (base, "all"))
+            sum(
+                n
+                for (base, what), n in result.outcomes.items()
+                if what == outcome and base and name in (base, "all")
+            )
             for outcome in outcomes
-        ]  # fmt: skip
+        ]
         print(f"{name:<24}{sum(row):>8}" + "".join(f"{n:>10}" for n in row))
     whose = "added by an input" if level == "readers" else "of a process"
-    print(f"{level}: {result.inputs} inputs in {result.rounds} rounds, "
-          f"{len(result.findings)} findings; at most {result.seconds:.1f} s of a processor, and "
-          f"{result.most_bytes >> 20} MiB {whose}")  # fmt: skip
+    print(
+        f"{level}: {result.inputs} inputs in {result.rounds} rounds, "
+        f"{len(result.findings)} findings; at most {result.seconds:.1f} s of a processor, and "
+        f"{result.most_bytes >> 20} MiB {whose}"
+    )
 
 
 def main() -> int:
@@ -757,9 +785,14 @@ def main() -> int:
         return 1 if result.findings else 0
     print(f"seed {given_options.seed}", flush=True)
     result = fuzz(
-        given_options.level, given_options.count, given_options.seed, only=given_options.only,
-        seconds=given_options.seconds, keep=given_options.keep, on_finding=print_finding,
-    )  # fmt: skip
+        given_options.level,
+        given_options.count,
+        given_options.seed,
+        only=given_options.only,
+        seconds=given_options.seconds,
+        keep=given_options.keep,
+        on_finding=print_finding,
+    )
     print_table(given_options.level, result)
     return 1 if result.findings else 0
 
@@ -767,9 +800,13 @@ def main() -> int:
 def print_finding(finding: Finding) -> None:
     """What was found, and with what seed."""
     head = f"FOUND {finding.base} (seed {finding.seed}): {finding.kind}: {finding.where}"
-    print(ascii(head)[1:-1], *[f"    {ascii(finding.command)[1:-1]}"] * bool(finding.command),
-          *(f"    {ascii(line)[1:-1]}" for line in finding.text.splitlines()[-6:]),
-          sep="\n", flush=True)  # fmt: skip
+    print(
+        ascii(head)[1:-1],
+        *[f"    {ascii(finding.command)[1:-1]}"] * bool(finding.command),
+        *(f"    {ascii(line)[1:-1]}" for line in finding.text.splitlines()[-6:]),
+        sep="\n",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -67,51 +67,230 @@ class Base:
 
 # -- values ------------------------------------------------------------------------------------
 
-_LIMITS = [0, 1, -1, 2, 3, 7, 16, 255, 65535, 65536, 1 << 24, (1 << 31) - 1, 1 << 31, (1 << 32) - 1,
-           1 << 40, 1 << 53, (1 << 63) - 1, -(1 << 63), 1 << 63, 10**18, 10**30]  # fmt: skip
+_LIMITS = [
+    0,
+    1,
+    -1,
+    2,
+    3,
+    7,
+    16,
+    255,
+    65535,
+    65536,
+    1 << 24,
+    (1 << 31) - 1,
+    1 << 31,
+    (1 << 32) - 1,
+    1 << 40,
+    1 << 53,
+    (1 << 63) - 1,
+    -(1 << 63),
+    1 << 63,
+    10**18,
+    10**30,
+]
 _TEXTS = [
-    "", "None", "True", "False", "nan", "inf", "-inf", "1e999", "0", "-1", "²", "٣", "1_000",
-    "(0,0)", "(-1,2)", "(3,3)", "(2,3,8,8)", "(0, -1)", "[[]]", "{}", "{[]: 1}", "(9999999999,3)",
-    "(1,1,1,1,1,1,1,1)", "9" * 400, "(" * 200, "add", "null", "valid", "channel", "é", "\u202e",
-    "a\x1b[31mb", "\x1b]0;t\x07", "a\nb", "a\rb", "\t", "\x9b", "a\x00b", "n0", "data",
-    "../../etc/passwd", "/etc/passwd", "/dev/zero", "%s%n", "{0}", "$(id)", "float16", "float32",
-    "int64", "LD_PRELOAD", "MXNET_LIBRARY_PATH", "__import__('os')", "😀" * 30, "x" * 3000,
-]  # fmt: skip
+    "",
+    "None",
+    "True",
+    "False",
+    "nan",
+    "inf",
+    "-inf",
+    "1e999",
+    "0",
+    "-1",
+    "²",
+    "٣",
+    "1_000",
+    "(0,0)",
+    "(-1,2)",
+    "(3,3)",
+    "(2,3,8,8)",
+    "(0, -1)",
+    "[[]]",
+    "{}",
+    "{[]: 1}",
+    "(9999999999,3)",
+    "(1,1,1,1,1,1,1,1)",
+    "9" * 400,
+    "(" * 200,
+    "add",
+    "null",
+    "valid",
+    "channel",
+    "é",
+    "\u202e",
+    "a\x1b[31mb",
+    "\x1b]0;t\x07",
+    "a\nb",
+    "a\rb",
+    "\t",
+    "\x9b",
+    "a\x00b",
+    "n0",
+    "data",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "/dev/zero",
+    "%s%n",
+    "{0}",
+    "$(id)",
+    "float16",
+    "float32",
+    "int64",
+    "LD_PRELOAD",
+    "MXNET_LIBRARY_PATH",
+    "__import__('os')",
+    "😀" * 30,
+    "x" * 3000,
+]
 _KEYS = [
-    PLAN_KEY, MARK_KEY, ORIGINAL_MARK_KEY, ADDED_KEY, INSERTED_KEY, REWIRED_KEY, "force_mirroring",
-    "__shape__", "__dtype__", "__init__", "__lr_mult__", "__ctx_group__", "__storage_type__",
-    "num_args", "num_outputs", "num_group", "kernel", "stride", "pad", "shape", "axis", "dim",
-    "num_hidden", "num_filter", "mode", "p", "op_type", "sparse_grad", "dtype", *ALLOWED,
-    ONNX_PLAN_KEY, ONNX_MARK_KEY, "subgraphs", "control_deps", "order", "graph", "schema",
-]  # fmt: skip
+    PLAN_KEY,
+    MARK_KEY,
+    ORIGINAL_MARK_KEY,
+    ADDED_KEY,
+    INSERTED_KEY,
+    REWIRED_KEY,
+    "force_mirroring",
+    "__shape__",
+    "__dtype__",
+    "__init__",
+    "__lr_mult__",
+    "__ctx_group__",
+    "__storage_type__",
+    "num_args",
+    "num_outputs",
+    "num_group",
+    "kernel",
+    "stride",
+    "pad",
+    "shape",
+    "axis",
+    "dim",
+    "num_hidden",
+    "num_filter",
+    "mode",
+    "p",
+    "op_type",
+    "sparse_grad",
+    "dtype",
+    *ALLOWED,
+    ONNX_PLAN_KEY,
+    ONNX_MARK_KEY,
+    "subgraphs",
+    "control_deps",
+    "order",
+    "graph",
+    "schema",
+]
 OPERATORS = [
-    "null", "Convolution", "BatchNorm", "Pooling", "FullyConnected", "Reshape", "Concat", "RNN",
-    "SliceChannel", "Dropout", "_copy", "_zeros", "amp_multicast", "reshape_like", "elemwise_add",
-    "SoftmaxOutput", "MakeLoss", "BlockGrad", "Custom", "_foreach", "_cond", "Embedding",
-    "transpose", "Deconvolution", "UpSampling", "Crop", "ROIPooling", "LRN", "slice", "tile",
-    "broadcast_add", "topk", "one_hot", "Cast", "stack", "batch_dot", "LayerNorm",
-    "L2Normalization", "_subgraph_op",
-]  # fmt: skip
+    "null",
+    "Convolution",
+    "BatchNorm",
+    "Pooling",
+    "FullyConnected",
+    "Reshape",
+    "Concat",
+    "RNN",
+    "SliceChannel",
+    "Dropout",
+    "_copy",
+    "_zeros",
+    "amp_multicast",
+    "reshape_like",
+    "elemwise_add",
+    "SoftmaxOutput",
+    "MakeLoss",
+    "BlockGrad",
+    "Custom",
+    "_foreach",
+    "_cond",
+    "Embedding",
+    "transpose",
+    "Deconvolution",
+    "UpSampling",
+    "Crop",
+    "ROIPooling",
+    "LRN",
+    "slice",
+    "tile",
+    "broadcast_add",
+    "topk",
+    "one_hot",
+    "Cast",
+    "stack",
+    "batch_dot",
+    "LayerNorm",
+    "L2Normalization",
+    "_subgraph_op",
+]
 ONNX_OPERATORS = [
-    "Relu", "Conv", "Reshape", "Gemm", "MatMul", "Add", "Concat", "Slice", "Shape", "Gather", "If",
-    "Loop", "Scan", "Constant", "ConstantOfShape", "Expand", "Split", "Squeeze", "Unsqueeze", "Pad",
-    "Resize", "LSTM", "GRU", "RNN", "BatchNormalization", "Dropout", "Softmax", "ReduceMean",
-    "Cast", "TopK", "Where", "Range", "Tile", "NonZero", "OneHot", "Einsum", "Identity", "MaxPool",
-    "ConvTranspose", "LayerNormalization", "SequenceConstruct", "Optional", "QuantizeLinear",
-]  # fmt: skip
+    "Relu",
+    "Conv",
+    "Reshape",
+    "Gemm",
+    "MatMul",
+    "Add",
+    "Concat",
+    "Slice",
+    "Shape",
+    "Gather",
+    "If",
+    "Loop",
+    "Scan",
+    "Constant",
+    "ConstantOfShape",
+    "Expand",
+    "Split",
+    "Squeeze",
+    "Unsqueeze",
+    "Pad",
+    "Resize",
+    "LSTM",
+    "GRU",
+    "RNN",
+    "BatchNormalization",
+    "Dropout",
+    "Softmax",
+    "ReduceMean",
+    "Cast",
+    "TopK",
+    "Where",
+    "Range",
+    "Tile",
+    "NonZero",
+    "OneHot",
+    "Einsum",
+    "Identity",
+    "MaxPool",
+    "ConvTranspose",
+    "LayerNormalization",
+    "SequenceConstruct",
+    "Optional",
+    "QuantizeLinear",
+]
 
 whole_numbers = st.sampled_from(_LIMITS) | st.integers(-4, 9) | st.integers()
-texts = st.sampled_from(_TEXTS) | st.sampled_from(_KEYS) | st.text(max_size=12) | st.builds(
-    str, whole_numbers
+texts = (
+    st.sampled_from(_TEXTS)
+    | st.sampled_from(_KEYS)
+    | st.text(max_size=12)
+    | st.builds(str, whole_numbers)
 )
 _REAL = [0.0, -1.0, 0.5, 1e30, 1e-30, 1e308, math.nan, math.inf]
 real_numbers = st.sampled_from(_REAL) | st.floats()
 simple_values = st.one_of(
-    whole_numbers, texts, real_numbers, st.none(), st.booleans(),
+    whole_numbers,
+    texts,
+    real_numbers,
+    st.none(),
+    st.booleans(),
     st.lists(whole_numbers, max_size=4),
     st.lists(st.lists(st.integers(0, 3), max_size=3), max_size=2),
     st.dictionaries(st.just("a"), whole_numbers, max_size=1),
-)  # fmt: skip
+)
 
 
 # -- JSON --------------------------------------------------------------------------------------
@@ -213,8 +392,11 @@ def mutated_json(draw: Draw, data: bytes) -> bytes:
     tree = json.loads(data)
     for _ in range(draw(_COUNTS)):
         edit_json(draw, tree)
-    text = json.dumps(tree, ensure_ascii=draw(st.sampled_from([False, False, True])),
-                      indent=draw(st.sampled_from([None, 2])))  # fmt: skip
+    text = json.dumps(
+        tree,
+        ensure_ascii=draw(st.sampled_from([False, False, True])),
+        indent=draw(st.sampled_from([None, 2])),
+    )
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -316,11 +498,46 @@ _WORD = re.compile(r"\"[^\"\n]*\"|[A-Za-z_]+|-?[0-9.]+(?:e-?[0-9]+)?|[{}:]")
 # The record of a plan in a net definition is JSON over several lines of comments.
 _COMMENT = re.compile(r"(?<=# memcli\.plan )[^\n]*")
 _CAFFE_WORDS = [
-    "Convolution", "InnerProduct", "Pooling", "Slice", "Concat", "Eltwise", "Reshape", "Data",
-    "Input", "Python", "HDF5Data", "LRN", "Dropout", "BatchNorm", "Scale", "Split", "TRAIN", "TEST",
-    "layer", "layers", "include", "phase", "top", "bottom", "name", "type", "param", "engine",
-    "num_output", "kernel_size", "stride", "pad", "group", "axis", "dim", "{", "}", ":", "true",
-]  # fmt: skip
+    "Convolution",
+    "InnerProduct",
+    "Pooling",
+    "Slice",
+    "Concat",
+    "Eltwise",
+    "Reshape",
+    "Data",
+    "Input",
+    "Python",
+    "HDF5Data",
+    "LRN",
+    "Dropout",
+    "BatchNorm",
+    "Scale",
+    "Split",
+    "TRAIN",
+    "TEST",
+    "layer",
+    "layers",
+    "include",
+    "phase",
+    "top",
+    "bottom",
+    "name",
+    "type",
+    "param",
+    "engine",
+    "num_output",
+    "kernel_size",
+    "stride",
+    "pad",
+    "group",
+    "axis",
+    "dim",
+    "{",
+    "}",
+    ":",
+    "true",
+]
 
 
 def mutated_text(draw: Draw, data: bytes) -> bytes:
@@ -462,13 +679,20 @@ def _planned_symbol(base: Base) -> Base:
     changed = file.with_content(raw)
     marked = [k for k, node in enumerate(changed.nodes) if node.op in ("BatchNorm", "Activation")]
     record = PlanRecord(
-        strategy="auto", shapes={"data": _DATA[base.name]}, dtype="float32",
+        strategy="auto",
+        shapes={"data": _DATA[base.name]},
+        dtype="float32",
         environment={"NNVM_EXEC_MATCH_RANGE": "4", "MXNET_MKLDNN_ENABLED": "0"},
-        original_name=base.name, original_sha256=file.sha256, n_nodes=changed.node_count,
-        kernels="plain", cuts=[len(changed.nodes) // 2], frozen=[_FROZEN[base.name]],
+        original_name=base.name,
+        original_sha256=file.sha256,
+        n_nodes=changed.node_count,
+        kernels="plain",
+        cuts=[len(changed.nodes) // 2],
+        frozen=[_FROZEN[base.name]],
         original_marks={p: list(mark) for p, mark in changed.existing_marks().items()},
-        memory={"baseline_bytes": 4096, "planned_bytes": 2048}, recompute={"fraction": 0.25},
-    )  # fmt: skip
+        memory={"baseline_bytes": 4096, "planned_bytes": 2048},
+        recompute={"fraction": 0.25},
+    )
     norms = [p for p in marked if changed.nodes[p].op == "BatchNorm"]
     added = {p: {"cudnn_off": "True"} for p in norms}
     blocked = {p: {"__shape__": "(8,)"} for p in waiting_arguments(raw)}
@@ -486,10 +710,14 @@ def _planned_onnx(base: Base) -> Base:
     file = read_model(source, ShapeRequest())
     marks = {name: ("kept", "again", "each")[k % 3] for k, name in enumerate(file.node_names)}
     plan = new_plan(
-        file, marks, strategy="auto", shapes=bind_shapes(file, ShapeRequest(batch=2)).shapes,
-        dtype="float32", memory={"baseline_bytes": 4096, "planned_bytes": 2048},
+        file,
+        marks,
+        strategy="auto",
+        shapes=bind_shapes(file, ShapeRequest(batch=2)).shapes,
+        dtype="float32",
+        memory={"baseline_bytes": 4096, "planned_bytes": 2048},
         recompute={"fraction": 0.25},
-    )  # fmt: skip
+    )
     if isinstance(file, CaffeFile):
         plan = dataclasses.replace(plan, base_sha256=file.sha256)
         return Base(f"planned-{base.name}", file.annotated(plan), base.kind, True)
@@ -508,9 +736,7 @@ class _Symbol:
         made: dict[str, Any] = {"op": op, "name": name}
         if attrs:
             made[self.table] = attrs
-        made["inputs"] = [
-            [i, 0, 0] if isinstance(i, int) else [i[0], i[1], 0] for i in inputs
-        ]
+        made["inputs"] = [[i, 0, 0] if isinstance(i, int) else [i[0], i[1], 0] for i in inputs]
         self.nodes.append(made)
         return len(self.nodes) - 1
 
@@ -529,8 +755,17 @@ def _symbol() -> bytes:
     s = _Symbol()
     x = s.weight("data", __shape__="(4, 3, 12, 12)")
     for k in range(3):
-        x = s.add("Convolution", f"conv{k}", x, s.weight(f"conv{k}_weight"), kernel="(3, 3)",
-                  num_filter="8", pad="(1, 1)", no_bias="True", num_group="1")  # fmt: skip
+        x = s.add(
+            "Convolution",
+            f"conv{k}",
+            x,
+            s.weight(f"conv{k}_weight"),
+            kernel="(3, 3)",
+            num_filter="8",
+            pad="(1, 1)",
+            no_bias="True",
+            num_group="1",
+        )
         parts = [s.weight(f"bn{k}_{p}") for p in ("gamma", "beta")]
         moving = [s.weight(f"bn{k}_{p}", __init__='["zero", {}]') for p in ("mean", "var")]
         x = s.add("BatchNorm", f"bn{k}", x, *parts, *moving, eps="0.001", fix_gamma="False")
@@ -541,8 +776,14 @@ def _symbol() -> bytes:
     right = s.add("Pooling", "right", (halves, 1), pool_type="avg", **window)
     x = s.add("Concat", "joined", left, right, num_args="2", dim="1")
     x = s.add("Dropout", "drop", s.add("Reshape", "flat", x, shape="(0, -1)"), p="0.5")
-    x = s.add("FullyConnected", "fc", x, s.weight("fc_weight", __lr_mult__="2.0"),
-              s.weight("fc_bias"), num_hidden="5")  # fmt: skip
+    x = s.add(
+        "FullyConnected",
+        "fc",
+        x,
+        s.weight("fc_weight", __lr_mult__="2.0"),
+        s.weight("fc_bias"),
+        num_hidden="5",
+    )
     head = s.add("SoftmaxOutput", "softmax", x, s.weight("softmax_label"))
     rows = list(range(len(s.nodes) + 1))
     return s.text(head, node_row_ptr=rows, attrs={"mxnet_version": ["int", 10901]})
@@ -554,8 +795,15 @@ def _older_symbol() -> bytes:
     x = s.weight("data")
     s.nodes[x]["attr"] = {"__shape__": "(4, 16)", "ctx_group": "stage1"}
     for k in range(3):
-        x = s.add("FullyConnected", f"fc{k}", x, s.weight(f"fc{k}_weight"), s.weight(f"fc{k}_bias"),
-                  num_hidden="16", no_bias="False")  # fmt: skip
+        x = s.add(
+            "FullyConnected",
+            f"fc{k}",
+            x,
+            s.weight(f"fc{k}_weight"),
+            s.weight(f"fc{k}_bias"),
+            num_hidden="16",
+            no_bias="False",
+        )
         s.nodes[x]["attr"] = {"ctx_group": "stage1", "force_mirroring": "True", "lr_mult": "0.1"}
         x = s.add("Activation", f"tanh{k}", x, act_type="tanh")
     head = s.add("LinearRegressionOutput", "loss", x, s.weight("label"), grad_scale="1")
@@ -571,14 +819,30 @@ def _recurrent_symbol() -> bytes:
     x = s.weight("data", __shape__="(6, 4)")
     x = s.add("Embedding", "embed", x, s.weight("embed_weight"), input_dim="20", output_dim="8")
     states = [s.weight(f"state{k}", __shape__="(1, 4, 8)", __init__='["zero", {}]') for k in (0, 1)]
-    x = s.add("RNN", "lstm", x, s.weight("lstm_parameters"), *states, state_size="8",
-              num_layers="1", mode="lstm", state_outputs="True")  # fmt: skip
+    x = s.add(
+        "RNN",
+        "lstm",
+        x,
+        s.weight("lstm_parameters"),
+        *states,
+        state_size="8",
+        num_layers="1",
+        mode="lstm",
+        state_outputs="True",
+    )
     x = s.add("reshape", "rows", x, shape="(-1, 8)")
     x = s.add("LayerNorm", "ln", x, s.weight("ln_gamma"), s.weight("ln_beta"), axis="-1")
     y = s.add("broadcast_mul", "scaled", x, s.add("sigmoid", "gate", x))
     z = s.add("elemwise_add", "sum", s.add("transpose", "t", s.add("transpose", "u", y)), x)
-    x = s.add("FullyConnected", "fc", z, s.weight("fc_weight"), num_hidden="20", no_bias="True",
-              flatten="False")  # fmt: skip
+    x = s.add(
+        "FullyConnected",
+        "fc",
+        z,
+        s.weight("fc_weight"),
+        num_hidden="20",
+        no_bias="True",
+        flatten="False",
+    )
     x = s.add("mean", "mean", s.add("log_softmax", "log", x, axis="-1"))
     loss = s.add("MakeLoss", "loss", x)
     s.nodes[loss]["control_deps"] = [z]
@@ -597,8 +861,13 @@ def _numbers(**values: list[int]) -> list[TensorProto]:
     return [numpy_helper.from_array(np.array(v, np.int64), n) for n, v in values.items()]
 
 
-def _model(nodes: list[onnx.NodeProto], weights: list[TensorProto], inputs: dict[str, Any],
-           outputs: dict[str, Any], functions: Any = ()) -> onnx.ModelProto:  # fmt: skip
+def _model(
+    nodes: list[onnx.NodeProto],
+    weights: list[TensorProto],
+    inputs: dict[str, Any],
+    outputs: dict[str, Any],
+    functions: Any = (),
+) -> onnx.ModelProto:
     def values(shapes: dict[str, Any]) -> list[onnx.ValueInfoProto]:
         return [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()]
 
@@ -613,11 +882,20 @@ def _convolutions() -> onnx.ModelProto:
     weights = _tensors(w0=(4, 3, 3, 3), w1=(4, 4, 3, 3), fc=(5, 4), bias=(5,))
     weights += [numpy_helper.from_array(np.full(4, k % 2, np.float32), f"bn{k}") for k in range(4)]
     nodes.append(node("Conv", ["x", "w0"], ["c0"], "/stem/Conv", pads=[1] * 4, kernel_shape=[3, 3]))
-    nodes.append(node("BatchNormalization", ["c0", "bn1", "bn0", "bn2", "bn3"], ["b0", "m", "v"],
-                      "/stem/bn/BatchNormalization", training_mode=1, epsilon=1e-3))  # fmt: skip
+    nodes.append(
+        node(
+            "BatchNormalization",
+            ["c0", "bn1", "bn0", "bn2", "bn3"],
+            ["b0", "m", "v"],
+            "/stem/bn/BatchNormalization",
+            training_mode=1,
+            epsilon=1e-3,
+        )
+    )
     nodes.append(node("Relu", ["b0"], ["r0"], "/stem/Relu"))
-    nodes.append(node("MaxPool", ["r0"], ["p0"], "/stem/MaxPool", kernel_shape=[2, 2],
-                      strides=[2, 2]))  # fmt: skip
+    nodes.append(
+        node("MaxPool", ["r0"], ["p0"], "/stem/MaxPool", kernel_shape=[2, 2], strides=[2, 2])
+    )
     nodes.append(node("Conv", ["p0", "w1"], ["c1"], "/blocks/0/Conv", pads=[1] * 4, group=1))
     nodes.append(node("Add", ["c1", "p0"], ["s1"], "/blocks/0/Add"))
     nodes.append(node("Sigmoid", ["s1"], ["g1"], "/blocks/0/Sigmoid"))
@@ -649,8 +927,9 @@ def _shapes() -> onnx.ModelProto:
         info = helper.make_tensor_value_info(f"{op}_y", TensorProto.FLOAT, None)
         return helper.make_graph([node(op, ["z"], [f"{op}_y"], op)], op, [], [info])
 
-    nodes.append(node("If", ["yes"], ["y"], "if", then_branch=branch("Tanh"),
-                      else_branch=branch("Relu")))  # fmt: skip
+    nodes.append(
+        node("If", ["yes"], ["y"], "if", then_branch=branch("Tanh"), else_branch=branch("Relu"))
+    )
     return _model(nodes, [*weights, condition], {"x": [5, "batch", 6]}, {"y": [5, "batch", 4]})
 
 
@@ -733,8 +1012,12 @@ def _layered() -> bytes:
     nodes = [{"name": f"v{k}", "duration": k % 4, "out_cost": 1 + k % 3} for k in range(12)]
     links = [{"0": f"v{u}", "1": f"v{k}"} for k in range(12) for u in (k - 1, k - 3) if u >= 0]
     order = [f"v{k}" for k in range(12)]
-    whole = {"directed": True, "graph": {"name": "layered", "order": order}, "nodes": nodes,
-             "edges": links}  # fmt: skip
+    whole = {
+        "directed": True,
+        "graph": {"name": "layered", "order": order},
+        "nodes": nodes,
+        "edges": links,
+    }
     return json.dumps(whole, indent=1).encode()
 
 
@@ -747,6 +1030,13 @@ def _chainer() -> bytes:
         lines += ["forward", "1 1", f"{k} _", f"{k + 1}", kind, "{}"]
     for k in range(count):  # tensor count + 1 + k is the gradient of what function k reads
         gradient = 2 * count + 1 if k == count - 1 else count + 2 + k
-        lines += ["backward", "2 1", f"{gradient} gradient", f"{k} input", f"{count + 1 + k}",
-                  f"{k}Backward", "{}"]  # fmt: skip
+        lines += [
+            "backward",
+            "2 1",
+            f"{gradient} gradient",
+            f"{k} input",
+            f"{count + 1 + k}",
+            f"{k}Backward",
+            "{}",
+        ]
     return ("\n".join(lines) + "\n").encode()

@@ -56,17 +56,17 @@ class Model:
 
 ONNX = [
     Model("resnet-50", 64, 2, ("resnet-50",), ("resnet-50",)),
-    Model(
-        "densenet-bc", 256, 4, ("densenet-bc",), ("densenet-bc", "--depth", "40")
-    ),
+    Model("densenet-bc", 256, 4, ("densenet-bc",), ("densenet-bc", "--depth", "40")),
     Model("densenet-121", 64, None),
     Model("gpt", 8, None),
     Model("vit-b-16", 64, None),
-]  # fmt: skip
+]
 MXNET = [
-    Model("resnet-50", 32, 2), Model("densenet-201", 32, 1), Model("mobilenet-v2", 64, 2),
+    Model("resnet-50", 32, 2),
+    Model("densenet-201", 32, 1),
+    Model("mobilenet-v2", 64, 2),
     Model("lstm", 128, 8),
-]  # fmt: skip
+]
 
 
 class Table:
@@ -82,8 +82,11 @@ class Table:
         environment = dict(os.environ, XDG_STATE_HOME=str(self.folder), PYTHONPATH=_path())
         done = subprocess.run(
             [sys.executable, "-m", "memcli", *arguments, "--json"],
-            cwd=self.folder, env=environment, capture_output=True, text=True,
-        )  # fmt: skip
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in said if not line.startswith(_ASIDES)] or said[-1:]
         try:
@@ -98,9 +101,14 @@ class Table:
         return ["--cpu"] if self.options.cpu else ["--gpu", str(self.options.gpu)]
 
     def rows(
-        self, part: str, name: str, batch: int, model: Path, plan: Sequence[str],
+        self,
+        part: str,
+        name: str,
+        batch: int,
+        model: Path,
+        plan: Sequence[str],
         verify: Sequence[str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Plans and verifies at each budget; a row or a line for each."""
         for budget in self.options.budget:
             planned = self.folder / f"{name}-{part}-planned{model.suffix}"
@@ -178,9 +186,15 @@ def onnx_file(model: Model, table: Table) -> tuple[Path, int, list[str]]:
         warnings.simplefilter("ignore")
         # the exporter's own optimization would fold BatchNorm into the convolutions
         torch.onnx.export(
-            network, tuple(inputs), str(path), input_names=["data", "label"], dynamo=True,
-            optimize=False, verbose=False, external_data=True,
-        )  # fmt: skip
+            network,
+            tuple(inputs),
+            str(path),
+            input_names=["data", "label"],
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            external_data=True,
+        )
     return path, size.batch, ["--as-training"]
 
 

@@ -47,7 +47,10 @@ class Sweep:
 SWEEPS = {
     "densenet": Sweep(
         "DenseNet, growth 12, batch 64 (PyTorch)",
-        ("densenet", "--growth", "12"), ".onnx", 64, (40, 64, 88, 112, 136, 160),
+        ("densenet", "--growth", "12"),
+        ".onnx",
+        64,
+        (40, 64, 88, 112, 136, 160),
         {
             "TensorFlow: recompute-grad": "recompute-grad",
             "LuaTorch: optmemory-3": "optmemory-3",
@@ -58,10 +61,13 @@ SWEEPS = {
     ),
     "resnet": Sweep(
         "ResNet, batch 32 (MXNet)",
-        ("resnet",), ".json", 32, (50, 101, 152, 200, 302, 500, 752, 1001),
+        ("resnet",),
+        ".json",
+        32,
+        (50, 101, 152, 200, 302, 500, 752, 1001),
         {"MXNet planner: memonger": "memonger", "Chen et al.: sqrt": "sqrt", "auto": "auto"},
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -146,11 +152,15 @@ def draw(rows: Sequence[Row], path: str) -> None:
             axes = figure.add_subplot(1, len(names), place)
             for technique, group in by_technique(name, rows).items():
                 axes.plot(
-                    [row.depth for row in group], [row.memory / 2**30 for row in group], "o-",
-                    markersize=3, linewidth=1.8 if technique == "auto" else 1.0,
-                    label=f"{technique}: depth^{exponent(group):.2f}" if len(group) > 1
+                    [row.depth for row in group],
+                    [row.memory / 2**30 for row in group],
+                    "o-",
+                    markersize=3,
+                    linewidth=1.8 if technique == "auto" else 1.0,
+                    label=f"{technique}: depth^{exponent(group):.2f}"
+                    if len(group) > 1
                     else technique,
-                )  # fmt: skip
+                )
             axes.set_xscale("log")
             axes.set_yscale("log")
             ticks = sorted({row.depth for row in rows if row.sweep == name})

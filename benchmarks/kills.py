@@ -70,10 +70,22 @@ def dense_symbol(layers: int, batch: int = 8, width: int = 64) -> dict[str, Any]
         nodes.append({"op": "null", "name": f"{name}_bias", "inputs": []})
         end = len(nodes)
         inputs = [[last, 0, 0], [end - 2, 0, 0], [end - 1, 0, 0]]
-        nodes.append({"op": "FullyConnected", "name": name, "attrs": {"num_hidden": str(width)},
-                      "inputs": inputs})  # fmt: skip
-        nodes.append({"op": "Activation", "name": f"act{number}", "attrs": {"act_type": "tanh"},
-                      "inputs": [[end, 0, 0]]})  # fmt: skip
+        nodes.append(
+            {
+                "op": "FullyConnected",
+                "name": name,
+                "attrs": {"num_hidden": str(width)},
+                "inputs": inputs,
+            }
+        )
+        nodes.append(
+            {
+                "op": "Activation",
+                "name": f"act{number}",
+                "attrs": {"act_type": "tanh"},
+                "inputs": [[end, 0, 0]],
+            }
+        )
         last = end + 1
     return {
         "nodes": nodes,
@@ -102,10 +114,12 @@ def write_dense_onnx(path: Path, layers: int, batch: int = 512, width: int = 64)
             last = f"{name}_output"
     shape = [batch, width]
     graph = helper.make_graph(
-        nodes, "dense",
+        nodes,
+        "dense",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(last, TensorProto.FLOAT, shape)], weights,
-    )  # fmt: skip
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, shape)],
+        weights,
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, str(path))
 
@@ -166,14 +180,23 @@ class Killer:
         for name in ("tmp", "state"):
             (own / name).mkdir(parents=True, exist_ok=True)
         environment = {
-            **os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(own / "tmp"), MARK: mark,
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(own / "tmp"),
+            MARK: mark,
             "XDG_STATE_HOME": str(own / "state"),
-        }  # fmt: skip
+        }
         process = subprocess.Popen(
-            [sys.executable, "-m", "memcli", *arguments], cwd=self.folder, env=environment,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            start_new_session=True, preexec_fn=_hear_interrupts,
-        )  # fmt: skip
+            [sys.executable, "-m", "memcli", *arguments],
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=_hear_interrupts,
+        )
         return process, mark
 
     def kill(self, name: str) -> Try:
@@ -323,8 +346,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tries", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--within", type=float, help="signals come within these seconds, not "
-                        "within those that the command takes")  # fmt: skip
+    parser.add_argument(
+        "--within",
+        type=float,
+        help="signals come within these seconds, not within those that the command takes",
+    )
     parser.add_argument("--log", type=Path, help="each try goes to this file, a line of JSON")
     given = parser.parse_args()
     done: list[Try] = []
@@ -335,8 +361,11 @@ def main() -> int:
                 with given.log.open("a") as log:
                     print(json.dumps(vars(tried) | {"number": tried.number.name}), file=log)
             if tried.faults:
-                print(f"{tried.command}: {tried.number.name} after {tried.after:.2f} s: "
-                      f"{'; '.join(tried.faults)}\n{tried.errors}", file=sys.stderr)  # fmt: skip
+                print(
+                    f"{tried.command}: {tried.number.name} after {tried.after:.2f} s: "
+                    f"{'; '.join(tried.faults)}\n{tried.errors}",
+                    file=sys.stderr,
+                )
     columns = f"{'command':<18}{'tries':>6}{'ended':>7}{'finished':>9}{'start':>6}{'longest':>9}"
     print(columns + "  faults")
     for name in COMMANDS:
@@ -345,11 +374,15 @@ def main() -> int:
         longest = max((tried.took for tried in rows if tried.kind == "ended"), default=0.0)
         faults = Counter(fault.split(":")[0] for tried in rows for fault in tried.faults)
         told = ", ".join(f"{count} {fault}" for fault, count in faults.items()) or "-"
-        print(f"{name:<18}{len(rows):>6}{kinds['ended']:>7}{kinds['finished']:>9}"
-              f"{kinds['start']:>6}{longest:>8.2f}s  {told}")  # fmt: skip
+        print(
+            f"{name:<18}{len(rows):>6}{kinds['ended']:>7}{kinds['finished']:>9}"
+            f"{kinds['start']:>6}{longest:>8.2f}s  {told}"
+        )
     bad = sum(bool(tried.faults) for tried in done)
-    print(f"{len(done)} tries, {len(done) - bad} as they should be, {bad} not; start: Python "
-          "itself was starting, before the first line of memcli")  # fmt: skip
+    print(
+        f"{len(done)} tries, {len(done) - bad} as they should be, {bad} not; start: Python "
+        "itself was starting, before the first line of memcli"
+    )
     return 1 if bad else 0
 
 

@@ -32,9 +32,14 @@ from memcli.solve.simulator import plain_schedule, simulate
 
 # Least budget that the authors' approximate program met, GB.
 MEASURED = {
-    "vgg19": 2.11, "unet": 5.80, "googlenet": 0.49, "resnet50": 1.31, "resnet152": 1.48,
-    "pspnet": 1.23, "densenet": 1.69,
-}  # fmt: skip
+    "vgg19": 2.11,
+    "unet": 5.80,
+    "googlenet": 0.49,
+    "resnet50": 1.31,
+    "resnet152": 1.48,
+    "pspnet": 1.23,
+    "densenet": 1.69,
+}
 GB = 1e9
 
 
@@ -59,9 +64,11 @@ def main() -> int:
     parser.add_argument("--time-limit", type=float, default=30)
     parser.add_argument("--only", default="")
     options = parser.parse_args()
-    print(f"{'graph':10} {'tensors':>7} | {'theirs':>7} {'again':>7} {'wider':>7} | {'plain':>7} "
-          f"{'theirs':>7} {'extra':>7} {'ours':>7} | {'least':>7} {'extra':>7} {'bound':>7} "
-          f"{'seconds':>7}")  # fmt: skip
+    print(
+        f"{'graph':10} {'tensors':>7} | {'theirs':>7} {'again':>7} {'wider':>7} | {'plain':>7} "
+        f"{'theirs':>7} {'extra':>7} {'ours':>7} | {'least':>7} {'extra':>7} {'bound':>7} "
+        f"{'seconds':>7}"
+    )
     prepare()
     missed = 0
     for name, measured in MEASURED.items():
@@ -86,12 +93,14 @@ def main() -> int:
         lowest = least_peak(graph, settings, options.time_limit, nothing)
         cheap = solve(graph, lowest.least_peak, settings, start=lowest.least)
         base = graph.plain_seconds
-        print(f"{name:10} {forward.n:7} | {measured:7.3f} {again / GB:7.3f} {wider / GB:7.3f} | "
-              f"{plain.peak / GB:7.3f} {theirs.peak / GB:7.3f} "
-              f"{100 * (theirs.seconds / base - 1):6.1f}% {100 * same.extra / base:6.1f}% | "
-              f"{lowest.least_peak / GB:7.3f} {100 * cheap.extra / base:6.1f}% "
-              f"{lowest.budget / GB:7.3f} {time.monotonic() - started:7.1f}",
-              flush=True)  # fmt: skip
+        print(
+            f"{name:10} {forward.n:7} | {measured:7.3f} {again / GB:7.3f} {wider / GB:7.3f} | "
+            f"{plain.peak / GB:7.3f} {theirs.peak / GB:7.3f} "
+            f"{100 * (theirs.seconds / base - 1):6.1f}% {100 * same.extra / base:6.1f}% | "
+            f"{lowest.least_peak / GB:7.3f} {100 * cheap.extra / base:6.1f}% "
+            f"{lowest.budget / GB:7.3f} {time.monotonic() - started:7.1f}",
+            flush=True,
+        )
         missed += lowest.least_peak / GB >= measured or wider > again
     print(f"{missed} not under theirs")
     return int(missed > 0)

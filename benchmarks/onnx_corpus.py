@@ -27,9 +27,19 @@ def check(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     row: dict[str, Any] = {"path": path.name}
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            sys.executable, "-m", "memcli", "plan", str(path), "-o", f"{folder}/p.onnx", "--json",
-            "--as-training", "--measure", "--time-limit", str(options.time_limit),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "memcli",
+            "plan",
+            str(path),
+            "-o",
+            f"{folder}/p.onnx",
+            "--json",
+            "--as-training",
+            "--measure",
+            "--time-limit",
+            str(options.time_limit),
+        ]
         shapes = [f"--shape={s}" for s in options.shape]
         batch = ["--batch", str(options.batch)]
         done = subprocess.run([*command, *batch, *shapes], capture_output=True, text=True)
@@ -90,8 +100,10 @@ def main() -> None:
     if options.log and options.log.exists():
         rows = [json.loads(line) for line in options.log.read_text().splitlines()]
     have = {row["path"] for row in rows}
-    print(f"{'file':44} {'saved est':>8} {'meas':>8} {'off':>6} {'plan est':>8} {'meas':>8} "
-          f"{'off':>6} again equal")  # fmt: skip
+    print(
+        f"{'file':44} {'saved est':>8} {'meas':>8} {'off':>6} {'plan est':>8} {'meas':>8} "
+        f"{'off':>6} again equal"
+    )
     for row in rows:
         print(shown(row))
     for path in sorted(options.folder.glob("*.onnx")):

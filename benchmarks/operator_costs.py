@@ -119,17 +119,27 @@ def table_of(
     table = new_table(
         f"{path.name}, batch {batch or 'of the file'}: share of the forward pass",
         [
-            ("operator", "left"), ("nodes", "right"), ("FLOPs", "right"), ("roofline", "right"),
-            ("measured", "right"), ("processor", "right"), ("ms", "right"),
+            ("operator", "left"),
+            ("nodes", "right"),
+            ("FLOPs", "right"),
+            ("roofline", "right"),
+            ("measured", "right"),
+            ("processor", "right"),
+            ("ms", "right"),
         ],
-    )  # fmt: skip
+    )
     for op, share in sorted(measured.items(), key=lambda item: -item[1]):
         nodes = sum(graph.op(v) == op for v in range(graph.n_forward))
         by_flops, by_roofline, by_processor = (s[op] for s in shares)
         table.add_row(
-            op, str(nodes), f"{by_flops:.1%}", f"{by_roofline:.1%}", f"{share:.1%}",
-            f"{by_processor:.1%}", f"{share * times.seconds.sum() * 1e3:,.2f}",
-        )  # fmt: skip
+            op,
+            str(nodes),
+            f"{by_flops:.1%}",
+            f"{by_roofline:.1%}",
+            f"{share:.1%}",
+            f"{by_processor:.1%}",
+            f"{share * times.seconds.sum() * 1e3:,.2f}",
+        )
     console.print(table)
     operators = graph.kind[: graph.n_forward] >= 0
     console.print(

@@ -194,17 +194,22 @@ def original(job: dict[str, Any]) -> dict[str, Any]:
 def proof(job: dict[str, Any]) -> dict[str, Any]:
     """What every plan within ``job['mb']`` runs again at least, as a part of a forward pass."""
     forms = analyze_variants(
-        read_symbol(job["model"]), ShapeRequest(shapes=job["shapes"]), rewrite=True,
+        read_symbol(job["model"]),
+        ShapeRequest(shapes=job["shapes"]),
+        rewrite=True,
         environment="best",
-    )  # fmt: skip
+    )
     least = [
         recompute_bound(
-            form.analysis.graph, form.analysis.model, job["mb"] << 20, most_nodes=PROOF_NODES,
+            form.analysis.graph,
+            form.analysis.model,
+            job["mb"] << 20,
+            most_nodes=PROOF_NODES,
             time_limit=PROOF_SECONDS,
         )
         / form.analysis.model.forward_flops
         for form in forms
-    ]  # fmt: skip
+    ]
     return {"least": min(least)}
 
 
@@ -289,10 +294,17 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     """For each network a line without a plan, and one for each planner."""
     table = new_table(
         "MB as MXNet allocates them for the written file, and seconds",
-        [("network, batch, planner", "left"), ("MB", "right"), ("at least", "right"),
-         ("part", "right"), ("again", "right"), ("search s", "right"), ("whole s", "right"),
-         ("ratio", "right")],
-    )  # fmt: skip
+        [
+            ("network, batch, planner", "left"),
+            ("MB", "right"),
+            ("at least", "right"),
+            ("part", "right"),
+            ("again", "right"),
+            ("search s", "right"),
+            ("whole s", "right"),
+            ("ratio", "right"),
+        ],
+    )
     for row in rows:
         table.add_row(f"{row['graph']}, {row['batch']}", f"{row['unplanned_mb']:,}")
         base = row["planners"]["original"]["whole_seconds"]

@@ -35,11 +35,17 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
     table = new_table(
         f"{outcome.system}: {outcome.network}",
         [
-            ("technique", "left"), ("estimated MiB", "right"), ("measured MiB", "right"),
-            ("ratio", "right"), ("again", "right"), ("step s", "right"), ("time", "right"),
-            ("bits", "left"), ("published", "right"),
+            ("technique", "left"),
+            ("estimated MiB", "right"),
+            ("measured MiB", "right"),
+            ("ratio", "right"),
+            ("again", "right"),
+            ("step s", "right"),
+            ("time", "right"),
+            ("bits", "left"),
+            ("published", "right"),
         ],
-    )  # fmt: skip
+    )
     base = outcome.lines[0]
     for line in outcome.lines:
         timed = line.step_seconds is not None and base.step_seconds
@@ -63,8 +69,13 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", choices=list(SYSTEMS), action="append", metavar="NAME",
-                        help=f"repeatable: {', '.join(SYSTEMS)}")  # fmt: skip
+    parser.add_argument(
+        "--only",
+        choices=list(SYSTEMS),
+        action="append",
+        metavar="NAME",
+        help=f"repeatable: {', '.join(SYSTEMS)}",
+    )
     parser.add_argument("--no-verify", action="store_true", help="PyTorch rows: estimates alone")
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     parser.add_argument("--log", type=Path, help="append each block as a line of JSON")

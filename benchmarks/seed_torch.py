@@ -30,10 +30,11 @@ def efficient_densenet(bench: Workbench, verify: bool) -> Outcome:
     model = _densenet_bc(bench)
     technique = "theirs (efficient-densenet)"
     lines = bench.torch_lines(
-        model, _BATCH,
+        model,
+        _BATCH,
         {technique: ["--strategy", "efficient-densenet"], "cheap": ["--strategy", "cheap"]},
         verify=verify,
-    )  # fmt: skip
+    )
     theirs = lines[1]
     theirs.published = 1.605 / 2.863
     ladder = {}
@@ -56,17 +57,22 @@ def efficient_densenet(bench: Workbench, verify: bool) -> Outcome:
             assert line.step_seconds is not None
             _in_no_more_time(outcome, within, line.technique, line, line.step_seconds)
         assert lines[0].step_seconds is not None
-        _in_no_more_time(outcome, within, "theirs as published (+25%)", theirs,
-                         1.25 * lines[0].step_seconds)  # fmt: skip
+        _in_no_more_time(
+            outcome, within, "theirs as published (+25%)", theirs, 1.25 * lines[0].step_seconds
+        )
     for workers in (2, 4):
         given = ["--batch", str(_BATCH), "--workers", str(workers)]
         for name, options in (
-            ("theirs", ["--strategy", "efficient-densenet"]), ("auto", []),
-        ):  # fmt: skip
+            ("theirs", ["--strategy", "efficient-densenet"]),
+            ("auto", []),
+        ):
             out = f"{name}-{workers}.onnx"
             plan = bench.memcli("plan", model, *given, *options, "-o", out)
-            line = Line(f"{name}, each of {workers} workers", plan["memory"]["planned_bytes"],
-                        again=plan["recompute"]["fraction"])  # fmt: skip
+            line = Line(
+                f"{name}, each of {workers} workers",
+                plan["memory"]["planned_bytes"],
+                again=plan["recompute"]["fraction"],
+            )
             if verify:
                 run = bench.memcli("verify", out, *given, ok=(0, 1))
                 line.measured = max(row["planned"]["measured_bytes"] for row in run["workers"])
@@ -81,9 +87,10 @@ def _in_no_more_time(
 ) -> None:
     """Note the goal that a plan whose step takes no longer needs less memory."""
     fast = [
-        line for line in plans
+        line
+        for line in plans
         if line.step_seconds is not None and line.step_seconds <= _SAME_TIME * seconds
-    ]  # fmt: skip
+    ]
     least = min(fast, key=lambda line: line.estimated, default=None)
     found = "none" if least is None else f"{outcome.ratio(least):.3f}"
     text = f"auto in no more time than {name}: {found}, under {outcome.ratio(technique):.3f}"
@@ -109,9 +116,11 @@ def luatorch(bench: Workbench, verify: bool) -> Outcome:
         line.published = figure / published[0]
         lines.append(line)
     planned = bench.torch_lines(
-        model, _BATCH, {"plan optmemory-4": ["--strategy", "optmemory-4"], "auto": []},
+        model,
+        _BATCH,
+        {"plan optmemory-4": ["--strategy", "optmemory-4"], "auto": []},
         verify=verify,
-    )  # fmt: skip
+    )
     planned[0].technique = "PyTorch, as saved"
     outcome = Outcome(
         "LuaTorch -optMemory 0..4",
@@ -124,14 +133,18 @@ def luatorch(bench: Workbench, verify: bool) -> Outcome:
         assert line.published is not None
         off = outcome.ratio(line) / line.published - 1
         outcome.goals.append(
-            Goal(f"{line.technique}: {off:+.1%} from the published ratio, within 10%",
-                 abs(off) <= 0.10)
-        )  # fmt: skip
+            Goal(
+                f"{line.technique}: {off:+.1%} from the published ratio, within 10%",
+                abs(off) <= 0.10,
+            )
+        )
     best, last = planned[-1], lines[-1]
     outcome.goals.append(
-        Goal(f"auto: {best.estimated / MIB:,.0f} MiB, under level 4's {last.estimated / MIB:,.0f}",
-             best.estimated < last.estimated)
-    )  # fmt: skip
+        Goal(
+            f"auto: {best.estimated / MIB:,.0f} MiB, under level 4's {last.estimated / MIB:,.0f}",
+            best.estimated < last.estimated,
+        )
+    )
     return outcome
 
 
@@ -139,16 +152,35 @@ def tensorflow(bench: Workbench, verify: bool) -> Outcome:
     """The largest batch in 12 GB: as saved, with layers that run again whole, under ``auto``."""
     model = "densenet-121-cifar.onnx"
     bench.script(
-        "make_network.py", "densenet-bc", "--images", "imagenet", "--depth", "121", "--side", "32",
-        "--classes", "10", "-o", model,
-    )  # fmt: skip
+        "make_network.py",
+        "densenet-bc",
+        "--images",
+        "imagenet",
+        "--depth",
+        "121",
+        "--side",
+        "32",
+        "--classes",
+        "10",
+        "-o",
+        model,
+    )
     lines = []
     batches = {}
     for technique, strategy in (("theirs (recompute-grad)", "recompute-grad"), ("auto", "auto")):
         found = bench.memcli(
-            "fit", model, "--memory", "12GB", "--reserve", "0", "--cpu", "--strategy", strategy,
-            "--time-limit", "10",
-        )  # fmt: skip
+            "fit",
+            model,
+            "--memory",
+            "12GB",
+            "--reserve",
+            "0",
+            "--cpu",
+            "--strategy",
+            strategy,
+            "--time-limit",
+            "10",
+        )
         batches["as saved"] = found["unplanned"]["batch"]
         batches[technique] = found["planned"]["batch"]
     base = batches["as saved"]
@@ -187,9 +219,12 @@ def caffe(bench: Workbench, verify: bool) -> Outcome:
     for technique in ("Caffe: caffe-dense", "auto"):
         slope = exponent(groups[technique])
         outcome.goals.append(
-            Goal(f"{technique}: memory grows with depth^{slope:.2f}, at most 1.1 "
-                 f"(as saved {exponent(groups['as saved']):.2f})", slope <= 1.1)
-        )  # fmt: skip
+            Goal(
+                f"{technique}: memory grows with depth^{slope:.2f}, at most 1.1 "
+                f"(as saved {exponent(groups['as saved']):.2f})",
+                slope <= 1.1,
+            )
+        )
         least = groups[technique][0].memory
         outcome.goals.append(
             Goal(f"{technique}: {least / MIB:,.0f} MiB, under 2048", least < 2048 * MIB)

@@ -76,15 +76,20 @@ def main() -> None:
     rounds = options.rounds
     with progress_bar("timing") as report:
         times = time_in_turns(
-            steps, rounds, device,
+            steps,
+            rounds,
+            device,
             lambda number: report(f"round {number} of {rounds}", number / (rounds + 1)),
-        )  # fmt: skip
+        )
     rows = [
-        {"file": path, "seconds": median(each),
-         "ratio": median(a / b for a, b in zip(each, times[0], strict=True)),
-         "all_seconds": each}
+        {
+            "file": path,
+            "seconds": median(each),
+            "ratio": median(a / b for a, b in zip(each, times[0], strict=True)),
+            "all_seconds": each,
+        }
         for path, each in zip(files, times, strict=True)
-    ]  # fmt: skip
+    ]
     if options.json:
         print(json.dumps({"schema": 1, "device": str(device), "rows": rows}))
         return

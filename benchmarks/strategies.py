@@ -64,8 +64,15 @@ def compare(console: Console, name: str, analysis: Analysis, options: argparse.N
     """The table of one network."""
     graph, model = analysis.graph, analysis.model
     allow_reservation(analysis)
-    columns = [("strategy", "left"), ("MiB", "right"), ("live MiB", "right"), ("%", "right"),
-               ("again %", "right"), ("range", "right"), ("s", "right")]  # fmt: skip
+    columns = [
+        ("strategy", "left"),
+        ("MiB", "right"),
+        ("live MiB", "right"),
+        ("%", "right"),
+        ("again %", "right"),
+        ("range", "right"),
+        ("s", "right"),
+    ]
     table = new_table(f"{name}: {graph.n_nodes} nodes", columns)
     whole = model.evaluate(model.none())
     least = whole.pool_bytes
@@ -76,10 +83,14 @@ def compare(console: Console, name: str, analysis: Analysis, options: argparse.N
         seconds = time.monotonic() - started
         least = min([least, *(f.cost.pool_bytes for f in search.tried)])
         table.add_row(
-            strategy, mib(found.cost.pool_bytes), mib(found.cost.live_peak_bytes),
+            strategy,
+            mib(found.cost.pool_bytes),
+            mib(found.cost.live_peak_bytes),
             f"{found.cost.pool_bytes / max(1, whole.pool_bytes):.1%}",
-            f"{found.cost.recompute_fraction:.1%}", str(found.plan.match_range), f"{seconds:.1f}",
-        )  # fmt: skip
+            f"{found.cost.recompute_fraction:.1%}",
+            str(found.plan.match_range),
+            f"{seconds:.1f}",
+        )
     for limit in dict.fromkeys([0.0, options.bound]):
         started = time.monotonic()
         bound = best_lower_bound(graph, model, limit, least)

@@ -64,9 +64,7 @@ class Meter(Tape):
             self.flops += operations
             self.work += operations
             return
-        read = {
-            storage_key(t) for t in tensors_in([list(args), kwargs]) if has_storage(t)
-        }  # fmt: skip
+        read = {storage_key(t) for t in tensors_in([list(args), kwargs]) if has_storage(t)}
         made = list(tensors_in(result))
         if func._schema.is_mutable or any(storage_key(t) not in read for t in made):
             self.work += sum(t.numel() for t in made)

@@ -28,12 +28,18 @@ _aten = torch.ops.aten
 _DEAR = [
     op
     for name in (
-        "mm", "addmm", "bmm", "baddbmm", "convolution",
-        "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
-        "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention_for_cpu",
+        "mm",
+        "addmm",
+        "bmm",
+        "baddbmm",
+        "convolution",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
     )
     if (op := getattr(getattr(_aten, name, None), "default", None)) is not None
-]  # fmt: skip
+]
 
 
 @dataclass
@@ -148,9 +154,7 @@ class Planner:
         self, label: str, *, budget: int | None = None, max_recompute: float | None = None
     ) -> tuple[Method, Cost]:
         """As ``memcli plan --budget BYTES --max-recompute PART``, and the step under it."""
-        settings = Settings(
-            budget=budget, max_recompute=max_recompute, time_limit=self.time_limit
-        )
+        settings = Settings(budget=budget, max_recompute=max_recompute, time_limit=self.time_limit)
         search = Search(TorchSpace(self.model), settings)
         STRATEGIES["auto"].run(search)
         found = search.answer()

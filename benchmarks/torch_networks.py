@@ -133,14 +133,18 @@ SMALL = {
         4, (3, 64, 64), 10, {"layers": (3, 4), "growth": 8, "first": 16, "classes": 10}
     ),
     "gpt": Size(
-        4, (64,), 200,
+        4,
+        (64,),
+        200,
         {"layers": 3, "width": 32, "heads": 2, "context": 64, "vocabulary": 200},
     ),
     "vit-b-16": Size(
-        4, (3, 64, 64), 10,
+        4,
+        (3, 64, 64),
+        10,
         {"layers": 3, "width": 32, "heads": 2, "side": 64, "patch": 8, "classes": 10},
     ),
-}  # fmt: skip
+}
 
 
 def make_network(

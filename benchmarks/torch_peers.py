@@ -60,8 +60,8 @@ class Point:
         """Whether memcli at the peer's memory takes no more time."""
         peer, own = self.peer.measured, self.at_memory and self.at_memory.measured
         assert peer is not None
-        return own is not None and own.peak <= peer.peak and (
-            own.seconds <= _SAME_TIME * peer.seconds
+        return (
+            own is not None and own.peak <= peer.peak and (own.seconds <= _SAME_TIME * peer.seconds)
         )
 
     @property
@@ -76,8 +76,8 @@ class Point:
         """Whether that plan takes no more time, either."""
         peer, own = self.peer.measured, self.at_work and self.at_work.measured
         assert peer is not None
-        return self.no_more_memory and own is not None and (
-            own.seconds <= _SAME_TIME * peer.seconds
+        return (
+            self.no_more_memory and own is not None and (own.seconds <= _SAME_TIME * peer.seconds)
         )
 
 
@@ -141,9 +141,11 @@ def _row(point: Point) -> dict[str, Any]:
         return asdict(method.measured)
 
     return {
-        "peer": point.peer.label, "measured": shown(point.peer),
-        "memcli_at_memory": shown(point.at_memory), "memcli_at_work": shown(point.at_work),
-    }  # fmt: skip
+        "peer": point.peer.label,
+        "measured": shown(point.peer),
+        "memcli_at_memory": shown(point.at_memory),
+        "memcli_at_work": shown(point.at_work),
+    }
 
 
 def time_all(bench: Bench, methods: Sequence[Method], repeats: int) -> dict[str, float]:
@@ -198,20 +200,29 @@ def measured(method: Method, bench: Bench) -> Method:
 
 
 def print_table(
-    name: str, size: Size, base: Method, points: Sequence[Point], left_out: Sequence[Method],
+    name: str,
+    size: Size,
+    base: Method,
+    points: Sequence[Point],
+    left_out: Sequence[Method],
     console: Console,
-) -> None:  # fmt: skip
+) -> None:
     """The rows; what did not run below them."""
     whole = base.measured
     assert whole is not None
     table = new_table(
         f"{name}, batch {size.batch} of {'x'.join(map(str, size.input))}",
         [
-            ("method", "left"), ("peak MiB", "right"), ("of plain", "right"),
-            ("again", "right"), ("ms", "right"), ("of plain", "right"),
-            ("gradients =", "right"), ("states =", "right"),
+            ("method", "left"),
+            ("peak MiB", "right"),
+            ("of plain", "right"),
+            ("again", "right"),
+            ("ms", "right"),
+            ("of plain", "right"),
+            ("gradients =", "right"),
+            ("states =", "right"),
         ],
-    )  # fmt: skip
+    )
     for method in [base, *(m for p in points for m in p.methods)]:
         own = method.label.startswith("memcli")
         label = f"  {method.label}" if own else method.label
@@ -230,10 +241,14 @@ def _cells(one: Measured, whole: Measured, hidden: bool) -> list[str]:
     work = (one.work - whole.work) / max(1.0, whole.forward_work)
     again = f"{flops:.0%}" if hidden else f"{flops:.0%} ({work:.0%})"
     return [
-        mib(one.peak), f"{one.peak / whole.peak:.0%}", again, f"{1000 * one.seconds:.1f}",
-        f"{one.seconds / whole.seconds:.0%}", f"{one.gradients[0]}/{one.gradients[1]}",
+        mib(one.peak),
+        f"{one.peak / whole.peak:.0%}",
+        again,
+        f"{1000 * one.seconds:.1f}",
+        f"{one.seconds / whole.seconds:.0%}",
+        f"{one.gradients[0]}/{one.gradients[1]}",
         f"{one.states[0]}/{one.states[1]}",
-    ]  # fmt: skip
+    ]
 
 
 def parsed() -> argparse.Namespace:

@@ -38,11 +38,16 @@ def main() -> None:
     table = new_table(
         "Measured on the CPU, MiB (est: model; meas: really allocated)",
         [
-            ("example, batch", "left"), ("saved est", "right"), ("meas", "right"),
-            ("planned est", "right"), ("meas", "right"), ("worst stage", "right"),
-            ("equal to the bit", "right"), ("s", "right"),
+            ("example, batch", "left"),
+            ("saved est", "right"),
+            ("meas", "right"),
+            ("planned est", "right"),
+            ("meas", "right"),
+            ("worst stage", "right"),
+            ("equal to the bit", "right"),
+            ("s", "right"),
         ],
-    )  # fmt: skip
+    )
     for name, batch in batches.items():
         if options.only not in (None, name):
             continue

@@ -39,8 +39,13 @@ import tensorflow as tf
 
 
 def densenet(
-    depth: int = 100, growth: int = 12, classes: int = 10, size: int = 32, seed: int = 0,
-    blocks: Sequence[int] = (), subsample: bool = False,
+    depth: int = 100,
+    growth: int = 12,
+    classes: int = 10,
+    size: int = 32,
+    seed: int = 0,
+    blocks: Sequence[int] = (),
+    subsample: bool = False,
 ) -> keras.Model:
     """DenseNet-BC of ``depth`` layers (6 n + 4), ``growth`` channels for each.
 
@@ -63,9 +68,13 @@ def densenet(
         x = layers.BatchNormalization(name=f"norm{count[0]}")(x)
         x = layers.Activation("relu", name=f"relu{count[0]}")(x)
         return layers.Conv2D(
-            filters, kernel, padding="same", use_bias=False, name=f"conv{count[0]}",
+            filters,
+            kernel,
+            padding="same",
+            use_bias=False,
+            name=f"conv{count[0]}",
             kernel_initializer="he_normal",
-        )(x)  # fmt: skip
+        )(x)
 
     image = keras.Input((size, size, 3), name="image")
     channels = 2 * growth
@@ -97,9 +106,7 @@ def export(model: keras.Model, path: str | Path) -> None:
 
     specs = [tf.TensorSpec((None, *t.shape[1:]), t.dtype, name=t.name) for t in model.inputs]
     function = tf.function(lambda *inputs: model(*inputs), input_signature=specs)
-    tf2onnx.convert.from_function(
-        function, input_signature=specs, opset=17, output_path=str(path)
-    )
+    tf2onnx.convert.from_function(function, input_signature=specs, opset=17, output_path=str(path))
 
 
 def load(path: str | Path) -> Any:

@@ -23,9 +23,13 @@ class Net:
         self.lines = [f'name: "{name}"']
 
     def layer(
-        self, name: str, kind: str, bottoms: list[str], tops: list[str] | None = None,
+        self,
+        name: str,
+        kind: str,
+        bottoms: list[str],
+        tops: list[str] | None = None,
         **parameters: Value,
-    ) -> str:  # fmt: skip
+    ) -> str:
         """A layer; returns its first top, which has the layer's name unless ``tops`` says else."""
         tops = [name] if tops is None else tops
         self.lines += ["layer {", f'  name: "{name}"', f'  type: "{kind}"']
@@ -38,19 +42,37 @@ class Net:
     def data(self, phase: str, batch: int) -> None:
         """Images of 32 by 32 and their labels from an LMDB."""
         self.layer(
-            "data", "Data", [], ["data", "label"], include={"phase": _Word(phase)},
-            transform_param={"mirror": phase == "TRAIN", "crop_size": 32,
-                             "mean_value": [125.3, 123.0, 113.9]},
-            data_param={"source": f"cifar10_{phase.lower()}_lmdb", "batch_size": batch,
-                        "backend": _Word("LMDB")},
-        )  # fmt: skip
+            "data",
+            "Data",
+            [],
+            ["data", "label"],
+            include={"phase": _Word(phase)},
+            transform_param={
+                "mirror": phase == "TRAIN",
+                "crop_size": 32,
+                "mean_value": [125.3, 123.0, 113.9],
+            },
+            data_param={
+                "source": f"cifar10_{phase.lower()}_lmdb",
+                "batch_size": batch,
+                "backend": _Word("LMDB"),
+            },
+        )
 
     def convolution(self, name: str, data: str, filters: int, size: int) -> str:
         """Without bias, padded to keep the size."""
-        return self.layer(name, "Convolution", [data], convolution_param={
-            "num_output": filters, "bias_term": False, "pad": size // 2, "kernel_size": size,
-            "weight_filler": {"type": "msra"},
-        })  # fmt: skip
+        return self.layer(
+            name,
+            "Convolution",
+            [data],
+            convolution_param={
+                "num_output": filters,
+                "bias_term": False,
+                "pad": size // 2,
+                "kernel_size": size,
+                "weight_filler": {"type": "msra"},
+            },
+        )
 
     def normalised(self, name: str, data: str) -> str:
         """BatchNorm, and Scale and ReLU in place."""
@@ -102,13 +124,22 @@ def densenet(
     for block in (1, 2, 3):
         name = f"block{block}"
         if dense_block:
-            x = net.layer(name, "DenseBlock", [x], denseblock_param={
-                "numTransition": layers, "initChannel": channels, "growthRate": growth,
-                "Filter_Filler": {"type": "msra"},
-                "BN_Scaler_Filler": {"type": "constant", "value": 1},
-                "BN_Bias_Filler": {"type": "constant", "value": 0},
-                "use_dropout": bool(dropout), "dropout_amount": dropout, "use_BC": bottleneck,
-            })  # fmt: skip
+            x = net.layer(
+                name,
+                "DenseBlock",
+                [x],
+                denseblock_param={
+                    "numTransition": layers,
+                    "initChannel": channels,
+                    "growthRate": growth,
+                    "Filter_Filler": {"type": "msra"},
+                    "BN_Scaler_Filler": {"type": "constant", "value": 1},
+                    "BN_Bias_Filler": {"type": "constant", "value": 0},
+                    "use_dropout": bool(dropout),
+                    "dropout_amount": dropout,
+                    "use_BC": bottleneck,
+                },
+            )
         else:
             for number in range(layers):
                 x = _plain(net, f"{name}_{number}", x, growth, bottleneck, dropout)
@@ -118,26 +149,39 @@ def densenet(
             channels = channels // 2 if bottleneck else channels
             x = net.convolution(f"transition{block}_conv", x, channels, 1)
             x = net.dropout(f"transition{block}_dropout", x, dropout)
-            x = net.layer(f"transition{block}_pool", "Pooling", [x], pooling_param={
-                "pool": _Word("AVE"), "kernel_size": 2, "stride": 2,
-            })  # fmt: skip
-    x = net.layer("pool", "Pooling", [x],
-                  pooling_param={"pool": _Word("AVE"), "global_pooling": True})  # fmt: skip
-    x = net.layer("fc", "InnerProduct", [x], inner_product_param={
-        "num_output": 10, "weight_filler": {"type": "xavier"},
-    })  # fmt: skip
+            x = net.layer(
+                f"transition{block}_pool",
+                "Pooling",
+                [x],
+                pooling_param={
+                    "pool": _Word("AVE"),
+                    "kernel_size": 2,
+                    "stride": 2,
+                },
+            )
+    x = net.layer(
+        "pool", "Pooling", [x], pooling_param={"pool": _Word("AVE"), "global_pooling": True}
+    )
+    x = net.layer(
+        "fc",
+        "InnerProduct",
+        [x],
+        inner_product_param={
+            "num_output": 10,
+            "weight_filler": {"type": "xavier"},
+        },
+    )
     net.layer("loss", "SoftmaxWithLoss", [x, "label"])
     net.layer("accuracy", "Accuracy", [x, "label"])
     return "\n".join(net.lines) + "\n"
 
 
-def _plain(
-    net: Net, name: str, x: str, growth: int, bottleneck: bool, dropout: float
-) -> str:
+def _plain(net: Net, name: str, x: str, growth: int, bottleneck: bool, dropout: float) -> str:
     y = net.normalised(name, x)
     if bottleneck:
-        y = net.dropout(f"{name}_dropout1", net.convolution(f"{name}_conv1", y, 4 * growth, 1),
-                        dropout)  # fmt: skip
+        y = net.dropout(
+            f"{name}_dropout1", net.convolution(f"{name}_conv1", y, 4 * growth, 1), dropout
+        )
         y = net.normalised(f"{name}_2", y)
     y = net.dropout(f"{name}_dropout", net.convolution(f"{name}_conv", y, growth, 3), dropout)
     return net.layer(f"{name}_concat", "Concat", [x, y])
@@ -155,9 +199,13 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     text = densenet(
-        options.depth, options.growth, batch=options.batch, bottleneck=options.bottleneck,
-        dense_block=options.dense_block, dropout=options.dropout,
-    )  # fmt: skip
+        options.depth,
+        options.growth,
+        batch=options.batch,
+        bottleneck=options.bottleneck,
+        dense_block=options.dense_block,
+        dropout=options.dropout,
+    )
     path = options.output or Path(f"densenet-{options.depth}.prototxt")
     path.write_text(text)
 

@@ -39,16 +39,18 @@ def parser() -> argparse.ArgumentParser:
         add_options(command)
         if name == "lstm":
             command.add_argument(
-                "--fused", action="store_true",
+                "--fused",
+                action="store_true",
                 help="each layer in one operator over all steps (torch alone)",
-            )  # fmt: skip
+            )
         output = command.add_argument_group("output")
         output.add_argument("--framework", choices=list(_ENDINGS), help="default: as -o ends")
         output.add_argument("-o", "--output", type=Path, help="default: a name of its size")
         output.add_argument(
-            "--weights", action="store_true",
+            "--weights",
+            action="store_true",
             help="put the starting weights into the ONNX file; by default it has none",
-        )  # fmt: skip
+        )
         output.add_argument("--seed", type=int, default=0, help="of the starting weights (0)")
     return whole
 
@@ -102,8 +104,10 @@ def main() -> None:
     except ValueError as error:
         whole.error(str(error))
     except ImportError as error:
-        print(f"{error.name} is missing: pip install 'memcli[{framework}]' onnxscript",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"{error.name} is missing: pip install 'memcli[{framework}]' onnxscript",
+            file=sys.stderr,
+        )
         sys.exit(3)
     except MemcliError as error:
         print("\n".join(error.lines()), file=sys.stderr)

@@ -37,8 +37,10 @@ class Network:
         tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (
-            ("location", self.weights_file), ("offset", self.offset), ("length", size)
-        ):  # fmt: skip
+            ("location", self.weights_file),
+            ("offset", self.offset),
+            ("length", size),
+        ):
             tensor.external_data.add(key=key, value=str(value))
         self.offset += size
         self.weights.append(tensor)
@@ -56,18 +58,27 @@ class Network:
         """Without bias, padded to keep the size."""
         weight = self.weight(f"{name}.weight", filters, channels, size, size)
         return self.node(
-            "Conv", [data, weight], name, kernel_shape=[size, size], strides=[stride, stride],
+            "Conv",
+            [data, weight],
+            name,
+            kernel_shape=[size, size],
+            strides=[stride, stride],
             pads=[size // 2] * 4,
-        )  # fmt: skip
+        )
 
     def normalised(self, data: str, name: str, channels: int, *, relu: bool = True) -> str:
         """BatchNorm in training mode, and ReLU."""
         parts = ("weight", "bias", "running_mean", "running_var")
         inputs = [self.weight(f"{name}.{part}", channels) for part in parts]
         self.node(
-            "BatchNormalization", [data, *inputs], name, 3, epsilon=1e-5, momentum=0.9,
+            "BatchNormalization",
+            [data, *inputs],
+            name,
+            3,
+            epsilon=1e-5,
+            momentum=0.9,
             training_mode=1,
-        )  # fmt: skip
+        )
         return self.node("Relu", [name], f"{name}.relu") if relu else name
 
     def classified(self, data: str, channels: int, classes: int) -> str:
@@ -140,8 +151,9 @@ def densenet_bc(network: Network, size: sizes.DenseNet) -> None:
             fewer = size.compressed(channels)
             x = network.convolution(x, f"reduce{block + 1}", channels, fewer, 1)
             channels = fewer
-            x = network.node("AveragePool", [x], f"pool{block + 1}", kernel_shape=[2, 2],
-                             strides=[2, 2])  # fmt: skip
+            x = network.node(
+                "AveragePool", [x], f"pool{block + 1}", kernel_shape=[2, 2], strides=[2, 2]
+            )
     network.classified(x, channels, size.classes)
 
 

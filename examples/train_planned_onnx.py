@@ -37,13 +37,28 @@ def write_network(path: Path, blocks: int = 4) -> None:
 
     def conv_norm(x: str, name: str, inputs: int) -> str:
         kernel = normal(f"{name}.conv.weight", CHANNELS, inputs, 3, 3)
-        nodes.append(helper.make_node("Conv", [x, kernel], [f"{name}_conv"], f"{name}/conv",
-                                      kernel_shape=[3, 3], pads=[1, 1, 1, 1]))  # fmt: skip
+        nodes.append(
+            helper.make_node(
+                "Conv",
+                [x, kernel],
+                [f"{name}_conv"],
+                f"{name}/conv",
+                kernel_shape=[3, 3],
+                pads=[1, 1, 1, 1],
+            )
+        )
         values = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1}
         names = [weight(f"{name}.bn.{k}", np.full(CHANNELS, v)) for k, v in values.items()]
         outputs = [f"{name}_bn", f"{name}_mean", f"{name}_var"]
-        nodes.append(helper.make_node("BatchNormalization", [f"{name}_conv", *names], outputs,
-                                      f"{name}/bn", training_mode=1))  # fmt: skip
+        nodes.append(
+            helper.make_node(
+                "BatchNormalization",
+                [f"{name}_conv", *names],
+                outputs,
+                f"{name}/bn",
+                training_mode=1,
+            )
+        )
         return outputs[0]
 
     def relu(x: str, name: str) -> str:

@@ -469,9 +469,12 @@ def _request(
     if batch is not None and not 0 < batch < 1 << 31:
         raise BadInput(f"batch {batch} is not possible: it must be between 1 and 2147483647")
     return ShapeRequest(
-        shapes=given, batch=batch, dtype=dtype, frozen=tuple(frozen),
+        shapes=given,
+        batch=batch,
+        dtype=dtype,
+        frozen=tuple(frozen),
         imports=check_files(tuple(imports)),
-    )  # fmt: skip
+    )
 
 
 def _request_or_none(

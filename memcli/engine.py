@@ -12,7 +12,6 @@ from memcli.formats.detect import ModelSource
 from memcli.request import CPU, Devices, Progress, ShapeRequest
 
 if TYPE_CHECKING:  # each is loaded by the commands that need it
-    
     from memcli.engines.fit_search import FitSearch
     from memcli.formats.detect import Model
     from memcli.frameworks.figures import ModelRequest

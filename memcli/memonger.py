@@ -242,9 +242,13 @@ def _bound_cost(subject: _Subject) -> int:
     with TemporaryDirectory(prefix="memcli-") as folder:
         raw = subject.source.raw
         result, _ = ask_mxnet(
-            raw, subject.request, Path(folder), marked=None, losses=False,
+            raw,
+            subject.request,
+            Path(folder),
+            marked=None,
+            losses=False,
             here=bool(custom_nodes(raw)),
-        )  # fmt: skip
+        )
     return int(result["total_mb"])
 
 

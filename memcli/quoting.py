@@ -67,7 +67,7 @@ def cut(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     head = (most - 5) * 2 // 3
-    return f"{text[:head]} ... {text[len(text) - (most - 5 - head):]}"
+    return f"{text[:head]} ... {text[len(text) - (most - 5 - head) :]}"
 
 
 def whole_number(text: str, most: int = 2**63 - 1) -> int | None:

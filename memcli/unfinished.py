@@ -41,9 +41,7 @@ def making(temporary: str | os.PathLike[str]) -> None:
     _say("making", temporary)
 
 
-def placing(
-    temporary: str | os.PathLike[str], target: str | os.PathLike[str], shown: str
-) -> None:
+def placing(temporary: str | os.PathLike[str], target: str | os.PathLike[str], shown: str) -> None:
     """It is whole and takes the name ``target`` now; ``shown``: that name in messages, or ""."""
     _say("placing", temporary, target, shown)
 

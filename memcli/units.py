@@ -53,8 +53,10 @@ def parse_size(text: str, *, whole: int | None = None) -> int:
     elif unit in _FACTORS:
         size = number * _FACTORS[unit]
     else:
-        raise BadInput(f"'{text}' has an unknown unit", "units: B, KB, MB, GB (powers of 1000), "
-                       "KiB, MiB, GiB or K, M, G (of 1024), %")
+        raise BadInput(
+            f"'{text}' has an unknown unit",
+            "units: B, KB, MB, GB (powers of 1000), KiB, MiB, GiB or K, M, G (of 1024), %",
+        )
     if size < 1:
         raise BadInput(f"'{text}' is less than one byte")
     if not math.isfinite(size):

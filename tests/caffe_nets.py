@@ -27,8 +27,14 @@ def densenet(**options: Any) -> str:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    given = {"depth": 10, "growth": 4, "batch": 4, "bottleneck": False, "dense_block": False,
-             "dropout": 0.0}  # fmt: skip
+    given = {
+        "depth": 10,
+        "growth": 4,
+        "batch": 4,
+        "bottleneck": False,
+        "dense_block": False,
+        "dropout": 0.0,
+    }
     return module.densenet(**{**given, **options})
 
 

@@ -87,8 +87,9 @@ def residual_network(path: Path, blocks: int = 4, *, training: bool = True) -> P
         x = m.node("Add", [x, y], f"sum{k}")
     x = m.node("GlobalAveragePool", [x], "mean")
     x = m.node("Flatten", [x], "flat")
-    x = m.node("Gemm", [x, m.weight("fc.weight", 10, 8), m.weight("fc.bias", 10)], "logits",
-               transB=1)  # fmt: skip
+    x = m.node(
+        "Gemm", [x, m.weight("fc.weight", 10, 8), m.weight("fc.bias", 10)], "logits", transB=1
+    )
     return m.write(path, {"image": ("N", 3, 16, 16)}, {x: ("N", 10)})
 
 

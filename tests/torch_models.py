@@ -18,8 +18,20 @@ from memcli.formats.onnx.file import read_onnx
 from memcli.formats.onnx.plan import new_plan, write_plan
 
 # What a plan that drops a lot drops.
-CHEAP = ("BatchNormalization", "Relu", "Concat", "Add", "Gelu", "LayerNormalization", "Dropout",
-         "Softmax", "MaxPool", "Mul", "Erf", "Tanh")  # fmt: skip
+CHEAP = (
+    "BatchNormalization",
+    "Relu",
+    "Concat",
+    "Add",
+    "Gelu",
+    "LayerNormalization",
+    "Dropout",
+    "Softmax",
+    "MaxPool",
+    "Mul",
+    "Erf",
+    "Tanh",
+)
 
 
 class Residual(nn.Module):
@@ -184,9 +196,15 @@ def _training_forms() -> dict[Any, Any]:
         x, weight, bias, running_mean, running_var, training, momentum, eps
     ):
         y, mean, var = op.BatchNormalization(
-            x, weight, bias, running_mean, running_var,
-            epsilon=eps, momentum=1.0 - momentum, training_mode=1,
-        )  # fmt: skip
+            x,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            epsilon=eps,
+            momentum=1.0 - momentum,
+            training_mode=1,
+        )
         return y, mean, var, mean, var
 
     def dropout(x, p, train):  # type: ignore[no-untyped-def]
@@ -213,8 +231,12 @@ def plan_of(
         for name, node in zip(file.node_names, file.graph.node, strict=True)
     }
     plan = new_plan(
-        file, marks, strategy="by operator", shapes={file.inputs[0].name: list(shape)},
-        dtype="float32", as_training=as_training,
-    )  # fmt: skip
+        file,
+        marks,
+        strategy="by operator",
+        shapes={file.inputs[0].name: list(shape)},
+        dtype="float32",
+        as_training=as_training,
+    )
     write_plan(file, plan, out, overwrite=True)
     return out

@@ -86,9 +86,15 @@ def _batch_norm(  # type: ignore[no-untyped-def]  # onnxscript reads the signatu
 ) -> Any:
     """BatchNorm in training: its result, what it saves, and the new statistics."""
     y, mean, variance = opset18.BatchNormalization(
-        x, weight, bias, running_mean, running_var,
-        epsilon=eps, momentum=1.0 - momentum, training_mode=1,
-    )  # fmt: skip
+        x,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        epsilon=eps,
+        momentum=1.0 - momentum,
+        training_mode=1,
+    )
     return y, mean, variance, mean, variance
 
 
@@ -120,9 +126,14 @@ def _describe_weights(model: onnx_ir.Model, name: str, folder: Path) -> None:
         if tensor is None or not _is_fake(tensor):
             continue
         value.const_value = onnx_ir.ExternalTensor(
-            name, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name or "",
+            name,
+            offset,
+            tensor.nbytes,
+            tensor.dtype,
+            shape=tensor.shape,
+            name=value.name or "",
             base_dir=folder,
-        )  # fmt: skip
+        )
         offset += tensor.nbytes
 
 

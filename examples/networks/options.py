@@ -12,21 +12,25 @@ from networks import sizes
 def add_resnet_options(parser: argparse.ArgumentParser) -> None:
     """Depth and form of a ResNet."""
     parser.add_argument(
-        "--depth", type=int, default=50,
+        "--depth",
+        type=int,
+        default=50,
         help="imagenet: 18, 34, or any 3n + 2 from 35 on, or 1000, which stands for the "
         "1000-layer network of arXiv 1604.06174; cifar: 6n + 2 or 9n + 2",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--units", type=int, nargs="+", metavar="N", help="units of each stage, in place of --depth"
     )
     parser.add_argument(
-        "--block", choices=["basic", "bottleneck"],
+        "--block",
+        choices=["basic", "bottleneck"],
         help="two 3x3 convolutions, or 1x1, 3x3, 1x1; by default what is usual for the depth",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--classic", action="store_true",
+        "--classic",
+        action="store_true",
         help="the form of the classic memory planner's example: biases, LeakyReLU, fixed scales",
-    )  # fmt: skip
+    )
     add_image_options(parser, "imagenet")
 
 
@@ -45,15 +49,22 @@ def resnet_of(args: argparse.Namespace) -> sizes.ResNet:
             raise ValueError("--units: one to five stages, with at least one unit in each")
         plain = sizes.resnet(20 if small else 50, small=small)
         size = replace(
-            plain, units=tuple(args.units), bottleneck=bottleneck is not False,
-            classic=args.classic, side=args.side or plain.side,
+            plain,
+            units=tuple(args.units),
+            bottleneck=bottleneck is not False,
+            classic=args.classic,
+            side=args.side or plain.side,
             classes=args.classes or plain.classes,
-        )  # fmt: skip
+        )
     else:
         size = sizes.resnet(
-            args.depth, small=small, bottleneck=bottleneck, side=args.side, classes=args.classes,
+            args.depth,
+            small=small,
+            bottleneck=bottleneck,
+            side=args.side,
+            classes=args.classes,
             classic=args.classic,
-        )  # fmt: skip
+        )
     if size.last_side < 1:
         raise ValueError(f"--side {size.side}: nothing is left before the last pooling")
     return size
@@ -74,9 +85,13 @@ def densenet_of(args: argparse.Namespace) -> sizes.DenseNet:
         ValueError: there is none of that depth.
     """
     return sizes.densenet(
-        args.depth, args.growth, bottleneck=False, side=args.side, classes=args.classes,
+        args.depth,
+        args.growth,
+        bottleneck=False,
+        side=args.side,
+        classes=args.classes,
         dropout=args.dropout,
-    )  # fmt: skip
+    )
 
 
 def add_densenet_bc_options(parser: argparse.ArgumentParser) -> None:
@@ -88,9 +103,10 @@ def add_densenet_bc_options(parser: argparse.ArgumentParser) -> None:
         "--growth", type=_positive, help="channels that a layer adds (12; imagenet: 32)"
     )
     parser.add_argument(
-        "--classic", action="store_true",
+        "--classic",
+        action="store_true",
         help="the form in which the classic memory planner was shown with it; imagenet alone",
-    )  # fmt: skip
+    )
     add_image_options(parser, "cifar")
     _add_dropout(parser)
 
@@ -103,15 +119,22 @@ def densenet_bc_of(args: argparse.Namespace) -> sizes.DenseNet:
     """
     if args.images == "imagenet":
         return sizes.large_densenet(
-            args.depth or 121, args.growth or 32, side=args.side, classes=args.classes,
-            dropout=args.dropout, classic=args.classic,
-        )  # fmt: skip
+            args.depth or 121,
+            args.growth or 32,
+            side=args.side,
+            classes=args.classes,
+            dropout=args.dropout,
+            classic=args.classic,
+        )
     if args.classic:
         raise ValueError("--classic is for --images imagenet")
     return sizes.densenet(
-        args.depth or 100, args.growth or 12, side=args.side, classes=args.classes,
+        args.depth or 100,
+        args.growth or 12,
+        side=args.side,
+        classes=args.classes,
         dropout=args.dropout,
-    )  # fmt: skip
+    )
 
 
 def add_mobilenet_options(parser: argparse.ArgumentParser) -> None:
@@ -158,9 +181,11 @@ def lstm_of(args: argparse.Namespace) -> sizes.LSTM:
 def add_image_options(parser: argparse.ArgumentParser, default: str) -> None:
     """Large or small images, their side, the classes."""
     parser.add_argument(
-        "--images", choices=["imagenet", "cifar"], default=default,
+        "--images",
+        choices=["imagenet", "cifar"],
+        default=default,
         help="224 x 224 in 1000 classes, or 32 x 32 in 10; what the network starts with differs",
-    )  # fmt: skip
+    )
     _add_size_options(parser)
 
 

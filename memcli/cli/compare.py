@@ -30,35 +30,45 @@ from memcli.search.registry import STRATEGIES
 @frozen_option
 @import_option
 @click.option(
-    "--strategy", "strategies", type=click.Choice(list(STRATEGIES)), multiple=True,
+    "--strategy",
+    "strategies",
+    type=click.Choice(list(STRATEGIES)),
+    multiple=True,
     help="Compare this strategy, instead of all that are for any graph. Repeatable.",
-)  # fmt: skip
+)
 @click.option(
-    "--budget", "budgets", metavar="SIZE", multiple=True,
+    "--budget",
+    "budgets",
+    metavar="SIZE",
+    multiple=True,
     help="A row for the least recomputation that fits SIZE (6GiB, 800MB, or 50% of unplanned), "
     "found by auto, or by the first --strategy where auto is not among them. Repeatable. "
     f"[default: {', '.join(DEFAULT_BUDGETS)}]",
-)  # fmt: skip
-@click.option(
-    "--time-limit", type=SECONDS, metavar="SECONDS", help="Stop each row then."
 )
+@click.option("--time-limit", type=SECONDS, metavar="SECONDS", help="Stop each row then.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of the searches.")
 @kernels_option
 @click.option(
-    "--environment", type=click.Choice(["best", "default"]), default="best", show_default=True,
+    "--environment",
+    type=click.Choice(["best", "default"]),
+    default="best",
+    show_default=True,
     help="Whether plans may need an environment variable at run time to reach their memory.",
-)  # fmt: skip
+)
 @cost_option
 @click.option(
-    "--gpu", metavar="N", help="ONNX: compare plans for CUDA; no card is needed. "
+    "--gpu",
+    metavar="N",
+    help="ONNX: compare plans for CUDA; no card is needed. "
     "With --cost measured: time operators on this one.",
-)  # fmt: skip
+)
 @training_option
 @click.option(
-    "--plot", metavar="FILE",
+    "--plot",
+    metavar="FILE",
     help="Draw memory against the cost of recomputation to FILE: .svg, .png, or .html (a page with "
     "the table).",
-)  # fmt: skip
+)
 @click.option("--force", is_flag=True, help="Replace the plot's file where it exists.")
 @json_option
 def command(
@@ -108,10 +118,15 @@ def command(
     )
     with progress_bar("comparing") as report:
         compared = compare(
-            model, request, settings, strategies=strategies, budgets=budgets,
-            devices=CPU if card is None else Devices((card,)), training=as_training,
+            model,
+            request,
+            settings,
+            strategies=strategies,
+            budgets=budgets,
+            devices=CPU if card is None else Devices((card,)),
+            training=as_training,
             on_progress=report,
-        )  # fmt: skip
+        )
     if plot is not None:
         data = draw(compared, "png" if kind == "png" else "svg")
         if kind == "html":

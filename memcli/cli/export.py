@@ -16,9 +16,12 @@ from memcli.quoting import STANDARD
 @click.command("export")
 @click.argument("planned", type=click.Path())
 @click.option(
-    "--to", "target", type=click.Choice(TARGETS), required=True,
+    "--to",
+    "target",
+    type=click.Choice(TARGETS),
+    required=True,
     help="Whose checkpoints to use: torch.utils.checkpoint, tf.recompute_grad or jax.checkpoint.",
-)  # fmt: skip
+)
 @click.option("-o", "--output", "out", metavar="FILE", help="Write the script to FILE.")
 @click.option("--force", is_flag=True, help="Replace FILE where it exists.")
 @json_option

@@ -34,45 +34,60 @@ from memcli.units import format_size, parse_size, parse_size_or_zero
 @click.argument("model", type=click.Path())
 @click.option("--memory", required=True, metavar="SIZE", help="What there is, as 16GiB or 800MB.")
 @click.option(
-    "--reserve", metavar="SIZE",
+    "--reserve",
+    metavar="SIZE",
     help="Leave this much of it free: for the engine itself, CUDA's context, cuDNN's workspaces "
     "and the like, none of which is counted. [default: what is assumed for these, which the answer "
     "tells: on a card 512 MiB and 256 MiB (MXNet: 5% of the card), on the CPU the process]",
-)  # fmt: skip
+)
 @click.option("-o", "--output", "out", metavar="OUT", help="Write the planned graph to OUT.")
 @click.option("--force", is_flag=True, help="Replace OUT where it exists.")
 @sample_options
 @frozen_option
 @import_option
 @click.option(
-    "--optimizer", type=click.Choice(list(OPTIMIZERS)), default="sgd", show_default=True,
+    "--optimizer",
+    type=click.Choice(list(OPTIMIZERS)),
+    default="sgd",
+    show_default=True,
     help="What it keeps beside parameters and gradients, in float32: sgd nothing, momentum one "
     "copy of the parameters, adam two. ONNX: in the parameters' own type.",
-)  # fmt: skip
+)
 @click.option(
-    "--strategy", type=click.Choice(list(STRATEGIES)), default="auto", show_default=True,
+    "--strategy",
+    type=click.Choice(list(STRATEGIES)),
+    default="auto",
+    show_default=True,
     help="Search strategy; memcli plan --help tells of each.",
-)  # fmt: skip
+)
 @click.option(
-    "--max-recompute", type=PERCENT, metavar="PERCENT",
+    "--max-recompute",
+    type=PERCENT,
+    metavar="PERCENT",
     help="Most recomputation, in percent of the forward pass's FLOPs.",
-)  # fmt: skip
+)
 @click.option(
-    "--time-limit", type=SECONDS, metavar="SECONDS",
+    "--time-limit",
+    type=SECONDS,
+    metavar="SECONDS",
     help="Stop each search for a plan then; there are a few.",
-)  # fmt: skip
+)
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of the searches.")
 @kernels_option
 @click.option(
-    "--environment", type=click.Choice(["best", "default"]), default="best", show_default=True,
+    "--environment",
+    type=click.Choice(["best", "default"]),
+    default="best",
+    show_default=True,
     help="Whether the plan may need an environment variable at run time to reach its memory.",
-)  # fmt: skip
+)
 @cost_option
 @click.option("--cpu", is_flag=True, help="The memory is the CPU's. [default: a card's]")
 @click.option(
-    "--gpu", metavar="N",
+    "--gpu",
+    metavar="N",
     help="With --cost measured: time operators on this card. [ONNX without --cpu: 0; else the CPU]",
-)  # fmt: skip
+)
 @training_option
 @json_option
 def command(
@@ -129,10 +144,20 @@ def command(
     request = parse_shapes(shapes, None, dtype, frozen, imports)
     with progress_bar("fitting") as report:
         fitted = fit(
-            model, request, size, settings, strategy=strategy,
-            optimizer=optimizer, reserve=kept, cpu=cpu, gpu=one_gpu(gpu),
-            training=as_training, out=out, force=force, on_progress=report,
-        )  # fmt: skip
+            model,
+            request,
+            size,
+            settings,
+            strategy=strategy,
+            optimizer=optimizer,
+            reserve=kept,
+            cpu=cpu,
+            gpu=one_gpu(gpu),
+            training=as_training,
+            out=out,
+            force=force,
+            on_progress=report,
+        )
     notes = notes_console()
     for note in fitted.notes:
         notes.print(f"note: {note}", markup=False, soft_wrap=True)

@@ -26,25 +26,32 @@ from memcli.units import parse_size_or_zero
 @frozen_option
 @import_option
 @click.option(
-    "--top", type=click.IntRange(0, 10000), metavar="N",
+    "--top",
+    type=click.IntRange(0, 10000),
+    metavar="N",
     help="Show the N largest tensors. [default: 5; with --full and --json 10]",
-)  # fmt: skip
+)
 @click.option(
-    "--full", is_flag=True,
+    "--full",
+    is_flag=True,
     help="Show everything: operators by kind, stages, tensors. [default: what fits one screen]",
-)  # fmt: skip
+)
 @click.option("--nodes", is_flag=True, help="List every operator node with its output and mark.")
 @click.option(
-    "--memory-model", "models", type=click.Choice([ALL, *MEMORY_MODELS]), multiple=True,
+    "--memory-model",
+    "models",
+    type=click.Choice([ALL, *MEMORY_MODELS]),
+    multiple=True,
     help="Show what the network, without any plan, takes under another framework's buffers: "
     + "; ".join(f"{name}: {text}" for name, text in MEMORY_MODELS.items())
     + f"; {ALL}. Repeatable.",
-)  # fmt: skip
+)
 @click.option(
-    "--overhead", metavar="SIZE",
+    "--overhead",
+    metavar="SIZE",
     help="With --memory-model: add SIZE to each, for what no model knows (CUDA's context, "
     "libraries, work space of convolutions). [default: nothing]",
-)  # fmt: skip
+)
 @json_option
 def command(
     model: str | None,
@@ -84,9 +91,13 @@ def command(
     path = model or newest_or_error("inspect")
     with progress_bar("inspecting") as report:
         inspected = inspect(
-            path, request, dtype=dtype, top=10 if top is None else top, models=asked,
+            path,
+            request,
+            dtype=dtype,
+            top=10 if top is None else top,
+            models=asked,
             on_progress=report,
-        )  # fmt: skip
+        )
     notes = notes_console()
     under = inspected.under_models
     for note in [*inspected.notes, *(under.notes if under else ())]:

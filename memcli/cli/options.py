@@ -70,10 +70,14 @@ def _with_file(ctx: click.Context, param: click.Parameter, value: tuple[str, ...
 
 
 _SHAPES_FILE = click.option(
-    "--shapes", "shape_file", metavar="FILE.json", is_eager=True, expose_value=False,
+    "--shapes",
+    "shape_file",
+    metavar="FILE.json",
+    is_eager=True,
+    expose_value=False,
     callback=_keep_file,
     help='Shapes of many inputs at once: {"NAME": [32, 3, 224, 224], ...}. --shape goes before.',
-)  # fmt: skip
+)
 _SHAPE = click.option(
     "--shape",
     "shapes",
@@ -88,20 +92,26 @@ _SHAPE = click.option(
 def frozen_option(command: F) -> F:
     """``--frozen``."""
     return click.option(
-        "--frozen", multiple=True, metavar="GLOB",
+        "--frozen",
+        multiple=True,
+        metavar="GLOB",
         help="Parameters that are not trained (grad_req null, requires_grad False), by name: "
         "--frozen 'stage[1-3]_*'. The inputs then have no gradient either. Repeatable.",
-    )(command)  # fmt: skip
+    )(command)
 
 
 def import_option(command: F) -> F:
     """``--import``."""
     return click.option(
-        "--import", "imports", multiple=True, metavar="FILE", type=click.Path(),
+        "--import",
+        "imports",
+        multiple=True,
+        metavar="FILE",
+        type=click.Path(),
         help="MXNet: run this Python file of yours in the engine's process first; it registers "
         "the user operators (Custom) of the graph. It is code, and it is run: name only files that "
         "you trust. Repeatable.",
-    )(command)  # fmt: skip
+    )(command)
 
 
 def shape_options(command: F) -> F:
@@ -117,18 +127,22 @@ def sample_options(command: F) -> F:
 def training_option(command: F) -> F:
     """``--as-training``."""
     return click.option(
-        "--as-training", is_flag=True,
+        "--as-training",
+        is_flag=True,
         help="ONNX: put BatchNorm and Dropout back into training mode before planning.",
-    )(command)  # fmt: skip
+    )(command)
 
 
 def workers_option(command: F) -> F:
     """``--workers``."""
     return click.option(
-        "--workers", type=click.IntRange(1, 1024), default=1, metavar="N",
+        "--workers",
+        type=click.IntRange(1, 1024),
+        default=1,
+        metavar="N",
         help="ONNX, on the CPU: N processes that train together by torch.distributed (gloo), each "
         "with its part of the batch. --gpu 0,1 is the same with a card for each.",
-    )(command)  # fmt: skip
+    )(command)
 
 
 def refuse_json_beside(out: str | None, as_json: bool) -> None:
@@ -180,19 +194,25 @@ def one_gpu(text: str | None) -> int | None:
 def cost_option(command: F) -> F:
     """``--cost``."""
     return click.option(
-        "--cost", type=click.Choice(COSTS), default="roofline", show_default=True,
+        "--cost",
+        type=click.Choice(COSTS),
+        default="roofline",
+        show_default=True,
         help="What running an operator again costs: a roofline of its FLOPs and bytes, FLOPs "
         "alone, or its time measured on the device.",
-    )(command)  # fmt: skip
+    )(command)
 
 
 def kernels_option(command: F) -> F:
     """``--kernels``."""
     return click.option(
-        "--kernels", type=click.Choice(["plain", "any"]), default="plain", show_default=True,
+        "--kernels",
+        type=click.Choice(["plain", "any"]),
+        default="plain",
+        show_default=True,
         help="MXNet: plain: its own kernels run every plan. any: a plan may need oneDNN (MXNet's "
         "default on CPUs) or cuDNN, and says so.",
-    )(command)  # fmt: skip
+    )(command)
 
 
 def json_option(command: F) -> F:

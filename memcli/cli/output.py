@@ -36,6 +36,8 @@ def watch_output() -> None:
     stream.flush()
     raw.before = stream  # which would close the descriptor
     sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(raw), stream.encoding, stream.errors,
+        io.BufferedWriter(raw),
+        stream.encoding,
+        stream.errors,
         line_buffering=getattr(stream, "line_buffering", False),
-    )  # fmt: skip
+    )

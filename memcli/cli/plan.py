@@ -37,54 +37,79 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
 @click.command("plan")
 @click.argument("model", type=click.Path())
 @click.option(
-    "-o", "--output", "out", metavar="OUT",
+    "-o",
+    "--output",
+    "out",
+    metavar="OUT",
     help="Write the planned graph to OUT; - is standard output, and the report goes to standard "
     "error.",
-)  # fmt: skip
+)
 @click.option("--force", is_flag=True, help="Replace OUT where it exists.")
 @shape_options
 @frozen_option
 @import_option
 @click.option(
-    "--strategy", type=click.Choice(list(STRATEGIES)), default="auto", show_default=True,
+    "--strategy",
+    type=click.Choice(list(STRATEGIES)),
+    default="auto",
+    show_default=True,
     help=_STRATEGY_HELP,
-)  # fmt: skip
+)
 @click.option(
-    "--budget", metavar="SIZE",
+    "--budget",
+    metavar="SIZE",
     help="Most memory, as 6GiB (6G), 800MB, or 50% of unplanned. What fits without a plan is "
     "written as it is.",
-)  # fmt: skip
+)
 @click.option(
-    "--max-recompute", type=PERCENT, metavar="PERCENT",
+    "--max-recompute",
+    type=PERCENT,
+    metavar="PERCENT",
     help="Most recomputation, in percent of the forward pass's FLOPs. [ONNX without --budget: 100]",
-)  # fmt: skip
+)
 @click.option(
-    "--threshold", "thresholds", type=int, multiple=True, metavar="MB",
+    "--threshold",
+    "thresholds",
+    type=int,
+    multiple=True,
+    metavar="MB",
     help="Try this stage size (feature maps between two cuts) instead of searching. Repeatable.",
-)  # fmt: skip
+)
 @click.option(
-    "--trials", type=click.IntRange(0, 10000), default=6, show_default=True,
+    "--trials",
+    type=click.IntRange(0, 10000),
+    default=6,
+    show_default=True,
     help="Thresholds that the search tries after its first three guesses.",
-)  # fmt: skip
+)
 @click.option("--keep", multiple=True, metavar="GLOB", help="Never recompute these nodes.")
 @click.option("--recompute", multiple=True, metavar="GLOB", help="Always recompute these nodes.")
 @click.option("--no-rewrite", is_flag=True, help="Set attributes only; the nodes stay the same.")
 @cost_option
 @training_option
 @click.option(
-    "--time-limit", type=SECONDS, metavar="SECONDS",
+    "--time-limit",
+    type=SECONDS,
+    metavar="SECONDS",
     help="Be done then, counted from the start of the command, with the best plan found. Loading "
     "and analyzing the model cannot be interrupted. [default: a fixed amount of work]",
-)  # fmt: skip
+)
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of searches and of verify.")
 @click.option(
-    "--environment", type=click.Choice(["best", "default"]), default="best", show_default=True,
+    "--environment",
+    type=click.Choice(["best", "default"]),
+    default="best",
+    show_default=True,
     help="Whether the plan may need an environment variable at run time to reach its memory.",
-)  # fmt: skip
+)
 @kernels_option
 @click.option("--measure", is_flag=True, help="Verify right after planning.")
-@click.option("--gpu", metavar="N[,N...]", help="With --measure or --cost measured: on this GPU. "
-    "ONNX: plan for CUDA; 0,1: for two cards that train together, the batch split over them.")
+@click.option(
+    "--gpu",
+    metavar="N[,N...]",
+    help="With --measure or --cost measured: on this GPU. "
+    "ONNX: plan for CUDA; 0,1: for two cards that train together, the batch split over them.",
+)
 @click.option("--cpu", is_flag=True, help="With --measure or --cost measured: on the CPU.")
 @workers_option
 @json_option
@@ -124,7 +149,10 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
         raise BadInput("--threshold must not be negative")
     devices = Devices(gpu_numbers(options["gpu"], options["workers"]), options["workers"])
     request = parse_shapes(
-        options["shapes"], options["batch"], options["dtype"], options["frozen"],
+        options["shapes"],
+        options["batch"],
+        options["dtype"],
+        options["frozen"],
         options["imports"],
     )
     settings = Settings(
@@ -132,9 +160,7 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
         trials=options["trials"],
         keep=list(options["keep"]),
         recompute=list(options["recompute"]),
-        max_recompute=None
-        if options["max_recompute"] is None
-        else options["max_recompute"] / 100,
+        max_recompute=None if options["max_recompute"] is None else options["max_recompute"] / 100,
         time_limit=options["time_limit"],
         environment=options["environment"],
         kernels=options["kernels"],
@@ -148,11 +174,17 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
         engine_of(source).check_devices(devices)
     with progress_bar("planning") as report:
         planned = make_plan(
-            source, request, options["strategy"], settings,
+            source,
+            request,
+            options["strategy"],
+            settings,
             budget=options["budget"],
             training=options["as_training"],
-            devices=devices, out=out, force=force, on_progress=report,
-        )  # fmt: skip
+            devices=devices,
+            out=out,
+            force=force,
+            on_progress=report,
+        )
     notes = notes_console()
     for note in planned.notes:
         notes.print(f"note: {note}", markup=False, soft_wrap=True)
@@ -166,10 +198,14 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
 
         assert out is not None
         status, verified = run_verify(
-            out, original=source, devices=devices, seed=options["seed"], as_json=as_json,
+            out,
+            original=source,
+            devices=devices,
+            seed=options["seed"],
+            as_json=as_json,
             kernels=AS_PLANNED,
             request=ShapeRequest(imports=request.imports) if request.imports else None,
-        )  # fmt: skip
+        )
         result["verify"] = verified
         if status:
             result["error"] = verified["error"]

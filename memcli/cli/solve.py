@@ -18,19 +18,26 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in SOLVE_S
 @click.option("-o", "--output", "out", metavar="OUT", help="Write the JSON object to OUT.")
 @click.option("--force", is_flag=True, help="Replace OUT where it exists.")
 @click.option(
-    "--budget", metavar="SIZE",
+    "--budget",
+    metavar="SIZE",
     help="Most memory, as 6GiB, 800MB, or 80% of the plain order's peak. [default: the least]",
-)  # fmt: skip
+)
 @click.option(
-    "--time-limit", type=SECONDS, default=60.0, show_default=True,
-    metavar="SECONDS", help="Stop then, with the best so far.",
-)  # fmt: skip
-@click.option("--seed", type=SEED, default=0, show_default=True,
-              metavar="N", help="Of the search.")  # fmt: skip
+    "--time-limit",
+    type=SECONDS,
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Stop then, with the best so far.",
+)
+@click.option("--seed", type=SEED, default=0, show_default=True, metavar="N", help="Of the search.")
 @click.option(
-    "--strategy", type=click.Choice(list(SOLVE_STRATEGIES)), default="auto", show_default=True,
+    "--strategy",
+    type=click.Choice(list(SOLVE_STRATEGIES)),
+    default="auto",
+    show_default=True,
     help=_STRATEGY_HELP,
-)  # fmt: skip
+)
 @json_option
 def command(
     graph: str,

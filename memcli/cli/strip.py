@@ -12,9 +12,7 @@ from memcli.quoting import STANDARD
 
 @click.command("strip")
 @click.argument("planned", type=click.Path())
-@click.option(
-    "-o", "--output", "out", metavar="OUT", required=True, help="Write the graph to OUT."
-)
+@click.option("-o", "--output", "out", metavar="OUT", required=True, help="Write the graph to OUT.")
 @click.option("--force", is_flag=True, help="Replace OUT where it exists.")
 @json_option
 def command(planned: str, out: str, force: bool, as_json: bool) -> int:

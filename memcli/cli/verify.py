@@ -71,9 +71,16 @@ def run_verify(
         planned = read_source(planned)
     with progress_bar("verifying") as report:
         verified = verify(
-            planned, original=original, engine=engine, devices=devices, seed=seed, steps=steps,
-            kernels=kernels, request=request, on_progress=report,
-        )  # fmt: skip
+            planned,
+            original=original,
+            engine=engine,
+            devices=devices,
+            seed=seed,
+            steps=steps,
+            kernels=kernels,
+            request=request,
+            on_progress=report,
+        )
     notes = notes_console()
     for note in verified.notes:
         notes.print(f"note: {note}", markup=False, soft_wrap=True)
@@ -105,30 +112,41 @@ def _verdict(planned: Model, verified: Verified) -> str:
 @click.command("verify")
 @click.argument("planned", required=False, type=click.Path())
 @click.option(
-    "--original", metavar="MODEL",
+    "--original",
+    metavar="MODEL",
     help="The graph without the plan. [default: found by name and SHA-256, or the plan taken off]",
-)  # fmt: skip
-@click.option("--gpu", metavar="N[,N...]", help="Run on this GPU. ONNX: 0,1 trains on both "
-    "together (NCCL), each with its part of the batch.")
+)
+@click.option(
+    "--gpu",
+    metavar="N[,N...]",
+    help="Run on this GPU. ONNX: 0,1 trains on both "
+    "together (NCCL), each with its part of the batch.",
+)
 @click.option("--cpu", is_flag=True, help="Run on the CPU. [default]")
 @workers_option
 @click.option(
-    "--engine", type=click.Choice(["auto", "mxnet", "torch"]), default="auto", show_default=True,
+    "--engine",
+    type=click.Choice(["auto", "mxnet", "torch"]),
+    default="auto",
+    show_default=True,
     help="What trains an MXNet graph. auto: MXNet, but PyTorch on cards that MXNet's build has no "
     "code for. ONNX files are trained by PyTorch.",
-)  # fmt: skip
+)
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of parameters and inputs.")
 @click.option(
-    "--steps", type=click.IntRange(0, 10_000), metavar="N",
+    "--steps",
+    type=click.IntRange(0, 10_000),
+    metavar="N",
     help="Steps that are timed after a warm-up step; the table has the median. 0: none. "
     "[default: 5 on a GPU; on the CPU 3 to 5, none where that takes more than some seconds]",
-)  # fmt: skip
+)
 @click.option(
-    "--kernels", type=click.Choice([PLAIN, DEFAULT, "both"]),
+    "--kernels",
+    type=click.Choice([PLAIN, DEFAULT, "both"]),
     help="MXNet on the CPU. plain: as planned, on MXNet's own kernels; default: as MXNet starts, "
     "with oneDNN and without the plan's variables; both: as planned, and how the same takes "
     "as MXNet starts. [default: both, where a step takes no more than some seconds]",
-)  # fmt: skip
+)
 @shape_options
 @frozen_option
 @import_option
@@ -170,9 +188,16 @@ def command(
         request = parse_shapes(shapes, batch, dtype, frozen, imports)
     path = planned or newest_or_error("verify")
     status, result = run_verify(
-        path, original=original, devices=devices, seed=seed, request=request, as_json=as_json,
-        engine=engine, steps=steps, kernels=kernels,
-    )  # fmt: skip
+        path,
+        original=original,
+        devices=devices,
+        seed=seed,
+        request=request,
+        as_json=as_json,
+        engine=engine,
+        steps=steps,
+        kernels=kernels,
+    )
     if as_json:
         print(json.dumps(result))
     return status

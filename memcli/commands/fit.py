@@ -94,9 +94,7 @@ def fit(
             optimizer=optimizer,
             strategy=strategy,
             unplanned=found.unplanned,
-            planned=dataclasses.replace(
-                found.planned, cost=made.cost, breakdown=made.breakdown
-            ),
+            planned=dataclasses.replace(found.planned, cost=made.cost, breakdown=made.breakdown),
             analysis=made.analysis,
             operator_count=made.operator_count,
             form=made.form,

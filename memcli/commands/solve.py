@@ -107,9 +107,7 @@ def _cheapest(graph: CostGraph, lowest: Best, settings: Settings, progress: Prog
     return solve(graph, lowest.least_peak, left, progress, start=lowest.least)
 
 
-def _no(
-    found: Best, limit: int, bound: int, settings: Settings, progress: Progress
-) -> AnswerIsNo:
+def _no(found: Best, limit: int, bound: int, settings: Settings, progress: Progress) -> AnswerIsNo:
     """Why not, and the nearest budget that is met."""
     if found.infeasible and found.least_peak > bound:
         # Proven at once, so there is time to say what would do.

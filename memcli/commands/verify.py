@@ -53,6 +53,13 @@ def verify(
         trained_by.check_request(source, request, CPU)
     with about(source, original):
         return trained_by.verify(
-            source, original=original, devices=devices, seed=seed, steps=steps, engine=engine,
-            kernels=kernels, request=request, on_progress=on_progress,
-        )  # fmt: skip
+            source,
+            original=original,
+            devices=devices,
+            seed=seed,
+            steps=steps,
+            engine=engine,
+            kernels=kernels,
+            request=request,
+            on_progress=on_progress,
+        )

@@ -58,9 +58,12 @@ def list_gpus(timeout: float = 20.0) -> list[Gpu]:
         try:
             asked = subprocess.Popen(
                 [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                text=True, errors="replace",
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                errors="replace",
+            )
         except OSError:
             return []
         try:

@@ -26,9 +26,11 @@ def under_models_in_torch(analysis: TorchAnalysis, request: ModelRequest) -> Und
         trace.n_steps,
     ).astype(np.int64)
     figures = model_figures(
-        graph, request.chosen, exact.timeline(exact.none()).backward >= 0,
+        graph,
+        request.chosen,
+        exact.timeline(exact.none()).backward >= 0,
         np.where(_normalises(graph), saved, 0),
-    )  # fmt: skip
+    )
     return UnderModels(
         figures, trace.parameter_bytes, trace.state_bytes, trace.input_bytes, request.overhead
     )
@@ -45,9 +47,7 @@ def under_models_in_mxnet(analysis: Analysis, request: ModelRequest) -> UnderMod
     passes[graph.owner[graph.owner >= 0]] = True
     for v in range(graph.n_forward):  # through operators whose gradient needs no node
         passes[v] |= passes[graph.in_node[graph.in_ptr[v] : graph.in_ptr[v + 1]]].any()
-    figures = model_figures(
-        graph, request.chosen, passes, np.where(_normalises(graph), saved, 0)
-    )
+    figures = model_figures(graph, request.chosen, passes, np.where(_normalises(graph), saved, 0))
     inputs = [a for a in analysis.arguments if a["role"] != "parameter"]
     sizes = [int(np.prod(a["shape"])) * np.dtype(a["dtype"]).itemsize for a in inputs]
     return UnderModels(

@@ -127,10 +127,13 @@ def run_timings(
             error: WorkerFailed | None = None
             try:
                 run_job(
-                    worker, {**job, **(todo or {}), "limit": left, "log": str(log)},
-                    workdir=Path(folder), timeout=left + _GRACE_SECONDS,
-                    on_progress=on_progress, doing="timing operators",
-                )  # fmt: skip
+                    worker,
+                    {**job, **(todo or {}), "limit": left, "log": str(log)},
+                    workdir=Path(folder),
+                    timeout=left + _GRACE_SECONDS,
+                    on_progress=on_progress,
+                    doing="timing operators",
+                )
             except WorkerFailed as failure:
                 error = failure
             running = _read_log(log, found)

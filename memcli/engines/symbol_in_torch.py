@@ -90,9 +90,12 @@ def verify_symbol_in_torch(
     if gpu is None:
         free = int(available_bytes() * _USABLE)
         analysis, scaled = fit_batch(
-            analysis, batch_of(analysis), free, needed_bytes,
+            analysis,
+            batch_of(analysis),
+            free,
+            needed_bytes,
             lambda shapes: analysis_of(planned, shapes),
-        )  # fmt: skip
+        )
     notes += scaled_notes(scaled)
     base = analysis_of(source, analysis.request())
     check_comparable(base, analysis, where)

@@ -99,8 +99,9 @@ def run_files(paths: Iterable[str]) -> None:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             traceback.print_exc()
-            lines = [f.lineno for f in traceback.extract_tb(error.__traceback__)
-                     if f.filename == path]  # fmt: skip
+            lines = [
+                f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path
+            ]
             if isinstance(error, SyntaxError) and error.filename == path:
                 lines.append(error.lineno)
             where = f", line {lines[-1]}" if lines else ""

@@ -122,9 +122,11 @@ def fit_batch(
             "why": f"a step takes {format_size(needed)}, and {format_size(free)} are free",
         }
         request = ShapeRequest(
-            shapes=dict(analysis.inputs), dtype=analysis.dtype, frozen=analysis.frozen,
+            shapes=dict(analysis.inputs),
+            dtype=analysis.dtype,
+            frozen=analysis.frozen,
             imports=getattr(analysis, "imports", ()),
-        )  # fmt: skip
+        )
         analysis = analysis_of(scaled_request(request, batch, smaller))
         batch = smaller
 

@@ -23,8 +23,12 @@ from memcli.request import Progress
 from memcli.results.exported import Exported, WrappedGroup
 
 # What a policy of PyTorch's selective checkpointing can count, by the operators of the file.
-_KINDS = {"Conv": "convolution", "ConvTranspose": "convolution", "Gemm": "product",
-          "MatMul": "product"}  # fmt: skip
+_KINDS = {
+    "Conv": "convolution",
+    "ConvTranspose": "convolution",
+    "Gemm": "product",
+    "MatMul": "product",
+}
 # PyTorch may run a product within one of these, or make several of it.
 _HIDE_PRODUCTS = {"Softmax", "Einsum", "LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention"}
 
@@ -74,9 +78,8 @@ def export_plan(model: Model, target: str, on_progress: Progress | None = None) 
         raise AnswerIsNo(
             f"{shown_path(path)}: no {'modules' if target == 'torch' else 'layers'} can be wrapped "
             "so that less memory is taken",
-            "memcli.torch.apply follows the plan operator by operator" if target == "torch"
-            else "",
-        )  # fmt: skip
+            "memcli.torch.apply follows the plan operator by operator" if target == "torch" else "",
+        )
     separator = "." if target == "torch" else "/"
     return Exported(
         source=file,
@@ -99,15 +102,21 @@ def export_plan(model: Model, target: str, on_progress: Progress | None = None) 
 
 
 def _wrapped(
-    group: Group, costs: ScopeCosts, found: Grouping, analysis: TorchAnalysis, root: Path,
+    group: Group,
+    costs: ScopeCosts,
+    found: Grouping,
+    analysis: TorchAnalysis,
+    root: Path,
     separator: str,
-) -> WrappedGroup:  # fmt: skip
+) -> WrappedGroup:
     flow = costs.flow
     dropped = [
-        int(flow.size[s]) for s in range(flow.n_storages)
-        if int(flow.makers[s]) in group.steps and flow.saved[s]
+        int(flow.size[s])
+        for s in range(flow.n_storages)
+        if int(flow.makers[s]) in group.steps
+        and flow.saved[s]
         and found.marks[flow.makers[s]] & (RESULTS if flow.results[s] else AUXILIARY)
-    ]  # fmt: skip
+    ]
     return WrappedGroup(
         [_name(path, root, separator) for path in group.scopes],
         len({analysis.steps[s]["name"] for s in group.steps}),

@@ -90,9 +90,8 @@ class RunSearch:
                 change[last] -= self.flow.size[storage]
         over = np.cumsum(change)[: len(units)].tolist()
         ends = [
-            k for k in range(1, len(units) - 1)
-            if over[k] < over[k - 1] and over[k] <= over[k + 1]
-        ]  # fmt: skip
+            k for k in range(1, len(units) - 1) if over[k] < over[k - 1] and over[k] <= over[k + 1]
+        ]
         return _Narrow(len(units), ends)
 
     def _repeated(self) -> list[list[Unit]]:
@@ -117,10 +116,12 @@ class RunSearch:
         """Whether the plan keeps a result of the unit that others read."""
         own = set(unit.steps)
         return any(
-            bool(self.flow.results[s]) and bool(self.costs.kept[self.flow.makers[s]])
+            bool(self.flow.results[s])
+            and bool(self.costs.kept[self.flow.makers[s]])
             and (bool(self.flow.given_out[s]) or not own.issuperset(self.flow.readers[s]))
-            for s in range(self.flow.n_storages) if int(self.flow.makers[s]) in own
-        )  # fmt: skip
+            for s in range(self.flow.n_storages)
+            if int(self.flow.makers[s]) in own
+        )
 
     @staticmethod
     def _as_groups(units: Sequence[Unit], cuts: Sequence[bool]) -> list[Group]:
@@ -129,9 +130,7 @@ class RunSearch:
             run.append(unit)
             if cut or unit is units[-1]:
                 groups.append(
-                    Group(
-                        tuple(u.path for u in run), frozenset(s for u in run for s in u.steps)
-                    )
-                )  # fmt: skip
+                    Group(tuple(u.path for u in run), frozenset(s for u in run for s in u.steps))
+                )
                 run = []
         return groups

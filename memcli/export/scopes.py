@@ -128,17 +128,16 @@ class ScopeCosts:
     def pruned(self, found: Grouping) -> Grouping:
         """Without groups that drop nothing, and those whose loss costs no memory, largest first."""
         groups = [
-            g for g in found.groups
+            g
+            for g in found.groups
             if any(found.marks[s] & RESULTS or self._has_inside(s) for s in g.steps)
-        ]  # fmt: skip
+        ]
         best = self.grouping(groups, found.repeated)
         for group in sorted(groups, key=lambda g: -len(g.steps)):
             other = self.grouping([g for g in best.groups if g is not group], found.repeated)
             if other.cost.live_peak_bytes <= best.cost.live_peak_bytes:
                 best = other
-        made_anew = [
-            u for u in best.repeated if any(best.marks[s] & RESULTS for s in u.steps)
-        ]  # fmt: skip
+        made_anew = [u for u in best.repeated if any(best.marks[s] & RESULTS for s in u.steps)]
         return self.grouping(best.groups, made_anew)
 
     def inner(self, steps: frozenset[int]) -> list[int]:
@@ -146,10 +145,14 @@ class ScopeCosts:
         flow = self.flow
         first = self.model.trace.first
         return [
-            s for step in steps for s in range(int(first[step]), int(first[step + 1]))
-            if flow.results[s] and flow.size[s] and not flow.given_out[s]
+            s
+            for step in steps
+            for s in range(int(first[step]), int(first[step + 1]))
+            if flow.results[s]
+            and flow.size[s]
+            and not flow.given_out[s]
             and steps.issuperset(flow.readers[s])
-        ]  # fmt: skip
+        ]
 
     def worth(self, cost: TorchCost) -> tuple[float, float]:
         """Less is better: memory, and more of it for recomputation beyond the plan's."""

@@ -22,9 +22,7 @@ def check_output(model: Model, out: str | None, force: bool) -> None:
         return
     if out == STANDARD:
         if sys.stdout.isatty():
-            raise BadInput(
-                "-o -: standard output is a terminal", "redirect it to a file or a pipe"
-            )
+            raise BadInput("-o -: standard output is a terminal", "redirect it to a file or a pipe")
         return
     path = model_path(model)
     if path != STANDARD:

@@ -77,7 +77,13 @@ _BEHAVIOURS = {
     **dict.fromkeys(("AveragePool", "GlobalAveragePool"), _AVERAGE),
     **dict.fromkeys(
         (
-            "Add", "Sum", "elemwise_add", "_plus", "_Plus", "broadcast_add", "add_n",
+            "Add",
+            "Sum",
+            "elemwise_add",
+            "_plus",
+            "_Plus",
+            "broadcast_add",
+            "add_n",
             "ElementWiseSum",
         ),
         Behaviour(_ADD, in_place=True),
@@ -85,12 +91,24 @@ _BEHAVIOURS = {
     **dict.fromkeys(("Dropout", "dropout"), Behaviour("nn.Dropout", noise=True)),
     **dict.fromkeys(
         (
-            "Flatten", "flatten", "Reshape", "reshape", "Identity", "_copy", "identity", "Squeeze",
-            "squeeze", "Unsqueeze", "expand_dims", "Transpose", "transpose", "BlockGrad",
+            "Flatten",
+            "flatten",
+            "Reshape",
+            "reshape",
+            "Identity",
+            "_copy",
+            "identity",
+            "Squeeze",
+            "squeeze",
+            "Unsqueeze",
+            "expand_dims",
+            "Transpose",
+            "transpose",
+            "BlockGrad",
         ),
         Behaviour("nn.Reshape", view=True),
     ),
-}  # fmt: skip
+}
 _ACTIVATIONS = {"relu": _RELU, "sigmoid": _SIGMOID, "tanh": _TANH}
 
 

@@ -53,4 +53,4 @@ class CostGraph:
         flat = np.array([u for r in unique for u in r], np.int64)
         return cls(
             ids, np.array(seconds, np.float64), np.array(sizes, np.int64), pointer, flat, name
-        )  # fmt: skip
+        )

@@ -17,30 +17,87 @@ Shape = Sequence[int]
 # Operators that only move data or name it.
 _FREE = frozenset(
     {
-        "Reshape", "Flatten", "reshape_like", "expand_dims", "squeeze", "_copy", "BlockGrad",
-        "stop_gradient", "identity", "_identity_with_attr_like_rhs", "zeros_like", "_zeros",
-        "ones_like", "_ones", "_zeros_without_dtype", "shape_array", "size_array", "MakeLoss",
+        "Reshape",
+        "Flatten",
+        "reshape_like",
+        "expand_dims",
+        "squeeze",
+        "_copy",
+        "BlockGrad",
+        "stop_gradient",
+        "identity",
+        "_identity_with_attr_like_rhs",
+        "zeros_like",
+        "_zeros",
+        "ones_like",
+        "_ones",
+        "_zeros_without_dtype",
+        "shape_array",
+        "size_array",
+        "MakeLoss",
         "make_loss",
     }
-)  # fmt: skip
+)
 _PER_ELEMENT = {
-    "BatchNorm": 8, "BatchNorm_v1": 8, "_contrib_SyncBatchNorm": 8, "LayerNorm": 8,
-    "InstanceNorm": 8, "GroupNorm": 8, "softmax": 5, "log_softmax": 5, "SoftmaxOutput": 5,
-    "SoftmaxActivation": 5, "softmin": 5, "L2Normalization": 4, "erf": 8, "exp": 4, "log": 4,
-    "tanh": 6, "sigmoid": 4, "sqrt": 2, "_contrib_BilinearResize2D": 8, "BilinearSampler": 8,
+    "BatchNorm": 8,
+    "BatchNorm_v1": 8,
+    "_contrib_SyncBatchNorm": 8,
+    "LayerNorm": 8,
+    "InstanceNorm": 8,
+    "GroupNorm": 8,
+    "softmax": 5,
+    "log_softmax": 5,
+    "SoftmaxOutput": 5,
+    "SoftmaxActivation": 5,
+    "softmin": 5,
+    "L2Normalization": 4,
+    "erf": 8,
+    "exp": 4,
+    "log": 4,
+    "tanh": 6,
+    "sigmoid": 4,
+    "sqrt": 2,
+    "_contrib_BilinearResize2D": 8,
+    "BilinearSampler": 8,
     "SpatialTransformer": 8,
-}  # fmt: skip
+}
 # Activation and LeakyReLU by their act_type; relu and what is not here: one an element.
-_ACTIVATIONS = {"tanh": 6, "sigmoid": 4, "softrelu": 8, "softsign": 3, "elu": 5, "selu": 5,
-                "gelu": 12}  # fmt: skip
+_ACTIVATIONS = {
+    "tanh": 6,
+    "sigmoid": 4,
+    "softrelu": 8,
+    "softsign": 3,
+    "elu": 5,
+    "selu": 5,
+    "gelu": 12,
+}
 
 # Operators that read everything and write little; the number: FLOPs for each element read.
 _REDUCTIONS = {
-    "sum": 1, "mean": 1, "max": 1, "min": 1, "prod": 1, "norm": 2, "argmax": 1, "argmin": 1,
-    "nansum": 1, "nanprod": 1, "argmax_channel": 1, "_square_sum": 2, "moments": 4,
-    "softmax_cross_entropy": 5, "_contrib_AdaptiveAvgPooling2D": 1, "_np_sum": 1, "_npi_mean": 1,
-    "_np_max": 1, "_np_min": 1, "_np_prod": 1, "_npi_std": 4, "_npi_var": 4, "_npi_norm": 2,
-}  # fmt: skip
+    "sum": 1,
+    "mean": 1,
+    "max": 1,
+    "min": 1,
+    "prod": 1,
+    "norm": 2,
+    "argmax": 1,
+    "argmin": 1,
+    "nansum": 1,
+    "nanprod": 1,
+    "argmax_channel": 1,
+    "_square_sum": 2,
+    "moments": 4,
+    "softmax_cross_entropy": 5,
+    "_contrib_AdaptiveAvgPooling2D": 1,
+    "_np_sum": 1,
+    "_npi_mean": 1,
+    "_np_max": 1,
+    "_np_min": 1,
+    "_np_prod": 1,
+    "_npi_std": 4,
+    "_npi_var": 4,
+    "_npi_norm": 2,
+}
 
 
 def _tuple(attrs: Mapping[str, str], key: str) -> tuple[int, ...]:

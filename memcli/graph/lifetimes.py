@@ -81,9 +81,20 @@ class Lifetimes:
 
 @compiled
 def _classes(
-    n, first, in_ptr, in_entry, in_ignored, pair_ptr, pair_in, pair_out, pair_identity, elements,
-    itemsize, parent, paired,
-):  # fmt: skip
+    n,
+    first,
+    in_ptr,
+    in_entry,
+    in_ignored,
+    pair_ptr,
+    pair_in,
+    pair_out,
+    pair_identity,
+    elements,
+    itemsize,
+    parent,
+    paired,
+):
     """Unite what identities share; note which inputs an output may be written over.
 
     False where a pair names an input that is not counted as read.
@@ -159,9 +170,15 @@ def lifetimes(graph: TrainingGraph) -> Lifetimes:
     n, n_forward = graph.n_nodes, graph.n_forward
     none = np.zeros(n_forward, np.uint8)
     order = execution_order(
-        n, graph.in_ptr, graph.in_node, graph.dep_ptr, graph.dep_node, graph.owner, graph.heads,
+        n,
+        graph.in_ptr,
+        graph.in_node,
+        graph.dep_ptr,
+        graph.dep_node,
+        graph.owner,
+        graph.heads,
         none,
-    )  # fmt: skip
+    )
     place = np.full(n, -1, np.int64)
     place[order] = np.arange(len(order))
     backward = np.flatnonzero(order >= n_forward)
@@ -170,10 +187,20 @@ def lifetimes(graph: TrainingGraph) -> Lifetimes:
     block = np.arange(graph.n_entries)
     paired = np.zeros(len(graph.in_entry), np.uint8)
     sound = _classes(
-        n, graph.first, graph.in_ptr, graph.in_entry, graph.in_ignored, graph.pair_ptr,
-        graph.pair_in, graph.pair_out, graph.pair_identity, graph.elements, graph.itemsize, block,
+        n,
+        graph.first,
+        graph.in_ptr,
+        graph.in_entry,
+        graph.in_ignored,
+        graph.pair_ptr,
+        graph.pair_in,
+        graph.pair_out,
+        graph.pair_identity,
+        graph.elements,
+        graph.itemsize,
+        block,
         paired,
-    )  # fmt: skip
+    )
     sound = bool(sound) and bool((order[n_first:] >= n_forward).all())
     pooled = (graph.external == 0) & (graph.variable[graph.entry_node] == 0)
     pooled &= place[graph.entry_node] >= 0
@@ -215,6 +242,18 @@ def lifetimes(graph: TrainingGraph) -> Lifetimes:
     until[~pooled] = -1
     begin = np.where(pooled, place[graph.entry_node], -1)
     return Lifetimes(
-        order, place, n_first, block, size, paired, begin, until, turn, sound,
-        made_alone.summed(size, len(order)), always.summed(size, len(order)), made_alone, always,
-    )  # fmt: skip
+        order,
+        place,
+        n_first,
+        block,
+        size,
+        paired,
+        begin,
+        until,
+        turn,
+        sound,
+        made_alone.summed(size, len(order)),
+        always.summed(size, len(order)),
+        made_alone,
+        always,
+    )

@@ -97,7 +97,10 @@ DEFAULT_MACHINE = Machine("default", 15.7e12, 900e9, _LAUNCH)
 # sum, element by element with a branch, and a grouped convolution group by group. Other
 # normalizations are taken to be as BatchNorm, other functions of one element as tanh.
 PLAIN_CPU = Machine(
-    "mxnet-cpu", 45e9, 17e9, 5e-6,
+    "mxnet-cpu",
+    45e9,
+    17e9,
+    5e-6,
     kernels={
         "Convolution grouped": (1.1e9, 17e9),
         "Deconvolution grouped": (1.1e9, 17e9),
@@ -126,7 +129,7 @@ PLAIN_CPU = Machine(
         "Pooling": (45e9, 3.7e9),
         "Pooling_v1": (45e9, 3.7e9),
     },
-)  # fmt: skip
+)
 
 # nvidia-smi's names of cards, by what tells them apart; the first that is found counts.
 _CARDS = (
@@ -148,11 +151,22 @@ _CARDS = (
 # Operators that read of their first input only as much as they write; others read it whole.
 _READS_WHAT_IT_WRITES = frozenset(
     {
-        "Embedding", "_contrib_SparseEmbedding", "take", "batch_take", "pick", "gather_nd", "slice",
-        "slice_axis", "slice_like", "Crop", "SequenceLast", "choose_element_0index",
-        "_contrib_boolean_mask", "_npi_slice",
+        "Embedding",
+        "_contrib_SparseEmbedding",
+        "take",
+        "batch_take",
+        "pick",
+        "gather_nd",
+        "slice",
+        "slice_axis",
+        "slice_like",
+        "Crop",
+        "SequenceLast",
+        "choose_element_0index",
+        "_contrib_boolean_mask",
+        "_npi_slice",
     }
-)  # fmt: skip
+)
 # Where the table of indices comes second (Embedding: the first input is the indices).
 _TABLE_SECOND = frozenset({"Embedding", "_contrib_SparseEmbedding"})
 # Inputs read for their shape alone, which MXNet nevertheless takes for read.
@@ -160,10 +174,14 @@ _SHAPE_ONLY = {"slice_like": (1,), "broadcast_like": (1,), "shape_array": (0,), 
 # Statistics over more than a cache holds, then the work: the data comes in twice.
 _READS_TWICE = frozenset(
     {
-        "BatchNorm", "BatchNorm_v1", "CuDNNBatchNorm", "_contrib_SyncBatchNorm", "InstanceNorm",
+        "BatchNorm",
+        "BatchNorm_v1",
+        "CuDNNBatchNorm",
+        "_contrib_SyncBatchNorm",
+        "InstanceNorm",
         "GroupNorm",
     }
-)  # fmt: skip
+)
 
 
 def machine_named(name: str) -> Machine:

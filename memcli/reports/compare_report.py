@@ -12,9 +12,17 @@ from memcli.results.compared import Comparison, Row
 from memcli.units import format_size
 
 COLUMNS = [
-    ("", "left"), ("strategy", "left"), ("budget", "right"), ("MiB", "right"), ("part", "right"),
-    ("live peak", "right"), ("FLOPs", "right"), ("cost", "right"), ("s", "right"), ("", "left"),
-]  # fmt: skip
+    ("", "left"),
+    ("strategy", "left"),
+    ("budget", "right"),
+    ("MiB", "right"),
+    ("part", "right"),
+    ("live peak", "right"),
+    ("FLOPs", "right"),
+    ("cost", "right"),
+    ("s", "right"),
+    ("", "left"),
+]
 # Rows that a table shows before its middle is folded; nobody asks for this many.
 _MOST_ROWS = 100
 
@@ -113,8 +121,13 @@ def comparison_facts(compared: Comparison) -> list[tuple[str, str]]:
         ("unplanned", f"{format_size(base.pool_bytes)}{'' if compared.device else live}"),
         ("lower bound", f"{format_size(compared.lower_bound)} (of every plan of this kind)"),
     ]
-    pairs.append(("cost", f"{COST_WORDS[compared.cost_of]}, of running operators again: what plans "
-                          "within a budget minimize"))  # fmt: skip
+    pairs.append(
+        (
+            "cost",
+            f"{COST_WORDS[compared.cost_of]}, of running operators again: what plans "
+            "within a budget minimize",
+        )
+    )
     if compared.device:
         pairs.insert(1, ("device", f"{compared.device} (PyTorch)"))
     return pairs

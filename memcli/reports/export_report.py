@@ -25,8 +25,12 @@ def export_json(exported: Exported, script: str) -> dict[str, Any]:
         "dtype": e.analysis.dtype,
         "device": e.plan.device,
         "groups": [
-            {"scopes": g.scopes, "operators": g.operators, "dropped_bytes": g.dropped_bytes,
-             "saved": g.saved}
+            {
+                "scopes": g.scopes,
+                "operators": g.operators,
+                "dropped_bytes": g.dropped_bytes,
+                "saved": g.saved,
+            }
             for g in e.groups
         ],
         "repeated": e.repeated,
@@ -37,7 +41,7 @@ def export_json(exported: Exported, script: str) -> dict[str, Any]:
         "output": e.output,
         "script": script,
         "notes": e.notes,
-    }  # fmt: skip
+    }
 
 
 def _cost(exported: Exported, cost: ExportCost) -> dict[str, Any]:
@@ -56,24 +60,43 @@ def print_exported(console: Console, exported: Exported) -> None:
     e = exported
     table = new_table(
         "Wrapped together (MiB that are not kept)",
-        [("#", "right"), ("from", "left"), ("to", "left"), ("operators", "right"),
-         ("not kept", "right")],
-    )  # fmt: skip
+        [
+            ("#", "right"),
+            ("from", "left"),
+            ("to", "left"),
+            ("operators", "right"),
+            ("not kept", "right"),
+        ],
+    )
     width = max(12, (console.width - 34) // 2)
-    add_folded(table, [
-        [str(k), clip(g.scopes[0], width), clip(g.scopes[-1], width), f"{g.operators:,}",
-         mib(g.dropped_bytes)]
-        for k, g in enumerate(e.groups)
-    ])  # fmt: skip
+    add_folded(
+        table,
+        [
+            [
+                str(k),
+                clip(g.scopes[0], width),
+                clip(g.scopes[-1], width),
+                f"{g.operators:,}",
+                mib(g.dropped_bytes),
+            ]
+            for k, g in enumerate(e.groups)
+        ],
+    )
     console.print(table)
-    facts(console, [
-        ("inputs", shown_inputs(e.analysis)),
-        ("as it is", format_size(e.baseline.live_peak_bytes)),
-        ("exported", _shown(e, e.cost)),
-        ("the plan", _shown(e, e.planned)),
-        *([("repeated", f"{len(e.repeated)} concatenations, by every group that reads them")]
-          if e.repeated else []),
-    ])  # fmt: skip
+    facts(
+        console,
+        [
+            ("inputs", shown_inputs(e.analysis)),
+            ("as it is", format_size(e.baseline.live_peak_bytes)),
+            ("exported", _shown(e, e.cost)),
+            ("the plan", _shown(e, e.planned)),
+            *(
+                [("repeated", f"{len(e.repeated)} concatenations, by every group that reads them")]
+                if e.repeated
+                else []
+            ),
+        ],
+    )
 
 
 def _shown(exported: Exported, cost: ExportCost) -> str:

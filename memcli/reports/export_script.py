@@ -80,11 +80,16 @@ def header(exported: Exported, module: str) -> str:
         f"feature maps and their gradients, as PyTorch on {e.plan.device} takes it, and what runs "
         "again, in parts of a forward pass's FLOPs and of its time by the roofline:"
     )
-    return "\n\n".join([
-        f"Recomputation by {_WITH[e.target]} for {_safe(e.plan.original_name)}.",
-        _filled(written), _USE[e.target].format(module=module), _filled(figures), rows,
-        _filled(_DIFFERS[e.target]) + "\n",
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            f"Recomputation by {_WITH[e.target]} for {_safe(e.plan.original_name)}.",
+            _filled(written),
+            _USE[e.target].format(module=module),
+            _filled(figures),
+            rows,
+            _filled(_DIFFERS[e.target]) + "\n",
+        ]
+    )
 
 
 def _filled(text: str) -> str:

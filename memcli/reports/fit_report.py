@@ -128,17 +128,29 @@ def print_fitted(console: Console, fitted: Fitted) -> None:
     engine = fitted.engine
     pairs = [
         ("batch", batch),
-        ("one more", "; ".join(
-            f"{k}, {_one_more(v, engine, fitted.available)}" for k, v in sides.items())),
+        (
+            "one more",
+            "; ".join(f"{k}, {_one_more(v, engine, fitted.available)}" for k, v in sides.items()),
+        ),
         ("inputs", shown_inputs(fitted.analysis)),
-        ("recomputed", f"{percent(cost.recompute_fraction)} of one forward pass"
-                       f"{time_share(cost, fitted.cost_of)}"),
-        ("strategy", f"{strategy} ({fitted.searches} searches and {fitted.batches} batches in "
-                     f"{fitted.seconds:.1f} s)"),
-        ("reserve", f"{format_size(fitted.reserve)} assumed: {fitted.reserve_assumed} (--reserve "
-                    "SIZE says otherwise)") if fitted.reserve_assumed
+        (
+            "recomputed",
+            f"{percent(cost.recompute_fraction)} of one forward pass"
+            f"{time_share(cost, fitted.cost_of)}",
+        ),
+        (
+            "strategy",
+            f"{strategy} ({fitted.searches} searches and {fitted.batches} batches in "
+            f"{fitted.seconds:.1f} s)",
+        ),
+        (
+            "reserve",
+            f"{format_size(fitted.reserve)} assumed: {fitted.reserve_assumed} (--reserve "
+            "SIZE says otherwise)",
+        )
+        if fitted.reserve_assumed
         else ("not counted", _NOT_COUNTED.get(fitted.device, _NOT_COUNTED[""])),
-    ]  # fmt: skip
+    ]
     if fitted.device:
         how = "blocks of its allocator; --cpu for the CPU" if fitted.device == "cuda" else "bytes"
         pairs.insert(2, ("device", f"{fitted.device} (PyTorch, in {how})"))

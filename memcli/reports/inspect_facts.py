@@ -33,8 +33,14 @@ def model_facts(inspected: Inspected) -> list[tuple[str, str]]:
 
 # Of the full report's lines, those that say nothing of where the memory goes.
 _ASIDE = {
-    "SHA-256", "dtype", "stage marks", "original", "its figures", "forward", "states",
-}  # fmt: skip
+    "SHA-256",
+    "dtype",
+    "stage marks",
+    "original",
+    "its figures",
+    "forward",
+    "states",
+}
 
 
 def short_facts(inspected: Inspected) -> list[tuple[str, str]]:
@@ -52,14 +58,20 @@ def _symbol_file(inspected: Inspected) -> list[tuple[str, str]]:
     parameters = format_size(inspected.parameter_bytes)
     gradients = format_size(inspected.parameter_gradient_bytes or 0)
     return [
-        ("model", f"{shown_path(inspected.path)}: MXNet symbol, {inspected.nodes} nodes, of which "
-                  f"{inspected.operators} operators"),
+        (
+            "model",
+            f"{shown_path(inspected.path)}: MXNet symbol, {inspected.nodes} nodes, of which "
+            f"{inspected.operators} operators",
+        ),
         ("SHA-256", inspected.sha256),
         ("dtype", inspected.dtype),
-        ("parameters", f"{parameters}; their gradients {gradients}; states "
-                       f"{format_size(inspected.state_bytes)}: not in the memory below"),
+        (
+            "parameters",
+            f"{parameters}; their gradients {gradients}; states "
+            f"{format_size(inspected.state_bytes)}: not in the memory below",
+        ),
         ("forward", f"{flops(inspected.forward_flops)}FLOP"),
-    ]  # fmt: skip
+    ]
 
 
 def _onnx_file(inspected: Inspected, onnx: OnnxFacts) -> list[tuple[str, str]]:
@@ -72,10 +84,12 @@ def _onnx_file(inspected: Inspected, onnx: OnnxFacts) -> list[tuple[str, str]]:
         ("model", f"{shown_path(inspected.path)}: {onnx.described}{run}"),
         ("SHA-256", inspected.sha256),
         ("dtype", inspected.dtype),
-        ("parameters", f"{_held(onnx.parameters)}, their gradients {gradients}; not in the "
-                       "memory below"),
+        (
+            "parameters",
+            f"{_held(onnx.parameters)}, their gradients {gradients}; not in the memory below",
+        ),
         ("states", _held(onnx.states)),
-    ]  # fmt: skip
+    ]
     if known:
         pairs += [
             ("forward", f"{flops(inspected.forward_flops)}FLOP"),
@@ -119,9 +133,12 @@ def _plan_facts(inspected: Inspected) -> list[tuple[str, str]]:
         pairs += [("restored", text) for text in record.as_training]
     if plan.reserved_blocks:
         pairs.append(
-            ("reserved", f"{plan.reserved_blocks} blocks of the pool, "
-                         f"{format_size(plan.reserved_bytes)}: the tensors below live in them")
-        )  # fmt: skip
+            (
+                "reserved",
+                f"{plan.reserved_blocks} blocks of the pool, "
+                f"{format_size(plan.reserved_bytes)}: the tensors below live in them",
+            )
+        )
     if record.frozen:
         pairs.append(("frozen", ", ".join(map(quoted, record.frozen))))
     if plan.environment:

@@ -56,7 +56,9 @@ def inspect_json(inspected: Inspected, *, nodes: bool = False) -> dict[str, Any]
             "flops": inspected.planned.recompute_flops if inspected.planned else 0.0,
             "forward_flops": inspected.forward_flops,
             "fraction": recomputed_part(inspected),
-        } if known else None,
+        }
+        if known
+        else None,
         "live_peak": {
             "baseline": _figures_json(inspected.unplanned),
             "planned": _figures_json(inspected.planned),
@@ -66,7 +68,7 @@ def inspect_json(inspected: Inspected, *, nodes: bool = False) -> dict[str, Any]
         "largest_tensors": [_tensor_json(tensor) for tensor in inspected.largest],
         "stage_marks": inspected.stage_marks,
         "notes": inspected.notes,
-    }  # fmt: skip
+    }
     if inspected.onnx is not None:
         result |= _onnx_json(inspected.onnx)
     if inspected.under_models is not None:
@@ -92,10 +94,11 @@ def _memory_json(inspected: Inspected) -> dict[str, int | None]:
     }
     if inspected.engine == "torch":
         result |= {
-            "baseline_with_gradients_bytes":
-                unplanned.with_parameter_gradients if unplanned else None,
+            "baseline_with_gradients_bytes": unplanned.with_parameter_gradients
+            if unplanned
+            else None,
             "with_gradients_bytes": shown.with_parameter_gradients if shown else None,
-        }  # fmt: skip
+        }
     return result
 
 
@@ -122,8 +125,11 @@ def _onnx_json(facts: OnnxFacts) -> dict[str, Any]:
 
 def _held_json(held: Held) -> dict[str, int]:
     return {
-        "tensors": held.count, "elements": held.elements, "bytes": held.size, "tied": held.tied,
-    }  # fmt: skip
+        "tensors": held.count,
+        "elements": held.elements,
+        "bytes": held.size,
+        "tied": held.tied,
+    }
 
 
 def _plan_json(plan: PlanFacts | None) -> dict[str, Any] | None:
@@ -150,9 +156,10 @@ def _plan_json(plan: PlanFacts | None) -> dict[str, Any] | None:
         }
         if record.device:
             result |= {
-                "device": record.device, "workers": record.workers,
+                "device": record.device,
+                "workers": record.workers,
                 "as_training": record.as_training,
-            }  # fmt: skip
+            }
     return result
 
 

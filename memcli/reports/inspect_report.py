@@ -109,9 +109,12 @@ def kind_table(console: Console, inspected: Inspected) -> None:
         count_table(console, inspected.kinds)
         return
     columns = [
-        ("operator", "left"), ("count", "right"), ("FLOPs", "right"), ("outputs", "right"),
+        ("operator", "left"),
+        ("count", "right"),
+        ("FLOPs", "right"),
+        ("outputs", "right"),
         ("kept", "right"),
-    ]  # fmt: skip
+    ]
     title = "Operators (MiB; kept: of the outputs, what the backward pass reads)"
     if inspected.planned is not None:
         columns += [("planned", "right"), ("run again", "right")]
@@ -125,9 +128,12 @@ def kind_table(console: Console, inspected: Inspected) -> None:
     rows = []
     for kind in inspected.kinds:
         row = [
-            kind.op, str(kind.count), flops(kind.flops), mib(kind.output_bytes),
+            kind.op,
+            str(kind.count),
+            flops(kind.flops),
+            mib(kind.output_bytes),
             mib(kind.kept_bytes),
-        ]  # fmt: skip
+        ]
         if inspected.planned is not None:
             row += [mib(kind.planned_kept_bytes), str(kind.recomputed)]
         if folds:
@@ -169,13 +175,18 @@ def step_table(console: Console, inspected: Inspected, unplanned: Figures) -> No
         row("allocated by MXNet (the pool)", [s.pool_bytes for s in sides], compared=True)
     row("live peak", [s.live_peak_bytes for s in sides], compared=True)
     row("  feature maps", [s.split.feature_maps for s in sides])
-    row("  gradients and temporaries" if torch else "  gradients",
-        [s.split.gradients for s in sides])  # fmt: skip
+    row(
+        "  gradients and temporaries" if torch else "  gradients",
+        [s.split.gradients for s in sides],
+    )
     if inspected.planned is not None:
         row("  recomputed copies", [s.split.recomputed for s in sides])
     if torch:
-        row("live peak with parameters' gradients",
-            [s.with_parameter_gradients or 0 for s in sides], compared=True)  # fmt: skip
+        row(
+            "live peak with parameters' gradients",
+            [s.with_parameter_gradients or 0 for s in sides],
+            compared=True,
+        )
     row("kept for the backward pass", [s.kept_bytes for s in sides], compared=True)
     row("lower bound of every plan", [inspected.lower_bound] * len(sides))
     if inspected.planned is not None:
@@ -265,15 +276,25 @@ def largest_table(console: Console, tensors: list[LargeTensor]) -> None:
     table = new_table(
         "Largest tensors (B: bytes of an element)",
         [
-            ("tensor", "left"), ("operator", "left"), ("shape", "left"), ("B", "right"),
-            ("MiB", "right"), ("", "left"),
+            ("tensor", "left"),
+            ("operator", "left"),
+            ("shape", "left"),
+            ("B", "right"),
+            ("MiB", "right"),
+            ("", "left"),
         ],
-    )  # fmt: skip
+    )
     rows = [
-        [t.name, t.op, shape_text(t.shape),
-         "-" if t.itemsize is None else str(t.itemsize), mib(t.size), t.state]
+        [
+            t.name,
+            t.op,
+            shape_text(t.shape),
+            "-" if t.itemsize is None else str(t.itemsize),
+            mib(t.size),
+            t.state,
+        ]
         for t in tensors
-    ]  # fmt: skip
+    ]
     if rows:
         add_folded(table, rows, len(rows), names=(0, 1), width=console.width)
         console.print(table)
@@ -284,19 +305,27 @@ def node_table(console: Console, rows: list[NodeRow]) -> None:
     table = new_table(
         "Operators of the file",
         [
-            ("#", "right"), ("name", "left"), ("op", "left"), ("output", "left"),
-            ("size", "right"), ("", "left"),
+            ("#", "right"),
+            ("name", "left"),
+            ("op", "left"),
+            ("output", "left"),
+            ("size", "right"),
+            ("", "left"),
         ],
-    )  # fmt: skip
+    )
     for column in table.columns[1:4]:
         column.overflow = "fold"
     cells = [
         [
-            str(row.index), clip(row.name, 200), clip(row.op, 60), shape_text(row.shape),
-            "-" if row.size is None else format_size(row.size), row.mark,
+            str(row.index),
+            clip(row.name, 200),
+            clip(row.op, 60),
+            shape_text(row.shape),
+            "-" if row.size is None else format_size(row.size),
+            row.mark,
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
     if cells:
         add_folded(table, cells, len(cells))
         console.print(table)

@@ -34,8 +34,10 @@ def ending(kind: str) -> str:
 
 # What stands for the cost of running an operator again (see Settings.cost).
 COST_WORDS = {
-    "roofline": "time by the roofline", "flops": "FLOPs", "measured": "time as measured",
-}  # fmt: skip
+    "roofline": "time by the roofline",
+    "flops": "FLOPs",
+    "measured": "time as measured",
+}
 
 
 def time_share(cost: Cost, cost_of: str) -> str:

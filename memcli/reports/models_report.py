@@ -16,25 +16,37 @@ def models_table(console: Console, under: UnderModels) -> None:
     table = new_table(
         "Without a plan under other frameworks' buffers, MiB",
         [
-            ("model", "left"), ("outputs", "right"), ("gradients", "right"), ("copies", "right"),
-            ("beside", "right"), ("total", "right"), ("part", "right"),
+            ("model", "left"),
+            ("outputs", "right"),
+            ("gradients", "right"),
+            ("copies", "right"),
+            ("beside", "right"),
+            ("total", "right"),
+            ("part", "right"),
         ],
-    )  # fmt: skip
+    )
     whole = under.figures[0].total + under.beside
     rows = [
         [
-            f.name, mib(f.outputs), mib(f.gradients), mib(f.copies), mib(under.beside),
-            mib(f.total + under.beside), f"{(f.total + under.beside) / whole:.3f}",
+            f.name,
+            mib(f.outputs),
+            mib(f.gradients),
+            mib(f.copies),
+            mib(under.beside),
+            mib(f.total + under.beside),
+            f"{(f.total + under.beside) / whole:.3f}",
         ]
         for f in under.figures
-    ]  # fmt: skip
+    ]
     add_folded(table, rows)
     console.print(table)
     parameters = format_size(under.parameter_bytes)
     parts = [
-        f"parameters {parameters}", f"their gradients {parameters}",
-        f"states {format_size(under.state_bytes)}", f"inputs {format_size(under.input_bytes)}",
-    ]  # fmt: skip
+        f"parameters {parameters}",
+        f"their gradients {parameters}",
+        f"states {format_size(under.state_bytes)}",
+        f"inputs {format_size(under.input_bytes)}",
+    ]
     if under.overhead:
         parts.append(f"overhead {format_size(under.overhead)}")
     facts(

@@ -24,9 +24,11 @@ def plan_json(planned: Planned) -> dict[str, Any]:
         result["memory"] |= planned.inference.recorded()
     if planned.marked is not None:
         result |= {
-            "engine": planned.engine, "device": planned.device, "marks": planned.marked,
+            "engine": planned.engine,
+            "device": planned.device,
+            "marks": planned.marked,
             "as_training": planned.restored,
-        }  # fmt: skip
+        }
         result["optimality"] |= {
             "within": planned.bound_within,
             "lower_bound_bytes": max(planned.lower_bound, planned.lower_bound_within),
@@ -119,10 +121,15 @@ def stage_table(console: Console, stages: list[Stage], title: str = _POOL_STAGES
     table = new_table(
         title,
         [
-            ("#", "right"), ("from", "left"), ("to", "left"), ("ops", "right"), ("kept", "right"),
-            *((heading, "right") for heading in passes), ("again", "right"),
+            ("#", "right"),
+            ("from", "left"),
+            ("to", "left"),
+            ("ops", "right"),
+            ("kept", "right"),
+            *((heading, "right") for heading in passes),
+            ("again", "right"),
         ],
-    )  # fmt: skip
+    )
     rows = []
     for s in stages:
         sizes = [s.forward_bytes, s.peak_bytes]
@@ -208,13 +215,19 @@ def print_plan(console: Console, planned: Planned) -> None:
         ("strategy", f"{strategy} ({planned.evaluated} plans tried in {planned.seconds:.1f} s)"),
         ("as saved", f"{format_size(base.pool_bytes)}{_live(base)}"),
         ("planned", f"{format_size(cost.pool_bytes)} = {percent(part)} of it{_live(cost)}"),
-        ("recomputed", f"{flops(cost.recompute_flops)}FLOP = "
-                       f"{percent(cost.recompute_fraction)} of one forward pass"
-                       f"{time_share(cost, planned.cost_of)}"),
+        (
+            "recomputed",
+            f"{flops(cost.recompute_flops)}FLOP = "
+            f"{percent(cost.recompute_fraction)} of one forward pass"
+            f"{time_share(cost, planned.cost_of)}",
+        ),
         ("lower bound", _bound(planned)),
-        ("parameters", f"{format_size(analysis.parameter_bytes)}, {_gradients(analysis)}, states "
-                       f"{format_size(analysis.state_bytes)}: not in the above"),
-    ]  # fmt: skip
+        (
+            "parameters",
+            f"{format_size(analysis.parameter_bytes)}, {_gradients(analysis)}, states "
+            f"{format_size(analysis.state_bytes)}: not in the above",
+        ),
+    ]
     rewrites = [*planned.rewrites]
     if planned.barriers:
         rewrites.append(f"{planned.barriers} save barriers")
@@ -222,8 +235,13 @@ def print_plan(console: Console, planned: Planned) -> None:
         pairs.insert(5, ("rewritten", ", ".join(rewrites)))
     if planned.recompute_bound:
         least = planned.recompute_bound / cost.forward_flops
-        pairs.insert(5, ("at least", f"{percent(least)} of one forward pass, proven, under every "
-                                     "plan within the budget"))  # fmt: skip
+        pairs.insert(
+            5,
+            (
+                "at least",
+                f"{percent(least)} of one forward pass, proven, under every plan within the budget",
+            ),
+        )
     if planned.allocated < 0.99 * cost.pool_bytes:
         pairs.insert(
             4,
@@ -239,25 +257,39 @@ def print_plan(console: Console, planned: Planned) -> None:
         pairs.insert(2, ("device", f"{planned.device} (PyTorch)"))
         if planned.split is not None:
             pairs.append(
-                ("workers", f"{split_text(planned.split)}; all figures are of each. "
-                            "DistributedDataParallel's buckets take as much as the gradients")
-            )  # fmt: skip
+                (
+                    "workers",
+                    f"{split_text(planned.split)}; all figures are of each. "
+                    "DistributedDataParallel's buckets take as much as the gradients",
+                )
+            )
         pairs.insert(
-            6, ("tensors", f"{counts['kept']} kept, {counts['again']} dropped and recomputed once, "
-                           f"{counts['each']} at each need")
-        )  # fmt: skip
+            6,
+            (
+                "tensors",
+                f"{counts['kept']} kept, {counts['again']} dropped and recomputed once, "
+                f"{counts['each']} at each need",
+            ),
+        )
     if planned.kernels == "any":
         pairs.append(("kernels", ONEDNN_NEEDED))
     if planned.inference and planned.inference.costs:
         least, most = planned.inference.baseline_bytes, planned.inference.planned_bytes
         pairs.append(
-            ("inference", f"{format_size(most)} with this file, {format_size(least)} without its "
-                          "plan: for inference take the plan off (memcli strip); to train a part "
-                          "of the parameters plan with --frozen")
-        )  # fmt: skip
+            (
+                "inference",
+                f"{format_size(most)} with this file, {format_size(least)} without its "
+                "plan: for inference take the plan off (memcli strip); to train a part "
+                "of the parameters plan with --frozen",
+            )
+        )
     if not planned.device:
-        pairs.append(("devices", "one; on several that share the batch each runs this graph: plan "
-                                 "it for one's part"))  # fmt: skip
+        pairs.append(
+            (
+                "devices",
+                "one; on several that share the batch each runs this graph: plan it for one's part",
+            )
+        )
     if analysis.frozen:
         also = "; the inputs have no gradient either" if planned.pooled else ""
         pairs.append(("frozen", f"{', '.join(analysis.frozen)}{also}"))

@@ -143,29 +143,53 @@ def _compose(figure: Any, compared: Comparison) -> None:
     figure.text(0.97, 0.955, clip(fed, 60), ha="right", color=_COLOURS["other"], parse_math=False)
 
     bound = compared.lower_bound / MIB
-    axes.axvline(bound, color=_COLOURS["other"], linestyle=":", linewidth=1.2,
-                 label="lower bound of every plan")  # fmt: skip
+    axes.axvline(
+        bound,
+        color=_COLOURS["other"],
+        linestyle=":",
+        linewidth=1.2,
+        label="lower bound of every plan",
+    )
     axes.axvline(base, color=_COLOURS["unplanned"], linestyle="--", linewidth=1.0, zorder=1)
     best = [p for p in found if p.on_frontier]
     if best:
         axes.step(
-            [*(p.x for p in best), right], [*(p.y for p in best), best[-1].y], where="post",
-            color=_COLOURS["frontier"], linewidth=1.6, zorder=2, label="frontier",
-        )  # fmt: skip
+            [*(p.x for p in best), right],
+            [*(p.y for p in best), best[-1].y],
+            where="post",
+            color=_COLOURS["frontier"],
+            linewidth=1.6,
+            zorder=2,
+            label="frontier",
+        )
     for group, on_frontier, colour, label in (
         (best, True, _COLOURS["frontier"], "on the frontier"),
         ([p for p in found if not p.on_frontier], False, "white", "another row is better"),
     ):
         if group:
             axes.plot(
-                [p.x for p in group], [p.y for p in group], linestyle="none", marker="o",
-                markersize=6.5, markerfacecolor=colour, zorder=4, label=label,
+                [p.x for p in group],
+                [p.y for p in group],
+                linestyle="none",
+                marker="o",
+                markersize=6.5,
+                markerfacecolor=colour,
+                zorder=4,
+                label=label,
                 markeredgecolor=_COLOURS["frontier" if on_frontier else "other"],
-            )  # fmt: skip
+            )
     axes.plot(
-        [base], [0], linestyle="none", marker="D", markersize=9, markerfacecolor="none",
-        markeredgecolor=_COLOURS["unplanned"], markeredgewidth=1.4, zorder=5, label="unplanned",
-    )  # fmt: skip
+        [base],
+        [0],
+        linestyle="none",
+        marker="D",
+        markersize=9,
+        markerfacecolor="none",
+        markeredgecolor=_COLOURS["unplanned"],
+        markeredgewidth=1.4,
+        zorder=5,
+        label="unplanned",
+    )
     labelled = [(p.x, p.y, p.label) for p in found]
     if not any(p.x == base and p.y == 0 for p in found):
         labelled.append((base, 0.0, "unplanned"))
@@ -173,9 +197,12 @@ def _compose(figure: Any, compared: Comparison) -> None:
     lines = [corners, [(base, -top), (base, top)], [(bound, -top), (bound, top)]]
     _place_labels(figure, axes, labelled, lines, (base, 0.0))
     figure.legend(
-        *axes.get_legend_handles_labels(), loc="lower center", ncols=5, frameon=False,
+        *axes.get_legend_handles_labels(),
+        loc="lower center",
+        ncols=5,
+        frameon=False,
         bbox_to_anchor=(0.5, 0.005),
-    )  # fmt: skip
+    )
 
 
 def _place_labels(
@@ -211,10 +238,18 @@ def _place_labels(
     leaders: list[tuple[Any, Any]] = []
     for (x, y, text), spot in zip(labelled, spots, strict=True):
         note = axes.annotate(
-            text, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=8,
-            color=_COLOURS["text"], ha="center", va="center", parse_math=False, zorder=6,
+            text,
+            (x, y),
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=8,
+            color=_COLOURS["text"],
+            ha="center",
+            va="center",
+            parse_math=False,
+            zorder=6,
             linespacing=1.1,
-        )  # fmt: skip
+        )
         size = note.get_window_extent(renderer)
         width, height = size.width + 4, size.height + 3
         best: tuple[float, float, float, float, Any] | None = None
@@ -244,10 +279,19 @@ def _place_labels(
 def _leader(axes: Any, note: Any, x: float, y: float) -> None:
     """A thin line from a point to its label."""
     axes.annotate(
-        "", (x, y), xytext=note.xyann, textcoords="offset points", zorder=3,
-        arrowprops={"arrowstyle": "-", "color": _COLOURS["other"], "linewidth": 0.7,
-                    "shrinkA": 6, "shrinkB": 4},
-    )  # fmt: skip
+        "",
+        (x, y),
+        xytext=note.xyann,
+        textcoords="offset points",
+        zorder=3,
+        arrowprops={
+            "arrowstyle": "-",
+            "color": _COLOURS["other"],
+            "linewidth": 0.7,
+            "shrinkA": 6,
+            "shrinkB": 4,
+        },
+    )
 
 
 def _places() -> list[tuple[float, float]]:

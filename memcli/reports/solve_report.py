@@ -37,9 +37,14 @@ def print_solved(console: Console, solved: Solved) -> None:
     graph = solved.graph
     table = new_table(
         "Computed again",
-        [("step", "right"), ("node", "left"), ("just before", "left"), ("size", "right"),
-         ("extra time", "right")],
-    )  # fmt: skip
+        [
+            ("step", "right"),
+            ("node", "left"),
+            ("just before", "left"),
+            ("size", "right"),
+            ("extra time", "right"),
+        ],
+    )
     rows: list[list[str]] = []
     seen = 0
     for step, v in enumerate(solved.schedule):
@@ -49,9 +54,14 @@ def print_solved(console: Console, solved: Solved) -> None:
         share = 100 * graph.seconds[v] / graph.plain_seconds if graph.plain_seconds else 0.0
         before = str(graph.ids[seen]) if seen < graph.n else "-"
         rows.append(
-            [str(step), clip(str(graph.ids[v]), 24), clip(before, 24),
-             format_size(int(graph.sizes[v])), f"{share:.3f}%"]
-        )  # fmt: skip
+            [
+                str(step),
+                clip(str(graph.ids[v]), 24),
+                clip(before, 24),
+                format_size(int(graph.sizes[v])),
+                f"{share:.3f}%",
+            ]
+        )
     if rows:
         add_folded(table, rows)
         console.print(table)
@@ -72,7 +82,10 @@ def print_solved(console: Console, solved: Solved) -> None:
             ("peak", f"{format_size(solved.peak)} = {part:.1%} of plain"),
             ("extra time", f"{solved.overhead_percent:.3f}% for {len(rows)} recomputations"),
             ("optimality", known),
-            ("search", f"{solved.seconds:.1f} s; found after {solved.found_after:.2f} s "
-                       f"({solved.found_by})"),
+            (
+                "search",
+                f"{solved.seconds:.1f} s; found after {solved.found_after:.2f} s "
+                f"({solved.found_by})",
+            ),
         ],
-    )  # fmt: skip
+    )

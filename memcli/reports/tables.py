@@ -97,9 +97,12 @@ def _tell_apart(cut: dict[str, str], whole: dict[str, str], width: int) -> None:
 def new_table(title: str, columns: Sequence[tuple[str, str]]) -> Table:
     """A table with ``(heading, 'left' or 'right')`` columns."""
     table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
         collapse_padding=True,
-    )  # fmt: skip
+    )
     for heading, side in columns:
         right = side == "right"
         table.add_column(heading, justify="right" if right else "left", no_wrap=right)

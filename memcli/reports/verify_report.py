@@ -111,10 +111,16 @@ def print_verified(console: Console, verified: Verified) -> None:
     table = new_table(
         "Memory by stage of the planned graph, MiB (est: model; meas: really allocated)",
         [
-            ("#", "right"), ("from", "left"), ("to", "left"), ("fwd est", "right"),
-            ("fwd meas", "right"), ("bwd est", "right"), ("bwd meas", "right"), ("over", "right"),
+            ("#", "right"),
+            ("from", "left"),
+            ("to", "left"),
+            ("fwd est", "right"),
+            ("fwd meas", "right"),
+            ("bwd est", "right"),
+            ("bwd meas", "right"),
+            ("over", "right"),
         ],
-    )  # fmt: skip
+    )
     rows = [
         [
             str(s.index),
@@ -135,10 +141,14 @@ def print_verified(console: Console, verified: Verified) -> None:
     totals = new_table(
         f"Whole step: feature maps and their gradients, MiB{most}",
         [
-            ("graph", "left"), ("estimated", "right"), ("measured", "right"), ("over", "right"),
-            ("workspace", "right"), ("step", "right"),
+            ("graph", "left"),
+            ("estimated", "right"),
+            ("measured", "right"),
+            ("over", "right"),
+            ("workspace", "right"),
+            ("step", "right"),
         ],
-    )  # fmt: skip
+    )
     for name, run in ((BASELINE, verified.baseline), (PLANNED, verified.planned)):
         totals.add_row(name, *_total_row(run))
     console.print(totals)
@@ -162,8 +172,10 @@ def print_verified(console: Console, verified: Verified) -> None:
 
 def _bits(verified: Verified) -> list[tuple[str, str]]:
     kinds = {
-        "outputs": verified.outputs, "gradients": verified.gradients, "states": verified.states,
-    }  # fmt: skip
+        "outputs": verified.outputs,
+        "gradients": verified.gradients,
+        "states": verified.states,
+    }
     if verified.ok:
         counted = ", ".join(f"{part.compared} {kind}" for kind, part in kinds.items())
         return [("bits", f"equal: {counted}")]
@@ -190,17 +202,23 @@ def kernels_table(console: Console, kernels: dict[str, KernelRuns]) -> None:
     table = new_table(
         "Kernels: feature maps, gradients and buffers of kernels, measured, MiB",
         [
-            ("graph", "left"), ("kernels", "left"), ("measured", "right"), ("workspace", "right"),
+            ("graph", "left"),
+            ("kernels", "left"),
+            ("measured", "right"),
+            ("workspace", "right"),
             ("step", "right"),
         ],
-    )  # fmt: skip
+    )
     for graph in (BASELINE, PLANNED):
         for kind, runs in kernels.items():
             run: KernelRun | None = getattr(runs, graph)
             cells = ["not run", "-", "-"]
             if run is not None:
-                cells = [mib(run.measured_bytes), mib(run.workspace_bytes),
-                         step_time(run.step_seconds)]  # fmt: skip
+                cells = [
+                    mib(run.measured_bytes),
+                    mib(run.workspace_bytes),
+                    step_time(run.step_seconds),
+                ]
             table.add_row(graph, _KERNEL_NAMES[kind], *cells)
     console.print(table)
 

@@ -49,19 +49,28 @@ def workers_table(
     table = new_table(
         "Each worker: feature maps and their gradients, MiB; its step",
         [
-            ("worker", "left"), ("saved est", "right"), ("meas", "right"), ("plan est", "right"),
-            ("meas", "right"), ("over", "right"), ("saved", "right"), ("planned", "right"),
+            ("worker", "left"),
+            ("saved est", "right"),
+            ("meas", "right"),
+            ("plan est", "right"),
+            ("meas", "right"),
+            ("over", "right"),
+            ("saved", "right"),
+            ("planned", "right"),
         ],
-    )  # fmt: skip
+    )
     for worker in workers:
         base, plan = worker.baseline, worker.planned
         table.add_row(
             worker.label.removeprefix("worker "),
-            mib(base.estimated_bytes), mib(base.measured_bytes),
-            mib(plan.estimated_bytes), mib(plan.measured_bytes),
+            mib(base.estimated_bytes),
+            mib(base.measured_bytes),
+            mib(plan.estimated_bytes),
+            mib(plan.measured_bytes),
             off(plan.estimated_bytes, plan.measured_bytes),
-            step_time(base.step_seconds), step_time(plan.step_seconds),
-        )  # fmt: skip
+            step_time(base.step_seconds),
+            step_time(plan.step_seconds),
+        )
     console.print(table)
 
 
@@ -81,9 +90,12 @@ def workers_facts(split: Split, workers: list[WorkerRun]) -> list[tuple[str, str
         reserved = [("reserved", f"{sizes} by CUDA's caching allocator, under the plan")]
     return [
         ("workers", split_text(split)),
-        ("besides", f"in each {format_size(gradients)} of parameters' gradients and "
-                    f"{format_size(buckets)} of DistributedDataParallel's buckets, their copies: "
-                    "not in the above"),
+        (
+            "besides",
+            f"in each {format_size(gradients)} of parameters' gradients and "
+            f"{format_size(buckets)} of DistributedDataParallel's buckets, their copies: "
+            "not in the above",
+        ),
         ("results", f"of every worker; gradients are the mean of all{states}"),
         *reserved,
-    ]  # fmt: skip
+    ]

@@ -185,8 +185,10 @@ def result_notes(
         if bad:
             notes.append(f"{bad} {kind} of the original hold NaN or infinity at this seed")
     if not (first["repeatable"] and second["repeatable"]):
-        notes.append("a second step from the same seed gave other bits: this graph is not "
-                     "deterministic on this device")  # fmt: skip
+        notes.append(
+            "a second step from the same seed gave other bits: this graph is not "
+            "deterministic on this device"
+        )
     return notes
 
 

@@ -63,9 +63,22 @@ def anneal(
     for step in range(steps):
         part = (done + step) / total_steps
         count = annealing.propose(
-            rng, state, nodes, weights, third, group_ptr, group_of, group_node, costly_ptr,
-            costly_node, costly_chance, copy_chance, others, undo_node, undo_mark,
-        )  # fmt: skip
+            rng,
+            state,
+            nodes,
+            weights,
+            third,
+            group_ptr,
+            group_of,
+            group_node,
+            costly_ptr,
+            costly_node,
+            costly_chance,
+            copy_chance,
+            others,
+            undo_node,
+            undo_mark,
+        )
         if count == 0:
             continue
         flags, *new = evaluated()

@@ -82,9 +82,11 @@ def energy_of(p, pool, flops, work, hard):
     """
     over, wasted = _penalties(p, hard)
     return (
-        p[MEMORY] * pool + p[WORK] * work
-        + over * max(0.0, pool - p[BUDGET]) + wasted * max(0.0, flops - p[LIMIT])
-    )  # fmt: skip
+        p[MEMORY] * pool
+        + p[WORK] * work
+        + over * max(0.0, pool - p[BUDGET])
+        + wasted * max(0.0, flops - p[LIMIT])
+    )
 
 
 @compiled
@@ -108,9 +110,7 @@ def _set(state, v, mark, undo_node, undo_mark, count):
 
 
 @compiled
-def _copy_part(
-    rng, state, nodes, third, group_ptr, group_of, group_node, undo_node, undo_mark
-):  # fmt: skip
+def _copy_part(rng, state, nodes, third, group_ptr, group_of, group_node, undo_node, undo_mark):
     """A stretch of nodes takes the marks of a stretch like it, or the two exchange theirs.
 
     The stretches lie around two alike nodes, which are neighbours half of the time; where what
@@ -165,9 +165,22 @@ def cross(rng, state, nodes, others, undo_node, undo_mark):
 
 @compiled
 def propose(
-    rng, state, nodes, weights, third, group_ptr, group_of, group_node, costly_ptr, costly_node,
-    costly_chance, copy_chance, others, undo_node, undo_mark,
-):  # fmt: skip
+    rng,
+    state,
+    nodes,
+    weights,
+    third,
+    group_ptr,
+    group_of,
+    group_node,
+    costly_ptr,
+    costly_node,
+    costly_chance,
+    copy_chance,
+    others,
+    undo_node,
+    undo_mark,
+):
     """Change ``state`` a little; the number of changes, which ``undo_*`` remember."""
     count = 0
     n = nodes.shape[0]

@@ -35,17 +35,46 @@ NAME = "cheap"
 COSTLY = frozenset(
     {
         # MXNet
-        "Convolution", "Convolution_v1", "Deconvolution", "FullyConnected", "RNN", "dot",
-        "batch_dot", "linalg_gemm", "linalg_gemm2", "_linalg_gemm", "_linalg_gemm2", "Correlation",
-        "_contrib_DeformableConvolution", "_contrib_ModulatedDeformableConvolution", "_npi_matmul",
-        "_contrib_interleaved_matmul_selfatt_qk", "_contrib_interleaved_matmul_selfatt_valatt",
-        "_contrib_interleaved_matmul_encdec_qk", "_contrib_interleaved_matmul_encdec_valatt",
-        "_np_dot", "_npi_tensordot", "khatri_rao", "_linalg_syrk", "_linalg_trmm", "_linalg_trsm",
+        "Convolution",
+        "Convolution_v1",
+        "Deconvolution",
+        "FullyConnected",
+        "RNN",
+        "dot",
+        "batch_dot",
+        "linalg_gemm",
+        "linalg_gemm2",
+        "_linalg_gemm",
+        "_linalg_gemm2",
+        "Correlation",
+        "_contrib_DeformableConvolution",
+        "_contrib_ModulatedDeformableConvolution",
+        "_npi_matmul",
+        "_contrib_interleaved_matmul_selfatt_qk",
+        "_contrib_interleaved_matmul_selfatt_valatt",
+        "_contrib_interleaved_matmul_encdec_qk",
+        "_contrib_interleaved_matmul_encdec_valatt",
+        "_np_dot",
+        "_npi_tensordot",
+        "khatri_rao",
+        "_linalg_syrk",
+        "_linalg_trmm",
+        "_linalg_trsm",
         # ONNX, and what its exporters call attention
-        "Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "Einsum", "LSTM", "GRU",
-        "Attention", "MultiHeadAttention", "GroupQueryAttention", "FusedMatMul",
+        "Conv",
+        "ConvTranspose",
+        "DeformConv",
+        "Gemm",
+        "MatMul",
+        "Einsum",
+        "LSTM",
+        "GRU",
+        "Attention",
+        "MultiHeadAttention",
+        "GroupQueryAttention",
+        "FusedMatMul",
     }
-)  # fmt: skip
+)
 _CHEAP_PART = 0.05  # of the forward pass: what all that counts as cheap by density may cost
 _PARTS = (2, 4, 8, 16, 32)  # stages of cheap bytes
 

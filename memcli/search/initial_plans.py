@@ -68,8 +68,11 @@ def _all(search: Search) -> Iterator[Candidate]:
     place = np.cumsum(operator)
     span = place[last_forward_use(graph)] - place
     span[~operator] = 0
-    for least in sorted({*_SPANS, *np.percentile(span[span > 0], (50, 75, 90)).astype(int)}
-                        if (span > 0).any() else set()):
+    for least in sorted(
+        {*_SPANS, *np.percentile(span[span > 0], (50, 75, 90)).astype(int)}
+        if (span > 0).any()
+        else set()
+    ):
         nodes = np.flatnonzero(span > least).tolist()
         for barriers in modes:
             yield _keeping(search, nodes, barriers), []

@@ -163,10 +163,26 @@ class _Annealer:
             part = min(steps - done, max(_LEAST_SLICE, int(seconds / self.rate)))
             began = time.monotonic()
             lowest = walk(
-                state, best, self.nodes, self.weights, search.third_mark, *self.groups,
-                *search.kept_instead, self.costly_chance, self.copy_chance, self.others, params,
-                reserving, rng, part, first, first / 100, done, steps, lowest,
-            )  # fmt: skip
+                state,
+                best,
+                self.nodes,
+                self.weights,
+                search.third_mark,
+                *self.groups,
+                *search.kept_instead,
+                self.costly_chance,
+                self.copy_chance,
+                self.others,
+                params,
+                reserving,
+                rng,
+                part,
+                first,
+                first / 100,
+                done,
+                steps,
+                lowest,
+            )
             self.rate = max(1e-7, (time.monotonic() - began) / part)
             done += part
         return replace(chain, flags=best, lowest=lowest, steps=done, reserved=reserved)

@@ -54,29 +54,46 @@ ALL: tuple[Strategy, ...] = (
     ),
     Strategy("none", "recompute nothing", f"{_SEARCH}.none:run"),
     _published(
-        "optmemory-0", "LuaTorch's DenseNet: recompute nothing", _OPTMEMORY,
-        name="optmemory-0", level=0,
+        "optmemory-0",
+        "LuaTorch's DenseNet: recompute nothing",
+        _OPTMEMORY,
+        name="optmemory-0",
+        level=0,
     ),
     _published(
         "optmemory-1",
-        "as optmemory-0 (optnet shares gradients, which the engine does anyway)", _OPTMEMORY,
-        name="optmemory-1", level=1,
+        "as optmemory-0 (optnet shares gradients, which the engine does anyway)",
+        _OPTMEMORY,
+        name="optmemory-1",
+        level=1,
     ),
     _published(
-        "optmemory-2", "as optmemory-0 (so does shareGradInput)", _OPTMEMORY,
-        name="optmemory-2", level=2,
+        "optmemory-2",
+        "as optmemory-0 (so does shareGradInput)",
+        _OPTMEMORY,
+        name="optmemory-2",
+        level=2,
     ),
     _published(
-        "optmemory-3", "LuaTorch's DenseNet: Concats of dense blocks are made again", _OPTMEMORY,
-        name="optmemory-3", level=3,
+        "optmemory-3",
+        "LuaTorch's DenseNet: Concats of dense blocks are made again",
+        _OPTMEMORY,
+        name="optmemory-3",
+        level=3,
     ),
     _published(
-        "optmemory-4", "LuaTorch's DenseNet: and the BatchNorm and ReLU behind them", _OPTMEMORY,
-        name="optmemory-4", level=4,
+        "optmemory-4",
+        "LuaTorch's DenseNet: and the BatchNorm and ReLU behind them",
+        _OPTMEMORY,
+        name="optmemory-4",
+        level=4,
     ),
     _published(
-        "efficient-densenet", "PyTorch's efficient DenseNet, the same as optmemory-4", _OPTMEMORY,
-        name="efficient-densenet", level=4,
+        "efficient-densenet",
+        "PyTorch's efficient DenseNet, the same as optmemory-4",
+        _OPTMEMORY,
+        name="efficient-densenet",
+        level=4,
     ),
     _published(
         "recompute-grad",
@@ -85,15 +102,19 @@ ALL: tuple[Strategy, ...] = (
     ),
     _published(
         "caffe-dense",
-        "Caffe's DenseBlock: all in dense layers but convolutions runs again, and Concats", _CAFFE,
-        name="caffe-dense", ultra=False,
+        "Caffe's DenseBlock: all in dense layers but convolutions runs again, and Concats",
+        _CAFFE,
+        name="caffe-dense",
+        ultra=False,
     ),
     _published(
         "caffe-dense-ultra",
-        "Caffe's DenseBlock: and each layer's first convolution; its last result is kept", _CAFFE,
-        name="caffe-dense-ultra", ultra=True,
+        "Caffe's DenseBlock: and each layer's first convolution; its last result is kept",
+        _CAFFE,
+        name="caffe-dense-ultra",
+        ultra=True,
     ),
-)  # fmt: skip
+)
 STRATEGIES: dict[str, Strategy] = {strategy.name: strategy for strategy in ALL}
 # For any graph; what is compared where nothing is asked for.
 GENERAL = {name: strategy for name, strategy in STRATEGIES.items() if strategy.for_any_graph}

@@ -75,9 +75,7 @@ def classic_pass(rows: Sequence[ClassicRow], threshold: int) -> ClassicPass:
     return ClassicPass(mark, kept, max_size, save)
 
 
-def classic_thresholds(
-    outcome: Callable[[int], tuple[int, int]], trials: int
-) -> Iterator[int]:
+def classic_thresholds(outcome: Callable[[int], tuple[int, int]], trials: int) -> Iterator[int]:
     """The thresholds, in MB, that the classic search tries, in its order.
 
     ``outcome(threshold)`` gives ``(save_size, max_size)`` in bytes of that threshold's pass.

@@ -11,8 +11,9 @@ from memcli.solve.sequence import closure, draw, evaluate, index, spliced
 
 
 @compiled(nogil=True)
-def anneal(start, sizes, seconds, read_ptr, reads, budget, capacity, steps, hot, cold, weight,
-           seed, floor):  # fmt: skip
+def anneal(
+    start, sizes, seconds, read_ptr, reads, budget, capacity, steps, hot, cold, weight, seed, floor
+):
     """Anneal from ``start`` for ``steps`` proposals.
 
     ``hot`` and ``cold`` are the first and last temperature and ``weight`` the price of a byte
@@ -51,9 +52,19 @@ def anneal(start, sizes, seconds, read_ptr, reads, budget, capacity, steps, hot,
     lowest_peak = np.int64(0x7FFFFFFFFFFFFFFF)
 
     begin, time, over = evaluate(
-        start, start.shape[0], sizes, seconds, read_ptr, reads, budget, np.inf, weight, wanted,
-        out, out_memory,
-    )  # fmt: skip
+        start,
+        start.shape[0],
+        sizes,
+        seconds,
+        read_ptr,
+        reads,
+        budget,
+        np.inf,
+        weight,
+        wanted,
+        out,
+        out_memory,
+    )
     count = capacity - begin
     seq[:count] = out[begin:]
     memory[:count] = out_memory[begin:]
@@ -86,9 +97,27 @@ def anneal(start, sizes, seconds, read_ptr, reads, budget, capacity, steps, hot,
         ceiling = time + weight * over - heat * math.log(1.0 - draw(random))
         if kind < 0.45:
             length = _insertion(
-                seq, count, seconds, read_ptr, reads, last_use, memory, over, gap_value, gap_begin,
-                gap_end, gaps, random, copy_now, marked, found, 0, 0, ceiling - time, candidate,
-            )  # fmt: skip
+                seq,
+                count,
+                seconds,
+                read_ptr,
+                reads,
+                last_use,
+                memory,
+                over,
+                gap_value,
+                gap_begin,
+                gap_end,
+                gaps,
+                random,
+                copy_now,
+                marked,
+                found,
+                0,
+                0,
+                ceiling - time,
+                candidate,
+            )
         elif kind < 0.75:
             begin_drop, end_drop = _some_again(again, n_again, random)
             length = spliced(seq, count, begin_drop, end_drop, -1, found, 0, candidate)
@@ -98,16 +127,43 @@ def anneal(start, sizes, seconds, read_ptr, reads, budget, capacity, steps, hot,
         else:
             begin_drop, end_drop = _some_again(again, n_again, random)
             length = _insertion(
-                seq, count, seconds, read_ptr, reads, last_use, memory, over, gap_value, gap_begin,
-                gap_end, gaps, random, copy_now, marked, found, begin_drop, end_drop, np.inf,
+                seq,
+                count,
+                seconds,
+                read_ptr,
+                reads,
+                last_use,
+                memory,
+                over,
+                gap_value,
+                gap_begin,
+                gap_end,
+                gaps,
+                random,
+                copy_now,
+                marked,
+                found,
+                begin_drop,
+                end_drop,
+                np.inf,
                 candidate,
-            )  # fmt: skip
+            )
         if length < 0:
             continue
         begin, new_time, new_over = evaluate(
-            candidate, length, sizes, seconds, read_ptr, reads, budget, ceiling, weight, wanted,
-            out, out_memory,
-        )  # fmt: skip
+            candidate,
+            length,
+            sizes,
+            seconds,
+            read_ptr,
+            reads,
+            budget,
+            ceiling,
+            weight,
+            wanted,
+            out,
+            out_memory,
+        )
         if begin < 0 or new_time + weight * new_over > ceiling:
             continue
         time = new_time
@@ -116,9 +172,18 @@ def anneal(start, sizes, seconds, read_ptr, reads, budget, capacity, steps, hot,
         seq[:count] = out[begin:]
         memory[:count] = out_memory[begin:]
         gaps, n_again = index(
-            seq, count, read_ptr, reads, last, last_use, copy_now, gap_value, gap_begin, gap_end,
+            seq,
+            count,
+            read_ptr,
+            reads,
+            last,
+            last_use,
+            copy_now,
+            gap_value,
+            gap_begin,
+            gap_end,
             again,
-        )  # fmt: skip
+        )
         visited += 1
         changed = step
         if over == 0:
@@ -152,9 +217,28 @@ def _some_again(again, n_again, random):
 
 
 @compiled(nogil=True)
-def _insertion(seq, count, seconds, read_ptr, reads, last_use, memory, over, gap_value, gap_begin,
-               gap_end, gaps, random, copy_at, marked, found, drop_begin, drop_end, most,
-               out):  # fmt: skip
+def _insertion(
+    seq,
+    count,
+    seconds,
+    read_ptr,
+    reads,
+    last_use,
+    memory,
+    over,
+    gap_value,
+    gap_begin,
+    gap_end,
+    gaps,
+    random,
+    copy_at,
+    marked,
+    found,
+    drop_begin,
+    drop_end,
+    most,
+    out,
+):
     """End a gap early: compute its value again just before it is read.
 
     While the sequence is over budget, gaps that cover a step over budget are preferred. What

@@ -39,17 +39,36 @@ def relieve(start, sizes, seconds, read_ptr, reads, budget, capacity):
     gap_begin = np.empty(n_gap, np.int64)
     gap_end = np.empty(n_gap, np.int64)
     begin, time, over = evaluate(
-        start, start.shape[0], sizes, seconds, read_ptr, reads, budget, np.inf, 0.0, wanted, out,
+        start,
+        start.shape[0],
+        sizes,
+        seconds,
+        read_ptr,
+        reads,
+        budget,
+        np.inf,
+        0.0,
+        wanted,
+        out,
         memory,
-    )  # fmt: skip
+    )
     count = capacity - begin
     seq[:count] = out[begin:]
     hot = int(np.argmax(memory[begin:]))
     while over > 0:
         gaps, _ = index(
-            seq, count, read_ptr, reads, last, last_use, copy_now, gap_value, gap_begin, gap_end,
+            seq,
+            count,
+            read_ptr,
+            reads,
+            last,
+            last_use,
+            copy_now,
+            gap_value,
+            gap_begin,
+            gap_end,
             again,
-        )  # fmt: skip
+        )
         best_score = np.inf
         best_count = 0
         best_hot = 0
@@ -60,18 +79,37 @@ def relieve(start, sizes, seconds, read_ptr, reads, budget, capacity):
                 continue
             for whole in range(2):
                 n_found = closure(
-                    seq, gap_end[g], gap_value[g], read_ptr, reads, last_use, float(whole), random,
-                    copy_now, marked, found,
-                )  # fmt: skip
+                    seq,
+                    gap_end[g],
+                    gap_value[g],
+                    read_ptr,
+                    reads,
+                    last_use,
+                    float(whole),
+                    random,
+                    copy_now,
+                    marked,
+                    found,
+                )
                 if whole == 1 and n_found == 1:
                     continue
                 length = spliced(seq, count, 0, 0, gap_end[g], found, n_found, candidate)
                 if length < 0:
                     continue
                 begin, new_time, new_over = evaluate(
-                    candidate, length, sizes, seconds, read_ptr, reads, budget, np.inf, 0.0,
-                    wanted, out, out_memory,
-                )  # fmt: skip
+                    candidate,
+                    length,
+                    sizes,
+                    seconds,
+                    read_ptr,
+                    reads,
+                    budget,
+                    np.inf,
+                    0.0,
+                    wanted,
+                    out,
+                    out_memory,
+                )
                 if new_over >= over:
                     continue
                 score = max(new_time - time, 0.0) / (over - new_over)

@@ -179,9 +179,7 @@ class Program:
                     terms[through[u]] = terms.get(through[u], 0.0) - float(sizes[u])
             self._row(-float("inf"), 1, terms)
 
-    def solve(
-        self, time_limit: float, on_bound: Callable[[float], None] | None = None
-    ) -> Bound:
+    def solve(self, time_limit: float, on_bound: Callable[[float], None] | None = None) -> Bound:
         """Run HiGHS with one thread for at most about ``time_limit`` seconds.
 
         ``on_bound`` is told of the bound on the way, in the graph's unit of time.
@@ -195,8 +193,11 @@ class Program:
         known = np.isfinite(self.most_extra)
         if known:
             # Only what is no worse than the schedule at hand is of interest.
-            self._row(-float("inf"), self.most_extra / self.scale * (1 + 1e-9),
-                      {x: self.cost[x] for x in self.again.values()})  # fmt: skip
+            self._row(
+                -float("inf"),
+                self.most_extra / self.scale * (1 + 1e-9),
+                {x: self.cost[x] for x in self.again.values()},
+            )
         solver.passModel(self._model(highspy))
 
         def look(event: Any) -> None:

@@ -13,9 +13,7 @@ from memcli.solve.simulator import working_set_bound
 _STEPS = (0.5, 0.2, 0.07, 0.02, 0.005, 0.001)
 
 
-def least_peak(
-    graph: CostGraph, settings: Settings, time_limit: float, progress: Progress
-) -> Best:
+def least_peak(graph: CostGraph, settings: Settings, time_limit: float, progress: Progress) -> Best:
     """A schedule of the least peak found, its time second; ``budget`` of the result is its peak.
 
     Ends at the working-set bound, when no smaller budget is met, or after ``time_limit`` seconds.
@@ -32,9 +30,14 @@ def least_peak(
         start = overall.least
         if settings.strategy == "greedy" or step == 0:
             sequence, _, _ = relieve(
-                as_sequence(overall.least), graph.sizes, graph.seconds, graph.read_ptr,
-                graph.reads, budget, capacity(graph),
-            )  # fmt: skip
+                as_sequence(overall.least),
+                graph.sizes,
+                graph.seconds,
+                graph.read_ptr,
+                graph.reads,
+                budget,
+                capacity(graph),
+            )
             attempt.offer(sequence, "greedy")
         if not attempt.fits and settings.strategy != "greedy":
             rounds = Rounds(graph, attempt, settings.seed + 31 * number, length=effort)

@@ -73,10 +73,20 @@ class Rounds:
             hot = hottest * (coldest / hottest) ** (chunk / chunks)
             cold = hottest * (coldest / hottest) ** ((chunk + 1) / chunks)
             found, _, current, self._price, lowest, _ = anneal(
-                current, self.graph.sizes, self._seconds, self.graph.read_ptr, self.graph.reads,
-                best.budget, capacity(self.graph), -(-proposals // chunks), hot, cold,
-                self._price, self.seed * 1_000_003 + self.number * 1009 + chunk, 100.0,
-            )  # fmt: skip
+                current,
+                self.graph.sizes,
+                self._seconds,
+                self.graph.read_ptr,
+                self.graph.reads,
+                best.budget,
+                capacity(self.graph),
+                -(-proposals // chunks),
+                hot,
+                cold,
+                self._price,
+                self.seed * 1_000_003 + self.number * 1009 + chunk,
+                100.0,
+            )
             if len(found):
                 gained |= best.offer(found, "annealing")
             elif not best.fits:

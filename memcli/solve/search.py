@@ -97,9 +97,14 @@ def greedy(best: Best) -> None:
     """Offer what :func:`relieve` makes of the plain order."""
     graph = best.graph
     sequence, _, _ = relieve(
-        plain_schedule(graph), graph.sizes, graph.seconds, graph.read_ptr, graph.reads,
-        best.budget, capacity(graph),
-    )  # fmt: skip
+        plain_schedule(graph),
+        graph.sizes,
+        graph.seconds,
+        graph.read_ptr,
+        graph.reads,
+        best.budget,
+        capacity(graph),
+    )
     best.offer(sequence, "greedy")
 
 

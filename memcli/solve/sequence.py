@@ -16,8 +16,9 @@ from memcli.compiled import compiled
 
 
 @compiled(nogil=True)
-def evaluate(seq, count, sizes, seconds, read_ptr, reads, budget, ceiling, weight, wanted, out,
-             memory):  # fmt: skip
+def evaluate(
+    seq, count, sizes, seconds, read_ptr, reads, budget, ceiling, weight, wanted, out, memory
+):
     """Prune and cost the sequence ``seq[:count]``.
 
     Recomputations that nobody reads are left out. ``out`` (capacity c) receives the pruned
@@ -61,8 +62,9 @@ def evaluate(seq, count, sizes, seconds, read_ptr, reads, budget, ceiling, weigh
 
 
 @compiled(nogil=True)
-def index(seq, count, read_ptr, reads, last, last_use, copy_now, gap_value, gap_begin, gap_end,
-          again):  # fmt: skip
+def index(
+    seq, count, read_ptr, reads, last, last_use, copy_now, gap_value, gap_begin, gap_end, again
+):
     """What the moves need to know of a sequence.
 
     A gap is a stretch of steps during which a value is only held: ``gap_value`` is held from
@@ -95,8 +97,9 @@ def index(seq, count, read_ptr, reads, last, last_use, copy_now, gap_value, gap_
 
 
 @compiled(nogil=True)
-def closure(seq, step, value, read_ptr, reads, last_use, depth_chance, random, copy_at, marked,
-            found):  # fmt: skip
+def closure(
+    seq, step, value, read_ptr, reads, last_use, depth_chance, random, copy_at, marked, found
+):
     """What to compute just before ``step`` so that ``value`` is there anew.
 
     An input that is no longer live at ``step`` is computed again too with probability

@@ -54,9 +54,7 @@ class ExportedModel:
     written: set[Attribute] = field(default_factory=set)
 
 
-def export_model(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> ExportedModel:
+def export_model(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ExportedModel:
     """The graph of a call in the model's present mode.
 
     Raises:
@@ -104,9 +102,7 @@ class _Followed(NamedTuple):
     written: set[Attribute]
 
 
-def _exported(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> _Followed:
+def _exported(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Followed:
     detached = pytree.tree_map_only(Tensor, Tensor.detach, (tuple(args), dict(kwargs)))
     try:
         with warnings.catch_warnings():
@@ -160,9 +156,7 @@ class _Builder:
     def _inputs(self) -> None:
         held = {InputKind.PARAMETER, InputKind.BUFFER}
         placeholders = [n for n in self.program.graph.nodes if n.op == "placeholder"]
-        for node, spec in zip(
-            placeholders, self.program.graph_signature.input_specs, strict=True
-        ):
+        for node, spec in zip(placeholders, self.program.graph_signature.input_specs, strict=True):
             if spec.kind in held:
                 self.of[node] = self._attribute(str(spec.target))
             elif spec.kind is InputKind.CONSTANT_TENSOR:

@@ -175,7 +175,8 @@ class OnnxModule(nn.Module):
                     raise
                 raise BadInput(
                     error.message,
-                    error.hint or "the file may hold for the shapes alone that it was exported "
+                    error.hint
+                    or "the file may hold for the shapes alone that it was exported "
                     "with: export it with dynamic_shapes (dynamic_axes)",
                 ) from error
         held.move_to_end(shapes)
@@ -189,9 +190,13 @@ class OnnxModule(nn.Module):
         file = self._source.file
         file.check_operators()
         return convert(
-            file.working, shapes=shapes, roles=self._roles, seed=self._seed, fake=False,
+            file.working,
+            shapes=shapes,
+            roles=self._roles,
+            seed=self._seed,
+            fake=False,
             name=file.name,
-        )  # fmt: skip
+        )
 
     def _fill(self, converted: Converted, weights: Weights) -> None:
         """Elements that are beside the file, or given, in the place of made-up ones."""

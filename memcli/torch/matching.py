@@ -258,9 +258,20 @@ def _hands_on(node: Node) -> bool:
 
 
 _FUSED = frozenset(
-    {"conv1d", "conv2d", "conv3d", "convolution", "linear", "addmm", "mm", "matmul",
-     "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
-)  # fmt: skip
+    {
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "convolution",
+        "linear",
+        "addmm",
+        "mm",
+        "matmul",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+    }
+)
 # Composite operators that do not say that they may give views.
 _VIEWS = frozenset(
     {"reshape", "flatten", "contiguous", "view_as", "unflatten", "chunk", "to", "broadcast_tensors"}
@@ -271,7 +282,15 @@ _SPELLED = {
 }
 _NOT_COUNTED = frozenset(
     {
-        "dropout", "copy", "slice_scatter", "select_scatter", "zeros_like", "ones_like",
-        "full_like", "new_zeros", "new_ones", "new_full",
+        "dropout",
+        "copy",
+        "slice_scatter",
+        "select_scatter",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "new_zeros",
+        "new_ones",
+        "new_full",
     }
-)  # fmt: skip
+)

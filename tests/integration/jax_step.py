@@ -1,6 +1,6 @@
 """Run by a test in a process of its own: JAX functions, and a Keras model on JAX, with a script.
 
-    python jax_step.py FOLDER      one JSON object on standard output
+python jax_step.py FOLDER      one JSON object on standard output
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 os.environ.update(
-    JAX_PLATFORMS="cpu", KERAS_BACKEND="jax", TF_CPP_MIN_LOG_LEVEL="3",
+    JAX_PLATFORMS="cpu",
+    KERAS_BACKEND="jax",
+    TF_CPP_MIN_LOG_LEVEL="3",
     XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-)  # fmt: skip
+)
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +75,10 @@ def on_keras(script: Path) -> dict[str, Any]:
         outputs, new = model.stateless_call(trained, states, images, training=True)
         return (outputs**2).sum(), new
 
-    values = [[v.value for v in part] for part in (
-        model.trainable_variables, model.non_trainable_variables)]  # fmt: skip
+    values = [
+        [v.value for v in part]
+        for part in (model.trainable_variables, model.non_trainable_variables)
+    ]
     return compared(loss, load(script).recompute(loss), *values, images, has_aux=True)
 
 
@@ -82,10 +86,12 @@ def main() -> None:
     folder = Path(sys.argv[1])
     keys = jax.random.split(jax.random.PRNGKey(0), 2 * BLOCKS + 2)
     parameters = [
-        (0.1 * jax.random.normal(keys[2 * k], (WIDTH, 4 * WIDTH)),
-         0.1 * jax.random.normal(keys[2 * k + 1], (4 * WIDTH, WIDTH)))
+        (
+            0.1 * jax.random.normal(keys[2 * k], (WIDTH, 4 * WIDTH)),
+            0.1 * jax.random.normal(keys[2 * k + 1], (4 * WIDTH, WIDTH)),
+        )
         for k in range(BLOCKS)
-    ]  # fmt: skip
+    ]
     x = jax.random.normal(keys[-2], (256, WIDTH))
     script = load(folder / "blocks_script.py")
     found = {

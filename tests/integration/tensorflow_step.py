@@ -1,7 +1,7 @@
 """Run by a test in a process of its own: writes Keras models as ONNX, or trains them with scripts.
 
-    python tensorflow_step.py write FOLDER
-    python tensorflow_step.py train FOLDER      one JSON object on standard output
+python tensorflow_step.py write FOLDER
+python tensorflow_step.py train FOLDER      one JSON object on standard output
 """
 
 from __future__ import annotations
@@ -133,10 +133,11 @@ def train(name: str, script: Path) -> dict[str, Any]:
                 not np.array_equal(v, s)
                 for v, s in zip(
                     [b for b, v in zip(start, model.variables, strict=True) if not v.trainable],
-                    states, strict=True,
+                    states,
+                    strict=True,
                 )
             ),
-        }  # fmt: skip
+        }
     return found
 
 
@@ -155,10 +156,7 @@ def main() -> None:
         for name, make in MODELS.items():
             keras_densenet.export(make(), folder / f"{name}.onnx")
         return
-    found: dict[str, Any] = {
-        name: train(name, folder / f"{name}_script.py")
-        for name in HOW
-    }
+    found: dict[str, Any] = {name: train(name, folder / f"{name}_script.py") for name in HOW}
     found["held"] = held(folder / "densenet_script.py")
     print(json.dumps(found))
 

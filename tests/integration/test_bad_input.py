@@ -209,11 +209,17 @@ def test_interrupt_leaves_nothing(
 
 
 NUMBERS = [
-    ("plan", "--seed", "-1"), ("plan", "--seed", "9" * 23), ("compare", "--seed", "-1"),
-    ("verify", "--seed", "-1"), ("plan", "--time-limit", "nan"), ("fit", "--time-limit", "nan"),
-    ("plan", "--max-recompute", "nan"), ("plan", "--max-recompute", "-3"),
-    ("plan", "--budget", "9" * 400), ("solve", "--time-limit", "nan"),
-]  # fmt: skip
+    ("plan", "--seed", "-1"),
+    ("plan", "--seed", "9" * 23),
+    ("compare", "--seed", "-1"),
+    ("verify", "--seed", "-1"),
+    ("plan", "--time-limit", "nan"),
+    ("fit", "--time-limit", "nan"),
+    ("plan", "--max-recompute", "nan"),
+    ("plan", "--max-recompute", "-3"),
+    ("plan", "--budget", "9" * 400),
+    ("solve", "--time-limit", "nan"),
+]
 
 
 @pytest.mark.parametrize("given", NUMBERS, ids=lambda g: " ".join(g)[:24])
@@ -241,10 +247,14 @@ def test_output_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         pytest.skip("this system has no full device")
     with full.open("w") as stream:
         done = subprocess.run(
-            [sys.executable, "-m", "memcli", "doctor"], cwd=tmp_path, stdout=stream,
-            stderr=subprocess.PIPE, text=True, timeout=60,
+            [sys.executable, "-m", "memcli", "doctor"],
+            cwd=tmp_path,
+            stdout=stream,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
             env={**os.environ, "XDG_STATE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+        )
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "memcli: standard output cannot be written to: No space left on device"
@@ -297,9 +307,12 @@ cli.run(["plan"])
 def test_an_interrupt_inside_compiled_code_is_an_interrupt(tmp_path: Path, what: str) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", INTERRUPTED_CALLBACK, what],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
         timeout=20,
-    )  # fmt: skip
+    )
     assert ran.returncode == 130, ran.stderr
     assert ran.stderr.strip() == "memcli: interrupted; nothing was written"
 
@@ -330,9 +343,12 @@ def test_an_interrupt_while_a_program_is_solved_is_an_interrupt(tmp_path: Path) 
     pytest.importorskip("highspy")
     ran = subprocess.run(
         [sys.executable, "-c", INTERRUPTED_SOLVER],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
         timeout=30,
-    )  # fmt: skip
+    )
     assert ran.returncode == 130, ran.stderr
     assert ran.stderr.strip() == "memcli: interrupted; nothing was written"
 

@@ -18,9 +18,19 @@ def test_memcli_beside_checkpoints(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     log = tmp_path / "rows.json"
     command = [
-        sys.executable, str(ROOT / "benchmarks" / "torch_peers.py"), "--small", "--only", "gpt",
-        "--no-compile", "--repeat", "1", "--time-limit", "1", "--log", str(log),
-    ]  # fmt: skip
+        sys.executable,
+        str(ROOT / "benchmarks" / "torch_peers.py"),
+        "--small",
+        "--only",
+        "gpt",
+        "--no-compile",
+        "--repeat",
+        "1",
+        "--time-limit",
+        "1",
+        "--log",
+        str(log),
+    ]
     environment = dict(os.environ, PYTHONPATH=str(ROOT), COLUMNS="100")
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300

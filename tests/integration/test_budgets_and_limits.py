@@ -28,14 +28,31 @@ def model_of(kind: str, folder: Path) -> tuple[str, str, tuple[str, ...]]:
         nodes = [
             {"op": "null", "name": "data", "inputs": []},
             {"op": "null", "name": "c_weight", "inputs": []},
-            {"op": "Convolution", "name": "c", "inputs": [[0, 0, 0], [1, 0, 0]],
-             "attrs": {"kernel": "(3, 3)", "num_filter": "8", "no_bias": "True", "pad": "(1, 1)"}},
+            {
+                "op": "Convolution",
+                "name": "c",
+                "inputs": [[0, 0, 0], [1, 0, 0]],
+                "attrs": {
+                    "kernel": "(3, 3)",
+                    "num_filter": "8",
+                    "no_bias": "True",
+                    "pad": "(1, 1)",
+                },
+            },
             {"op": "Activation", "name": "r", "inputs": [[2, 0, 0]], "attrs": {"act_type": "tanh"}},
-            {"op": "Pooling", "name": "p", "inputs": [[3, 0, 0]],
-             "attrs": {"kernel": "(2, 2)", "stride": "(2, 2)", "pool_type": "avg"}},
-        ]  # fmt: skip
-        content = {"nodes": nodes, "arg_nodes": [0, 1], "heads": [[4, 0, 0]],
-                   "attrs": {"mxnet_version": ["int", 10901]}}  # fmt: skip
+            {
+                "op": "Pooling",
+                "name": "p",
+                "inputs": [[3, 0, 0]],
+                "attrs": {"kernel": "(2, 2)", "stride": "(2, 2)", "pool_type": "avg"},
+            },
+        ]
+        content = {
+            "nodes": nodes,
+            "arg_nodes": [0, 1],
+            "heads": [[4, 0, 0]],
+            "attrs": {"mxnet_version": ["int", 10901]},
+        }
         (folder / "net.json").write_text(json.dumps(content))
         return "net.json", "planned.json", ("--shape", "data=2,3,16,16")
     if kind == "onnx":
@@ -49,9 +66,12 @@ def model_of(kind: str, folder: Path) -> tuple[str, str, tuple[str, ...]]:
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param("mxnet", marks=needs_mxnet), pytest.param("onnx", marks=needs_torch),
-     pytest.param("caffe", marks=needs_torch)],
-)  # fmt: skip
+    [
+        pytest.param("mxnet", marks=needs_mxnet),
+        pytest.param("onnx", marks=needs_torch),
+        pytest.param("caffe", marks=needs_torch),
+    ],
+)
 def test_a_budget_that_is_met_changes_nothing(memcli: Command, tmp_path: Path, kind: str) -> None:
     model, out, shapes = model_of(kind, tmp_path)
     done = memcli("plan", model, *shapes, "--budget", "8G", "-o", out, "--json", "--measure")
@@ -96,8 +116,12 @@ def test_shapes_of_many_inputs_at_once(memcli: Command, tmp_path: Path) -> None:
         {"op": "broadcast_mul", "name": "s2", "inputs": [[3, 0, 0], [2, 0, 0]]},
         {"op": "tanh", "name": "t", "inputs": [[4, 0, 0]]},
     ]
-    content = {"nodes": nodes, "arg_nodes": [0, 1, 2], "heads": [[5, 0, 0]],
-               "attrs": {"mxnet_version": ["int", 10901]}}  # fmt: skip
+    content = {
+        "nodes": nodes,
+        "arg_nodes": [0, 1, 2],
+        "heads": [[5, 0, 0]],
+        "attrs": {"mxnet_version": ["int", 10901]},
+    }
     (tmp_path / "net.json").write_text(json.dumps(content))
     asked = memcli("inspect", "net.json")
     assert asked.returncode == 2 and "--shapes FILE.json" in asked.stderr
@@ -128,9 +152,11 @@ def test_a_guess_that_an_operator_refuses_is_named(memcli: Command, tmp_path: Pa
 @needs_mxnet
 @pytest.mark.parametrize(
     ("name", "batch", "measured"),
-    [("mobilenet-v2", 4, {"Convolution": 0.437, "clip": 0.392, "BatchNorm": 0.169}),
-     ("resnet-50", 4, {"Convolution": 0.604, "LeakyReLU": 0.267, "BatchNorm": 0.107})],
-)  # fmt: skip
+    [
+        ("mobilenet-v2", 4, {"Convolution": 0.437, "clip": 0.392, "BatchNorm": 0.169}),
+        ("resnet-50", 4, {"Convolution": 0.604, "LeakyReLU": 0.267, "BatchNorm": 0.107}),
+    ],
+)
 def test_the_roofline_of_plain_kernels(name: str, batch: int, measured: dict[str, float]) -> None:
     """Shares of a forward pass as ``benchmarks/operator_costs.py --plain`` measured them."""
     from memcli.engines.mxnet.planning import read_symbol

@@ -18,8 +18,16 @@ def test_a_planned_net_takes_less_memory_and_changes_no_bit(
 ) -> None:
     text = densenet(dense_block=True, dropout=0.2)
     write(tmp_path / "train_test.prototxt", text)
-    done = memcli("plan", "train_test.prototxt", "--strategy", "sqrt", "-o", "planned.prototxt",
-                  "--json", "--measure")  # fmt: skip
+    done = memcli(
+        "plan",
+        "train_test.prototxt",
+        "--strategy",
+        "sqrt",
+        "-o",
+        "planned.prototxt",
+        "--json",
+        "--measure",
+    )
     assert done.returncode == 0, done.stderr
     assert "left out: Accuracy" in done.stderr
     plan = only_json(done)
@@ -71,14 +79,27 @@ def test_the_largest_batch_is_written_with_its_plan(memcli: Command, tmp_path: P
     text += layer("SoftmaxWithLoss", "f label", "loss", name="loss")
     write(tmp_path / "net.prototxt", text)
     shape = ("--shape", "data=8,1,16,16")
-    done = memcli("fit", "net.prototxt", *shape, "--memory", "4MiB", "--reserve=0",
-                  "--cpu", "--strategy", "cheap", "-o", "fit.prototxt", "--json")  # fmt: skip
+    done = memcli(
+        "fit",
+        "net.prototxt",
+        *shape,
+        "--memory",
+        "4MiB",
+        "--reserve=0",
+        "--cpu",
+        "--strategy",
+        "cheap",
+        "-o",
+        "fit.prototxt",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     found = only_json(done)
     assert found["planned"]["batch"] > found["unplanned"]["batch"] > 8
-    assert f"# memcli: planned for data {found['planned']['batch']},1,16,16; label" in (
-        tmp_path / "fit.prototxt"
-    ).read_text()
+    assert (
+        f"# memcli: planned for data {found['planned']['batch']},1,16,16; label"
+        in (tmp_path / "fit.prototxt").read_text()
+    )
 
 
 def test_what_cannot_be_done_is_said_and_nothing_is_written(
@@ -101,5 +122,7 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(
     done = memcli("verify", "good.prototxt")
     assert done.returncode == 2 and "carries no plan" in done.stderr
     assert {p.name for p in tmp_path.iterdir() if p.is_file()} == {
-        "good.prototxt", "bad.prototxt", "broken.prototxt"
-    }  # fmt: skip
+        "good.prototxt",
+        "bad.prototxt",
+        "broken.prototxt",
+    }

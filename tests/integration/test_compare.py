@@ -25,17 +25,26 @@ def frontier(rows: list[dict[str, Any]]) -> list[bool]:
     ]
     return [
         p is not None
-        and not any(
-            q is not None and q != p and q[0] <= p[0] and q[1] <= p[1] for q in points
-        )
+        and not any(q is not None and q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)
         for p in points
-    ]  # fmt: skip
+    ]
 
 
 def test_all_strategies_and_budgets_on_one_graph(memcli: Command, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    result = memcli("compare", RESNET, "--json", "--budget", "50%", "--budget", "20MiB",
-                    "--plot", "page.html", *QUICK, timeout=500)  # fmt: skip
+    result = memcli(
+        "compare",
+        RESNET,
+        "--json",
+        "--budget",
+        "50%",
+        "--budget",
+        "20MiB",
+        "--plot",
+        "page.html",
+        *QUICK,
+        timeout=500,
+    )
     assert result.returncode == 0, result.stderr
     found = only_json(result)
     rows = found["rows"]
@@ -66,8 +75,18 @@ def test_all_strategies_and_budgets_on_one_graph(memcli: Command, tmp_path: Path
 def test_what_a_row_says_is_what_plan_says(memcli: Command, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     size = ("--batch", "4", "--environment", "default")
-    result = memcli("compare", RESNET, "--strategy", "memonger", "--budget", "45%", "--json",
-                    "--plot", "p.svg", *size)  # fmt: skip
+    result = memcli(
+        "compare",
+        RESNET,
+        "--strategy",
+        "memonger",
+        "--budget",
+        "45%",
+        "--json",
+        "--plot",
+        "p.svg",
+        *size,
+    )
     bare, _, row = only_json(result)["rows"]
     assert bare["strategy"] == "none" and bare["on_frontier"]  # where the frontier begins
     assert (row["strategy"], row["environment"]) == ("memonger", {})

@@ -37,19 +37,22 @@ def network(path: Path, *, batch: str | int = "batch", flat: tuple[int, int] = (
         fan = 3 if k == 0 else CHANNELS
         weight = tensor(f"b{k}.conv.weight", 0.1 * rng.standard_normal((CHANNELS, fan, 3, 3)))
         conv = node("Conv", [last, weight], f"conv{k}", pads=[1, 1, 1, 1])
-        rows = [tensor(f"b{k}.bn.{n}", np.full(CHANNELS, v)) for n, v in (
-            ("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1))]  # fmt: skip
+        rows = [
+            tensor(f"b{k}.bn.{n}", np.full(CHANNELS, v))
+            for n, v in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1))
+        ]
         made = node("Relu", [node("BatchNormalization", [conv, *rows], f"bn{k}")], f"relu{k}")
         last = node("Add", [last, made], f"sum{k}") if k else made
     shape = tensor("shape", flat, np.int64)
     weight = tensor("fc.weight", 0.1 * rng.standard_normal((10, CHANNELS * SIDE * SIDE)))
     node("Gemm", [node("Reshape", [last, shape], "flat"), weight], "y", transB=1)
     graph = helper.make_graph(
-        nodes, "net",
+        nodes,
+        "net",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, SIDE, SIDE])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         held,
-    )  # fmt: skip
+    )
     opset = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
     return path
@@ -59,9 +62,23 @@ def test_compare_shows_what_plan_finds(memcli: Command, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     network(tmp_path / "net.onnx")
     size = ("--batch", "8", "--gpu", "0", "--as-training", "--json")
-    result = memcli("compare", "net.onnx", "--strategy", "memonger", "--strategy", "none",
-                    "--strategy", "dp", "--budget", "60%", "--budget", "1MiB",
-                    "--plot", "p.html", *size)  # fmt: skip
+    result = memcli(
+        "compare",
+        "net.onnx",
+        "--strategy",
+        "memonger",
+        "--strategy",
+        "none",
+        "--strategy",
+        "dp",
+        "--budget",
+        "60%",
+        "--budget",
+        "1MiB",
+        "--plot",
+        "p.html",
+        *size,
+    )
     assert result.returncode == 0, result.stderr
     found = only_json(result)
     assert found["model"]["format"] == "onnx" and found["shapes"] == {"x": [8, 3, SIDE, SIDE]}
@@ -77,9 +94,7 @@ def test_compare_shows_what_plan_finds(memcli: Command, tmp_path: Path) -> None:
     assert not impossible["feasible"] and not impossible["on_frontier"]
     assert all(r["planned_bytes"] >= found["lower_bound_bytes"] for r in rows)
 
-    plan = only_json(
-        memcli("plan", "net.onnx", "--strategy", "memonger", "--budget", "60%", *size)
-    )
+    plan = only_json(memcli("plan", "net.onnx", "--strategy", "memonger", "--budget", "60%", *size))
     assert within["planned_bytes"] == plan["memory"]["planned_bytes"]
     assert within["recompute"]["flops"] == plan["recompute"]["flops"]
     assert found["baseline_bytes"] == plan["memory"]["baseline_bytes"]
@@ -92,9 +107,22 @@ def test_compare_shows_what_plan_finds(memcli: Command, tmp_path: Path) -> None:
 def test_fitted_batch_trains_for_real(memcli: Command, tmp_path: Path) -> None:
     network(tmp_path / "net.onnx")
     memory = 48 << 20
-    result = memcli("fit", "net.onnx", "--memory", "48MiB", "--reserve=0", "--optimizer",
-                    "adam", "--cpu", "--strategy", "memonger", "--as-training", "-o", "big.onnx",
-                    "--json")  # fmt: skip
+    result = memcli(
+        "fit",
+        "net.onnx",
+        "--memory",
+        "48MiB",
+        "--reserve=0",
+        "--optimizer",
+        "adam",
+        "--cpu",
+        "--strategy",
+        "memonger",
+        "--as-training",
+        "-o",
+        "big.onnx",
+        "--json",
+    )
     assert result.returncode == 0, result.stderr
     fitted = only_json(result)
     bare, planned = fitted["unplanned"], fitted["planned"]
@@ -115,8 +143,18 @@ def test_fitted_batch_trains_for_real(memcli: Command, tmp_path: Path) -> None:
     assert verified["planned"]["estimated_bytes"] == parts["pool_bytes"]
     assert verified["planned"]["measured_bytes"] == parts["pool_bytes"]
     batch = bare["batch"] + 1
-    plan = only_json(memcli("plan", "net.onnx", "--strategy", "none", "--as-training",
-                            "--batch", str(batch), "--json"))  # fmt: skip
+    plan = only_json(
+        memcli(
+            "plan",
+            "net.onnx",
+            "--strategy",
+            "none",
+            "--as-training",
+            "--batch",
+            str(batch),
+            "--json",
+        )
+    )
     memory_of = plan["memory"]
     fixed = 4 * memory_of["parameter_bytes"] + memory_of["state_bytes"]
     inputs = 4 * batch * 3 * SIDE * SIDE
@@ -125,8 +163,18 @@ def test_fitted_batch_trains_for_real(memcli: Command, tmp_path: Path) -> None:
 
 def test_cuda_is_the_default(memcli: Command, tmp_path: Path) -> None:
     network(tmp_path / "net.onnx")
-    result = memcli("fit", "net.onnx", "--memory", "64MiB", "--reserve", "60MiB",
-                    "--strategy", "none", "--shape", "1,3,32,32")  # fmt: skip
+    result = memcli(
+        "fit",
+        "net.onnx",
+        "--memory",
+        "64MiB",
+        "--reserve",
+        "60MiB",
+        "--strategy",
+        "none",
+        "--shape",
+        "1,3,32,32",
+    )
     assert result.returncode == 0, result.stderr
     assert "cuda (PyTorch" in result.stdout and "CUDA's context" in result.stdout
     assert "1.00 times" in result.stdout
@@ -134,8 +182,19 @@ def test_cuda_is_the_default(memcli: Command, tmp_path: Path) -> None:
 
 def test_nothing_fits(memcli: Command, tmp_path: Path) -> None:
     network(tmp_path / "net.onnx")
-    result = memcli("fit", "net.onnx", "--memory", "1MiB", "--reserve=0", "--strategy",
-                    "none", "-o", "no.onnx", "--shape", "1,3,32,32")  # fmt: skip
+    result = memcli(
+        "fit",
+        "net.onnx",
+        "--memory",
+        "1MiB",
+        "--reserve=0",
+        "--strategy",
+        "none",
+        "-o",
+        "no.onnx",
+        "--shape",
+        "1,3,32,32",
+    )
     assert result.returncode == 1 and result.stdout == ""
     assert "not even batch 1 fits 1.0 MiB: it needs" in result.stderr
     assert not (tmp_path / "no.onnx").exists()

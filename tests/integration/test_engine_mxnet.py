@@ -49,9 +49,14 @@ def conv_net(blocks: int = 4, marked: frozenset[str] = frozenset()) -> str:
     for i in range(blocks):
         weight = add("null", f"conv{i}_weight", [])
         top = add(
-            "Convolution", f"conv{i}", [top, weight],
-            kernel="(3, 3)", pad="(1, 1)", num_filter=str(CHANNELS), no_bias="True",
-        )  # fmt: skip
+            "Convolution",
+            f"conv{i}",
+            [top, weight],
+            kernel="(3, 3)",
+            pad="(1, 1)",
+            num_filter=str(CHANNELS),
+            no_bias="True",
+        )
         inputs = [add("null", f"bn{i}_{part}", []) for part in ("gamma", "beta", "mean", "var")]
         top = add("BatchNorm", f"bn{i}", [top, *inputs], fix_gamma="False")
         top = add("Activation", f"relu{i}", [top], act_type="relu")

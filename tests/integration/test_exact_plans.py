@@ -29,18 +29,29 @@ def fan_out(kinds: str) -> str:
     for number, kind in enumerate(kinds):
         x = stem
         if kind == "s":
-            x = b.operator("slice_axis", f"channel{number}", [x], axis="1",
-                           begin=str(number % 8), end=str(number % 8 + 1))  # fmt: skip
+            x = b.operator(
+                "slice_axis",
+                f"channel{number}",
+                [x],
+                axis="1",
+                begin=str(number % 8),
+                end=str(number % 8 + 1),
+            )
         elif kind == "k":
             before = made[-1] if made else stem
             x = b.operator("Concat", f"cat{number}", [x, before], num_args="2")
         elif kind == "p":
-            x = b.operator("Pooling", f"pool{number}", [x], kernel="(3, 3)", pad="(1, 1)",
-                           pool_type="max")  # fmt: skip
+            x = b.operator(
+                "Pooling", f"pool{number}", [x], kernel="(3, 3)", pad="(1, 1)", pool_type="max"
+            )
         made.append(b.convolution(x, f"branch{number}", 8))
     x = b.operator("Concat", "all", made, num_args=str(len(made)))
-    x = b.operator("FullyConnected", "fc", [b.normalised(x, "last"), b.variable("w"),
-                   b.variable("bias")], num_hidden="5")  # fmt: skip
+    x = b.operator(
+        "FullyConnected",
+        "fc",
+        [b.normalised(x, "last"), b.variable("w"), b.variable("bias")],
+        num_hidden="5",
+    )
     return b.text(b.operator("SoftmaxOutput", "softmax", [x, b.variable("softmax_label")]))
 
 
@@ -50,14 +61,14 @@ def pieces_read_by_convolutions(layers: int) -> str:
     b = Builder()
     x = b.convolution(b.variable("data", __shape__="(2, 3, 12, 12)"), "stem", 8)
     for k in range(layers):
-        new = b.operator("Activation", f"relu{k}", [b.convolution(x, f"conv{k}", 4)],
-                         act_type="relu")  # fmt: skip
+        new = b.operator(
+            "Activation", f"relu{k}", [b.convolution(x, f"conv{k}", 4)], act_type="relu"
+        )
         side = b.convolution(new, f"side{k}", 4)
         x = b.operator("Concat", f"cat{k}", [x, new], num_args="2")
         if k % 3 == 2:
             x = b.operator("Concat", f"sides{k}", [x, side], num_args="2")
-    x = b.operator("FullyConnected", "fc", [x, b.variable("w"), b.variable("bias")],
-                   num_hidden="5")  # fmt: skip
+    x = b.operator("FullyConnected", "fc", [x, b.variable("w"), b.variable("bias")], num_hidden="5")
     return b.text(b.operator("SoftmaxOutput", "softmax", [x, b.variable("softmax_label")]))
 
 
@@ -71,9 +82,7 @@ def pieces_read_by_convolutions(layers: int) -> str:
     ],
     ids=["six convolutions", "mixed", "ten readers", "dense block of convolutions"],
 )
-def test_sums_of_gradients_keep_their_order(
-    memcli: Command, tmp_path: Path, network: str
-) -> None:
+def test_sums_of_gradients_keep_their_order(memcli: Command, tmp_path: Path, network: str) -> None:
     """MXNET_EXEC_INPLACE_GRAD_SUM_CAP=5 changes the bits of the first three."""
     (tmp_path / "m.json").write_text(network)
     plan = only_json(memcli("plan", "m.json", "-o", "p.json", "--json"))
@@ -110,8 +119,12 @@ def residual(units: int) -> str:
     for k in range(units):
         inner = b.convolution(b.normalised(x, f"bn{k}"), f"inner{k}", 16)
         x = b.operator("elemwise_add", f"sum{k}", [x, inner])
-    x = b.operator("FullyConnected", "fc", [b.normalised(x, "last"), b.variable("w"),
-                   b.variable("bias")], num_hidden="5")  # fmt: skip
+    x = b.operator(
+        "FullyConnected",
+        "fc",
+        [b.normalised(x, "last"), b.variable("w"), b.variable("bias")],
+        num_hidden="5",
+    )
     return b.text(b.operator("SoftmaxOutput", "softmax", [x, b.variable("softmax_label")]))
 
 
@@ -163,9 +176,7 @@ def test_a_variable_is_named_only_where_it_buys_memory(memcli: Command, tmp_path
 
 
 @needs_mxnet
-def test_marks_of_the_original_are_no_part_of_the_baseline(
-    memcli: Command, tmp_path: Path
-) -> None:
+def test_marks_of_the_original_are_no_part_of_the_baseline(memcli: Command, tmp_path: Path) -> None:
     """A marked convolution whose copy nobody reads: MXNet's plain kernels refuse to run it."""
     names = ["data", "conv_weight", "fc_weight", "softmax_label"]
     nodes = [{"op": "null", "name": name, "inputs": []} for name in names]

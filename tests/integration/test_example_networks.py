@@ -39,9 +39,7 @@ def script(name: str, *options: str, monkeypatch: pytest.MonkeyPatch) -> int:
 SMALL: dict[str, Callable[[], sizes.Size]] = {
     "resnet of small images": lambda: sizes.resnet(8, small=True),
     "resnet with bottlenecks": lambda: sizes.ResNet((1, 2), width=8, side=32, classes=7),
-    "the planner's resnet": lambda: sizes.ResNet(
-        (2, 1), width=8, side=36, classes=7, classic=True
-    ),
+    "the planner's resnet": lambda: sizes.ResNet((2, 1), width=8, side=36, classes=7, classic=True),
     "densenet": lambda: sizes.densenet(10, 4, bottleneck=False, side=16),
     "densenet-bc": lambda: sizes.densenet(16, 4, side=16),
     "densenet-bc of large images": lambda: sizes.DenseNet((2, 1), 4, 8, side=36, classes=7),
@@ -107,9 +105,7 @@ def mxnet_loss(
         feeds = {"data": values["image"], "softmax_label": values["label"]}
         names = [n for n in symbol.list_arguments() if n not in feeds]
         # both are made from the input to the loss: the order is the same
-        weights = dict(
-            zip(names, (p.detach().numpy() for p in network.parameters()), strict=True)
-        )
+        weights = dict(zip(names, (p.detach().numpy() for p in network.parameters()), strict=True))
     shapes = {name: value.shape for name, value in feeds.items()}
     executor = symbol.simple_bind(mx.cpu(), **shapes)
     for name, array in executor.arg_dict.items():
@@ -168,9 +164,14 @@ def test_small_resnet_has_the_depth_asked_for(depth: int) -> None:
 
 @pytest.mark.parametrize(
     ("depth", "growth", "bottleneck", "millions"),
-    [(40, 12, False, 1.0), (100, 12, False, 7.0), (100, 12, True, 0.8), (250, 24, True, 15.3),
-     (190, 40, True, 25.6)],
-)  # fmt: skip
+    [
+        (40, 12, False, 1.0),
+        (100, 12, False, 7.0),
+        (100, 12, True, 0.8),
+        (250, 24, True, 15.3),
+        (190, 40, True, 25.6),
+    ],
+)
 def test_densenet_has_the_published_parameters(
     depth: int, growth: int, bottleneck: bool, millions: float
 ) -> None:

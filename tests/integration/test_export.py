@@ -31,8 +31,11 @@ class Block(nn.Module):
         super().__init__()
         parts: list[nn.Module] = []
         for _ in range(2):
-            parts += [nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-                      nn.BatchNorm2d(channels), nn.GELU()]  # fmt: skip
+            parts += [
+                nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.GELU(),
+            ]
         self.body = nn.Sequential(*parts, nn.Dropout(0.2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,8 +146,10 @@ def test_saved_calls_and_rows_keep_the_bits(tmp_path: Path) -> None:
     less = recompute(copy.deepcopy(own), groups, {})
     more = recompute(copy.deepcopy(own), groups, saved)
     (before, states, plain), (after, others, peak), (again, _, kept) = map(step, (own, less, more))
-    assert all(torch.equal(a, b) and torch.equal(a, c)
-               for a, b, c in zip(before, after, again, strict=True))  # fmt: skip
+    assert all(
+        torch.equal(a, b) and torch.equal(a, c)
+        for a, b, c in zip(before, after, again, strict=True)
+    )
     assert all(torch.equal(states[k], others[k]) for k in states)
     assert peak < plain
     # three convolutions' results stay on, in groups that are not at the peak together
@@ -164,16 +169,15 @@ def test_scripts_for_others_name_the_same_scopes(
     assert status(["export", str(plan), "--to", target]) == 0
     tree = ast.parse(capsys.readouterr().out)
     (groups,) = (
-        ast.literal_eval(n.value) for n in tree.body
+        ast.literal_eval(n.value)
+        for n in tree.body
         if isinstance(n, ast.AnnAssign) and n.value and ast.unparse(n.target) == "GROUPS"
-    )  # fmt: skip
+    )
     scopes = [scope for group in groups for scope in group]
     assert len(scopes) == len(set(scopes)) and any("blocks" in s or "0" in s for s in scopes)
 
 
-def test_bad_input_ends_well(
-    planned: Callable[[bool], Path], tmp_path: Path, capsys: Any
-) -> None:
+def test_bad_input_ends_well(planned: Callable[[bool], Path], tmp_path: Path, capsys: Any) -> None:
     plan = planned(True)
     unplanned = plan.parent / "net-True.onnx"
     for arguments, status_, words in (

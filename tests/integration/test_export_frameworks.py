@@ -39,13 +39,18 @@ needs_jax = pytest.mark.skipif(
 
 def run(script: str, *arguments: str) -> str:
     environment = {
-        **os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1",
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": "",
-    }  # fmt: skip
+    }
     result = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "integration" / script), *arguments],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
@@ -118,9 +123,7 @@ def chain(path: Path, blocks: int, conv: bool) -> None:
             w = weight(f"conv{k}.weight", 16, 16 if k else 3, 3, 3)
             last = node("Conv", f"conv{k}", [last, w], pads=[1] * 4)
             parts = [weight(f"norm{k}.{p}", 16) for p in ("gamma", "beta", "mean", "variance")]
-            last = node(
-                "BatchNormalization", f"norm{k}", [last, *parts], 3, training_mode=1
-            )
+            last = node("BatchNormalization", f"norm{k}", [last, *parts], 3, training_mode=1)
             last = node("Gelu", f"gelu{k}", [last])
             continue
         up, down = weight(f"up{k}", 64, 256), weight(f"down{k}", 256, 64)
@@ -129,9 +132,12 @@ def chain(path: Path, blocks: int, conv: bool) -> None:
         last = node("Add", f"block{k}", [last, h])
     dims: list[int | str] = ["n", 3, 16, 16] if conv else ["n", 64]
     graph = helper.make_graph(
-        nodes, "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, dims)],
-        [helper.make_tensor_value_info(last, TensorProto.FLOAT, None)], held,
-    )  # fmt: skip
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, dims)],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, None)],
+        held,
+    )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     onnx.save(made, path)
 

@@ -34,9 +34,22 @@ def step_bytes(plan: dict[str, Any], copies: int, pool: str) -> int:
 @pytest.mark.slow
 def test_the_next_batch_does_not_fit(memcli: Command, tmp_path: Path) -> None:
     memory = 2 << 30
-    fitted = only_json(memcli("fit", RESNET, "--memory", "2GiB", "--reserve=0", "-o",
-                              "big.json", "--optimizer", "adam", "--strategy", "memonger",
-                              "--json"))  # fmt: skip
+    fitted = only_json(
+        memcli(
+            "fit",
+            RESNET,
+            "--memory",
+            "2GiB",
+            "--reserve=0",
+            "-o",
+            "big.json",
+            "--optimizer",
+            "adam",
+            "--strategy",
+            "memonger",
+            "--json",
+        )
+    )
     assert fitted["memory_bytes"] == memory and fitted["optimizer"] == "adam"
     bare, planned = fitted["unplanned"], fitted["planned"]
     assert bare["bytes"] == sum(bare["breakdown"].values()) <= memory < bare["next_bytes"]
@@ -64,8 +77,9 @@ def test_the_plan_runs_on_plain_kernels(memcli: Command, tmp_path: Path) -> None
     """Convolutions whose copy nobody reads run on oneDNN alone: identities read them."""
     model = str(EXAMPLES / "mobilenet-v2-symbol.json")
     given = ("--shape", "data=4,3,64,64", "--strategy", "sqrt")
-    fitted = only_json(memcli("fit", model, *given, "--memory", "150MiB", "--reserve=0",
-                              "-o", "p.json", "--json"))  # fmt: skip
+    fitted = only_json(
+        memcli("fit", model, *given, "--memory", "150MiB", "--reserve=0", "-o", "p.json", "--json")
+    )
     planned = fitted["planned"]
     assert planned["bytes"] == sum(planned["breakdown"].values()) <= 150 << 20
     real = stock(tmp_path / "p.json", fitted["shapes"], planned["environment"])
@@ -76,8 +90,18 @@ def test_the_plan_runs_on_plain_kernels(memcli: Command, tmp_path: Path) -> None
 
 
 def test_nothing_fits(memcli: Command, tmp_path: Path) -> None:
-    result = memcli("fit", RESNET, "--memory", "1GiB", "--reserve", "800MiB", "-o", "no.json",
-                    "--strategy", "memonger")  # fmt: skip
+    result = memcli(
+        "fit",
+        RESNET,
+        "--memory",
+        "1GiB",
+        "--reserve",
+        "800MiB",
+        "-o",
+        "no.json",
+        "--strategy",
+        "memonger",
+    )
     assert result.returncode == 1 and result.stdout == ""
     assert "not even batch 1 fits 224.0 MiB: it needs" in result.stderr
     assert "are parameters, gradients" in result.stderr
@@ -121,8 +145,11 @@ def test_mxnets_limit_on_a_tensor_is_the_limit_of_the_batch(
     memcli: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "net.json").write_text(json.dumps(dense("(0, -1)")))
-    fitted = only_json(memcli("fit", "net.json", "--memory", "1TiB", "--reserve=0",
-                              "--strategy", "memonger", "--json"))  # fmt: skip
+    fitted = only_json(
+        memcli(
+            "fit", "net.json", "--memory", "1TiB", "--reserve=0", "--strategy", "memonger", "--json"
+        )
+    )
     for side in ("unplanned", "planned"):
         assert fitted[side]["batch"] == ((1 << 31) - 1) // (8 * 16)
         assert fitted[side]["next_bytes"] is None

@@ -31,9 +31,12 @@ for path in sys.argv[2:]:
 def totals(folder: Path, trained: str, *files: str) -> list[int]:
     ran = subprocess.run(
         [sys.executable, "-c", TOTAL, trained, *files],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
         timeout=120,
-    )  # fmt: skip
+    )
     assert ran.returncode == 0, ran.stderr[-2000:]
     return [int(line) for line in ran.stdout.split()]
 
@@ -49,8 +52,19 @@ def planned(memcli: Command, *options: str) -> dict[str, Any]:
 def test_a_symbol_is_planned_for_what_is_trained(memcli: Command, tmp_path: Path) -> None:
     (tmp_path / "net.json").write_text(dense_block(10))
     shape = ("net.json", "--shape", "data=4,3,24,24", "--time-limit", "1")
-    part = planned(memcli, *shape, "--frozen", "stem*", "--frozen", "conv[0-4]_*",
-                   "--frozen", "bn[0-4]_*", "-o", "part.json", "--measure")  # fmt: skip
+    part = planned(
+        memcli,
+        *shape,
+        "--frozen",
+        "stem*",
+        "--frozen",
+        "conv[0-4]_*",
+        "--frozen",
+        "bn[0-4]_*",
+        "-o",
+        "part.json",
+        "--measure",
+    )
     verified = part["verify"]
     assert verified["ok"]
     # five convolutions, gamma and beta of five normalizations and the last one, the classifier
@@ -71,14 +85,25 @@ def test_a_symbol_is_planned_for_what_is_trained(memcli: Command, tmp_path: Path
 @needs_mxnet
 def test_a_file_says_what_it_takes_in_inference(memcli: Command, tmp_path: Path) -> None:
     (tmp_path / "net.json").write_text(dense_block(10))
-    told = planned(memcli, "net.json", "--shape", "data=64,3,48,48", "--time-limit", "2",
-                   "--environment", "default", "-o", "p.json")["memory"]  # fmt: skip
+    told = planned(
+        memcli,
+        "net.json",
+        "--shape",
+        "data=64,3,48,48",
+        "--time-limit",
+        "2",
+        "--environment",
+        "default",
+        "-o",
+        "p.json",
+    )["memory"]
     plain, carried = totals(tmp_path, "nothing", "net.json", "p.json")
     assert told["baseline_inference_bytes"] >> 20 == plain
     assert told["inference_bytes"] >> 20 == carried
     record = json.loads((tmp_path / "p.json").read_text())["nodes"]
-    text = next(n["attrs"]["__memcli_plan__"] for n in record if "__memcli_plan__" in
-                n.get("attrs", {}))  # fmt: skip
+    text = next(
+        n["attrs"]["__memcli_plan__"] for n in record if "__memcli_plan__" in n.get("attrs", {})
+    )
     assert json.loads(text)["memory"]["inference_bytes"] == told["inference_bytes"]
 
 
@@ -86,8 +111,21 @@ def test_a_file_says_what_it_takes_in_inference(memcli: Command, tmp_path: Path)
 def test_an_onnx_file_is_planned_for_what_is_trained(memcli: Command, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     residual_network(tmp_path / "net.onnx", 4)
-    part = planned(memcli, "net.onnx", "--batch", "8", "--frozen", "stem*", "--frozen", "[ab]0*",
-                   "--strategy", "cheap", "-o", "p.onnx", "--measure")  # fmt: skip
+    part = planned(
+        memcli,
+        "net.onnx",
+        "--batch",
+        "8",
+        "--frozen",
+        "stem*",
+        "--frozen",
+        "[ab]0*",
+        "--strategy",
+        "cheap",
+        "-o",
+        "p.onnx",
+        "--measure",
+    )
     assert part["verify"]["ok"] and part["frozen"] == ["stem*", "[ab]0*"]
     code = (
         "import memcli.torch\n"
@@ -95,9 +133,13 @@ def test_an_onnx_file_is_planned_for_what_is_trained(memcli: Command, tmp_path: 
         "print(*sorted(n for n, p in module.named_parameters() if not p.requires_grad))"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=120,
+    )
     frozen = ran.stdout.split()
     assert frozen and all(n.startswith(("stem", "a0", "b0")) for n in frozen), ran.stderr
     gradients = part["verify"]["gradients"]["compared"]

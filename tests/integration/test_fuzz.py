@@ -82,9 +82,12 @@ def test_the_rules_tell_a_bad_reader_from_a_good_one(
     assert ran.fault("net.json", False) is None
     for broken, kind in (
         ({"errors": "Traceback (most recent call last):\nKeyError: 1\n"}, "traceback"),
-        ({"status": 3}, "status 3"), ({"status": -11}, "status -11"),
-        ({"written": ["out.json"]}, "output"), ({"stray": ["memcli-x"]}, "stray files"),
+        ({"status": 3}, "status 3"),
+        ({"status": -11}, "status -11"),
+        ({"written": ["out.json"]}, "output"),
+        ({"stray": ["memcli-x"]}, "stray files"),
         ({"errors": "memcli: net.json: \x1b[31m\n"}, "unprintable"),
-        ({"errors": "memcli: is empty\n"}, "no name"), ({"stdout": "as saved"}, "output"),
-    ):  # fmt: skip
+        ({"errors": "memcli: is empty\n"}, "no name"),
+        ({"stdout": "as saved"}, "output"),
+    ):
         assert fuzz.Ran(**{**vars(ran), **broken}).fault("net.json", False)[0] == kind

@@ -10,8 +10,16 @@ import pytest
 
 from tests.conftest import EXAMPLES, Command, needs_mxnet, only_json, run_memcli
 
-PARTS = ("output", "gradient", "copy", "parameter", "parameter_gradient", "state", "input",
-         "overhead")  # fmt: skip
+PARTS = (
+    "output",
+    "gradient",
+    "copy",
+    "parameter",
+    "parameter_gradient",
+    "state",
+    "input",
+    "overhead",
+)
 
 
 @pytest.fixture(scope="module")
@@ -19,18 +27,40 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``dense.onnx``, two bottlenecks in each of three blocks."""
     folder = tmp_path_factory.mktemp("dense")
     subprocess.run(
-        [sys.executable, str(EXAMPLES / "make_onnx.py"), "densenet-bc", "--depth", "16",
-         "--growth", "4", "-o", "dense.onnx"],
-        check=True, cwd=folder,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(EXAMPLES / "make_onnx.py"),
+            "densenet-bc",
+            "--depth",
+            "16",
+            "--growth",
+            "4",
+            "-o",
+            "dense.onnx",
+        ],
+        check=True,
+        cwd=folder,
+    )
     return folder
 
 
 @pytest.mark.slow
 def test_verified_to_the_bit(folder: Path) -> None:
     pytest.importorskip("torch")
-    done = run_memcli("plan", "dense.onnx", "--batch", "2", "--strategy", "optmemory-4",
-                      "--measure", "--cpu", "-o", "planned.onnx", "--json", cwd=folder)  # fmt: skip
+    done = run_memcli(
+        "plan",
+        "dense.onnx",
+        "--batch",
+        "2",
+        "--strategy",
+        "optmemory-4",
+        "--measure",
+        "--cpu",
+        "-o",
+        "planned.onnx",
+        "--json",
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr
     planned = only_json(done)
     assert planned["strategy"] == "optmemory-4"
@@ -43,8 +73,9 @@ def test_verified_to_the_bit(folder: Path) -> None:
 
 def test_inspect_shows_the_models(folder: Path) -> None:
     pytest.importorskip("torch")
-    done = run_memcli("inspect", "dense.onnx", "--batch", "2", "--memory-model", "all", "--json",
-                      cwd=folder)  # fmt: skip
+    done = run_memcli(
+        "inspect", "dense.onnx", "--batch", "2", "--memory-model", "all", "--json", cwd=folder
+    )
     assert done.returncode == 0, done.stderr
     found = only_json(done)
     rows = found["memory_models"]
@@ -58,9 +89,18 @@ def test_inspect_shows_the_models(folder: Path) -> None:
 
 @needs_mxnet
 def test_inspect_shows_the_models_of_a_symbol(memcli: Command) -> None:
-    done = memcli("inspect", str(EXAMPLES / "densenet-201-symbol.json"), "--batch", "2",
-                  "--memory-model", "torch7-4", "--memory-model", "torch7-2",
-                  "--overhead", "100MiB")  # fmt: skip
+    done = memcli(
+        "inspect",
+        str(EXAMPLES / "densenet-201-symbol.json"),
+        "--batch",
+        "2",
+        "--memory-model",
+        "torch7-4",
+        "--memory-model",
+        "torch7-2",
+        "--overhead",
+        "100MiB",
+    )
     assert done.returncode == 0, done.stderr
     assert "overhead 100.0 MiB" in done.stdout
     lines = [line.split() for line in done.stdout.splitlines() if line.strip()]

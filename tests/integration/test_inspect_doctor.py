@@ -25,18 +25,30 @@ FOREIGN = {
     "nodes": [
         {"op": "null", "name": "x", "inputs": []},
         {"op": "null", "name": "w", "inputs": []},
-        {"op": "FullyConnected", "name": "[/b]fc", "inputs": [[0, 0, 0], [1, 0, 0]],
-         "attrs": {"no_bias": "True", "num_hidden": "1024"}},
-        {"op": "Activation", "name": "act", "inputs": [[2, 0, 0]],
-         "attrs": {"act_type": "tanh", "__force_mirroring__": "True"}},
-        {"op": "Dropout", "name": "drop", "inputs": [[3, 0, 0]],
-         "attrs": {"p": "0.5", "__force_mirroring__": "True"}},
+        {
+            "op": "FullyConnected",
+            "name": "[/b]fc",
+            "inputs": [[0, 0, 0], [1, 0, 0]],
+            "attrs": {"no_bias": "True", "num_hidden": "1024"},
+        },
+        {
+            "op": "Activation",
+            "name": "act",
+            "inputs": [[2, 0, 0]],
+            "attrs": {"act_type": "tanh", "__force_mirroring__": "True"},
+        },
+        {
+            "op": "Dropout",
+            "name": "drop",
+            "inputs": [[3, 0, 0]],
+            "attrs": {"p": "0.5", "__force_mirroring__": "True"},
+        },
         {"op": "elemwise_mul", "name": "square", "inputs": [[4, 0, 0], [4, 0, 0]]},
     ],
     "arg_nodes": [0, 1],
     "heads": [[5, 0, 0]],
     "attrs": {"mxnet_version": ["int", 10901]},
-}  # fmt: skip
+}
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -53,9 +65,21 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     """A folder with a plan of ResNet-50 at batch 2, and what ``plan`` printed."""
     folder = tmp_path_factory.mktemp("planned")
     result = run_memcli(
-        "plan", str(RESNET), "--batch", "2", "--strategy", "memonger", "--threshold", "6",
-        "--trials", "0", "-o", "planned.json", "--json", cwd=folder,
-    )  # fmt: skip
+        "plan",
+        str(RESNET),
+        "--batch",
+        "2",
+        "--strategy",
+        "memonger",
+        "--threshold",
+        "6",
+        "--trials",
+        "0",
+        "-o",
+        "planned.json",
+        "--json",
+        cwd=folder,
+    )
     return folder, only_json(result)
 
 
@@ -70,16 +94,24 @@ def test_newest_plan_as_json_agrees_with_plan(planned: tuple[Path, dict[str, Any
     assert result.stdout.count("\n") == 1
     found = only_json(result)
     assert found["schema"] == 1
-    for figure in ("planned_bytes", "baseline_bytes", "live_peak_bytes", "lower_bound_bytes",
-                   "baseline_live_peak_bytes", "parameter_bytes", "state_bytes"):  # fmt: skip
+    for figure in (
+        "planned_bytes",
+        "baseline_bytes",
+        "live_peak_bytes",
+        "lower_bound_bytes",
+        "baseline_live_peak_bytes",
+        "parameter_bytes",
+        "state_bytes",
+    ):
         assert found["memory"][figure] == plan["memory"][figure], figure
     assert found["recompute"] == plan["recompute"]
     assert found["shapes"] == plan["shapes"] and found["assumed_shapes"] == []
     assert found["stages"] == plan["stages"]
     assert found["plan"]["strategy"] == plan["strategy"]
     assert found["plan"]["original"] == {
-        "name": RESNET.name, "sha256": hashlib.sha256(RESNET.read_bytes()).hexdigest(),
-    }  # fmt: skip
+        "name": RESNET.name,
+        "sha256": hashlib.sha256(RESNET.read_bytes()).hexdigest(),
+    }
     assert found["plan"]["memory"]["planned_bytes"] == plan["memory"]["planned_bytes"]
     assert found["notes"] == []
     for side, whole in (("planned", "live_peak_bytes"), ("baseline", "baseline_live_peak_bytes")):

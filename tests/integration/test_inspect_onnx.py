@@ -61,8 +61,9 @@ def convolutions(*, training: bool) -> onnx.ModelProto:
         )
         nodes.append(helper.make_node("Relu", [f"b{i}"], [f"r{i}"], f"relu{i}"))
         x = f"r{i}"
-    nodes.append(helper.make_node("MaxPool", [x], ["p"], "pool", kernel_shape=[2, 2],
-                                  strides=[2, 2]))  # fmt: skip
+    nodes.append(
+        helper.make_node("MaxPool", [x], ["p"], "pool", kernel_shape=[2, 2], strides=[2, 2])
+    )
     nodes.append(helper.make_node("Identity", ["fc.weight"], ["w"], "same"))
     weights["fc.weight"] = random.normal(size=(CHANNELS * 64, 5)).astype(np.float32)
     nodes.append(helper.make_node("Flatten", ["p"], ["f"], "flatten"))
@@ -79,10 +80,13 @@ def recurrent() -> onnx.ModelProto:
         weights[f"l{i}.recurrence_weight"] = random.normal(size=(1, 64, 16)).astype(np.float32) / 4
         nodes.append(
             helper.make_node(
-                "LSTM", [x, f"l{i}.weight", f"l{i}.recurrence_weight"], out, f"lstm{i}",
+                "LSTM",
+                [x, f"l{i}.weight", f"l{i}.recurrence_weight"],
+                out,
+                f"lstm{i}",
                 hidden_size=16,
             )
-        )  # fmt: skip
+        )
         if i == 0:
             weights["axes"] = np.array([1])
             nodes.append(helper.make_node("Squeeze", ["s0", "axes"], ["q0"], "squeeze"))
@@ -98,9 +102,21 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     folder = tmp_path_factory.mktemp("planned")
     onnx.save(convolutions(training=True), str(folder / "net.onnx"))
     result = run_memcli(
-        "plan", "net.onnx", "--batch", "4", "--recompute", "relu*", "--keep", "pool",
-        "--gpu", "0", "-o", "planned.onnx", "--json", cwd=folder,
-    )  # fmt: skip
+        "plan",
+        "net.onnx",
+        "--batch",
+        "4",
+        "--recompute",
+        "relu*",
+        "--keep",
+        "pool",
+        "--gpu",
+        "0",
+        "-o",
+        "planned.onnx",
+        "--json",
+        cwd=folder,
+    )
     return folder, only_json(result)
 
 
@@ -115,8 +131,14 @@ def test_planned_file_agrees_with_plan(planned: tuple[Path, dict[str, Any]]) -> 
     assert found["model"]["format"] == "onnx" and found["engine"] == "torch"
     assert found["device"] == found["plan"]["device"] == plan["device"] == "cuda"
     assert found["opset"] == 17
-    for figure in ("planned_bytes", "baseline_bytes", "live_peak_bytes", "lower_bound_bytes",
-                   "parameter_bytes", "state_bytes"):  # fmt: skip
+    for figure in (
+        "planned_bytes",
+        "baseline_bytes",
+        "live_peak_bytes",
+        "lower_bound_bytes",
+        "parameter_bytes",
+        "state_bytes",
+    ):
         assert found["memory"][figure] == plan["memory"][figure], figure
     assert found["memory"]["with_gradients_bytes"] > found["memory"]["planned_bytes"]
     assert found["recompute"] == plan["recompute"]
@@ -124,13 +146,17 @@ def test_planned_file_agrees_with_plan(planned: tuple[Path, dict[str, Any]]) -> 
     assert found["stages"] == plan["stages"]
     assert found["outputs"] == [{"name": "y", "shape": [4, 5], "dtype": "float32"}]
     assert found["plan"]["original"] == {
-        "name": "net.onnx", "sha256": hashlib.sha256(before[folder / "net.onnx"]).hexdigest(),
-    }  # fmt: skip
+        "name": "net.onnx",
+        "sha256": hashlib.sha256(before[folder / "net.onnx"]).hexdigest(),
+    }
     elements = 3 * CHANNELS * 27 // 3 + 2 * CHANNELS * CHANNELS * 9 + 6 * CHANNELS
     elements += CHANNELS * 64 * 5
     assert found["parameters"] == {
-        "tensors": 10, "elements": elements, "bytes": elements * 4, "tied": 0,
-    }  # fmt: skip
+        "tensors": 10,
+        "elements": elements,
+        "bytes": elements * 4,
+        "tied": 0,
+    }
     assert found["states"]["tensors"] == 6 and found["losses"] == []
     for side, whole in (("planned", "planned_bytes"), ("baseline", "baseline_bytes")):
         peak = found["live_peak"][side]
@@ -196,8 +222,11 @@ def test_what_cannot_be_planned_is_shown_all_the_same(memcli: Command, tmp_path:
         assert name in found["problem"]["message"] and name in result.stderr
     assert "Traceback" not in result.stderr
     assert {row["op"]: row["count"] for row in found["operators"]} == {
-        "MatMul": 1, "elsewhere.Twist": 1, "NonZero": 1, "Cast": 1,
-    }  # fmt: skip
+        "MatMul": 1,
+        "elsewhere.Twist": 1,
+        "NonZero": 1,
+        "Cast": 1,
+    }
     assert all(row["flops"] is None for row in found["operators"])
     assert found["memory"]["baseline_bytes"] is None and found["recompute"] is None
     assert found["memory"]["parameter_bytes"] == 6 * 6 * 4

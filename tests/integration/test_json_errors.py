@@ -44,13 +44,22 @@ def test_status_1_of_solve_has_the_nearest_schedule(memcli: Command, tmp_path: P
 
 @needs_mxnet
 def test_status_1_of_plan_has_the_nearest_plan(memcli: Command, tmp_path: Path) -> None:
-    done = memcli("plan", LSTM, "--batch", "2", "--strategy", "sqrt", "--budget", "1KB",
-                  "-o", "out.json", "--json")  # fmt: skip
+    done = memcli(
+        "plan",
+        LSTM,
+        "--batch",
+        "2",
+        "--strategy",
+        "sqrt",
+        "--budget",
+        "1KB",
+        "-o",
+        "out.json",
+        "--json",
+    )
     assert done.returncode == 1
     nearest = error_of(done.stdout, done.stderr, 1)["nearest"]
-    found = json.loads(
-        memcli("plan", LSTM, "--batch", "2", "--strategy", "sqrt", "--json").stdout
-    )
+    found = json.loads(memcli("plan", LSTM, "--batch", "2", "--strategy", "sqrt", "--json").stdout)
     assert 1000 < nearest["memory"]["planned_bytes"] <= found["memory"]["planned_bytes"]
     assert nearest["memory"]["lower_bound_bytes"] <= nearest["memory"]["planned_bytes"]
     assert nearest["recompute"]["forward_flops"] == found["recompute"]["forward_flops"]
@@ -115,8 +124,10 @@ def test_status_3_of_an_engine(
     said = capsys.readouterr()
     error = error_of(said.out, said.err, 3)
     assert error == {
-        "status": 3, "message": "MXNet ended by SIGKILL", "mend": "try a smaller --batch"
-    }  # fmt: skip
+        "status": 3,
+        "message": "MXNet ended by SIGKILL",
+        "mend": "try a smaller --batch",
+    }
 
 
 def test_verify_that_says_no_shows_what_it_measured_and_the_error(

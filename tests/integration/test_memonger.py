@@ -132,10 +132,10 @@ def marks_of_all_kinds(mx: Any) -> Any:
         data = mx.sym.Activation(data, act_type="relu", name="cut0")
     data = mx.sym.Dropout(layers(mx, 4, data, first=2) * 2, p=0.5, name="drop")
     noise = mx.sym.random.uniform(shape=(BATCH, WIDTH), name="noise")
-    left = mx.sym.Activation(data * noise, act_type="tanh", name="left",
-                             attr={"mirror_stage": "pair"})  # fmt: skip
-    right = mx.sym.Activation(data, act_type="sigmoid", name="right",
-                              attr={"mirror_stage": "pair"})  # fmt: skip
+    left = mx.sym.Activation(
+        data * noise, act_type="tanh", name="left", attr={"mirror_stage": "pair"}
+    )
+    right = mx.sym.Activation(data, act_type="sigmoid", name="right", attr={"mirror_stage": "pair"})
     # Names repeat: both of these are called 'sum'.
     data = mx.sym.elemwise_add(left, right, name="sum")
     data = mx.sym.elemwise_add(mx.sym.square(data, name="square"), data, name="sum")
@@ -216,9 +216,17 @@ def errors(mx: Any) -> Any:
 
 
 SCENARIOS: tuple[Callable[[Any], Any], ...] = (
-    resnet, lstm, unmarked_resnet, half, without_loss, match_range, marks_of_all_kinds, guarded,
-    merged, errors,
-)  # fmt: skip
+    resnet,
+    lstm,
+    unmarked_resnet,
+    half,
+    without_loss,
+    match_range,
+    marks_of_all_kinds,
+    guarded,
+    merged,
+    errors,
+)
 
 
 def child(result_file: str) -> None:

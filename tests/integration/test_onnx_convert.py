@@ -50,9 +50,14 @@ def exported(
                 )
                 return program.model_proto
             torch.onnx.export(
-                module, inputs, file, dynamo=False, do_constant_folding=False, opset_version=opset,
+                module,
+                inputs,
+                file,
+                dynamo=False,
+                do_constant_folding=False,
+                opset_version=opset,
                 training=torch.onnx.TrainingMode.PRESERVE,
-            )  # fmt: skip
+            )
         finally:
             logging.disable(logging.NOTSET)
     return onnx.load_from_string(file.getvalue())
@@ -102,7 +107,8 @@ SAME_CALLS: dict[str, tuple[Callable[[], Any], Callable[[], tuple[Any, ...]]]] =
     "convolution": (lambda: nn.Conv2d(4, 6, 3, 2, 1, groups=2), lambda: image(2, 4, 9, 9)),
     "convolution-1d": (lambda: nn.Conv1d(4, 6, 3, dilation=2), lambda: image(2, 4, 12)),
     "transposed": (
-        lambda: nn.ConvTranspose2d(4, 3, 3, 2, 1, output_padding=1), lambda: image(2, 4, 5, 5),
+        lambda: nn.ConvTranspose2d(4, 3, 3, 2, 1, output_padding=1),
+        lambda: image(2, 4, 5, 5),
     ),
     "linear": (lambda: nn.Linear(5, 7), lambda: image(3, 5)),
     "layer-norm": (lambda: nn.LayerNorm(8), lambda: image(2, 5, 8)),
@@ -127,7 +133,8 @@ SAME_CALLS: dict[str, tuple[Callable[[], Any], Callable[[], tuple[Any, ...]]]] =
     "log-softmax": (lambda: nn.LogSoftmax(-1), lambda: image(2, 4, 5)),
     "upsample": (lambda: nn.Upsample(scale_factor=2), lambda: image(2, 3, 4, 5)),
     "bilinear": (
-        lambda: nn.Upsample(scale_factor=2, mode="bilinear"), lambda: image(2, 3, 4, 5),
+        lambda: nn.Upsample(scale_factor=2, mode="bilinear"),
+        lambda: image(2, 3, 4, 5),
     ),
     "bicubic": (
         lambda: nn.Upsample(size=(7, 9), mode="bicubic", align_corners=True),
@@ -136,7 +143,7 @@ SAME_CALLS: dict[str, tuple[Callable[[], Any], Callable[[], tuple[Any, ...]]]] =
     "pixel-shuffle": (lambda: nn.PixelShuffle(2), lambda: image(2, 8, 3, 3)),
     "reflection": (lambda: nn.ReflectionPad2d(2), lambda: image(2, 3, 5, 5)),
     "loss": (Loss, lambda: (image(5, 4)[0], torch.tensor([0, 3, 2, 1, 2]))),
-}  # fmt: skip
+}
 CLOSE_CALLS: dict[str, tuple[Callable[[], Any], Callable[[], tuple[Any, ...]]]] = {
     "group-norm": (lambda: nn.GroupNorm(2, 4), lambda: image(2, 4, 5, 5)),
     "instance-norm": (lambda: nn.InstanceNorm2d(4, affine=True), lambda: image(2, 4, 5, 5)),
@@ -182,10 +189,18 @@ def test_gradients_are_those_of_the_layer(name: str, dynamo: bool) -> None:
 def small_network() -> Any:
     torch.manual_seed(3)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8, momentum=0.3), nn.ReLU6(),
-        nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8), nn.Hardswish(),
-        nn.Dropout(0.3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8, momentum=0.3),
+        nn.ReLU6(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.BatchNorm2d(8),
+        nn.Hardswish(),
+        nn.Dropout(0.3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    )
 
 
 def test_a_network_in_training_is_the_same_to_the_bit() -> None:
@@ -457,10 +472,14 @@ def test_a_branch_whose_condition_is_known_stands_in_its_place() -> None:
     nodes = [
         helper.make_node("Equal", ["rate", "high"], ["is_high"]),
         helper.make_node(
-            "If", ["is_high"], ["y"], name="if",
-            then_branch=branch("Exp"), else_branch=branch("Neg"),
+            "If",
+            ["is_high"],
+            ["y"],
+            name="if",
+            then_branch=branch("Exp"),
+            else_branch=branch("Neg"),
         ),
-    ]  # fmt: skip
+    ]
     high = helper.make_tensor("high", TensorProto.INT64, [], [16000])
     inputs = {"x": (TensorProto.FLOAT, [2]), "rate": (TensorProto.INT64, [])}
     model = graph_of(nodes, inputs, [high])

@@ -57,9 +57,19 @@ def test_recurrent_layers_that_run_again_give_the_same_bits(
     # without gradients PyTorch has other kernels for them, which round otherwise
     path = recurrent_network(tmp_path / "lstm.onnx")
     done = memcli(
-        "plan", str(path), "--shape", "12,64,6", "--strategy", "none", "--recompute", "node_lstm*",
-        "-o", "p.onnx", "--json", "--measure",
-    )  # fmt: skip
+        "plan",
+        str(path),
+        "--shape",
+        "12,64,6",
+        "--strategy",
+        "none",
+        "--recompute",
+        "node_lstm*",
+        "-o",
+        "p.onnx",
+        "--json",
+        "--measure",
+    )
     assert done.returncode == 0, done.stderr
     plan = only_json(done)
     verified = plan["verify"]
@@ -119,8 +129,17 @@ def test_the_best_plan_of_a_small_graph_is_proven_best(memcli: Command, tmp_path
 
 
 def test_hints_are_followed(memcli: Command, model: Path, tmp_path: Path) -> None:
-    done = memcli("plan", str(model), "--keep", "node_sum*", "--recompute", "node_a*_norm_relu",
-                  "-o", "p.onnx", "--json")  # fmt: skip
+    done = memcli(
+        "plan",
+        str(model),
+        "--keep",
+        "node_sum*",
+        "--recompute",
+        "node_a*_norm_relu",
+        "-o",
+        "p.onnx",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     carried = {p.key: p.value for p in onnx.load(tmp_path / "p.onnx").metadata_props}
     marks = {name: mark for name, _, mark in json.loads(carried["memcli.plan"])["nodes"]}
@@ -148,9 +167,7 @@ def test_a_planned_file_is_planned_anew(memcli: Command, model: Path) -> None:
     assert verified["shapes"] == {"image": [2, 3, 16, 16]}
 
 
-def test_inference_exports_are_put_back_into_training_mode(
-    memcli: Command, tmp_path: Path
-) -> None:
+def test_inference_exports_are_put_back_into_training_mode(memcli: Command, tmp_path: Path) -> None:
     path = residual_network(tmp_path / "inference.onnx", training=False)
     plain = memcli("plan", str(path), "--json")
     assert "BatchNorm" in plain.stderr and "--as-training" in plain.stderr
@@ -167,8 +184,9 @@ def test_what_is_not_supported_is_listed_as_a_whole(memcli: Command, tmp_path: P
     x = m.node("NonZero", [x], "where")
     m.node("Cast", [x], "float", to=1)
     m.node("Unique", ["conv"], "unique")
-    path = m.write(tmp_path / "odd.onnx", {"image": (2, 3, 8, 8)},
-                   {"float": ("a", "b"), "unique": ("c",)})  # fmt: skip
+    path = m.write(
+        tmp_path / "odd.onnx", {"image": (2, 3, 8, 8)}, {"float": ("a", "b"), "unique": ("c",)}
+    )
     done = memcli("plan", str(path), "-o", "p.onnx")
     assert done.returncode == 2
     assert "NonZero" in done.stderr and "Unique" in done.stderr

@@ -36,9 +36,15 @@ def symbol() -> dict[str, Any]:
 
     def conv(name: str, top: int, filters: int, kernel: int) -> int:
         return add(
-            "Convolution", name, top, add("null", f"{name}_weight"), kernel=f"({kernel}, {kernel})",
-            pad=f"({kernel // 2}, {kernel // 2})", num_filter=str(filters), no_bias="True",
-        )  # fmt: skip
+            "Convolution",
+            name,
+            top,
+            add("null", f"{name}_weight"),
+            kernel=f"({kernel}, {kernel})",
+            pad=f"({kernel // 2}, {kernel // 2})",
+            num_filter=str(filters),
+            no_bias="True",
+        )
 
     top = conv("stem", add("null", "data"), 32, 3)
     for block in ("a", "b"):

@@ -70,8 +70,20 @@ def test_classic_search_is_the_original(
         for key, shape in json.loads(shapes.read_text()).items():
             size += ["--shape", f"{key}={','.join(map(str, [batch, *shape[1:]]))}"]
     out = tmp_path / "planned.json"
-    result = memcli("plan", str(source), "-o", str(out), "--json", "--strategy", "memonger",
-                    "--environment", "default", "--kernels", kernels, *size)  # fmt: skip
+    result = memcli(
+        "plan",
+        str(source),
+        "-o",
+        str(out),
+        "--json",
+        "--strategy",
+        "memonger",
+        "--environment",
+        "default",
+        "--kernels",
+        kernels,
+        *size,
+    )
     plan = only_json(result)
     assert plan["environment"] == {}
     real = stock(out, plan["shapes"], {})
@@ -167,13 +179,15 @@ def test_random_operators_are_never_recomputed(memcli: Command, tmp_path: Path) 
         source = len(nodes) - 1
         nodes.append(node("_random_uniform", f"noise{layer}", [], shape="(64, 64)"))
         nodes.append(node("square", f"square{layer}", [[source, 0, 0]]))
-        nodes.append(node("elemwise_mul", f"mul{layer}",
-                          [[len(nodes) - 1, 0, 0], [len(nodes) - 2, 0, 0]]))  # fmt: skip
+        nodes.append(
+            node("elemwise_mul", f"mul{layer}", [[len(nodes) - 1, 0, 0], [len(nodes) - 2, 0, 0]])
+        )
         nodes.append(node("Dropout", f"drop{layer}", [[len(nodes) - 1, 0, 0]], p="0.5"))
     raw = {"nodes": nodes, "arg_nodes": [0], "heads": [[len(nodes) - 1, 0, 0]]}
     (tmp_path / "noise.json").write_text(json.dumps(raw))
-    result = memcli("plan", "noise.json", "-o", "p.json", "--shape", "data=64,64",
-                    "--recompute", "square*")  # fmt: skip
+    result = memcli(
+        "plan", "noise.json", "-o", "p.json", "--shape", "data=64,64", "--recompute", "square*"
+    )
     assert result.returncode == 0, result.stderr
     marked = {
         n["name"]

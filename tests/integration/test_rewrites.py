@@ -50,16 +50,23 @@ class Builder:
     def convolution(self, data: int, name: str, filters: int) -> int:
         weight = self.variable(f"{name}_weight")
         return self.operator(
-            "Convolution", name, [data, weight], kernel="(3, 3)", pad="(1, 1)",
-            num_filter=str(filters), no_bias="True",
-        )  # fmt: skip
+            "Convolution",
+            name,
+            [data, weight],
+            kernel="(3, 3)",
+            pad="(1, 1)",
+            num_filter=str(filters),
+            no_bias="True",
+        )
 
     def text(self, head: int) -> str:
         variables = [k for k, n in enumerate(self.nodes) if n["op"] == "null"]
         raw = {
-            "nodes": self.nodes, "arg_nodes": variables, "heads": [[head, 0, 0]],
+            "nodes": self.nodes,
+            "arg_nodes": variables,
+            "heads": [[head, 0, 0]],
             "attrs": {"mxnet_version": ["int", 10901]},
-        }  # fmt: skip
+        }
         return json.dumps(raw)
 
 
@@ -75,8 +82,9 @@ def dense_block(layers: int, dropout: bool = False) -> str:
         x = b.operator("Concat", f"cat{k}", [x, new], num_args="2")
     x = b.normalised(x, "last")
     x = b.operator("Pooling", "pool", [x], kernel="(1, 1)", global_pool="True", pool_type="avg")
-    x = b.operator("FullyConnected", "fc", [x, b.variable("w"), b.variable("bias")],
-                   num_hidden="10")  # fmt: skip
+    x = b.operator(
+        "FullyConnected", "fc", [x, b.variable("w"), b.variable("bias")], num_hidden="10"
+    )
     return b.text(b.operator("SoftmaxOutput", "softmax", [x, b.variable("softmax_label")]))
 
 
@@ -150,10 +158,12 @@ def residual_network(activation: str, kind: str) -> str:
         x = b.convolution(x, f"stem{stage}", filters)
         for k in range(4):
             x = unit(x, f"unit{stage}{k}", filters)
-        x = b.operator("Pooling", f"pool{stage}", [x], kernel="(2, 2)", stride="(2, 2)",
-                       pool_type="max")  # fmt: skip
-    x = b.operator("FullyConnected", "fc", [x, b.variable("w"), b.variable("bias")],
-                   num_hidden="10")  # fmt: skip
+        x = b.operator(
+            "Pooling", f"pool{stage}", [x], kernel="(2, 2)", stride="(2, 2)", pool_type="max"
+        )
+    x = b.operator(
+        "FullyConnected", "fc", [x, b.variable("w"), b.variable("bias")], num_hidden="10"
+    )
     return b.text(b.operator("SoftmaxOutput", "softmax", [x, b.variable("softmax_label")]))
 
 
@@ -248,9 +258,7 @@ def test_reserved_blocks_are_exact_and_take_no_variable(memcli: Command, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_planned_file_is_planned_anew_as_the_original_is(
-    memcli: Command, tmp_path: Path
-) -> None:
+def test_a_planned_file_is_planned_anew_as_the_original_is(memcli: Command, tmp_path: Path) -> None:
     model = tmp_path / "dense.json"
     model.write_text(dense_block(5))
     first = only_json(memcli("plan", str(model), "-o", "p.json", "--json"))

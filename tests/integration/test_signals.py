@@ -73,8 +73,11 @@ def test_what_has_its_name_is_said_to_be_written(
         out.write_bytes(b"old")
     ran = subprocess.run(
         [sys.executable, "-c", PLACING, when, call, str(int(number)), str(out)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     assert ran.returncode == 128 + number, ran.stderr
     by = "" if number == signal.SIGINT else f" by {number.name}"
     if when == "before":
@@ -105,8 +108,11 @@ cli.run(["plan"])
 def test_a_command_that_crashes_says_so(tmp_path: Path, number: int, words: str) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", CRASHES, str(int(number)), "--json"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     assert ran.returncode == 3
     assert signal.Signals(number).name in ran.stderr and words in ran.stderr
     assert "nothing was written" in ran.stderr and len(ran.stderr.splitlines()) == 2
@@ -141,9 +147,11 @@ cli.run(["plan"])
 def test_what_a_command_started_ends_with_it(tmp_path: Path, how: str) -> None:
     mark = f"MEMCLI_MARK={tmp_path}"
     process = subprocess.Popen(
-        [sys.executable, "-c", ORPHANS, how], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", ORPHANS, how],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT), "MEMCLI_MARK": str(tmp_path)},
-    )  # fmt: skip
+    )
     assert process.stdout is not None
     if how == "wait":
         assert process.stdout.readline() == b"up\n"
@@ -162,14 +170,18 @@ def test_what_a_command_started_ends_with_it(tmp_path: Path, how: str) -> None:
 
 
 def test_ignored_signals_stay_ignored(tmp_path: Path) -> None:
-    code = CRASHES.replace("os.kill(os.getpid(), int(sys.argv[1]))", (
-        "os.kill(os.getpid(), int(sys.argv[1])); import time; time.sleep(0.5); print('went on')"
-    ))  # fmt: skip
+    code = CRASHES.replace(
+        "os.kill(os.getpid(), int(sys.argv[1]))",
+        ("os.kill(os.getpid(), int(sys.argv[1])); import time; time.sleep(0.5); print('went on')"),
+    )
     ran = subprocess.run(
-        [sys.executable, "-c", code, str(int(signal.SIGHUP))], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=30,
+        [sys.executable, "-c", code, str(int(signal.SIGHUP))],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=30,
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    )  # fmt: skip
+    )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "went on\n", "")
 
 
@@ -181,9 +193,12 @@ def test_the_library_takes_no_signals(tmp_path: Path) -> None:
         "assert signal.set_wakeup_fd(-1) == -1"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert ran.returncode == 0, ran.stderr
 
 
@@ -195,8 +210,10 @@ def test_streams_that_the_caller_has_closed(tmp_path: Path, closed: tuple[int, .
 
     process = subprocess.Popen(
         [sys.executable, "-m", "memcli", "--version"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, preexec_fn=close,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        preexec_fn=close,
+    )
     assert process.wait(30) == 0
     assert process.stderr is not None and process.stderr.read() == b""
 
@@ -205,13 +222,21 @@ def test_a_full_disk_of_temporary_files_is_not_standard_output(tmp_path: Path) -
     (tmp_path / "net.json").write_text(json.dumps(SMALL))
     (tmp_path / "temporary").mkdir()
     ran = subprocess.run(
-        [sys.executable, "-m", "memcli", "inspect", "net.json"], cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "temporary"),
-             "XDG_STATE_HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True, text=True, timeout=60,
+        [sys.executable, "-m", "memcli", "inspect", "net.json"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(tmp_path / "temporary"),
+            "XDG_STATE_HOME": str(tmp_path),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
         # no file may grow: what a full disk does, for who cannot make one
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
-    )  # fmt: skip
+    )
     assert ran.returncode == 3, ran.stderr
     assert "emporary files" in ran.stderr and "TMPDIR" in ran.stderr
     assert "standard output" not in ran.stderr and "Traceback" not in ran.stderr
@@ -314,9 +339,12 @@ def test_an_engine_that_hangs_while_it_loads_ends_with_the_command(
     )
     (tmp_path / "net.json").write_text(json.dumps(SMALL))
     process = start_memcli(
-        "inspect", "net.json", cwd=tmp_path, TMPDIR=str(tmp_path),
+        "inspect",
+        "net.json",
+        cwd=tmp_path,
+        TMPDIR=str(tmp_path),
         PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}",
-    )  # fmt: skip
+    )
     pid = tmp_path / "pid"
     wait_for(pid)
     began = time.monotonic()

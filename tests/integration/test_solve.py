@@ -50,9 +50,14 @@ def test_the_json_of_the_contract(memcli: Command, graph: str, tmp_path: Path) -
     result = only_json(done)
     assert result["schema"] == 1
     assert set(result) >= {
-        "schedule", "peak", "plain_peak", "overhead_percent", "proven", "lower_bound_percent",
+        "schedule",
+        "peak",
+        "plain_peak",
+        "overhead_percent",
+        "proven",
+        "lower_bound_percent",
         "seconds",
-    }  # fmt: skip
+    }
     assert result["peak"] <= 0.8 * result["plain_peak"]
     assert result["proven"] is True
     assert result["seconds"] < 20
@@ -153,21 +158,25 @@ BROKEN: dict[str, tuple[str, tuple[str, ...]]] = {
     "a cycle": (json.dumps(link(source=5, target=0)), ("cycle",)),
     "an order that is none": (json.dumps(changed(graph={"order": 5})), ("graph.order",)),
     "an order against a link": (
-        json.dumps(changed(graph={"order": [1, 0, 2, 3, 4, 5]})), ("graph.order[0]", "before 0"),
+        json.dumps(changed(graph={"order": [1, 0, 2, 3, 4, 5]})),
+        ("graph.order[0]", "before 0"),
     ),
     "an order that lacks a node": (
-        json.dumps(changed(graph={"order": [0, 1, 2, 3, 4]})), ("graph.order", "lacks node 5"),
+        json.dumps(changed(graph={"order": [0, 1, 2, 3, 4]})),
+        ("graph.order", "lacks node 5"),
     ),
     "an order with a node twice": (
-        json.dumps(changed(graph={"order": [0, 0, 1]})), ("graph.order[1]", "twice"),
+        json.dumps(changed(graph={"order": [0, 0, 1]})),
+        ("graph.order[1]", "twice"),
     ),
     "deep nesting": ("[" * 100000, ("graph.json",)),
     "a Chainer graph cut short": ("2 1\n0 5 _\n", ("line 3", "a tensor")),
     "a Chainer graph with a word": ("2 1\n0 five _\n", ("line 2", "a tensor")),
     "a Chainer graph with no such tensor": (
-        "1 1\n0 5 _\nforward\n1 1\n7 _\n0\nReLU\n{}\n", ("no tensor 7",),
+        "1 1\n0 5 _\nforward\n1 1\n7 _\n0\nReLU\n{}\n",
+        ("no tensor 7",),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -226,16 +235,31 @@ def test_orders(tmp_path: Path) -> None:
 @needs_peers
 @pytest.mark.parametrize(
     ("name", "budget", "wanted"),
-    [("vgg16_256", 90, 1.97), ("unet_32", 80, 1.98), ("unet_32", 60, 4.45), ("fcn8_32", 80, 0.14),
-     ("segnet_32", 90, 0.10), ("mobilenet_512", 90, 0.16)],
-)  # fmt: skip
+    [
+        ("vgg16_256", 90, 1.97),
+        ("unet_32", 80, 1.98),
+        ("unet_32", 60, 4.45),
+        ("fcn8_32", 80, 0.14),
+        ("segnet_32", 90, 0.10),
+        ("mobilenet_512", 90, 0.16),
+    ],
+)
 def test_published_optima(memcli: Command, name: str, budget: int, wanted: float) -> None:
     """Reached in a second of search, without the time of a proof."""
     path = str(PEERS / "checkmate-graphs" / f"{name}_train.json")
     result = only_json(
-        memcli("solve", path, "--budget", f"{budget}%", "--time-limit", "2", "--json",
-               "--strategy", "annealing")
-    )  # fmt: skip
+        memcli(
+            "solve",
+            path,
+            "--budget",
+            f"{budget}%",
+            "--time-limit",
+            "2",
+            "--json",
+            "--strategy",
+            "annealing",
+        )
+    )
     judged(path, result)
     assert result["overhead_percent"] <= wanted + 0.006
     assert result["peak"] <= budget / 100 * result["plain_peak"]

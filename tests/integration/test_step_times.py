@@ -116,8 +116,21 @@ def test_another_batch_is_scaled(analysis: TorchAnalysis, tmp_path: Path) -> Non
 
 def test_plan_by_measured_times(memcli: Command, tmp_path: Path) -> None:
     path = residual_network(tmp_path / "net.onnx", blocks=2)
-    done = memcli("plan", str(path), "--batch", "4", "--cost", "measured", "--budget", "60%",
-                  "--strategy", "dp", "-o", "planned.onnx", "--json")  # fmt: skip
+    done = memcli(
+        "plan",
+        str(path),
+        "--batch",
+        "4",
+        "--cost",
+        "measured",
+        "--budget",
+        "60%",
+        "--strategy",
+        "dp",
+        "-o",
+        "planned.onnx",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     plan = only_json(done)
     assert "kinds of operators" in done.stderr and "timed on cpu" in done.stderr
@@ -128,8 +141,17 @@ def test_plan_by_measured_times(memcli: Command, tmp_path: Path) -> None:
 
 def test_compare_by_measured_times(memcli: Command, tmp_path: Path) -> None:
     path = residual_network(tmp_path / "net.onnx", blocks=2)
-    done = memcli("compare", str(path), "--strategy", "cheap", "--budget", "70%",
-                  "--cost", "measured", "--json")  # fmt: skip
+    done = memcli(
+        "compare",
+        str(path),
+        "--strategy",
+        "cheap",
+        "--budget",
+        "70%",
+        "--cost",
+        "measured",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     told = only_json(done)
     assert told["cost"] == {"kind": "measured"} and "timed on cpu" in told["notes"][-1]
@@ -139,9 +161,21 @@ def test_compare_by_measured_times(memcli: Command, tmp_path: Path) -> None:
 
 def test_fit_by_measured_times(memcli: Command, tmp_path: Path) -> None:
     path = residual_network(tmp_path / "net.onnx", blocks=1)
-    done = memcli("fit", str(path), "--cpu", "--memory", "150KiB", "--reserve=0", "--cost",
-                  "measured", "--shape", "2,3,16,16",
-                  "--strategy", "cheap", "--json")  # fmt: skip
+    done = memcli(
+        "fit",
+        str(path),
+        "--cpu",
+        "--memory",
+        "150KiB",
+        "--reserve=0",
+        "--cost",
+        "measured",
+        "--shape",
+        "2,3,16,16",
+        "--strategy",
+        "cheap",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     found = only_json(done)
     assert found["planned"]["batch"] >= found["unplanned"]["batch"] > 0

@@ -24,9 +24,13 @@ def run(
     """The real command with ``given`` on its standard input."""
     more = {"XDG_STATE_HOME": str(cwd / "state"), "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(
-        [sys.executable, "-m", "memcli", *arguments], cwd=cwd, input=given, timeout=120,
-        env={**os.environ, **more}, capture_output=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "memcli", *arguments],
+        cwd=cwd,
+        input=given,
+        timeout=120,
+        env={**os.environ, **more},
+        capture_output=True,
+    )
 
 
 def refused(result: subprocess.CompletedProcess[bytes], *words: str) -> None:
@@ -100,9 +104,11 @@ def test_what_standard_streams_cannot_be(
 
 
 def test_solve_reads_and_writes_standard_streams(tmp_path: Path) -> None:
-    graph = {"nodes": [{"id": 0, "duration": 1, "out_cost": 1},
-                       {"id": 1, "duration": 1, "out_cost": 1}],
-             "links": [{"source": 0, "target": 1}], "directed": True}  # fmt: skip
+    graph = {
+        "nodes": [{"id": 0, "duration": 1, "out_cost": 1}, {"id": 1, "duration": 1, "out_cost": 1}],
+        "links": [{"source": 0, "target": 1}],
+        "directed": True,
+    }
     result = run("solve", "-", "-o", "-", cwd=tmp_path, given=json.dumps(graph).encode())
     assert json.loads(result.stdout)["schedule"] == [0, 1], result.stderr
 
@@ -112,10 +118,14 @@ def test_a_terminal_is_given_no_graph(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(trained())
     ours, its = os.openpty()
     process = subprocess.run(
-        [sys.executable, "-m", "memcli", "plan", "net.onnx", "-o", "-"], cwd=tmp_path, stdout=its,
-        stderr=subprocess.PIPE, stdin=its, timeout=60,
+        [sys.executable, "-m", "memcli", "plan", "net.onnx", "-o", "-"],
+        cwd=tmp_path,
+        stdout=its,
+        stderr=subprocess.PIPE,
+        stdin=its,
+        timeout=60,
         env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(tmp_path)},
-    )  # fmt: skip
+    )
     os.close(ours)
     os.close(its)
     assert process.returncode == 2 and b"standard output is a terminal" in process.stderr
@@ -130,9 +140,7 @@ def test_no_process_is_started_for_a_record_that_names_a_library(
     (tmp_path / "sitecustomize.py").write_text("open('harmed', 'w')")
     (tmp_path / "planned.json").write_bytes(planned_symbol(environment=harm))
     more = ["--memory", "1GiB"] if command == "fit" else []
-    refused(
-        run(command, "planned.json", *more, cwd=tmp_path), "planned.json", "MXNET_LIBRARY_PATH"
-    )
+    refused(run(command, "planned.json", *more, cwd=tmp_path), "planned.json", "MXNET_LIBRARY_PATH")
     assert not (tmp_path / "harmed").exists()
 
 
@@ -145,9 +153,16 @@ def test_names_that_the_encoding_lacks_are_escaped(tmp_path: Path) -> None:
     weight = numpy_helper.from_array(np.ones(4, np.float32), "w")
     onnx.save(onnx_model(*nodes, initializer=[weight]), tmp_path / "nét.onnx")
     result = run(
-        "plan", "nét.onnx", "--strategy", "none", "-o", "größe.onnx", cwd=tmp_path,
-        PYTHONIOENCODING="ascii", PYTHONUTF8="0",
-    )  # fmt: skip
+        "plan",
+        "nét.onnx",
+        "--strategy",
+        "none",
+        "-o",
+        "größe.onnx",
+        cwd=tmp_path,
+        PYTHONIOENCODING="ascii",
+        PYTHONUTF8="0",
+    )
     assert result.returncode == 0, result.stderr
     assert b"wrote gr\\xf6\\xdfe.onnx" in result.stdout
     assert b"\x1b" not in result.stdout and (tmp_path / "größe.onnx").exists()

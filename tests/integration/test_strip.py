@@ -67,11 +67,19 @@ def test_out_is_kept_unless_it_is_forced(memcli: Command, tmp_path: Path) -> Non
     """A file with marks and no record: what memonger's script saves."""
     nodes = [
         {"op": "null", "name": "data", "inputs": []},
-        {"op": "Flatten", "name": "flat", "attrs": {"__force_mirroring__": "True"},
-         "inputs": [[0, 0, 0]]},
-    ]  # fmt: skip
-    raw = {"nodes": nodes, "arg_nodes": [0], "heads": [[1, 0, 0]],
-           "attrs": {"mxnet_version": ["int", 10901]}}  # fmt: skip
+        {
+            "op": "Flatten",
+            "name": "flat",
+            "attrs": {"__force_mirroring__": "True"},
+            "inputs": [[0, 0, 0]],
+        },
+    ]
+    raw = {
+        "nodes": nodes,
+        "arg_nodes": [0],
+        "heads": [[1, 0, 0]],
+        "attrs": {"mxnet_version": ["int", 10901]},
+    }
     (tmp_path / "p.json.gz").write_bytes(gzip.compress(json.dumps(raw).encode()))
     (tmp_path / "out.json").write_text("mine")
     done = memcli("strip", "p.json.gz", "-o", "out.json")

@@ -150,10 +150,14 @@ class Upwards(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 4, 3, 2, 1)), nn.ReLU(),
-            nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 4, 4, 2, 1), nn.ReLU(),
+            nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 4, 3, 2, 1)),
+            nn.ReLU(),
+            nn.Conv2d(4, 8, 3, 2, 1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(8, 4, 4, 2, 1),
+            nn.ReLU(),
             nn.ConvTranspose2d(4, 2, 4, 2, 1),
-        )  # fmt: skip
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         made = self.body(x.reshape(-1, 2, 4, 4))

@@ -158,8 +158,9 @@ def test_loaded_computes_what_the_module_computes(planned: Any, name: str) -> No
     model(*inputs)
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert {model.onnx_names[k].rpartition(".")[2] for k in changed} == {
-        "running_mean", "running_var",
-    }  # fmt: skip
+        "running_mean",
+        "running_var",
+    }
     model.eval()
     first = model(*inputs)
     assert torch.equal(first, model(*inputs))
@@ -377,15 +378,30 @@ def test_distributed_data_parallel(planned: Any, tmp_path: Path) -> None:
         port = probe.getsockname()[1]
     script = Path(__file__).with_name("ddp_training.py")
     result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-         "--master-addr", "127.0.0.1", "--master-port", str(port),
-         str(script), str(planned("resnet")), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-             "GLOO_SOCKET_IFNAME": "lo"},
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "--master-addr",
+            "127.0.0.1",
+            "--master-port",
+            str(port),
+            str(script),
+            str(planned("resnet")),
+            str(tmp_path),
+        ],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+        },
         capture_output=True,
         text=True,
         timeout=120,
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
     for found in ranks:

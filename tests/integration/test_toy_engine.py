@@ -57,15 +57,25 @@ class ToyNetwork(Network):
         self.sizes = list(map(int, lines_of(source)[1].split()))
         self.space = ToySpace(self.sizes)
         self.source: Any = SimpleNamespace(
-            path=source.path, name="net.toy", format=source.format, sha256=source.sha256,
+            path=source.path,
+            name="net.toy",
+            format=source.format,
+            sha256=source.sha256,
             node_count=len(self.sizes),
-        )  # fmt: skip
+        )
         self.original = "net.toy", source.sha256
         self.analysis: Any = SimpleNamespace(
-            graph=self.space.graph, model=self.space, inputs={"x": self.sizes[:1]}, assumed=[],
-            dtype="float32", frozen=(), loss_heads=0, parameter_bytes=0, state_bytes=0,
+            graph=self.space.graph,
+            model=self.space,
+            inputs={"x": self.sizes[:1]},
+            assumed=[],
+            dtype="float32",
+            frozen=(),
+            loss_heads=0,
+            parameter_bytes=0,
+            state_bytes=0,
             parameter_gradient_bytes=0,
-        )  # fmt: skip
+        )
         self.operator_count = len(self.sizes)
         self.restored, self.notes = [], ["a toy"]
 
@@ -87,9 +97,12 @@ class ToyNetwork(Network):
         size = cost.pool_bytes
         stage = Stage(0, "op0", f"op{len(self.sizes) - 1}", len(self.sizes), size, size, size, 0.0)
         return Planned(
-            lower_bound=max(self.sizes), baseline_allocated=known["baseline"].pool_bytes,
-            allocated=size, stages=[stage], **known,
-        )  # fmt: skip
+            lower_bound=max(self.sizes),
+            baseline_allocated=known["baseline"].pool_bytes,
+            allocated=size,
+            stages=[stage],
+            **known,
+        )
 
     def write(self, planned: Planned, out: str, force: bool) -> None:
         marks = "".join(map(str, planned.plan.recompute.tolist()))
@@ -110,9 +123,13 @@ class ToyEngine:
         check_output(source, out, force)
 
     def network(
-        self, source: ModelSource, request: Any, settings: Settings, asked: PlanRequest,
+        self,
+        source: ModelSource,
+        request: Any,
+        settings: Settings,
+        asked: PlanRequest,
         on_progress: Any = None,
-    ) -> ToyNetwork:  # fmt: skip
+    ) -> ToyNetwork:
         return ToyNetwork(source)
 
     def verify(self, planned: ModelSource, **asked: Any) -> Verified:
@@ -121,18 +138,34 @@ class ToyEngine:
         costs = [network.space.evaluate(m) for m in (network.space.none(), marks)]
         runs = [Run(cost.pool_bytes, cost.pool_bytes, None, 0) for cost in costs]
         return Verified(
-            planned.path, "net.toy", "toy", network.analysis.inputs, *runs, Compared(1, 1),
-            Compared(), Compared(), [], "counted", None, [], 0, engine=self.name,
-        )  # fmt: skip
+            planned.path,
+            "net.toy",
+            "toy",
+            network.analysis.inputs,
+            *runs,
+            Compared(1, 1),
+            Compared(),
+            Compared(),
+            [],
+            "counted",
+            None,
+            [],
+            0,
+            engine=self.name,
+        )
 
 
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The registrations, which is all that a format and an engine need; and a file."""
     toy = ModelFormat(
-        name="toy", noun="a toy", ending="toy", engine=ToyEngine.name,
-        recognizes=lambda data: data.startswith(b"toy 1\n"), stripping=f"{__name__}:strip_toy",
-    )  # fmt: skip
+        name="toy",
+        noun="a toy",
+        ending="toy",
+        engine=ToyEngine.name,
+        recognizes=lambda data: data.startswith(b"toy 1\n"),
+        stripping=f"{__name__}:strip_toy",
+    )
     monkeypatch.setitem(formats.FORMATS, toy.name, toy)
     monkeypatch.setitem(engines.ENGINES, ToyEngine.name, ToyEngine())
     monkeypatch.chdir(tmp_path)

@@ -165,8 +165,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code = "import sys; from setuptools import build_meta as b; b.build_wheel(sys.argv[1])"
     built = subprocess.run(
         [sys.executable, "-c", code, str(folder)],
-        cwd=source, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=source,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert built.returncode == 0, built.stderr[-2000:]
     [wheel] = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
@@ -186,12 +189,16 @@ def run_script(
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(site or ROOT), "OMP_WAIT_POLICY": "PASSIVE",
-             **environment},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(site or ROOT),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            **environment,
+        },
         capture_output=True,
         text=True,
         timeout=240,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -253,8 +260,17 @@ def test_a_planned_file_trains_with_module_as_the_original_does(
 ) -> None:
     made = run_script(f"import memcli\n{NET}\nnet.save('net.json')", tmp_path)
     assert made.returncode == 0, made.stderr[-2000:]
-    done = memcli("plan", "net.json", "--shape", "data=8,3,16,16", "-o", "planned.json",
-                  "--time-limit", "2", "--json")  # fmt: skip
+    done = memcli(
+        "plan",
+        "net.json",
+        "--shape",
+        "data=8,3,16,16",
+        "-o",
+        "planned.json",
+        "--time-limit",
+        "2",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     planned = only_json(done)
     assert planned["memory"]["planned_bytes"] < planned["memory"]["baseline_bytes"] / 2
@@ -282,10 +298,20 @@ def test_buckets_train_each_under_a_plan_of_its_own(memcli: Command, tmp_path: P
     assert made.returncode == 0, made.stderr[-2000:]
     for steps in (4, 8):
         done = memcli(
-            "plan", f"bucket{steps}.json", "--shape", f"data=8,{steps}", "--shape",
-            f"softmax_label=8,{steps}", "--environment", "default", "--time-limit", "1",
-            "-o", f"planned{steps}.json", "--json",
-        )  # fmt: skip
+            "plan",
+            f"bucket{steps}.json",
+            "--shape",
+            f"data=8,{steps}",
+            "--shape",
+            f"softmax_label=8,{steps}",
+            "--environment",
+            "default",
+            "--time-limit",
+            "1",
+            "-o",
+            f"planned{steps}.json",
+            "--json",
+        )
         assert done.returncode == 0, done.stderr
         told = only_json(done)
         # one process has one environment, and trains all buckets

@@ -25,9 +25,12 @@ def test_what_runs_for_nothing_changes_no_gradient(tmp_path: Path) -> None:
     together = tmp_path / "together.json"
     script = Path(__file__).with_name("unread_copies.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(together)], capture_output=True, text=True, timeout=300,
+        [sys.executable, str(script), str(together)],
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**os.environ, "PYTHONPATH": str(ROOT), "MXNET_MKLDNN_ENABLED": "0"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     happened = json.loads(done.stdout)
     analysis = analyze(read_symbol(str(together)).raw, ShapeRequest())
@@ -65,9 +68,7 @@ def test_transformers_train_to_the_same_bits(tmp_path: Path, memcli: Command) ->
         mixed = b.operator("batch_dot", f"mix{i}", [b.operator("softmax", f"s{i}", [scores]), v])
         x = normalized(b.operator("elemwise_add", f"a{i}", [x, layer(mixed, f"o{i}", 16)]), f"n{i}")
         wide = b.operator("LeakyReLU", f"g{i}", [layer(x, f"u{i}", 64)], act_type="gelu")
-        x = normalized(
-            b.operator("elemwise_add", f"b{i}", [x, layer(wide, f"w{i}", 16)]), f"m{i}"
-        )
+        x = normalized(b.operator("elemwise_add", f"b{i}", [x, layer(wide, f"w{i}", 16)]), f"m{i}")
     flat = b.operator("Reshape", "flat", [x], shape="(-1, 16)")
     out = layer(flat, "out", 10)
     probabilities = b.operator("log_softmax", "p", [out])

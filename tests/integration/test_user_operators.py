@@ -74,9 +74,12 @@ def script(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (folder / "script.py").write_text(SCRIPT)
     return subprocess.run(
         [sys.executable, "script.py", *arguments],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
         timeout=120,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.slow
@@ -102,8 +105,17 @@ def test_user_operators_are_planned_where_their_code_is(memcli: Command, tmp_pat
     assert refused.returncode == 2 and "broken.py, line 2: NameError" in refused.stderr
     assert "Traceback" not in refused.stderr
 
-    done = memcli("plan", "net.json", *shape, "--import", "operators.py", "-o", "p.json",
-                  "--measure", "--json")  # fmt: skip
+    done = memcli(
+        "plan",
+        "net.json",
+        *shape,
+        "--import",
+        "operators.py",
+        "-o",
+        "p.json",
+        "--measure",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     told = only_json(done)
     assert told["verify"]["ok"]

@@ -44,9 +44,11 @@ def convolutions(path: Path, blocks: int = 5) -> str:
     last = node("SoftmaxOutput", "softmax", [last, label])
     variables = [i for i, n in enumerate(nodes) if n["op"] == "null"]
     graph = {
-        "nodes": nodes, "arg_nodes": variables, "heads": [[last, 0, 0]],
+        "nodes": nodes,
+        "arg_nodes": variables,
+        "heads": [[last, 0, 0]],
         "attrs": {"mxnet_version": ["int", 10901]},
-    }  # fmt: skip
+    }
     path.write_text(json.dumps(graph))
     return str(path)
 

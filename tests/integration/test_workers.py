@@ -34,8 +34,20 @@ pytestmark = pytest.mark.skipif(
 
 def test_two_workers_have_the_plans_bits_and_its_memory(memcli: Command, tmp_path: Path) -> None:
     path = dense_network(tmp_path / "dense.onnx")
-    done = memcli("plan", str(path), "--batch", "8", "--workers", "2", "--strategy", "cheap",
-                  "-o", "p.onnx", "--json", "--measure")  # fmt: skip
+    done = memcli(
+        "plan",
+        str(path),
+        "--batch",
+        "8",
+        "--workers",
+        "2",
+        "--strategy",
+        "cheap",
+        "-o",
+        "p.onnx",
+        "--json",
+        "--measure",
+    )
     assert done.returncode == 0, done.stderr
     plan = only_json(done)
     verified = plan["verify"]
@@ -160,15 +172,14 @@ if __name__ == "__main__":
 """
 
 
-def test_the_worker_that_began_it_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_worker_that_began_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "group_worker.py").write_text(WORKER)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     jobs = [
-        {"ends": "lost", "seconds": 0}, {"ends": "memory", "seconds": 1},
+        {"ends": "lost", "seconds": 0},
+        {"ends": "memory", "seconds": 1},
         {"ends": "well", "seconds": 300},
-    ]  # fmt: skip
+    ]
     began = time.monotonic()
     with pytest.raises(EngineFailed, match=r"worker 1: .*out of memory.*7 tensors"):
         run_jobs("group_worker", jobs, labels=[f"worker {k}" for k in range(3)])

@@ -66,12 +66,14 @@ def cases() -> dict[str, Any]:
             maps, rois, pooled_size=(2, 2), spatial_scale=1.0, **a
         ),
         "ROIAlign": lambda **a: c.ROIAlign(maps, rois, pooled_size=(2, 2), spatial_scale=1.0, **a),
-        "BilinearSampler": lambda **a: S.BilinearSampler(
-            maps, _variable("grid", 2, 2, 4, 4), **a
-        ),
+        "BilinearSampler": lambda **a: S.BilinearSampler(maps, _variable("grid", 2, 2, 4, 4), **a),
         "SpatialTransformer": lambda **a: S.SpatialTransformer(
-            maps, _variable("place", 2, 6), target_shape=(4, 4),
-            transform_type="affine", sampler_type="bilinear", **a,
+            maps,
+            _variable("place", 2, 6),
+            target_shape=(4, 4),
+            transform_type="affine",
+            sampler_type="bilinear",
+            **a,
         ),
         "Correlation": lambda **a: S.Correlation(
             maps, _data(2, 8, 6, 6, name="other"), kernel_size=1, max_displacement=1, **a
@@ -105,13 +107,11 @@ def cases() -> dict[str, Any]:
         "SliceChannel": lambda **a: S.SliceChannel(rows, num_outputs=2, axis=1, **a)[0],
         "selfatt_qk": lambda **a: c.interleaved_matmul_selfatt_qk(_data(4, 2, 24), heads=2, **a),
         "where": lambda **a: S.where(rows > 0, rows, rows * 2, **a),
-        "Pad": lambda **a: S.Pad(
-            maps, mode="reflect", pad_width=(0, 0, 0, 0, 1, 1, 1, 1), **a
-        ),
+        "Pad": lambda **a: S.Pad(maps, mode="reflect", pad_width=(0, 0, 0, 0, 1, 1, 1, 1), **a),
         "depth_to_space": lambda **a: S.depth_to_space(maps, block_size=2, **a),
         "div_sqrt_dim": lambda **a: c.div_sqrt_dim(square, **a),
         "broadcast_mod": lambda **a: S.broadcast_mod(square, square * 0.3, **a),
-    }  # fmt: skip
+    }
 
 
 def gradients(symbol: Any) -> list[Any]:

@@ -18,9 +18,7 @@ def random_graph(chance: random.Random, largest: int = 9) -> CostGraph:
     ]
     broken = chance.random() < 0.2
     seconds = [chance.randint(0, 9) + (chance.random() if broken else 0) for _ in range(n)]
-    return CostGraph.build(
-        list(range(n)), seconds, [chance.randint(0, 9) for _ in range(n)], reads
-    )  # fmt: skip
+    return CostGraph.build(list(range(n)), seconds, [chance.randint(0, 9) for _ in range(n)], reads)
 
 
 def optimum(graph: CostGraph, budget: int) -> float | None:

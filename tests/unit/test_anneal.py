@@ -42,9 +42,19 @@ def test_a_refused_move_leaves_nothing_behind(seed: int) -> None:
     for _ in range(200):
         before = state.copy()
         count = annealing.propose(
-            rng, state, annealer.nodes, annealer.weights, search.third_mark, *annealer.groups,
-            *search.kept_instead, 0.2, 0.2, others, undo_node, undo_mark,
-        )  # fmt: skip
+            rng,
+            state,
+            annealer.nodes,
+            annealer.weights,
+            search.third_mark,
+            *annealer.groups,
+            *search.kept_instead,
+            0.2,
+            0.2,
+            others,
+            undo_node,
+            undo_mark,
+        )
         assert (state <= fits).all()
         after = state.copy()
         for k in range(count - 1, -1, -1):
@@ -74,9 +84,13 @@ def test_stretches_come_from_another_plan() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.floats(1e-12, 1e-6), st.floats(0, 1e-4), st.just(0.0) | st.floats(1e-9, 1e-5),
-    st.floats(1, 1e9), st.floats(0, 1e3), st.floats(0, 1),
-)  # fmt: skip
+    st.floats(1e-12, 1e-6),
+    st.floats(0, 1e-4),
+    st.just(0.0) | st.floats(1e-9, 1e-5),
+    st.floats(1, 1e9),
+    st.floats(0, 1e3),
+    st.floats(0, 1),
+)
 def test_the_ceiling_is_the_pool_of_an_energy(
     memory: float, over: float, first: float, budget: float, energy: float, hard: float
 ) -> None:
@@ -104,10 +118,26 @@ def test_the_lowest_energy_is_that_of_the_best_plan(seed: int, kind: str) -> Non
     reserved = places.copy()
     reserving = (4, places, reserved, sizes[sizes > 0])
     lowest = search.annealing(portable=False)(
-        state, best, annealer.nodes, annealer.weights, search.third_mark, *annealer.groups,
-        *search.kept_instead, 0.1, 0.1, np.zeros((0, len(state)), np.uint8), annealer.params,
-        reserving, generator(seed), 400, 0.05, 0.0005, 0, 400, np.inf,
-    )  # fmt: skip
+        state,
+        best,
+        annealer.nodes,
+        annealer.weights,
+        search.third_mark,
+        *annealer.groups,
+        *search.kept_instead,
+        0.1,
+        0.1,
+        np.zeros((0, len(state)), np.uint8),
+        annealer.params,
+        reserving,
+        generator(seed),
+        400,
+        0.05,
+        0.0005,
+        0,
+        400,
+        np.inf,
+    )
     cost = search.space.evaluate(best, (4,), reserved)
     flops, work = cost.recompute_flops, cost.recompute_seconds
     energy = annealing.energy_of(annealer.params, float(cost.pool_bytes), flops, work, 1.0)

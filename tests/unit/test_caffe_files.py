@@ -72,13 +72,18 @@ def test_nets_of_the_second_generation_are_upgraded() -> None:
     """
     file = read(old)
     assert list(operators(file).values()) == [
-        "Conv", "Relu", "Flatten", "Gemm", "SoftmaxCrossEntropyLoss"
-    ]  # fmt: skip
+        "Conv",
+        "Relu",
+        "Flatten",
+        "Gemm",
+        "SoftmaxCrossEntropyLoss",
+    ]
     roles = {name: leaf.role for name, leaf in tensor_roles(file).items()}
     assert roles["c.weight"] == "constant" and roles["c.bias"] == "parameter"
     assert {v.name: v.dims for v in file.inputs} == {
-        "data": ("batch", 3, 9, 9), "label": ("batch",)
-    }  # fmt: skip
+        "data": ("batch", 3, 9, 9),
+        "label": ("batch",),
+    }
 
 
 def test_what_data_layers_say_of_shapes_is_used() -> None:
@@ -92,24 +97,30 @@ def test_what_data_layers_say_of_shapes_is_used() -> None:
 
     crop = "transform_param { crop_size: 20 "
     assert shapes(f"Data data_param {{ batch_size: 7 }} {crop} force_gray: true }}") == (
-        {"x": (7, 1, 20, 20), "t": (7,)}, (),
-    )  # fmt: skip
+        {"x": (7, 1, 20, 20), "t": (7,)},
+        (),
+    )
     assert shapes(f"Data data_param {{ batch_size: 7 }} {crop} }}")[1] == ("x",)  # its channels
     assert shapes("Data data_param { batch_size: 7 }", shapes={"x": [5, 2, 6, 7]}) == (
-        {"x": (5, 2, 6, 7), "t": (5,)}, (),
-    )  # fmt: skip
+        {"x": (5, 2, 6, 7), "t": (5,)},
+        (),
+    )
     assert shapes("Data data_param { batch_size: 7 }", batch=3)[0]["t"] == (3,)
     assert shapes("ImageData image_data_param { batch_size: 4 new_height: 9 new_width: 8 }")[0] == {
-        "x": (4, 3, 9, 8), "t": (4,)
-    }  # fmt: skip
-    assert shapes("MemoryData memory_data_param { batch_size: 2 channels: 4 height: 5 width: 6 }"
-                  )[0]["x"] == (2, 4, 5, 6)  # fmt: skip
+        "x": (4, 3, 9, 8),
+        "t": (4,),
+    }
+    assert shapes("MemoryData memory_data_param { batch_size: 2 channels: 4 height: 5 width: 6 }")[
+        0
+    ]["x"] == (2, 4, 5, 6)
     assert shapes("HDF5Data hdf5_data_param { batch_size: 2 }", unnamed=[2, 9])[0] == {
-        "x": (2, 9), "t": (2,)
-    }  # fmt: skip
+        "x": (2, 9),
+        "t": (2,),
+    }
     assert shapes("DummyData dummy_data_param { shape { dim: 3 dim: 2 } shape { dim: 3 } }")[0] == {
-        "x": (3, 2), "t": (3,)
-    }  # fmt: skip
+        "x": (3, 2),
+        "t": (3,),
+    }
 
 
 def test_labels_may_be_cut_up_on_their_way() -> None:
@@ -145,33 +156,50 @@ def test_metrics_are_left_out_with_a_note() -> None:
         (DATA + "layer {\n name: 'a'\n type: 'ReLU'\n", "line 4: "),
         (DATA + "layer { name: 'p' type: 'Pooling' pooling_param { pool: MEDIAN } }", "MEDIAN"),
         (DATA + layer("ReLU", "y", "z"), "layer 'l' (line 2, ReLU) reads blob 'y', which no layer"),
-        (DATA + layer("ReLU", "x", "y", "include { phase: TEST }") + layer("ReLU", "y", "z"),
-         "no layer of the phase TRAIN writes"),
-        (DATA + layer("Eltwise", "x b", "a", name="a") + layer("ReLU", "a", "b", name="b"),
-         "layer 'b' (line 3, ReLU) writes only later"),
+        (
+            DATA + layer("ReLU", "x", "y", "include { phase: TEST }") + layer("ReLU", "y", "z"),
+            "no layer of the phase TRAIN writes",
+        ),
+        (
+            DATA + layer("Eltwise", "x b", "a", name="a") + layer("ReLU", "a", "b", name="b"),
+            "layer 'b' (line 3, ReLU) writes only later",
+        ),
         (DATA + layer("Eltwise", "x a", "a"), "a cycle"),
         (DATA + layer("ReLU", "x", "y") + layer("TanH", "x", "y", name="t"), "writes already"),
         (DATA + "layers { type: RELU bottom: 'x' top: 'y' }", "'layer' and 'layers' blocks"),
-        ("layers { layer { name: 'a' type: 'conv' num_output: 3 } top: 'a' }",
-         "first generation (V0) upgrade it"),
+        (
+            "layers { layer { name: 'a' type: 'conv' num_output: 3 } top: 'a' }",
+            "first generation (V0) upgrade it",
+        ),
         (DATA + layer("ReLU", "x", "y", "include { } exclude { }"), "include and exclude"),
         (DATA + layer("Eltwise", "x", "y"), "has 1 bottoms; the type takes 2 or more"),
         (DATA + layer("Convolution", "x", "y"), "has no kernel_size"),
         (DATA + layer("InnerProduct", "x", "y"), "has no num_output"),
-        (DATA + layer("Pooling", "x", "y", "pooling_param { kernel_size: 1 stride: 5 }"),
-         "its last window begins beyond the image"),
-        (DATA + layer("ReLU", "x", "y") + layer("ReLU", "y", "z", "propagate_down: false"),
-         "which ONNX cannot say"),
-        (DATA + layer("Concat", "x s", "y").replace("layer", inputs(s=(2, 3, 8, 7)) + "layer", 1),
-         "(2, 3, 8, 8) and (2, 3, 8, 7)"),
-        (DATA + layer("DenseBlock", "x", "y", "denseblock_param { initChannel: 4 }"),
-         "initChannel is 4"),
-        (layer("Data", "", "x", "data_param { batch_size: 2 }", "data")
-         + layer("DenseBlock", "x", "y", "denseblock_param { initChannel: 4 }"),
-         "shapes were assumed, as if by --shape x=2,3,224,224"),
+        (
+            DATA + layer("Pooling", "x", "y", "pooling_param { kernel_size: 1 stride: 5 }"),
+            "its last window begins beyond the image",
+        ),
+        (
+            DATA + layer("ReLU", "x", "y") + layer("ReLU", "y", "z", "propagate_down: false"),
+            "which ONNX cannot say",
+        ),
+        (
+            DATA
+            + layer("Concat", "x s", "y").replace("layer", inputs(s=(2, 3, 8, 7)) + "layer", 1),
+            "(2, 3, 8, 8) and (2, 3, 8, 7)",
+        ),
+        (
+            DATA + layer("DenseBlock", "x", "y", "denseblock_param { initChannel: 4 }"),
+            "initChannel is 4",
+        ),
+        (
+            layer("Data", "", "x", "data_param { batch_size: 2 }", "data")
+            + layer("DenseBlock", "x", "y", "denseblock_param { initChannel: 4 }"),
+            "shapes were assumed, as if by --shape x=2,3,224,224",
+        ),
         ("name: 'x' layer { name: 'a' type: 'Silence' }", "no data layer brings in anything"),
     ],
-)  # fmt: skip
+)
 def test_bad_nets_are_refused_with_the_place(text: str, words: str) -> None:
     assert words in refusal(text)
 
@@ -187,8 +215,9 @@ def test_all_unsupported_layers_are_named_at_once() -> None:
 
 def test_fields_that_caffe_has_not_are_passed_over_with_a_note() -> None:
     text = DATA + "layer { name: 'r' type: 'ReLU' bottom: 'x' top: 'y'\n  relu_pram { of: 1 } }"
-    assert read(text).notes == ["LayerParameter has no field 'relu_pram' in Caffe (line 3): "
-                                "passed over"]  # fmt: skip
+    assert read(text).notes == [
+        "LayerParameter has no field 'relu_pram' in Caffe (line 3): passed over"
+    ]
 
 
 def test_formats_are_told_by_content() -> None:
@@ -207,8 +236,11 @@ def test_every_graph_passes_the_checker_of_onnx() -> None:
         whole.CopyFrom(file.model)
         for tensor in whole.graph.initializer:  # the checker wants the data
             if tensor.external_data:
-                tensor.CopyFrom(onnx.numpy_helper.from_array(
-                    np.zeros(tuple(tensor.dims), np.float32), tensor.name))  # fmt: skip
+                tensor.CopyFrom(
+                    onnx.numpy_helper.from_array(
+                        np.zeros(tuple(tensor.dims), np.float32), tensor.name
+                    )
+                )
         onnx.checker.check_model(whole, full_check=True)
 
 
@@ -245,7 +277,7 @@ def test_a_plan_goes_in_as_comments_and_comes_out_again() -> None:
     ),
     last=st.booleans(),
     bom=st.booleans(),
-)  # fmt: skip
+)
 @settings(max_examples=40, deadline=None)
 def test_formatting_comments_and_line_ends_survive_a_plan(
     end: str, gaps: list[str], last: bool, bom: bool

@@ -29,16 +29,15 @@ def pooled(x: np.ndarray, kernel, stride, pad, method: str) -> np.ndarray:  # ty
     y = np.zeros((n, c, *counts), x.dtype)
     for i, j in itertools.product(*map(range, counts)):
         starts = [o * s - p for o, s, p in zip((i, j), stride, pad, strict=True)]
-        padded = [min(a + k, size + p)
-                  for a, k, size, p in zip(starts, kernel, sizes, pad, strict=True)]  # fmt: skip
+        padded = [
+            min(a + k, size + p) for a, k, size, p in zip(starts, kernel, sizes, pad, strict=True)
+        ]
         divisor = math.prod(b - a for a, b in zip(starts, padded, strict=True))
         rows, columns = (
             slice(max(a, 0), min(b, size)) for a, b, size in zip(starts, padded, sizes, strict=True)
         )
         window = x[:, :, rows, columns]
-        y[:, :, i, j] = (
-            window.max((2, 3)) if method == "MAX" else window.sum((2, 3)) / divisor
-        )
+        y[:, :, i, j] = window.max((2, 3)) if method == "MAX" else window.sum((2, 3)) / divisor
     return y
 
 
@@ -55,9 +54,13 @@ def test_pooling_rounds_up_clips_and_divides_as_caffe_does(sizes, kernel, stride
     # beyond that Caffe's last window holds nothing: refused, see below
     assume(all(p or t <= k for p, k, t in zip(pad, kernel, stride, strict=True)))
     x = random(2, 2, *sizes)
-    text = inputs(x=x.shape) + layer("Pooling", "x", more=f"""pooling_param {{ pool: {method}
+    text = inputs(x=x.shape) + layer(
+        "Pooling",
+        "x",
+        more=f"""pooling_param {{ pool: {method}
         kernel_h: {kernel[0]} kernel_w: {kernel[1]} stride_h: {stride[0]} stride_w: {stride[1]}
-        pad_h: {pad[0]} pad_w: {pad[1]} }}""")  # fmt: skip
+        pad_h: {pad[0]} pad_w: {pad[1]} }}""",
+    )
     found = Ran(text, {"x": x}).outputs["y"]
     wanted = pooled(x, kernel, stride, pad, method)
     assert found.shape == wanted.shape
@@ -68,8 +71,9 @@ def test_global_pooling_and_rounding_down() -> None:
     x = random(2, 3, 6, 5)
     text = inputs(x=x.shape)
     text += layer("Pooling", "x", "a", "pooling_param { pool: AVE global_pooling: true }", "a")
-    text += layer("Pooling", "x", "b",
-                  "pooling_param { kernel_size: 2 stride: 2 round_mode: FLOOR }", "b")  # fmt: skip
+    text += layer(
+        "Pooling", "x", "b", "pooling_param { kernel_size: 2 stride: 2 round_mode: FLOOR }", "b"
+    )
     outputs = Ran(text, {"x": x}).outputs
     np.testing.assert_allclose(outputs["a"], x.mean((2, 3), keepdims=True), rtol=1e-5)
     assert outputs["b"].shape == (2, 3, 3, 2)
@@ -132,24 +136,19 @@ def test_a_scale_joins_its_batch_norm_only_where_nothing_else_reads_it() -> None
     joined = Ran(start + scale, {"x": x})
     read_before = layer("ReLU", "n", "r", name="relu")
     apart = Ran(start + read_before + scale, {"x": x})
-    by_rows = Ran(
-        start + layer("Scale", "n", "n", "scale_param { axis: 2 }", "scale"), {"x": x}
-    )
+    by_rows = Ran(start + layer("Scale", "n", "n", "scale_param { axis: 2 }", "scale"), {"x": x})
     count = [[node.op_type for node in ran.file.graph.node] for ran in (joined, apart, by_rows)]
     assert count == [
-        ["BatchNormalization"], ["BatchNormalization", "Relu", "Mul", "Add"],
+        ["BatchNormalization"],
+        ["BatchNormalization", "Relu", "Mul", "Add"],
         ["BatchNormalization", "Mul"],
-    ]  # fmt: skip
+    ]
     variance = x.var((0, 2, 3), keepdims=True)
     normed = (x - x.mean((0, 2, 3), keepdims=True)) / np.sqrt(variance + 1e-5)
     for ran in (joined, apart):
-        weight, bias = (
-            ran.weights[f"scale.{k}"].reshape(3, 1, 1) for k in ("weight", "bias")
-        )
+        weight, bias = (ran.weights[f"scale.{k}"].reshape(3, 1, 1) for k in ("weight", "bias"))
         name = ran.file.outputs[-1].name
-        np.testing.assert_allclose(
-            ran.outputs[name], normed * weight + bias, rtol=1e-4, atol=1e-5
-        )
+        np.testing.assert_allclose(ran.outputs[name], normed * weight + bias, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(apart.outputs["r"], np.maximum(normed, 0), rtol=1e-4, atol=1e-5)
 
 
@@ -174,8 +173,12 @@ def test_lrn_across_channels() -> None:
 
 def test_lrn_within_channels_counts_padding_and_knows_no_k() -> None:
     x = random(2, 2, 4, 5)
-    text = inputs(x=x.shape) + layer("LRN", "x", more="""lrn_param { local_size: 3 alpha: 0.5
-        beta: 0.75 k: 7 norm_region: WITHIN_CHANNEL }""")  # fmt: skip
+    text = inputs(x=x.shape) + layer(
+        "LRN",
+        "x",
+        more="""lrn_param { local_size: 3 alpha: 0.5
+        beta: 0.75 k: 7 norm_region: WITHIN_CHANNEL }""",
+    )
     squares = np.pad(x**2, ((0, 0), (0, 0), (1, 1), (1, 1)))
     total = sum(
         squares[:, :, i : i + 4, j : j + 5] for i, j in itertools.product(range(3), range(3))
@@ -240,8 +243,7 @@ def test_losses_of_floats() -> None:
     text = inputs(a=a.shape, b=b.shape)
     text += layer("EuclideanLoss", "a b", "e", name="e")
     text += layer("SigmoidCrossEntropyLoss", "a b", "s", name="s")
-    text += layer("SigmoidCrossEntropyLoss", "a b", "n",
-                  "loss_param { normalization: NONE }", "n")  # fmt: skip
+    text += layer("SigmoidCrossEntropyLoss", "a b", "n", "loss_param { normalization: NONE }", "n")
     outputs = Ran(text, {"a": a, "b": b}).outputs
     assert outputs["e"] == pytest.approx(((a - b) ** 2).sum() / 8, rel=1e-5)
     # Caffe's own form of it
@@ -254,9 +256,10 @@ def test_losses_of_floats() -> None:
 def test_sigmoid_loss_leaves_ignored_targets_out() -> None:
     x, t = random(4, 6), np.random.default_rng(1).integers(-1, 2, (4, 6)).astype(np.float32)
     text = inputs(x=x.shape, t=t.shape) + layer(
-        "SigmoidCrossEntropyLoss", "x t",
+        "SigmoidCrossEntropyLoss",
+        "x t",
         more="loss_param { ignore_label: -1 normalization: VALID }",
-    )  # fmt: skip
+    )
     each = (np.log1p(np.exp(x)) - x * t)[t != -1]
     assert Ran(text, {"x": x, "t": t}).outputs["y"] == pytest.approx(each.mean(), rel=1e-5)
 
@@ -278,8 +281,9 @@ def test_contrastive_loss(old: bool) -> None:
     y = np.array([1, 0, 0, 1], np.float32)
     text = inputs(a=a.shape, b=b.shape, s=y.shape)
     legacy = f"legacy_version: {str(old).lower()}"
-    text += layer("ContrastiveLoss", "a b s",
-                  more=f"contrastive_loss_param {{ margin: 3 {legacy} }}")  # fmt: skip
+    text += layer(
+        "ContrastiveLoss", "a b s", more=f"contrastive_loss_param {{ margin: 3 {legacy} }}"
+    )
     square = ((a - b) ** 2).sum(1)
     gap = np.maximum(3 - square, 0) if old else np.maximum(3 - np.sqrt(square), 0) ** 2
     found = Ran(text, {"a": a, "b": b, "s": y}).outputs["y"]
@@ -299,35 +303,52 @@ def test_contrastive_loss(old: bool) -> None:
         ("Exp", "", np.exp),
         ("Log", "log_param { base: 10 scale: 0.1 shift: 5 }", lambda x: np.log10(5 + 0.1 * x)),
         ("Softmax", "", lambda x: np.exp(x) / np.exp(x).sum(1, keepdims=True)),
-        ("Softmax", "softmax_param { axis: -1 }",
-         lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True)),
+        (
+            "Softmax",
+            "softmax_param { axis: -1 }",
+            lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True),
+        ),
         ("Threshold", "threshold_param { threshold: 0.2 }", lambda x: x > 0.2),
-        ("MVN", "", lambda x: (x - x.mean((2, 3), keepdims=True))
-         / (x.std((2, 3), keepdims=True) + 1e-9)),
-        ("MVN", "mvn_param { across_channels: true normalize_variance: false }",
-         lambda x: x - x.mean((1, 2, 3), keepdims=True)),
-        ("Reduction", "reduction_param { operation: ASUM axis: 1 coeff: 2 }",
-         lambda x: 2 * np.abs(x).sum((1, 2, 3))),
+        (
+            "MVN",
+            "",
+            lambda x: (x - x.mean((2, 3), keepdims=True)) / (x.std((2, 3), keepdims=True) + 1e-9),
+        ),
+        (
+            "MVN",
+            "mvn_param { across_channels: true normalize_variance: false }",
+            lambda x: x - x.mean((1, 2, 3), keepdims=True),
+        ),
+        (
+            "Reduction",
+            "reduction_param { operation: ASUM axis: 1 coeff: 2 }",
+            lambda x: 2 * np.abs(x).sum((1, 2, 3)),
+        ),
         ("Reduction", "reduction_param { operation: MEAN axis: 2 }", lambda x: x.mean((2, 3))),
         ("Reduction", "reduction_param { operation: SUMSQ axis: 3 }", lambda x: (x**2).sum(3)),
         ("ArgMax", "argmax_param { axis: 1 }", lambda x: x.argmax(1, keepdims=True)),
         ("ArgMax", "", lambda x: x.reshape(len(x), -1).argmax(1).reshape(-1, 1, 1)),
         ("Flatten", "flatten_param { axis: 2 }", lambda x: x.reshape(*x.shape[:2], -1)),
         ("Flatten", "flatten_param { end_axis: 2 }", lambda x: x.reshape(len(x), -1, x.shape[3])),
-        ("Reshape", "reshape_param { shape { dim: 0 dim: -1 dim: 5 } }",
-         lambda x: x.reshape(len(x), -1, 5)),
-        ("Reshape", "reshape_param { shape { dim: 2 dim: -1 } axis: 1 num_axes: 1 }",
-         lambda x: x.reshape(len(x), 2, 2, 6, 5)),
+        (
+            "Reshape",
+            "reshape_param { shape { dim: 0 dim: -1 dim: 5 } }",
+            lambda x: x.reshape(len(x), -1, 5),
+        ),
+        (
+            "Reshape",
+            "reshape_param { shape { dim: 2 dim: -1 } axis: 1 num_axes: 1 }",
+            lambda x: x.reshape(len(x), 2, 2, 6, 5),
+        ),
         ("Reshape", "reshape_param { shape { dim: -1 dim: 5 } }", lambda x: x.reshape(-1, 5)),
         ("Tile", "tile_param { axis: 2 tiles: 3 }", lambda x: np.tile(x, (1, 1, 3, 1))),
         ("Permute", "permute_param { order: 0 order: 2 }", lambda x: x.transpose(0, 2, 1, 3)),
         ("ShuffleChannel", "shuffle_channel_param { group: 2 }", lambda x: x[:, [0, 2, 1, 3]]),
-        ("Upsample", "upsample_param { scale: 2 }",
-         lambda x: x.repeat(2, 2).repeat(2, 3)),
+        ("Upsample", "upsample_param { scale: 2 }", lambda x: x.repeat(2, 2).repeat(2, 3)),
         ("Swish", "swish_param { beta: 2 }", lambda x: x / (1 + np.exp(-2 * x))),
         ("Clip", "clip_param { min: -0.5 max: 0.25 }", lambda x: np.clip(x, -0.5, 0.25)),
     ],
-)  # fmt: skip
+)
 def test_layers_of_one_blob(kind: str, parameters: str, wanted) -> None:  # type: ignore[no-untyped-def]
     for batch in (2, 3):  # the graph is for any batch, whatever the net says
         x = random(batch, 4, 6, 5)
@@ -350,12 +371,30 @@ def test_interp_puts_corners_on_corners() -> None:
 def test_convolutions_of_all_kinds() -> None:
     x = random(2, 4, 7, 6)
     text = inputs(x=x.shape)
-    text += layer("Convolution", "x", "a", """convolution_param { num_output: 6 group: 2
-        kernel_h: 3 kernel_w: 2 stride_h: 2 stride_w: 1 pad_h: 1 pad_w: 0 }""", "a")  # fmt: skip
-    text += layer("Convolution", "x", "b", """convolution_param { num_output: 3 kernel_size: 3
-        dilation: 2 pad: 2 bias_term: false }""", "b")  # fmt: skip
-    text += layer("Deconvolution", "x", "c", """convolution_param { num_output: 4 group: 4
-        kernel_size: 4 stride: 2 pad: 1 }""", "c")  # fmt: skip
+    text += layer(
+        "Convolution",
+        "x",
+        "a",
+        """convolution_param { num_output: 6 group: 2
+        kernel_h: 3 kernel_w: 2 stride_h: 2 stride_w: 1 pad_h: 1 pad_w: 0 }""",
+        "a",
+    )
+    text += layer(
+        "Convolution",
+        "x",
+        "b",
+        """convolution_param { num_output: 3 kernel_size: 3
+        dilation: 2 pad: 2 bias_term: false }""",
+        "b",
+    )
+    text += layer(
+        "Deconvolution",
+        "x",
+        "c",
+        """convolution_param { num_output: 4 group: 4
+        kernel_size: 4 stride: 2 pad: 1 }""",
+        "c",
+    )
     ran = Ran(text, {"x": x})
     functional = torch.nn.functional
     w = {name: torch.from_numpy(value) for name, value in ran.weights.items()}
@@ -373,8 +412,12 @@ def test_convolutions_of_all_kinds() -> None:
 @pytest.mark.parametrize(("axis", "transpose"), [(1, False), (1, True), (2, False)])
 def test_inner_products(axis: int, transpose: bool) -> None:
     x = random(2, 3, 4, 5)
-    text = inputs(x=x.shape) + layer("InnerProduct", "x", more=f"""inner_product_param {{
-        num_output: 7 axis: {axis} transpose: {str(transpose).lower()} }}""")  # fmt: skip
+    text = inputs(x=x.shape) + layer(
+        "InnerProduct",
+        "x",
+        more=f"""inner_product_param {{
+        num_output: 7 axis: {axis} transpose: {str(transpose).lower()} }}""",
+    )
     ran = Ran(text, {"x": x})
     weight = ran.weights["l.weight"]
     product = x.reshape(*x.shape[:axis], -1) @ (weight if transpose else weight.T)
@@ -419,12 +462,14 @@ def test_frozen_layers_have_no_gradients() -> None:
 def test_a_dense_block_is_its_plain_layers(bottleneck: bool) -> None:
     depth = 16 if bottleneck else 10
     values = {
-        "data": random(4, 3, 32, 32), "label": np.random.default_rng(0).integers(0, 10, 4),
-    }  # fmt: skip
+        "data": random(4, 3, 32, 32),
+        "label": np.random.default_rng(0).integers(0, 10, 4),
+    }
     plain = Ran(densenet(depth=depth, bottleneck=bottleneck), values)
     block = Ran(
-        densenet(depth=depth, bottleneck=bottleneck, dense_block=True), values,
+        densenet(depth=depth, bottleneck=bottleneck, dense_block=True),
+        values,
         order=plain.in_file_order(),
-    )  # fmt: skip
+    )
     assert plain.outputs["loss"] == block.outputs["loss"] > 0
     np.testing.assert_array_equal(plain.gradient("data"), block.gradient("data"))

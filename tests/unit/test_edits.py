@@ -190,9 +190,7 @@ def test_splits_hand_on_and_come_off(seed: int, size: int) -> None:
             assert texts[node["name"]] == old[k]
     assert undo(new, "x") == raw
     operators = [k for k, node in enumerate(new["nodes"]) if node["op"] != "null"]
-    both, _ = insert_identities(
-        new, chance.sample(operators, len(operators) // 2), BARRIER_SUFFIX
-    )
+    both, _ = insert_identities(new, chance.sample(operators, len(operators) // 2), BARRIER_SUFFIX)
     assert undo(both, "x") == raw
 
 
@@ -253,9 +251,13 @@ def test_nested_concats_become_one() -> None:
         {"op": "Concat", "name": "abc", "attrs": {"num_args": "2"}, "inputs": [[4, 0], [2, 0]]},
         {"op": "relu", "name": "r2", "inputs": [[6, 0]]},
         # along another axis: not the same data when flattened
-        {"op": "Concat", "name": "other", "attrs": {"num_args": "2", "dim": "2"},
-         "inputs": [[6, 0], [3, 0]]},
-    ]  # fmt: skip
+        {
+            "op": "Concat",
+            "name": "other",
+            "attrs": {"num_args": "2", "dim": "2"},
+            "inputs": [[6, 0], [3, 0]],
+        },
+    ]
     raw = {"nodes": nodes, "arg_nodes": [0, 1, 2, 3], "heads": [[8, 0], [5, 0], [7, 0]]}
     changes = flatten_concats(raw)
     assert [(c.position, list(c.inputs)) for c in changes] == [(6, [(0, 0), (1, 0), (2, 0)])]

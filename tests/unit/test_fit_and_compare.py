@@ -34,39 +34,82 @@ def analysis(batch: int) -> Analysis:
     """What reports read of an analysis."""
     inputs = {"data": [batch, 3, 224, 224], "softmax_label": [batch]}
     return Analysis(
-        graph=cast(Any, None), model=cast(Any, None), inputs=inputs, assumed=["data"],
-        arguments=[], auxiliary=[], outputs=[], parameter_bytes=0, state_bytes=0, loss_heads=0,
-        dtype="float32", bound_total_mb=0, bind_seconds=0.0,
-    )  # fmt: skip
+        graph=cast(Any, None),
+        model=cast(Any, None),
+        inputs=inputs,
+        assumed=["data"],
+        arguments=[],
+        auxiliary=[],
+        outputs=[],
+        parameter_bytes=0,
+        state_bytes=0,
+        loss_heads=0,
+        dtype="float32",
+        bound_total_mb=0,
+        bind_seconds=0.0,
+    )
 
 
 def cost(mib: float, again: float, live: float = 0.0) -> Cost:
     size = int(mib * MIB)
-    return Cost(size, size, int((live or 0.9 * mib) * MIB), again * 1e9, 1e9, 16,
-                recompute_seconds=0.9 * again, forward_seconds=1.0)  # fmt: skip
+    return Cost(
+        size,
+        size,
+        int((live or 0.9 * mib) * MIB),
+        again * 1e9,
+        1e9,
+        16,
+        recompute_seconds=0.9 * again,
+        forward_seconds=1.0,
+    )
 
 
 def row(strategy: str, mib: float, part: float, budget: float | None = None, **more: Any) -> Row:
     """A row of a graph of 1000 MiB."""
     size = None if budget is None else int(budget * 1000 * MIB)
     return Row(
-        strategy=strategy, budget=None if budget is None else f"{budget:.0%}", budget_bytes=size,
-        found_by=strategy, planned_bytes=int(mib * MIB), live_peak_bytes=int(0.9 * mib * MIB),
-        recompute_flops=part * 1e9, recompute_fraction=part, time_fraction=part, seconds=1.25,
-        environment=more.pop("environment", {}), feasible=size is None or mib * MIB <= size,
+        strategy=strategy,
+        budget=None if budget is None else f"{budget:.0%}",
+        budget_bytes=size,
+        found_by=strategy,
+        planned_bytes=int(mib * MIB),
+        live_peak_bytes=int(0.9 * mib * MIB),
+        recompute_flops=part * 1e9,
+        recompute_fraction=part,
+        time_fraction=part,
+        seconds=1.25,
+        environment=more.pop("environment", {}),
+        feasible=size is None or mib * MIB <= size,
         **more,
-    )  # fmt: skip
+    )
 
 
 def comparison() -> Comparison:
-    failed = Row("milp", None, None, None, None, None, None, None, None, 0.1, {}, False,
-                 problem="the graph has 9,000 nodes, and highspy takes 2,000")  # fmt: skip
+    failed = Row(
+        "milp",
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        0.1,
+        {},
+        False,
+        problem="the graph has 9,000 nodes, and highspy takes 2,000",
+    )
     ranged = {"NNVM_EXEC_MATCH_RANGE": "4"}
     rows = [
-        row("auto", 230, 0.97), row("memonger", 340, 1.0), row("none", 1000, 0.0), failed,
-        row("auto", 799.5, 0.02, 0.8, environment=ranged), row("auto", 500, 0.15, 0.5),
+        row("auto", 230, 0.97),
+        row("memonger", 340, 1.0),
+        row("none", 1000, 0.0),
+        failed,
+        row("auto", 799.5, 0.02, 0.8, environment=ranged),
+        row("auto", 500, 0.15, 0.5),
         row("auto", 230, 0.97, 0.2),
-    ]  # fmt: skip
+    ]
     mark_frontier(rows)
     return Comparison(
         SOURCE, "cd" * 32, analysis(32), 0, "mxnet", cost(1000, 0.0, 950), 60 * MIB, rows, []
@@ -121,29 +164,43 @@ def test_frontier_is_what_nothing_dominates(values: list[tuple[int, int, bool]])
     mark_frontier(rows)
     for one in rows:
         better = [
-            other for other in rows
+            other
+            for other in rows
             if other.feasible
             and other.planned_bytes <= one.planned_bytes
             and other.time_fraction <= one.time_fraction
-            and (other.planned_bytes, other.time_fraction)
-            != (one.planned_bytes, one.time_fraction)
-        ]  # fmt: skip
+            and (other.planned_bytes, other.time_fraction) != (one.planned_bytes, one.time_fraction)
+        ]
         assert one.on_frontier == (one.feasible and not better)
 
 
 def crowded() -> Comparison:
     """Nine strategies and the default budgets, near one another as they are on real graphs."""
     compared = comparison()
-    rows = [row(name, 1000 * part, again) for name, part, again in (
-        ("auto", 0.230, 0.97), ("local", 0.230, 0.97), ("memonger", 0.34, 1.0),
-        ("sqrt", 0.36, 0.98), ("cheap", 0.62, 0.08), ("dp", 0.236, 0.95), ("milp", 0.225, 0.99),
-        ("none", 1.0, 0.0),
-    )]  # fmt: skip
+    rows = [
+        row(name, 1000 * part, again)
+        for name, part, again in (
+            ("auto", 0.230, 0.97),
+            ("local", 0.230, 0.97),
+            ("memonger", 0.34, 1.0),
+            ("sqrt", 0.36, 0.98),
+            ("cheap", 0.62, 0.08),
+            ("dp", 0.236, 0.95),
+            ("milp", 0.225, 0.99),
+            ("none", 1.0, 0.0),
+        )
+    ]
     rows += [
         row("auto", 1000 * budget, again, budget)
-        for budget, again in ((0.8, 0.03), (0.6, 0.11), (0.5, 0.15), (0.4, 0.3), (0.3, 0.53),
-                              (0.25, 0.81))
-    ]  # fmt: skip
+        for budget, again in (
+            (0.8, 0.03),
+            (0.6, 0.11),
+            (0.5, 0.15),
+            (0.4, 0.3),
+            (0.3, 0.53),
+            (0.25, 0.81),
+        )
+    ]
     mark_frontier(rows)
     return dataclasses.replace(compared, rows=rows)
 
@@ -188,8 +245,12 @@ def test_plot_is_the_same_every_time_and_stands_alone() -> None:
 
 
 def test_a_point_is_labelled_by_all_its_rows() -> None:
-    same = [row("auto", 230, 0.97), row("local", 230, 0.97), row("auto", 230, 0.97, 0.3),
-            row("auto", 230, 0.97, 0.25)]  # fmt: skip
+    same = [
+        row("auto", 230, 0.97),
+        row("local", 230, 0.97),
+        row("auto", 230, 0.97, 0.3),
+        row("auto", 230, 0.97, 0.25),
+    ]
     assert plot.label_of(same) == "auto, local, auto ≤30%,\n≤25%"
     with pytest.raises(BadInput, match=r"ending"):
         plot.plot_kind("picture.PDF")
@@ -198,21 +259,34 @@ def test_a_point_is_labelled_by_all_its_rows() -> None:
 
 def fitted(*, bare: int = 104) -> Fitted:
     def side(batch: int, pool: float, again: float) -> Side:
-        parts = Breakdown(98 * MIB, 98 * MIB, 196 * MIB, MIB // 5, 59 * MIB, 59 * MIB,
-                          int(pool * MIB))  # fmt: skip
+        parts = Breakdown(
+            98 * MIB, 98 * MIB, 196 * MIB, MIB // 5, 59 * MIB, 59 * MIB, int(pool * MIB)
+        )
         more = parts.total + 150 * MIB
         return Side(batch, parts, cost(pool, again), more, "")
 
     planned = side(430, 15800, 0.97)
     planned.next_bytes, planned.next_problem = None, "a tensor would be too large"
     return Fitted(
-        source=SOURCE, sha256="cd" * 32, memory=16384 * MIB, reserve=512 * MIB, optimizer="adam",
-        strategy="auto", unplanned=side(bare, 15700, 0.0), planned=planned,
-        analysis=analysis(430), operator_count=0, engine="MXNet",
+        source=SOURCE,
+        sha256="cd" * 32,
+        memory=16384 * MIB,
+        reserve=512 * MIB,
+        optimizer="adam",
+        strategy="auto",
+        unplanned=side(bare, 15700, 0.0),
+        planned=planned,
+        analysis=analysis(430),
+        operator_count=0,
+        engine="MXNet",
         plan=Plan("local", cast(Any, None)),
-        environment={"NNVM_EXEC_MATCH_RANGE": "4"}, notes=[], searches=2, batches=7, seconds=16.04,
+        environment={"NNVM_EXEC_MATCH_RANGE": "4"},
+        notes=[],
+        searches=2,
+        batches=7,
+        seconds=16.04,
         cost_of="measured",
-    )  # fmt: skip
+    )
 
 
 def test_fitted() -> None:
@@ -264,9 +338,14 @@ def test_fitted_where_nothing_fits_unplanned() -> None:
 
 
 @given(
-    st.integers(0, 1000), st.integers(1, 500), st.floats(0.5, 2.0), st.integers(0, 10**6),
-    st.integers(1, 5000), st.sets(st.integers(1, 300), max_size=3), st.integers(0, 40),
-)  # fmt: skip
+    st.integers(0, 1000),
+    st.integers(1, 500),
+    st.floats(0.5, 2.0),
+    st.integers(0, 10**6),
+    st.integers(1, 5000),
+    st.sets(st.integers(1, 300), max_size=3),
+    st.integers(0, 40),
+)
 def test_largest_batch_fits_and_the_next_does_not(
     fixed: int, slope: int, power: float, available: int, limit: int, seen: set[int], noise: int
 ) -> None:

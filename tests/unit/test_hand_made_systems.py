@@ -93,12 +93,16 @@ def test_what_is_made_again(net: Any) -> None:
     _, _, _, names, plans = net
     layer = ["cat1", "norm2a", "norm2a_relu", "conv2a", "norm2b", "norm2b_relu", "conv2b"]
     expected = {
-        NONE: set(), RETAINED: set(), SHARED: set(), CONCATS: {"cat1"},
-        NORMS: {"cat1", "norm2a", "norm2a_relu"}, PYTORCH: {"cat1", "norm2a", "norm2a_relu"},
+        NONE: set(),
+        RETAINED: set(),
+        SHARED: set(),
+        CONCATS: {"cat1"},
+        NORMS: {"cat1", "norm2a", "norm2a_relu"},
+        PYTORCH: {"cat1", "norm2a", "norm2a_relu"},
         TENSORFLOW: {"norm2a", "norm2a_relu", "conv2a", "norm2b", "norm2b_relu"},
         CAFFE: {"cat1", "norm2a", "norm2a_relu", "norm2b", "norm2b_relu"},
         ULTRA: {"cat1", "norm2a", "norm2a_relu", "conv2a", "norm2b", "norm2b_relu"},
-    }  # fmt: skip
+    }
     assert set(expected) == set(plans)
     for strategy, again in expected.items():
         marks = dict(zip(names, plans[strategy].plan.recompute.tolist(), strict=True))

@@ -34,16 +34,25 @@ SYMBOL: dict[str, Any] = {
     "nodes": [
         {"op": "null", "name": "data", "inputs": [], "attrs": {"__shape__": "(2, 4)"}},
         {"op": "null", "name": "w", "inputs": []},
-        {"op": "FullyConnected", "name": "fc", "attrs": {"num_hidden": "3", "no_bias": "True"},
-         "inputs": [[0, 0, 0], [1, 0, 0]]},
+        {
+            "op": "FullyConnected",
+            "name": "fc",
+            "attrs": {"num_hidden": "3", "no_bias": "True"},
+            "inputs": [[0, 0, 0], [1, 0, 0]],
+        },
     ],
     "arg_nodes": [0, 1],
     "heads": [[2, 0, 0]],
-}  # fmt: skip
+}
 RECORD = PlanRecord(
-    strategy="auto", shapes={"data": [2, 4]}, dtype="float32", environment={},
-    original_name="net.json", original_sha256="0" * 64, n_nodes=3,
-)  # fmt: skip
+    strategy="auto",
+    shapes={"data": [2, 4]},
+    dtype="float32",
+    environment={},
+    original_name="net.json",
+    original_sha256="0" * 64,
+    n_nodes=3,
+)
 
 
 def symbol(**attributes: str) -> bytes:
@@ -112,9 +121,11 @@ def test_what_passes_is_on_the_list_and_a_number(values: dict[str, Any]) -> None
 
 def test_every_variable_that_memcli_writes_passes() -> None:
     environment = {
-        "NNVM_EXEC_MATCH_RANGE": "16", "MXNET_EXEC_INPLACE_GRAD_SUM_CAP": "5",
-        "MXNET_MKLDNN_ENABLED": "0", "MXNET_USE_MKLDNN_RNN": "0",
-    }  # fmt: skip
+        "NNVM_EXEC_MATCH_RANGE": "16",
+        "MXNET_EXEC_INPLACE_GRAD_SUM_CAP": "5",
+        "MXNET_MKLDNN_ENABLED": "0",
+        "MXNET_USE_MKLDNN_RNN": "0",
+    }
     plan = SymbolFile.from_bytes(planned_symbol(environment=environment), "p.json").plan()
     assert plan is not None and plan.environment == environment
 
@@ -122,9 +133,13 @@ def test_every_variable_that_memcli_writes_passes() -> None:
 def test_the_record_of_an_onnx_file_is_held_to_the_same_list() -> None:
     file = read(onnx_model(helper.make_node("Relu", ["x"], ["y"], name="r")))
     plan = new_plan(
-        file, {"r": "kept"}, strategy="auto", shapes={}, dtype="float32",
+        file,
+        {"r": "kept"},
+        strategy="auto",
+        shapes={},
+        dtype="float32",
         environment={"LD_PRELOAD": "evil.so"},
-    )  # fmt: skip
+    )
     planned = parse_onnx(planned_bytes(file, plan), "planned.onnx")
     with pytest.raises(BadInput, match=r"planned\.onnx.*LD_PRELOAD"):
         planned.plan()
@@ -140,12 +155,21 @@ def test_a_number_is_ascii_digits_alone(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("(1, 3L,224)", (1, 3, 224)), ("[0,]", (0,)), ("()", ()), ("7", (7,)),
-        ("(2, None)", (2, None)), ("(2.0, 1e2)", (2, 100)),
-        ("{[]: 1}", None), ("__import__('os')", None), ("(" * 5000, None), ("(²,)", None),
-        ("9" * 5000, None), ("(1e999,)", None), ("None", None),
+        ("(1, 3L,224)", (1, 3, 224)),
+        ("[0,]", (0,)),
+        ("()", ()),
+        ("7", (7,)),
+        ("(2, None)", (2, None)),
+        ("(2.0, 1e2)", (2, 100)),
+        ("{[]: 1}", None),
+        ("__import__('os')", None),
+        ("(" * 5000, None),
+        ("(²,)", None),
+        ("9" * 5000, None),
+        ("(1e999,)", None),
+        ("None", None),
     ],
-)  # fmt: skip
+)
 def test_tuples_of_attributes_are_read_without_evaluating(text: str, value: Any) -> None:
     assert tuple_of(text) == value
 
@@ -198,16 +222,15 @@ def test_a_graph_without_outputs_is_no_failure_of_mxnet() -> None:
 
 
 def function(name: str, *nodes: onnx.NodeProto) -> onnx.FunctionProto:
-    return helper.make_function("my", name, ["x"], ["y"], nodes, [helper.make_opsetid("", 17),
-                                helper.make_opsetid("my", 1)])  # fmt: skip
+    return helper.make_function(
+        "my", name, ["x"], ["y"], nodes, [helper.make_opsetid("", 17), helper.make_opsetid("my", 1)]
+    )
 
 
 def chain_of(op: str, count: int, domain: str = "") -> list[onnx.NodeProto]:
     """Nodes of one operator, each reading the last."""
     names = ["x", *(f"t{k}" for k in range(count - 1)), "y"]
-    return [
-        helper.make_node(op, [names[k]], [names[k + 1]], domain=domain) for k in range(count)
-    ]
+    return [helper.make_node(op, [names[k]], [names[k + 1]], domain=domain) for k in range(count)]
 
 
 def test_functions_that_unfold_without_end_are_counted_and_not_unfolded() -> None:
@@ -220,8 +243,9 @@ def test_functions_that_unfold_without_end_are_counted_and_not_unfolded() -> Non
 
 @pytest.mark.parametrize("length", [1, 2, 3000])
 def test_functions_that_call_themselves_are_refused(length: int) -> None:
-    calls = [helper.make_node(f"f{(k + 1) % length}", ["x"], ["y"], domain="my")
-             for k in range(length)]  # fmt: skip
+    calls = [
+        helper.make_node(f"f{(k + 1) % length}", ["x"], ["y"], domain="my") for k in range(length)
+    ]
     functions = [function(f"f{k}", call) for k, call in enumerate(calls)]
     model = onnx_model(helper.make_node("f0", ["x"], ["y"], domain="my"), functions=functions)
     with pytest.raises(BadInput, match=r"net\.onnx: function .* calls itself"):
@@ -256,8 +280,14 @@ def bad_nodes() -> dict[str, onnx.NodeProto]:
     twice = helper.make_node("Softmax", ["x"], ["y"], name="it", axis=1)
     twice.attribute.append(helper.make_attribute("axis", 0))
     outputs = helper.make_node("Relu", ["x"], ["y", "z"], name="it")
-    return {"type": conv, "missing": cast, "no tensor": constant, "no branch": branch,
-            "twice": twice, "outputs": outputs}  # fmt: skip
+    return {
+        "type": conv,
+        "missing": cast,
+        "no tensor": constant,
+        "no branch": branch,
+        "twice": twice,
+        "outputs": outputs,
+    }
 
 
 @pytest.mark.parametrize("case", bad_nodes())

@@ -159,9 +159,11 @@ def any_nets(draw: st.DrawFn) -> TrainingGraph:
     net = Net(batch=1, side=2)
     made = [net("conv", 0, channels=4)]
     for _ in range(draw(st.integers(1, 14))):
-        op = draw(st.sampled_from(
-            ["conv", "bn", "Relu", "Relu", "cat", "cat", "add", "MaxPool", "Mul", "Flatten"]
-        ))  # fmt: skip
+        op = draw(
+            st.sampled_from(
+                ["conv", "bn", "Relu", "Relu", "cat", "cat", "add", "MaxPool", "Mul", "Flatten"]
+            )
+        )
         x = draw(st.sampled_from(made[-4:]))
         alike = [v for v in made if net.channels[v] == net.channels[x]]
         if op == "cat":

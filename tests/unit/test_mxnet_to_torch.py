@@ -173,9 +173,13 @@ def rnn(mode: str, **attributes: Any) -> Case:
     def build(sym: Any) -> Any:
         names = ["x", "p", "h", "c"] if mode == "lstm" else ["x", "p", "h"]
         out = sym.RNN(
-            *[sym.Variable(n) for n in names], mode=mode, state_size=4, state_outputs=True,
-            name="op", **{"num_layers": 1, **attributes},
-        )  # fmt: skip
+            *[sym.Variable(n) for n in names],
+            mode=mode,
+            state_size=4,
+            state_outputs=True,
+            name="op",
+            **{"num_layers": 1, **attributes},
+        )
         return sym.Group(list(out))
 
     return Case(build, {"x": (5, 2, 3)}, tolerance=1e-6)
@@ -190,18 +194,46 @@ def self_attention(sym: Any) -> Any:
 
 GRID = np.array([[0.0, 2, 1], [3, 1, 0]])
 CASES: dict[str, Case] = {
-    "conv": one("Convolution", (2, 4, 7, 6), kernel=(3, 2), num_filter=6, stride=(2, 1),
-                pad=(1, 0), num_group=2),
-    "conv dilated": one("Convolution", (1, 2, 9, 9), kernel=(3, 3), num_filter=3, dilate=(2, 2),
-                        no_bias=True),
+    "conv": one(
+        "Convolution",
+        (2, 4, 7, 6),
+        kernel=(3, 2),
+        num_filter=6,
+        stride=(2, 1),
+        pad=(1, 0),
+        num_group=2,
+    ),
+    "conv dilated": one(
+        "Convolution", (1, 2, 9, 9), kernel=(3, 3), num_filter=3, dilate=(2, 2), no_bias=True
+    ),
     "conv 1d": one("Convolution", (2, 3, 9), kernel=(3,), num_filter=4, pad=(1,)),
     "conv 3d": one("Convolution", (1, 2, 4, 5, 5), kernel=(2, 3, 3), num_filter=3),
-    "deconv": one("Deconvolution", (2, 4, 4, 4), kernel=(4, 4), num_filter=6, stride=(2, 2),
-                  pad=(1, 1), num_group=2),
-    "deconv adj": one("Deconvolution", (1, 2, 4, 4), kernel=(3, 3), num_filter=2, stride=(2, 2),
-                      adj=(1, 1), no_bias=False),
-    "deconv target": one("Deconvolution", (1, 2, 4, 4), kernel=(4, 4), num_filter=2,
-                         stride=(2, 2), target_shape=(7, 8)),
+    "deconv": one(
+        "Deconvolution",
+        (2, 4, 4, 4),
+        kernel=(4, 4),
+        num_filter=6,
+        stride=(2, 2),
+        pad=(1, 1),
+        num_group=2,
+    ),
+    "deconv adj": one(
+        "Deconvolution",
+        (1, 2, 4, 4),
+        kernel=(3, 3),
+        num_filter=2,
+        stride=(2, 2),
+        adj=(1, 1),
+        no_bias=False,
+    ),
+    "deconv target": one(
+        "Deconvolution",
+        (1, 2, 4, 4),
+        kernel=(4, 4),
+        num_filter=2,
+        stride=(2, 2),
+        target_shape=(7, 8),
+    ),
     "fc": one("FullyConnected", (2, 3, 4), num_hidden=5),
     "fc last": one("FullyConnected", (2, 3, 4), num_hidden=5, flatten=False, no_bias=True),
     "bn": norm(fix_gamma=False, eps=1e-3, momentum=0.8),
@@ -233,7 +265,10 @@ CASES: dict[str, Case] = {
         lambda sym: sym.softmax(
             sym.Variable("x"), length=sym.Variable("n"), use_length=True, axis=1, name="op"
         ),
-        {"x": (2, 4), "n": (2,)}, {"n": [2, 4]}, fixed=("n",), types={"n": "int32"},
+        {"x": (2, 4), "n": (2,)},
+        {"n": [2, 4]},
+        fixed=("n",),
+        types={"n": "int32"},
     ),
     "softmin": one("softmin", (2, 3)),
     "log softmax": one("log_softmax", (2, 3, 4)),
@@ -241,25 +276,49 @@ CASES: dict[str, Case] = {
     "softmax channel": one("SoftmaxActivation", (2, 3, 2, 2), mode="channel", **SINGLE),
     "softmax output": loss("SoftmaxOutput", (3, 4), [1, 0, 2], grad_scale=0.5),
     "softmax batch": loss("SoftmaxOutput", (3, 4), [1, 0, 2], normalization="batch"),
-    "softmax valid": loss("SoftmaxOutput", (3, 4), [1, 0, 2], normalization="valid",
-                          use_ignore=True, ignore_label=0),
-    "softmax valid all": loss("SoftmaxOutput", (3, 4), [1, -1, 2], normalization="valid",
-                              use_ignore=True),
+    "softmax valid": loss(
+        "SoftmaxOutput", (3, 4), [1, 0, 2], normalization="valid", use_ignore=True, ignore_label=0
+    ),
+    "softmax valid all": loss(
+        "SoftmaxOutput", (3, 4), [1, -1, 2], normalization="valid", use_ignore=True
+    ),
     "softmax ignore": loss("SoftmaxOutput", (3, 4), [1, 0, 2], use_ignore=True, ignore_label=2),
     "softmax smooth": loss("SoftmaxOutput", (3, 4), [1, 0, 2], smooth_alpha=0.2),
     "softmax soft": loss("SoftmaxOutput", (2, 3), [[0.2, 0.3, 0.5], [1, 0, 0]], grad_scale=2.0),
     "softmax multi": loss("SoftmaxOutput", (2, 4, 3), GRID, multi_output=True),
-    "softmax multi batch": loss("SoftmaxOutput", (2, 4, 3), GRID, multi_output=True,
-                                normalization="batch", grad_scale=3.0),
-    "softmax multi valid": loss("SoftmaxOutput", (2, 4, 3), GRID, multi_output=True,
-                                normalization="valid", use_ignore=True, ignore_label=1),
-    "softmax multi ignore": loss("SoftmaxOutput", (2, 4, 3, 1), GRID[:, :, None],
-                                 multi_output=True, use_ignore=True, ignore_label=0),
+    "softmax multi batch": loss(
+        "SoftmaxOutput", (2, 4, 3), GRID, multi_output=True, normalization="batch", grad_scale=3.0
+    ),
+    "softmax multi valid": loss(
+        "SoftmaxOutput",
+        (2, 4, 3),
+        GRID,
+        multi_output=True,
+        normalization="valid",
+        use_ignore=True,
+        ignore_label=1,
+    ),
+    "softmax multi ignore": loss(
+        "SoftmaxOutput",
+        (2, 4, 3, 1),
+        GRID[:, :, None],
+        multi_output=True,
+        use_ignore=True,
+        ignore_label=0,
+    ),
     "softmax preserve": loss("SoftmaxOutput", (2, 3, 4), GRID, preserve_shape=True),
-    "softmax preserve valid": loss("SoftmaxOutput", (2, 3, 4), GRID, preserve_shape=True,
-                                   normalization="valid", use_ignore=True, ignore_label=3),
-    "softmax preserve batch": loss("SoftmaxOutput", (2, 3, 4), GRID, preserve_shape=True,
-                                   normalization="batch"),
+    "softmax preserve valid": loss(
+        "SoftmaxOutput",
+        (2, 3, 4),
+        GRID,
+        preserve_shape=True,
+        normalization="valid",
+        use_ignore=True,
+        ignore_label=3,
+    ),
+    "softmax preserve batch": loss(
+        "SoftmaxOutput", (2, 3, 4), GRID, preserve_shape=True, normalization="batch"
+    ),
     "linear regression": loss("LinearRegressionOutput", (2, 3), GRID, grad_scale=0.7),
     "linear regression flat": loss("LinearRegressionOutput", (3, 1), [1, 0, 2]),
     "logistic regression": loss("LogisticRegressionOutput", (2, 3), GRID),
@@ -271,27 +330,49 @@ CASES: dict[str, Case] = {
     "make loss batch": one("MakeLoss", (3, 4), normalization="batch"),
     "make loss valid": one("MakeLoss", (3, 4), normalization="valid", valid_thresh=0.2),
     "make_loss": one("make_loss", (3, 4)),
-    "block": Case(lambda sym: sym.BlockGrad(sym.Variable("x")) * sym.Variable("y"),
-                  {"x": (2, 3), "y": (2, 3)}),
+    "block": Case(
+        lambda sym: sym.BlockGrad(sym.Variable("x")) * sym.Variable("y"), {"x": (2, 3), "y": (2, 3)}
+    ),
     "embedding": Case(
         lambda sym: sym.Embedding(sym.Variable("x"), input_dim=4, output_dim=3, name="op"),
-        {"x": (2, 3)}, {"x": GRID}, fixed=("x",),
+        {"x": (2, 3)},
+        {"x": GRID},
+        fixed=("x",),
     ),
     # Its gradient comes from outside, so that MXNet does not work in place (see the note).
     "prelu": Case(
         lambda sym: sym.LeakyReLU(sym.Variable("x"), act_type="prelu", name="op"),
-        {"x": (2, 3, 4)}, {"op_gamma": [0.1, 0.5, -0.3]},
+        {"x": (2, 3, 4)},
+        {"op_gamma": [0.1, 0.5, -0.3]},
     ),
-    **{f"pool {kind} {convention}": one("Pooling", (2, 3, 8, 7), kernel=(3, 3), stride=(2, 2),
-                                        pad=(1, 0), pool_type=kind, pooling_convention=convention)
-       for kind in ("max", "avg", "sum") for convention in ("valid", "full")},
-    "pool without pad": one("Pooling", (2, 3, 8, 7), kernel=(3, 3), stride=(2, 2), pad=(1, 1),
-                            pool_type="avg", pooling_convention="full", count_include_pad=False),
-    "pool lp": one("Pooling", (2, 3, 6, 6), kernel=(2, 2), stride=(2, 2), pool_type="lp",
-                   p_value=2),
+    **{
+        f"pool {kind} {convention}": one(
+            "Pooling",
+            (2, 3, 8, 7),
+            kernel=(3, 3),
+            stride=(2, 2),
+            pad=(1, 0),
+            pool_type=kind,
+            pooling_convention=convention,
+        )
+        for kind in ("max", "avg", "sum")
+        for convention in ("valid", "full")
+    },
+    "pool without pad": one(
+        "Pooling",
+        (2, 3, 8, 7),
+        kernel=(3, 3),
+        stride=(2, 2),
+        pad=(1, 1),
+        pool_type="avg",
+        pooling_convention="full",
+        count_include_pad=False,
+    ),
+    "pool lp": one(
+        "Pooling", (2, 3, 6, 6), kernel=(2, 2), stride=(2, 2), pool_type="lp", p_value=2
+    ),
     "pool wide pad": one("Pooling", (1, 2, 6, 6), kernel=(3, 3), pad=(2, 2), pool_type="max"),
-    "pool wide pad avg": one("Pooling", (1, 2, 6, 6), kernel=(3, 3), pad=(2, 2),
-                             pool_type="avg"),
+    "pool wide pad avg": one("Pooling", (1, 2, 6, 6), kernel=(3, 3), pad=(2, 2), pool_type="avg"),
     "pool 1d": one("Pooling", (2, 3, 8), kernel=(3,), stride=(2,), pool_type="max"),
     "pool 3d": one("Pooling", (1, 2, 4, 4, 4), kernel=(2, 2, 2), pool_type="avg"),
     "pool global max": one("Pooling", (2, 3, 4, 4), global_pool=True, kernel=(2, 2)),
@@ -313,12 +394,18 @@ CASES: dict[str, Case] = {
     "expand": one("expand_dims", (2, 3), axis=-1),
     "squeeze": one("squeeze", (2, 1, 3, 1)),
     "squeeze axis": one("squeeze", (2, 1, 3, 1), axis=1),
-    "split": Case(lambda sym: sym.Group(list(
-        sym.SliceChannel(sym.Variable("x"), num_outputs=3, axis=1, name="op"))), {"x": (2, 6, 2)}),
+    "split": Case(
+        lambda sym: sym.Group(
+            list(sym.SliceChannel(sym.Variable("x"), num_outputs=3, axis=1, name="op"))
+        ),
+        {"x": (2, 6, 2)},
+    ),
     "split squeezed": Case(
         lambda sym: sym.SliceChannel(
-            sym.Variable("x"), num_outputs=3, axis=-1, squeeze_axis=True, name="op")[1],
-        {"x": (2, 2, 3)}),
+            sym.Variable("x"), num_outputs=3, axis=-1, squeeze_axis=True, name="op"
+        )[1],
+        {"x": (2, 2, 3)},
+    ),
     "slice axis": one("slice_axis", (3, 7), axis=-1, begin=-5, end=-1),
     "slice": one("slice", (5, 7), begin=(1, None), end=(None, -2), step=(2, 1)),
     "slice backwards": one("slice", (5, 7), begin=(None, 5), end=(None, 1), step=(-1, -2)),
@@ -331,8 +418,14 @@ CASES: dict[str, Case] = {
     "repeat all": one("repeat", (2, 3), repeats=2),
     "stack": two("stack", (2, 3), (2, 3), axis=1, num_args=2),
     "concat": two("Concat", (2, 3), (2, 4), dim=-1, num_args=2),
-    "pad": one("Pad", (1, 2, 3, 3), mode="constant", pad_width=(0, 0, 0, 0, 1, 2, 3, 0),
-                constant_value=2.0, **SINGLE),
+    "pad": one(
+        "Pad",
+        (1, 2, 3, 3),
+        mode="constant",
+        pad_width=(0, 0, 0, 0, 1, 2, 3, 0),
+        constant_value=2.0,
+        **SINGLE,
+    ),
     "pad edge": one("Pad", (1, 2, 3, 3), mode="edge", pad_width=(0, 0, 0, 0, 1, 2, 3, 0)),
     "pad reflect": one("Pad", (1, 2, 4, 4), mode="reflect", pad_width=(0, 0, 0, 0, 1, 2, 3, 0)),
     "broadcast axis": one("broadcast_axis", (2, 1, 3), axis=1, size=4),
@@ -345,76 +438,178 @@ CASES: dict[str, Case] = {
     "dot of vectors": two("dot", (3,), (3,)),
     "batch dot": two("batch_dot", (2, 3, 4), (2, 5, 4), transpose_b=True),
     "take": two("take", (4, 3), (2, 3), values={"y": GRID}, fixed=("y",)),
-    "take wrap": two("take", (3, 4), (2, 3), axis=1, mode="wrap", values={"y": GRID + 3},
-                     fixed=("y",)),
-    "pick": two("pick", (3, 4), (3,), axis=1, keepdims=True, values={"y": [1, 0, 3]},
-                fixed=("y",)),
-    "gather": two("gather_nd", (3, 4), (2, 3), values={"y": [[0, 2, 1], [3, 1, 1]]},
-                  fixed=("y",)),
-    "one hot": one("one_hot", (2, 3), depth=5, on_value=2.0, off_value=-1.0,
-                   values={"x": GRID}),
+    "take wrap": two(
+        "take", (3, 4), (2, 3), axis=1, mode="wrap", values={"y": GRID + 3}, fixed=("y",)
+    ),
+    "pick": two("pick", (3, 4), (3,), axis=1, keepdims=True, values={"y": [1, 0, 3]}, fixed=("y",)),
+    "gather": two("gather_nd", (3, 4), (2, 3), values={"y": [[0, 2, 1], [3, 1, 1]]}, fixed=("y",)),
+    "one hot": one("one_hot", (2, 3), depth=5, on_value=2.0, off_value=-1.0, values={"x": GRID}),
     "where": Case(
         lambda sym: sym.where(sym.Variable("c"), sym.Variable("x"), sym.Variable("y"), name="op"),
-        {"c": (2, 3), "x": (2, 3), "y": (2, 3)}, {"c": [[1, 0, 2], [0, 0, 1]]}),
+        {"c": (2, 3), "x": (2, 3), "y": (2, 3)},
+        {"c": [[1, 0, 2], [0, 0, 1]]},
+    ),
     "clip": one("clip", (3, 4), a_min=-0.5, a_max=0.7),
     "smooth l1": one("smooth_l1", (3, 4), scalar=1.5),
     "upsampling": one("UpSampling", (1, 2, 3, 3), scale=2, sample_type="nearest", num_args=1),
     "bilinear": one("BilinearResize2D", (1, 2, 4, 5), height=7, width=9),
     "adaptive": one("AdaptiveAvgPooling2D", (1, 2, 7, 5), output_size=(3, 2)),
     "sequence mask": Case(
-        lambda sym: sym.SequenceMask(sym.Variable("x"), sym.Variable("n"),
-                                     use_sequence_length=True, value=-1.0, name="op"),
-        {"x": (4, 2, 3), "n": (2,)}, {"n": [2, 4]}, fixed=("n",)),
+        lambda sym: sym.SequenceMask(
+            sym.Variable("x"), sym.Variable("n"), use_sequence_length=True, value=-1.0, name="op"
+        ),
+        {"x": (4, 2, 3), "n": (2,)},
+        {"n": [2, 4]},
+        fixed=("n",),
+    ),
     "sequence last": Case(
-        lambda sym: sym.SequenceLast(sym.Variable("x"), sym.Variable("n"),
-                                     use_sequence_length=True, axis=1, name="op"),
-        {"x": (2, 4, 3), "n": (2,)}, {"n": [2, 4]}, fixed=("n",)),
+        lambda sym: sym.SequenceLast(
+            sym.Variable("x"), sym.Variable("n"), use_sequence_length=True, axis=1, name="op"
+        ),
+        {"x": (2, 4, 3), "n": (2,)},
+        {"n": [2, 4]},
+        fixed=("n",),
+    ),
     "sequence reverse": Case(
-        lambda sym: sym.SequenceReverse(sym.Variable("x"), sym.Variable("n"),
-                                        use_sequence_length=True, name="op"),
-        {"x": (4, 2, 3), "n": (2,)}, {"n": [2, 4]}, fixed=("n",)),
+        lambda sym: sym.SequenceReverse(
+            sym.Variable("x"), sym.Variable("n"), use_sequence_length=True, name="op"
+        ),
+        {"x": (4, 2, 3), "n": (2,)},
+        {"n": [2, 4]},
+        fixed=("n",),
+    ),
     "self attention": Case(self_attention, {"x": (3, 2, 24)}, **SINGLE),
-    "add n": Case(lambda sym: sym.add_n(*[sym.Variable(n) for n in "xyz"], name="op"),
-                  dict.fromkeys("xyz", (2, 3))),
+    "add n": Case(
+        lambda sym: sym.add_n(*[sym.Variable(n) for n in "xyz"], name="op"),
+        dict.fromkeys("xyz", (2, 3)),
+    ),
     "arange": Case(
         lambda sym: sym.broadcast_mul(
-            sym.Variable("x"), sym.arange(1, 7, 2, name="range", dtype="float64"), name="op"),
-        {"x": (2, 3)}),
+            sym.Variable("x"), sym.arange(1, 7, 2, name="range", dtype="float64"), name="op"
+        ),
+        {"x": (2, 3)},
+    ),
     "arange of a stop": Case(
         lambda sym: sym.broadcast_mul(
-            sym.Variable("x"), sym.arange(3, repeat=2, name="range", dtype="float64"), name="op"),
-        {"x": (2, 6)}),
-    **{f"{op} {keep}": one(op, (2, 3, 4), axis=(0, 2), keepdims=keep)
-       for op in ("sum", "mean", "max", "min", "prod", "norm") for keep in (True, False)},
+            sym.Variable("x"), sym.arange(3, repeat=2, name="range", dtype="float64"), name="op"
+        ),
+        {"x": (2, 6)},
+    ),
+    **{
+        f"{op} {keep}": one(op, (2, 3, 4), axis=(0, 2), keepdims=keep)
+        for op in ("sum", "mean", "max", "min", "prod", "norm")
+        for keep in (True, False)
+    },
     "sum of all": one("sum", (2, 3)),
     "sum but": one("sum", (2, 3, 4), axis=1, exclude=True),
     "max of equals": one("max", (2, 3), axis=1, values={"x": [[1, 1, 0], [2, 2, 2]]}),
-    **{f"{op}": two(op, (2, 3), (2, 3)) for op in (
-        "elemwise_add", "elemwise_sub", "elemwise_mul", "elemwise_div", "_maximum", "_minimum",
-        "_equal", "_greater", "_hypot")},
-    **{f"{op}": two(op, (2, 1, 3), (1, 4, 3)) for op in (
-        "broadcast_add", "broadcast_sub", "broadcast_mul", "broadcast_div", "broadcast_maximum",
-        "broadcast_minimum", "broadcast_lesser", "broadcast_not_equal", "broadcast_mod")},
-    "maximum of equals": two("_maximum", (1, 3), (1, 3), values={"x": [[1, 2, 3]],
-                                                                 "y": [[1, 5, 2]]}),
-    **{op: one(op, (2, 3), scalar=1.5) for op in (
-        "_plus_scalar", "_minus_scalar", "_rminus_scalar", "_mul_scalar", "_div_scalar",
-        "_rdiv_scalar", "_maximum_scalar", "_minimum_scalar", "_rpower_scalar", "_mod_scalar",
-        "_greater_scalar", "_lesser_equal_scalar", "_equal_scalar", "_hypot_scalar")},
-    **{op: one(op, (2, 3)) for op in (
-        "square", "exp", "abs", "sign", "negative", "floor", "ceil", "round", "rint", "trunc",
-        "sin", "cos", "arctan", "sinh", "expm1", "reciprocal", "erf", "relu", "sigmoid",
-        "softsign", "zeros_like", "ones_like", "cbrt", "logical_not", "identity")},
-    **{op: one(op, (2, 3), values={"x": [[0.3, 0.8, 0.5], [0.1, 0.9, 0.7]]}) for op in (
-        "sqrt", "rsqrt", "log", "log2", "log10", "log1p", "arcsin", "arccos", "gammaln",
-        "gamma", "rcbrt", "tan", "arctanh", "erfinv")},
+    **{
+        f"{op}": two(op, (2, 3), (2, 3))
+        for op in (
+            "elemwise_add",
+            "elemwise_sub",
+            "elemwise_mul",
+            "elemwise_div",
+            "_maximum",
+            "_minimum",
+            "_equal",
+            "_greater",
+            "_hypot",
+        )
+    },
+    **{
+        f"{op}": two(op, (2, 1, 3), (1, 4, 3))
+        for op in (
+            "broadcast_add",
+            "broadcast_sub",
+            "broadcast_mul",
+            "broadcast_div",
+            "broadcast_maximum",
+            "broadcast_minimum",
+            "broadcast_lesser",
+            "broadcast_not_equal",
+            "broadcast_mod",
+        )
+    },
+    "maximum of equals": two(
+        "_maximum", (1, 3), (1, 3), values={"x": [[1, 2, 3]], "y": [[1, 5, 2]]}
+    ),
+    **{
+        op: one(op, (2, 3), scalar=1.5)
+        for op in (
+            "_plus_scalar",
+            "_minus_scalar",
+            "_rminus_scalar",
+            "_mul_scalar",
+            "_div_scalar",
+            "_rdiv_scalar",
+            "_maximum_scalar",
+            "_minimum_scalar",
+            "_rpower_scalar",
+            "_mod_scalar",
+            "_greater_scalar",
+            "_lesser_equal_scalar",
+            "_equal_scalar",
+            "_hypot_scalar",
+        )
+    },
+    **{
+        op: one(op, (2, 3))
+        for op in (
+            "square",
+            "exp",
+            "abs",
+            "sign",
+            "negative",
+            "floor",
+            "ceil",
+            "round",
+            "rint",
+            "trunc",
+            "sin",
+            "cos",
+            "arctan",
+            "sinh",
+            "expm1",
+            "reciprocal",
+            "erf",
+            "relu",
+            "sigmoid",
+            "softsign",
+            "zeros_like",
+            "ones_like",
+            "cbrt",
+            "logical_not",
+            "identity",
+        )
+    },
+    **{
+        op: one(op, (2, 3), values={"x": [[0.3, 0.8, 0.5], [0.1, 0.9, 0.7]]})
+        for op in (
+            "sqrt",
+            "rsqrt",
+            "log",
+            "log2",
+            "log10",
+            "log1p",
+            "arcsin",
+            "arccos",
+            "gammaln",
+            "gamma",
+            "rcbrt",
+            "tan",
+            "arctanh",
+            "erfinv",
+        )
+    },
     "power": one("_power_scalar", (2, 3), scalar=1.5, values={"x": np.abs(GRID) + 0.5}),
     "argmax": Case(lambda sym: sym.BlockGrad(sym.argmax(sym.Variable("x"), axis=1)), {"x": (2, 5)}),
     "argsort": Case(
         lambda sym: sym.BlockGrad(sym.argsort(sym.Variable("x"), axis=1, is_ascend=False)),
-        {"x": (2, 5)}),
+        {"x": (2, 5)},
+    ),
     "topk": one("topk", (2, 5), axis=1, k=2, ret_typ="value"),
-}  # fmt: skip
+}
 
 
 @needs_mxnet
@@ -462,9 +657,15 @@ def test_a_planned_symbol_trains_bit_identically() -> None:
 
     raw = symbol_of_two_blocks()
     shapes = {
-        "data": (4, 3, 8, 8), "label": (4,), "w1": (6, 3, 3, 3), "g1": (6,), "b1": (6,),
-        "m1": (6,), "v1": (6,), "w2": (5, 6 * 16),
-    }  # fmt: skip
+        "data": (4, 3, 8, 8),
+        "label": (4,),
+        "w1": (6, 3, 3, 3),
+        "g1": (6,),
+        "b1": (6,),
+        "m1": (6,),
+        "v1": (6,),
+        "w2": (5, 6 * 16),
+    }
     rng = np.random.default_rng(1)
     values = {name: rng.random(shape, np.float32) + 0.1 for name, shape in shapes.items()}
     roles = {"data": "input", "label": "label"}
@@ -500,8 +701,15 @@ def symbol_of_two_blocks() -> dict[str, Any]:
         return len(nodes) - 1
 
     data, w1 = add("null", "data"), add("null", "w1")
-    x = add("Convolution", "conv", (data, w1), kernel="(3L, 3L)", pad="(1, 1)", num_filter="6",
-            no_bias="True")  # fmt: skip
+    x = add(
+        "Convolution",
+        "conv",
+        (data, w1),
+        kernel="(3L, 3L)",
+        pad="(1, 1)",
+        num_filter="6",
+        no_bias="True",
+    )
     states = tuple(add("null", name) for name in ("g1", "b1", "m1", "v1"))
     x = add("BatchNorm", "bn", (x, *states))
     x = add("Activation", "relu", (x,), act_type="relu")

@@ -18,8 +18,10 @@ NAMES = st.lists(
         ),
         st.text("ab_1", min_size=1, max_size=40),
     ),
-    min_size=1, max_size=60, unique=True,
-)  # fmt: skip
+    min_size=1,
+    max_size=60,
+    unique=True,
+)
 
 
 @settings(deadline=None)

@@ -70,22 +70,32 @@ def network(opset: int = 17, training: bool = False) -> onnx.ModelProto:
     mode = {"training_mode": 1} if training else {}
     nodes = [
         node("Conv", ["x", "c.weight", "c.bias"], ["conv"], name="conv", pads=[1, 1, 1, 1]),
-        node("BatchNormalization", ["conv", "b.weight", "b.bias", "b.mean", "b.var"],
-             ["bn", "m", "v"] if training else ["bn"], name="bn", **mode),
+        node(
+            "BatchNormalization",
+            ["conv", "b.weight", "b.bias", "b.mean", "b.var"],
+            ["bn", "m", "v"] if training else ["bn"],
+            name="bn",
+            **mode,
+        ),
         node("Relu", ["bn"], ["relu"]),
-        node("Dropout", ["relu", "ratio"], ["drop"], name="drop") if opset >= 12
+        node("Dropout", ["relu", "ratio"], ["drop"], name="drop")
+        if opset >= 12
         else node("Dropout", ["relu"], ["drop"], name="drop", ratio=0.25),
         node("GlobalAveragePool", ["drop"], ["pool"], name="pool"),
         node("Reshape", ["pool", "flat"], ["rows"]),
         node("Gemm", ["rows", "f.weight", "f.bias"], ["y"], name="fc", transB=1),
-    ]  # fmt: skip
+    ]
     weights = [
-        weight("c.weight", 4, 3, 3, 3), weight("c.bias", 4, seed=1),
-        weight("b.weight", 4, seed=2), weight("b.bias", 4, seed=3), weight("b.mean", 4, seed=4),
+        weight("c.weight", 4, 3, 3, 3),
+        weight("c.bias", 4, seed=1),
+        weight("b.weight", 4, seed=2),
+        weight("b.bias", 4, seed=3),
+        weight("b.mean", 4, seed=4),
         numpy_helper.from_array(np.full(4, 1.5, np.float32), "b.var"),
-        weight("f.weight", 5, 4, seed=5), weight("f.bias", 5, seed=6),
+        weight("f.weight", 5, 4, seed=5),
+        weight("f.bias", 5, seed=6),
         numpy_helper.from_array(np.array([-1, 4]), "flat"),
-    ]  # fmt: skip
+    ]
     if opset >= 12:
         weights.append(numpy_helper.from_array(np.float32(0.25), "ratio"))
     return model(nodes, weights, [image()], ["y"], opset=opset, rank=2)
@@ -103,9 +113,14 @@ def saved(proto: onnx.ModelProto, path: Path) -> Path:
 def planned(file: OnnxFile, out: Path) -> OnnxFile:
     marks = {name: ("kept", "again", "each")[i % 3] for i, name in enumerate(file.node_names)}
     plan = new_plan(
-        file, marks, strategy="auto", shapes={"x": [2, 3, 16, 16]}, dtype="float32",
-        memory={"planned_bytes": 12}, recompute={"fraction": 0.5},
-    )  # fmt: skip
+        file,
+        marks,
+        strategy="auto",
+        shapes={"x": [2, 3, 16, 16]},
+        dtype="float32",
+        memory={"planned_bytes": 12},
+        recompute={"fraction": 0.5},
+    )
     write_plan(file, plan, out, overwrite=False)
     return read_onnx(out)
 
@@ -190,11 +205,15 @@ def test_operator_sets_too_old_or_too_new_are_refused_with_the_mend() -> None:
 
 def test_foreign_operators_are_listed_with_their_places() -> None:
     proto = model(
-        [node("Gelu", ["x"], ["a"], domain="com.microsoft", name="g1"),
-         node("FusedConv", ["a"], ["b"], domain="com.microsoft", name="f"),
-         node("Gelu", ["b"], ["y"], domain="com.microsoft", name="g2")],
-        [], [image()], ["y"],
-    )  # fmt: skip
+        [
+            node("Gelu", ["x"], ["a"], domain="com.microsoft", name="g1"),
+            node("FusedConv", ["a"], ["b"], domain="com.microsoft", name="f"),
+            node("Gelu", ["b"], ["y"], domain="com.microsoft", name="g2"),
+        ],
+        [],
+        [image()],
+        ["y"],
+    )
     proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     with pytest.raises(BadInput) as caught:
         parse(proto).check_operators()
@@ -321,17 +340,21 @@ def test_roles_follow_gradients_and_layers() -> None:
     mask = np.triu(np.full((8, 8), -np.inf, np.float32), 1)
     mask[np.isnan(mask)] = 0
     weights = [
-        weight("table", 11, 8), weight("w", 8, 8),
+        weight("table", 11, 8),
+        weight("w", 8, 8),
         numpy_helper.from_array(np.float32(0.35), "sqrt_d"),
         numpy_helper.from_array(np.float32(1), "blocks.0.gamma"),
-        numpy_helper.from_array(mask, "mask"), weight("unread_w", 8, 11),
-    ]  # fmt: skip
+        numpy_helper.from_array(mask, "mask"),
+        weight("unread_w", 8, 11),
+    ]
     ids = helper.make_tensor_value_info("ids", INT64, ["batch", 8])
     roles = tensor_roles(parse(model(nodes, weights, [ids], ["z"])))
     by = {name: leaf.role for name, leaf in roles.items()}
     assert {name for name, role in by.items() if role == "parameter"} == {
-        "table", "w", "blocks.0.gamma",
-    }  # fmt: skip
+        "table",
+        "w",
+        "blocks.0.gamma",
+    }
     assert set(by.values()) == {"parameter", "constant"}
 
 
@@ -371,8 +394,9 @@ def test_what_the_exporter_noted_goes_before_guesses() -> None:
 def test_inference_mode_is_told_and_put_back(opset: int) -> None:
     file = parse(network(opset))
     assert {loss.kind: loss.nodes for loss in losses(file)} == {
-        "batchnorm-inference": ["bn"], "dropout-inference": ["drop"],
-    }  # fmt: skip
+        "batchnorm-inference": ["bn"],
+        "dropout-inference": ["drop"],
+    }
     trained, done = as_training(file)
     onnx.checker.check_model(trained.model, full_check=True)
     left = {loss.kind for loss in losses(trained)}
@@ -496,8 +520,9 @@ def test_a_planned_file_runs_the_same_and_gives_the_original_back(tmp_path: Path
     plan = out.plan()
     assert plan is not None
     assert plan.original_name == "m.onnx" and plan.original_sha256 == file.sha256
-    assert plan.marks == dict(zip(file.node_names, ["kept", "again", "each"] * 2 + ["kept"],
-                                  strict=True))  # fmt: skip
+    assert plan.marks == dict(
+        zip(file.node_names, ["kept", "again", "each"] * 2 + ["kept"], strict=True)
+    )
     assert json.loads(out.model.metadata_props[0].value)["nodes"][2] == ["relu", "relu", "each"]
     mirrored = [[e.value for e in n.metadata_props if e.key == MARK_KEY] for n in out.graph.node]
     assert mirrored == [[mark] for mark in plan.marks.values()]

@@ -149,9 +149,18 @@ def test_backend_node_tests() -> None:
 
 
 TRIED_BELOW = {
-    "Bernoulli", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
-    "ConcatFromSequence", "SequenceAt", "SplitToSequence", "NonZero", "Unique", "GlobalLpPool",
-}  # fmt: skip
+    "Bernoulli",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "ConcatFromSequence",
+    "SequenceAt",
+    "SplitToSequence",
+    "NonZero",
+    "Unique",
+    "GlobalLpPool",
+}
 
 
 def single(
@@ -358,9 +367,15 @@ def test_recurrent_layers(
             order.append("c")
     outputs = ("y", "h_last", "c_last") if kind == "LSTM" else ("y", "h_last")
     model = single(
-        kind, {"x": x}, outputs, constants=constants, order=order,
-        direction=direction, hidden_size=hidden, **attributes,
-    )  # fmt: skip
+        kind,
+        {"x": x},
+        outputs,
+        constants=constants,
+        order=order,
+        direction=direction,
+        hidden_size=hidden,
+        **attributes,
+    )
     assert_as_onnxruntime(model, {"x": x})
 
 
@@ -414,9 +429,11 @@ def test_sequences_that_splitting_makes() -> None:
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
         [helper.make_empty_tensor_value_info(name) for name in ("last", "whole")],
-        [helper.make_tensor("n", TensorProto.INT64, [], [2]),
-         helper.make_tensor("i", TensorProto.INT64, [], [-1])],
-    )  # fmt: skip
+        [
+            helper.make_tensor("n", TensorProto.INT64, [], [2]),
+            helper.make_tensor("i", TensorProto.INT64, [], [-1]),
+        ],
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     assert_as_onnxruntime(model, {"x": x})
 
@@ -455,8 +472,11 @@ def test_scalar_constants_keep_their_value(op: str, value: float) -> None:
     with np.errstate(all="ignore"):
         c = constants["c"]
         wanted = {
-            "Where": np.where(x > 0, x, c), "Mul": x * c, "Add": x + c, "Less": x < c,
-        }[op]  # fmt: skip
+            "Where": np.where(x > 0, x, c),
+            "Mul": x * c,
+            "Add": x + c,
+            "Less": x < c,
+        }[op]
     (got,) = convert(model, roles={"c": "constant", "w": "constant"}).module(torch.from_numpy(x))
     assert torch.equal(got, torch.from_numpy(wanted))
 

@@ -285,9 +285,7 @@ def restated(
 def test_pool_equals_its_restatement(seed: int, size: int, match_range: int) -> None:
     graph = random_graph(seed, size)
     chance = random.Random(seed + 1)
-    mark = [
-        int(graph.can_recompute[v]) * chance.choice((0, 1, 1, 2)) for v in range(size)
-    ]
+    mark = [int(graph.can_recompute[v]) * chance.choice((0, 1, 1, 2)) for v in range(size)]
     model = MXNetModel(graph)
     cost = model.evaluate(np.array(mark, np.uint8), (match_range,))
     assert (cost.total_bytes, cost.live_peak_bytes) == restated(graph, mark, match_range)
@@ -303,9 +301,7 @@ def test_pool_equals_its_restatement(seed: int, size: int, match_range: int) -> 
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 10**6), st.integers(3, 24), st.sampled_from([1, 4, 16]))
-def test_reserved_blocks_are_there_from_the_start(
-    seed: int, size: int, match_range: int
-) -> None:
+def test_reserved_blocks_are_there_from_the_start(seed: int, size: int, match_range: int) -> None:
     graph = random_graph(seed, size)
     chance = random.Random(seed + 1)
     mark = [int(graph.can_recompute[v]) * chance.choice((0, 1, 1, 2)) for v in range(size)]

@@ -55,10 +55,17 @@ def expect(show: Callable[[Console], None], wanted: str) -> None:
 
 def stage(index: int, first: str = "conv", last: str = "relu") -> Stage:
     return Stage(
-        index, f"{first}{index}", f"{last}{index}", 3 + index, index * MIB,
-        (10 + index) * MIB, (100 - index) * MIB, 1.5e9 * index,
-        (5 + index) * MIB, (70 - index) * MIB,
-    )  # fmt: skip
+        index,
+        f"{first}{index}",
+        f"{last}{index}",
+        3 + index,
+        index * MIB,
+        (10 + index) * MIB,
+        (100 - index) * MIB,
+        1.5e9 * index,
+        (5 + index) * MIB,
+        (70 - index) * MIB,
+    )
 
 
 def record() -> PlanRecord:
@@ -70,29 +77,41 @@ def record() -> PlanRecord:
         original_name="net-symbol.json",
         original_sha256="0123456789abcdef" * 4,
         n_nodes=12,
-        memory={"baseline_bytes": 100 * MIB, "planned_bytes": 40 * MIB,
-                "live_peak_bytes": 36 * MIB, "lower_bound_bytes": 10 * MIB},
+        memory={
+            "baseline_bytes": 100 * MIB,
+            "planned_bytes": 40 * MIB,
+            "live_peak_bytes": 36 * MIB,
+            "lower_bound_bytes": 10 * MIB,
+        },
         recompute={"flops": 9e8, "forward_flops": 1e9, "fraction": 0.9},
         memcli_version="0.1.0",
-    )  # fmt: skip
+    )
 
 
 def inspected(*, planned: bool = True) -> Inspected:
     """A made-up network of two stages."""
     unplanned = Figures(
-        pool_bytes=100 * MIB, live_peak_bytes=90 * MIB, kept_bytes=80 * MIB, recompute_flops=0.0,
-        peak_at="pool_backward", peak_in="backward",
+        pool_bytes=100 * MIB,
+        live_peak_bytes=90 * MIB,
+        kept_bytes=80 * MIB,
+        recompute_flops=0.0,
+        peak_at="pool_backward",
+        peak_in="backward",
         split=Split(88 * MIB, 2 * MIB, 0),
         by_operator={"Convolution": Split(60 * MIB, 2 * MIB, 0), "BatchNorm": Split(28 * MIB)},
         by_stage=[Split(50 * MIB, 0, 0), Split(38 * MIB, 2 * MIB, 0)],
-    )  # fmt: skip
+    )
     under_plan = Figures(
-        pool_bytes=40 * MIB, live_peak_bytes=36 * MIB, kept_bytes=8 * MIB, recompute_flops=9e8,
-        peak_at="relu1_backward", peak_in="backward",
+        pool_bytes=40 * MIB,
+        live_peak_bytes=36 * MIB,
+        kept_bytes=8 * MIB,
+        recompute_flops=9e8,
+        peak_at="relu1_backward",
+        peak_in="backward",
         split=Split(8 * MIB, 12 * MIB, 16 * MIB),
         by_operator={"BatchNorm": Split(0, 12 * MIB, 16 * MIB), "Convolution": Split(8 * MIB)},
         by_stage=[Split(8 * MIB, 12 * MIB, 16 * MIB), Split()],
-    )  # fmt: skip
+    )
     kept = 8 * MIB if planned else None
     return Inspected(
         path="planned.json" if planned else "net-symbol.json",
@@ -500,8 +519,9 @@ def test_inspect_json() -> None:
     assert found["memory"]["baseline_bytes"] == 100 * MIB
     assert found["memory"]["live_peak_bytes"] == 36 * MIB
     assert found["plan"]["original"] == {
-        "name": "net-symbol.json", "sha256": record().original_sha256,
-    }  # fmt: skip
+        "name": "net-symbol.json",
+        "sha256": record().original_sha256,
+    }
     peak = found["live_peak"]["planned"]
     assert peak["bytes"] == sum(s["bytes"] for s in peak["stages"]) == 36 * MIB
     assert peak["bytes"] == sum(s["bytes"] for s in peak["operators"])
@@ -529,11 +549,13 @@ CHECKS = [
     Check("mxnet", True, "1.9.1 trains on the CPU", ""),
     Check("gpu", None, "no NVIDIA card", "nothing to do: everything runs on the CPU"),
     Check(
-        "torch", None, "not installed",
+        "torch",
+        None,
+        "not installed",
         "pip install 'memcli[torch]' into the environment that memcli runs in, which is the one "
         "whose Python is named above",
     ),
-]  # fmt: skip
+]
 
 
 def test_checks() -> None:
@@ -595,11 +617,21 @@ def solved(*, proven: bool = True) -> Solved:
         ["conv", "[/b]", LONG], [2.0, 1.0, 1.0], [3 * MIB, 2 * MIB, MIB], [[], [0], [0, 1]]
     )
     return Solved(
-        path="costs.json", graph=graph, budget=6 * MIB if proven else None,
-        schedule=np.array([0, 1, 0, 2]), memory=np.array([3, 5, 5, 6]) * MIB, peak=6 * MIB,
-        plain_peak=8 * MIB, peak_bound=6 * MIB, extra=2.0, lower_extra=2.0 if proven else 1.0,
-        proven=proven, found_by="greedy", found_after=0.01, seconds=1.25,
-    )  # fmt: skip
+        path="costs.json",
+        graph=graph,
+        budget=6 * MIB if proven else None,
+        schedule=np.array([0, 1, 0, 2]),
+        memory=np.array([3, 5, 5, 6]) * MIB,
+        peak=6 * MIB,
+        plain_peak=8 * MIB,
+        peak_bound=6 * MIB,
+        extra=2.0,
+        lower_extra=2.0 if proven else 1.0,
+        proven=proven,
+        found_by="greedy",
+        found_after=0.01,
+        seconds=1.25,
+    )
 
 
 def test_the_whole_report_of_solve() -> None:

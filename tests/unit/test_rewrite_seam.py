@@ -32,9 +32,7 @@ class FlattensBehindNorms(Rewrite[list[int]]):
     name = "toy"
     makes_tensors = False
 
-    def find(
-        self, raw: Raw, analysis: Analysis | None, conditions: Conditions
-    ) -> list[int] | None:
+    def find(self, raw: Raw, analysis: Analysis | None, conditions: Conditions) -> list[int] | None:
         return [p for p, node in enumerate(raw["nodes"]) if node["op"] == "LayerNorm"] or None
 
     def relocated(self, found: list[int], moved: Mapping[int, int]) -> list[int]:

@@ -105,14 +105,18 @@ def conv_and_norm(itemsize: int = 4) -> TrainingGraph:
             {"shape": wide},
             {"shape": (64, 64, 3, 3)},
             {"op": "Convolution", "inputs": [0, 1], "shapes": [wide]},
-            vector, vector, vector, vector,
+            vector,
+            vector,
+            vector,
+            vector,
             {
-                "op": "BatchNorm", "inputs": [2, 3, 4, 5, 6],
+                "op": "BatchNorm",
+                "inputs": [2, 3, 4, 5, 6],
                 "shapes": [wide, (64,), (64,)],
             },
         ],
         itemsize,
-    )  # fmt: skip
+    )
 
 
 MAP = 8 * 64 * 56 * 56  # elements: 1,605,632
@@ -167,11 +171,15 @@ def test_naming_data_costs_no_bytes_unless_it_is_the_callers() -> None:
             {"op": "Flatten", "inputs": [2], "shapes": [flat]},
             {"op": "_copy", "inputs": [3], "shapes": [flat]},
             {"op": "BlockGrad", "inputs": [4], "shapes": [flat]},
-            {"op": "amp_multicast", "attrs": {"num_outputs": "2"}, "inputs": [5, 2],
-             "shapes": [flat, flat]},
+            {
+                "op": "amp_multicast",
+                "attrs": {"num_outputs": "2"},
+                "inputs": [5, 2],
+                "shapes": [flat, flat],
+            },
             {"op": "transpose", "inputs": [(6, 0)], "shapes": [flat[::-1]]},
         ]
-    )  # fmt: skip
+    )
     both = MAP * 4 * 2
     assert moved_bytes(graph).tolist() == [0, both, both, 0, 0, 0, 0, both]
     assert only_names_data(graph).tolist() == [False, False, False, True, True, True, True, False]
@@ -253,22 +261,52 @@ def test_unknown_cards_get_the_default() -> None:
         ("Activation", {"act_type": "tanh"}, [(10,)], [(10,)], 60),
         ("Activation", {"act_type": "relu"}, [(10,)], [(10,)], 10),
         ("LeakyReLU", {}, [(10,)], [(10,)], 10),
-        ("UpSampling", {"sample_type": "bilinear"}, [(1, 2, 5, 5), (2, 1, 4, 4)],
-         [(1, 2, 10, 10)], 2 * 50 * 16),
+        (
+            "UpSampling",
+            {"sample_type": "bilinear"},
+            [(1, 2, 5, 5), (2, 1, 4, 4)],
+            [(1, 2, 10, 10)],
+            2 * 50 * 16,
+        ),
         # attention of 2 heads of 8 over 6 positions, batch 3: 16 sums of 8, then of 6
-        ("_contrib_interleaved_matmul_selfatt_qk", {"heads": "2"}, [(6, 3, 48)], [(6, 6, 6)],
-         2 * 216 * 8),
-        ("_contrib_interleaved_matmul_selfatt_valatt", {"heads": "2"}, [(6, 3, 48), (6, 6, 6)],
-         [(6, 3, 16)], 2 * 288 * 6),
-        ("_contrib_interleaved_matmul_encdec_qk", {"heads": "2"}, [(6, 3, 16), (5, 3, 32)],
-         [(6, 6, 5)], 2 * 180 * 8),
-        ("_contrib_interleaved_matmul_encdec_valatt", {"heads": "2"}, [(5, 3, 32), (6, 6, 5)],
-         [(6, 3, 16)], 2 * 288 * 5),
+        (
+            "_contrib_interleaved_matmul_selfatt_qk",
+            {"heads": "2"},
+            [(6, 3, 48)],
+            [(6, 6, 6)],
+            2 * 216 * 8,
+        ),
+        (
+            "_contrib_interleaved_matmul_selfatt_valatt",
+            {"heads": "2"},
+            [(6, 3, 48), (6, 6, 6)],
+            [(6, 3, 16)],
+            2 * 288 * 6,
+        ),
+        (
+            "_contrib_interleaved_matmul_encdec_qk",
+            {"heads": "2"},
+            [(6, 3, 16), (5, 3, 32)],
+            [(6, 6, 5)],
+            2 * 180 * 8,
+        ),
+        (
+            "_contrib_interleaved_matmul_encdec_valatt",
+            {"heads": "2"},
+            [(5, 3, 32), (6, 6, 5)],
+            [(6, 3, 16)],
+            2 * 288 * 5,
+        ),
         ("_npi_einsum", {"subscripts": "ij,jk->ik"}, [(3, 4), (4, 5)], [(3, 5)], 2 * 60),
         ("_npi_tensordot", {"a_axes_summed": "(1,)"}, [(3, 4), (4, 5)], [(3, 5)], 2 * 60),
-        ("Correlation", {"kernel_size": "1"}, [(1, 32, 8, 8)] * 2, [(1, 441, 8, 8)],
-         2 * 441 * 64 * 32),
+        (
+            "Correlation",
+            {"kernel_size": "1"},
+            [(1, 32, 8, 8)] * 2,
+            [(1, 441, 8, 8)],
+            2 * 441 * 64 * 32,
+        ),
     ],
-)  # fmt: skip
+)
 def test_flops(op: str, attrs: dict[str, str], inputs: Any, outputs: Any, flops: float) -> None:
     assert forward_flops(op, attrs, inputs, outputs) == flops

@@ -77,9 +77,19 @@ def test_evaluation_leaves_out_what_nobody_reads_and_agrees(
     out = np.zeros(len(schedule) + 5, np.int64)
     memory = np.zeros(len(schedule) + 5, np.int64)
     begin, time, over = evaluate(
-        sequence, len(sequence), graph.sizes, graph.seconds, graph.read_ptr, graph.reads, budget,
-        np.inf, 1.0, np.zeros(graph.n, np.uint8), out, memory,
-    )  # fmt: skip
+        sequence,
+        len(sequence),
+        graph.sizes,
+        graph.seconds,
+        graph.read_ptr,
+        graph.reads,
+        budget,
+        np.inf,
+        1.0,
+        np.zeros(graph.n, np.uint8),
+        out,
+        memory,
+    )
     pruned = np.where(out[begin:] < 0, ~out[begin:], out[begin:])
     result = simulate(graph, pruned)
     assert result.memory.tolist() == memory[begin:].tolist()
@@ -91,7 +101,7 @@ def test_evaluation_leaves_out_what_nobody_reads_and_agrees(
 def chain(n: int) -> CostGraph:
     return CostGraph.build(
         list(range(n)), [1.0] * n, [1] * n, [[v - 1] if v else [] for v in range(n)]
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -197,9 +207,11 @@ def test_same_seed_same_schedule() -> None:
     n = 60
     reads = [[chance.randrange(v), chance.randrange(v), v - 1] if v else [] for v in range(n)]
     graph = CostGraph.build(
-        list(range(n)), [chance.randint(1, 99) for _ in range(n)],
-        [chance.randint(1, 99) for _ in range(n)], reads,
-    )  # fmt: skip
+        list(range(n)),
+        [chance.randint(1, 99) for _ in range(n)],
+        [chance.randint(1, 99) for _ in range(n)],
+        reads,
+    )
     budget = int(0.8 * simulate(graph, plain_schedule(graph)).peak)
     runs = [
         solve(graph, budget, Settings(time_limit=100, seed=7, strategy="annealing"))
@@ -224,11 +236,13 @@ def test_the_grain_of_times() -> None:
 
 def forward_chain(n: int) -> ForwardGraph:
     return ForwardGraph(
-        ids=list(range(n)), seconds=[1.0] * n, sizes=[1] * n,
+        ids=list(range(n)),
+        seconds=[1.0] * n,
+        sizes=[1] * n,
         reads=[[v - 1] if v else [] for v in range(n)],
         backward_reads=[[v - 1] if v else [] for v in range(n)],
         backward_into=[[v - 1] if v else [] for v in range(n)],
-    )  # fmt: skip
+    )
 
 
 def test_the_joint_graph_of_a_chain() -> None:
@@ -261,7 +275,7 @@ def test_lower_sets_of_random_graphs(seed: int) -> None:
     reads = [cost.inputs(v).tolist() or ([v - 1] if v else []) for v in range(n)]
     forward = ForwardGraph(
         list(range(n)), cost.seconds.tolist(), cost.sizes.tolist(), reads, reads, reads
-    )  # fmt: skip
+    )
     budgets = [LowerSets(forward, f).least_budget() for f in ("approximate", "prefixes", "exact")]
     assert budgets[0] >= budgets[1] >= budgets[2]
     graph = forward.joint()

@@ -21,9 +21,18 @@ from memcli.units import distinct_sizes, parse_size, parse_size_or_zero
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("8G", 8 << 30), ("8g", 8 << 30), ("8GiB", 8 << 30), ("8GB", 8 * 10**9), ("500M", 500 << 20),
-     ("500MB", 500 * 10**6), ("1.5 kib", 1536), ("7B", 7), ("80%", 80)],
-)  # fmt: skip
+    [
+        ("8G", 8 << 30),
+        ("8g", 8 << 30),
+        ("8GiB", 8 << 30),
+        ("8GB", 8 * 10**9),
+        ("500M", 500 << 20),
+        ("500MB", 500 * 10**6),
+        ("1.5 kib", 1536),
+        ("7B", 7),
+        ("80%", 80),
+    ],
+)
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text, whole=100) == size
 
@@ -68,10 +77,23 @@ def test_shapes_by_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[1]", "{", '{"x": 4}', '{"x": []}', '{"x": [0]}', '{"x": [true]}', '{"x": [1.5]}',
-     '{"x": [1], "x": [2]}', '{"x": ["4"]}', '{"x": [99999999999]}', "[" * 100_000, "\x00",
-     '{"x": [' + "9" * 5000 + "]}"],
-)  # fmt: skip
+    [
+        "",
+        "[1]",
+        "{",
+        '{"x": 4}',
+        '{"x": []}',
+        '{"x": [0]}',
+        '{"x": [true]}',
+        '{"x": [1.5]}',
+        '{"x": [1], "x": [2]}',
+        '{"x": ["4"]}',
+        '{"x": [99999999999]}',
+        "[" * 100_000,
+        "\x00",
+        '{"x": [' + "9" * 5000 + "]}",
+    ],
+)
 def test_bad_shape_files(tmp_path: Path, text: str) -> None:
     path = tmp_path / "shapes.json"
     path.write_text(text)

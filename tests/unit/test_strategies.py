@@ -218,10 +218,12 @@ def test_any_kernels_are_taken_where_that_recomputes_less_within_a_budget() -> N
         (f for f in fitting if not search.is_portable(f)), key=lambda f: search.key(f.cost)
     )
     worse = [
-        f for f in fitting
-        if search.is_portable(f) and f.cost.pool_bytes <= one_sided.cost.pool_bytes
+        f
+        for f in fitting
+        if search.is_portable(f)
+        and f.cost.pool_bytes <= one_sided.cost.pool_bytes
         and f.cost.recompute_seconds > 1.01 * one_sided.cost.recompute_seconds
-    ]  # fmt: skip
+    ]
     assert worse
     search.tried = [one_sided, *worse]
     assert search.answer() is one_sided

@@ -41,21 +41,41 @@ def chain(sizes: Sequence[int] = SIZES) -> TrainingGraph:
     backward = np.arange(n)[::-1]
     zeros = np.zeros(2 * n, np.uint8)
     return TrainingGraph(
-        n_forward=n, kind=np.zeros(2 * n, np.int64), kinds=[Kind("toy", {}, 1, 1)],
-        first=np.arange(2 * n + 1), elements=elements, itemsize=np.ones(2 * n, np.int64),
-        in_ptr=pointers, in_entry=sources, in_node=sources,
-        in_ignored=np.zeros(len(sources), np.uint8), dep_ptr=np.zeros(2 * n + 1, np.int64),
-        dep_node=np.zeros(0, np.int64), owner=np.concatenate([np.full(n, -1), backward]),
-        position=np.concatenate([np.arange(n), np.full(n, -1)]), outputs=np.array([2 * n - 1]),
-        n_forward_outputs=0, external=np.zeros(2 * n, np.int64),
-        pair_ptr=np.zeros(2 * n + 1, np.int64), pair_in=np.zeros(0, np.int64),
-        pair_out=np.zeros(0, np.int64), pair_identity=np.zeros(0, np.uint8), ignores_all=zeros,
-        is_grad_add=zeros, can_recompute=np.ones(n, np.uint8), can_barrier=np.zeros(n, np.uint8),
-        fails_unread=np.zeros(n, np.uint8), flops=np.array([*FLOPS[:n], *[0.0] * n]),
-        shape_ptr=np.arange(2 * n + 1), shape_dim=elements, visible=np.ones(2 * n, np.uint8),
+        n_forward=n,
+        kind=np.zeros(2 * n, np.int64),
+        kinds=[Kind("toy", {}, 1, 1)],
+        first=np.arange(2 * n + 1),
+        elements=elements,
+        itemsize=np.ones(2 * n, np.int64),
+        in_ptr=pointers,
+        in_entry=sources,
+        in_node=sources,
+        in_ignored=np.zeros(len(sources), np.uint8),
+        dep_ptr=np.zeros(2 * n + 1, np.int64),
+        dep_node=np.zeros(0, np.int64),
+        owner=np.concatenate([np.full(n, -1), backward]),
+        position=np.concatenate([np.arange(n), np.full(n, -1)]),
+        outputs=np.array([2 * n - 1]),
+        n_forward_outputs=0,
+        external=np.zeros(2 * n, np.int64),
+        pair_ptr=np.zeros(2 * n + 1, np.int64),
+        pair_in=np.zeros(0, np.int64),
+        pair_out=np.zeros(0, np.int64),
+        pair_identity=np.zeros(0, np.uint8),
+        ignores_all=zeros,
+        is_grad_add=zeros,
+        can_recompute=np.ones(n, np.uint8),
+        can_barrier=np.zeros(n, np.uint8),
+        fails_unread=np.zeros(n, np.uint8),
+        flops=np.array([*FLOPS[:n], *[0.0] * n]),
+        shape_ptr=np.arange(2 * n + 1),
+        shape_dim=elements,
+        visible=np.ones(2 * n, np.uint8),
         names=[f"op{v}" for v in range(n)] + [f"gradient{v}" for v in backward],
-        file_names=[f"op{v}" for v in range(n)], file_variable=[False] * n, keeps_inputs=False,
-    )  # fmt: skip
+        file_names=[f"op{v}" for v in range(n)],
+        file_variable=[False] * n,
+        keeps_inputs=False,
+    )
 
 
 class ToySpace(SearchSpace):
@@ -103,8 +123,15 @@ class ToySpace(SearchSpace):
             peak = max(peak, sizes[v] + sum(sizes[u] for u in alive))
             alive.discard(v)
         size = int(peak)
-        return Cost(size, size, size, again, self.forward_flops, recompute_seconds=again,
-                    forward_seconds=self.forward_seconds)  # fmt: skip
+        return Cost(
+            size,
+            size,
+            size,
+            again,
+            self.forward_flops,
+            recompute_seconds=again,
+            forward_seconds=self.forward_seconds,
+        )
 
 
 def every_plan(space: ToySpace) -> list[Cost]:

@@ -84,9 +84,11 @@ class Net:
         image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, SIZE, SIZE])
         graph = helper.make_graph(self.nodes, "tf2onnx", [image], ends, self.held)
         made = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8,
+            graph,
+            opset_imports=[helper.make_opsetid("", 17)],
+            ir_version=8,
             producer_name=producer,
-        )  # fmt: skip
+        )
         return parse_onnx(made.SerializeToString(), path)
 
 
@@ -144,7 +146,7 @@ def test_folded_normalizations_come_back_where_they_were(tmp_path: Path) -> None
 
 
 def test_dropout_of_tensorflow_comes_back_or_is_refused(tmp_path: Path) -> None:
-    
+
     from memcli.engines.torch.planning import read_for_training
 
     net = Net()
@@ -166,9 +168,7 @@ def named(names: list[str], path: Path, producer: str = "") -> list[str]:
     for k, name in enumerate(names):
         nodes.append(helper.make_node("Relu", [last], [f"t{k}"], name=name))
         last = f"t{k}"
-    ends = [
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 4]) for n in ("x", last)
-    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 4]) for n in ("x", last)]
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
     made = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name=producer

@@ -25,9 +25,7 @@ STAGES = st.sampled_from([None, None, "True", "a", "b", "7"])
 @st.composite
 def row_lists(draw: st.DrawFn, smallest: int = 0) -> list[ClassicRow]:
     """Rows of single-output nodes, each at least ``smallest`` bytes."""
-    items = draw(
-        st.lists(st.tuples(st.integers(smallest, 50), st.booleans(), STAGES), max_size=40)
-    )
+    items = draw(st.lists(st.tuples(st.integers(smallest, 50), st.booleans(), STAGES), max_size=40))
     return [
         ClassicRow(3 * place + 1, size, parameter and size % 2 == 0, stage)
         for place, (size, parameter, stage) in enumerate(items)

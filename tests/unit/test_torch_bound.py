@@ -118,9 +118,7 @@ def test_no_strategy_is_under_the_bound(name: str) -> None:
         search = Search(TorchSpace(model), Settings(max_recompute=limit))
         for strategy in ("cheap", "dp", "sqrt", "memonger"):
             STRATEGIES[strategy].run(search)
-        peaks = [
-            f.cost.live_peak_bytes for f in search.tried if f.cost.recompute_fraction <= limit
-        ]
+        peaks = [f.cost.live_peak_bytes for f in search.tried if f.cost.recompute_fraction <= limit]
         bound = search.lower_bound(1 << 40)
         assert bound.bytes <= bound.within <= min(peaks)
 

@@ -168,9 +168,7 @@ def test_autocast(mark: int, around_backward: bool) -> None:
 
 def test_in_place_changes_are_refused() -> None:
     x = torch.randn(4, 8)
-    plain, kept, again = (
-        copy.deepcopy(made("mlp")[0]), planned("mlp", 0), planned("mlp", AGAIN)
-    )  # fmt: skip
+    plain, kept, again = (copy.deepcopy(made("mlp")[0]), planned("mlp", 0), planned("mlp", AGAIN))
     for module in (plain, kept, again):
         loss = total(module(x))
         with torch.no_grad():

@@ -184,13 +184,18 @@ FIRST_LAYERS: dict[str, tuple[tuple[int, ...], Any]] = {
     "BatchNorm by running statistics": (
         (8, 4, 6, 6),
         lambda b, x: b(
-            F.batch_norm, x, b.buffer(torch.zeros(4)), b.buffer(torch.ones(4)), b.ones(4),
+            F.batch_norm,
+            x,
+            b.buffer(torch.zeros(4)),
+            b.buffer(torch.ones(4)),
+            b.ones(4),
             b.parameter(4),
         ),
     ),
     **{
         f"InstanceNorm of {len(shape)} dimensions": (
-            shape, lambda b, x: b(F.instance_norm, x, None, None, b.ones(4), b.parameter(4)),
+            shape,
+            lambda b, x: b(F.instance_norm, x, None, None, b.ones(4), b.parameter(4)),
         )
         for shape in ((8, 4, 16), (8, 4, 6, 6), (4, 4, 4, 4, 4))
     },
@@ -198,7 +203,7 @@ FIRST_LAYERS: dict[str, tuple[tuple[int, ...], Any]] = {
     "LayerNorm": ((8, 4, 16), lambda b, x: b(F.layer_norm, x, (16,), b.ones(16), b.parameter(16))),
     "convolution": ((8, 4, 6, 6), lambda b, x: b.conv(x, 4, 4, 3)),
     "linear": ((8, 16), lambda b, x: b(F.linear, x, b.parameter(16, 16), b.parameter(16))),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("asked", [False, True])

@@ -226,8 +226,9 @@ def views() -> GraphModule:
     b(torch.tanh, unused)
     w = b(torch.complex, z, b(torch.neg, z))
     w = b(operator.mul, b(torch.conj, w), b(torch.sin, w))
-    return b.done(y, b(torch.view_as_real, w),
-                  b(operator.getitem, top, 0), b(operator.getitem, top, 1), u)  # fmt: skip
+    return b.done(
+        y, b(torch.view_as_real, w), b(operator.getitem, top, 0), b(operator.getitem, top, 1), u
+    )
 
 
 def random_net(seed: int, size: int) -> GraphModule:

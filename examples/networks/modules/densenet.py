@@ -29,9 +29,7 @@ class _Layer(nn.Module):
     def __init__(self, size: sizes.DenseNet, channels: int) -> None:
         super().__init__()
         inner = 4 * size.growth if size.bottleneck else channels
-        self.squeeze = (
-            _Normalised(size, channels, inner, 1) if size.bottleneck else nn.Identity()
-        )
+        self.squeeze = _Normalised(size, channels, inner, 1) if size.bottleneck else nn.Identity()
         self.grow = _Normalised(size, inner, size.growth, 3)
 
     def forward(self, *features: Tensor) -> Tensor:
@@ -61,9 +59,11 @@ class DenseNet(Network):
             norm = _norm(size, channels)
             norm.weight.requires_grad_(not size.classic)
             self.stem = nn.Sequential(
-                nn.Conv2d(3, channels, 7, 2, 3, bias=False), norm, nn.ReLU(),
+                nn.Conv2d(3, channels, 7, 2, 3, bias=False),
+                norm,
+                nn.ReLU(),
                 nn.MaxPool2d(3, 2, 0 if size.classic else 1),
-            )  # fmt: skip
+            )
         self.dense = nn.ModuleList()
         for number, count in enumerate(size.layers):
             layers = [_Layer(size, channels + k * size.growth) for k in range(count)]

@@ -43,9 +43,15 @@ UNSUPPORTED = {
     "_while_loop": "MXNet 1.9.1 cannot bind contrib.while_loop in a saved symbol",
 }
 _REFUSALS = (
-    RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    ArithmeticError,
     AssertionError,
-)  # fmt: skip
+)
 _QUANTIZED = re.compile(r"_contrib_(quantize|quantized|dequantize|requantize)|_sg_mkldnn_")
 
 
@@ -252,9 +258,13 @@ def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) ->
 
 
 def _analyzed(
-    mx: Any, text: str, sparse: bool, job: dict[str, Any], workdir: Path,
+    mx: Any,
+    text: str,
+    sparse: bool,
+    job: dict[str, Any],
+    workdir: Path,
     progress: Callable[..., None],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     names: list[str] = job["names"]
     raw = json.loads(text, strict=False)  # names of operators may hold what JSON escapes
     check_operators(raw["nodes"], names, list_operators(mx))

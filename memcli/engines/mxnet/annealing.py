@@ -44,10 +44,32 @@ def _reserve(rng, reserved, sizes):
 
 @compiled(nogil=True)
 def anneal(
-    lay, scratch, drop, state, best, nodes, weights, third, group_ptr, group_of, group_node,
-    costly_ptr, costly_node, costly_chance, copy_chance, others, params, engine, rng, steps,
-    first_temperature, last_temperature, done, total_steps, lowest,
-):  # fmt: skip
+    lay,
+    scratch,
+    drop,
+    state,
+    best,
+    nodes,
+    weights,
+    third,
+    group_ptr,
+    group_of,
+    group_node,
+    costly_ptr,
+    costly_node,
+    costly_chance,
+    copy_chance,
+    others,
+    params,
+    engine,
+    rng,
+    steps,
+    first_temperature,
+    last_temperature,
+    done,
+    total_steps,
+    lowest,
+):
     """One part of a walk: see :class:`memcli.search.space.Walk`.
 
     ``lay``, ``scratch``: the graph arranged for many evaluations, and its working arrays; ``drop``:
@@ -81,9 +103,22 @@ def anneal(
                 continue
         else:
             count = propose(
-                rng, state, nodes, weights, third, group_ptr, group_of, group_node,
-                costly_ptr, costly_node, costly_chance, copy_chance, others, undo_node, undo_mark,
-            )  # fmt: skip
+                rng,
+                state,
+                nodes,
+                weights,
+                third,
+                group_ptr,
+                group_of,
+                group_node,
+                costly_ptr,
+                costly_node,
+                costly_chance,
+                copy_chance,
+                others,
+                undo_node,
+                undo_mark,
+            )
             if count == 0:
                 continue
         flags[:] = state

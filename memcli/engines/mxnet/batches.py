@@ -170,9 +170,7 @@ class Batches(BatchSeries[Analysis]):
 def _given_batch(analysis: Analysis, path: str) -> int:
     fed = [a for a in analysis.arguments if a["role"] == "input" and a["shape"]]
     if not fed:
-        raise BadInput(
-            f"{path}: no input has a batch to change", "memcli inspect lists the inputs"
-        )
+        raise BadInput(f"{path}: no input has a batch to change", "memcli inspect lists the inputs")
     return int(min(fed, key=lambda a: a["name"] != "data")["shape"][0])
 
 

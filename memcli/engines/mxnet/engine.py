@@ -62,9 +62,7 @@ class MXNetNetwork(Network):
 
     def search(self, strategy: str, settings: Settings) -> Answer:
         """See :meth:`Network.search`; on oneDNN's kernels bits are checked by training a step."""
-        form, found, evaluated = planning.search_forms(
-            self.forms, strategy, settings, self.shares
-        )
+        form, found, evaluated = planning.search_forms(self.forms, strategy, settings, self.shares)
         form, found, more = planning.exact_on_onednn(
             self.forms, form, found, strategy, settings, self.notes
         )
@@ -166,9 +164,7 @@ class MXNetEngine:
         notes: list[str] = []
         given = planning.read_symbol(source)
         symbol = planning.unplanned(given, notes)
-        saved, shares = planning.analyze_first(
-            symbol, request, asked.budget, settings, on_progress
-        )
+        saved, shares = planning.analyze_first(symbol, request, asked.budget, settings, on_progress)
         if saved is not None and planning.fits_unplanned(saved, asked.budget, settings):
             forms = [Variant(symbol, saved)]
         else:
@@ -183,9 +179,7 @@ class MXNetEngine:
                 on_progress=on_progress,
             )
         notes += planning.shape_notes(forms[0].analysis)
-        return MXNetNetwork(
-            forms, shares, planning.original_of(given), asked.devices.first, notes
-        )
+        return MXNetNetwork(forms, shares, planning.original_of(given), asked.devices.first, notes)
 
     def fit_search(
         self,
@@ -200,9 +194,15 @@ class MXNetEngine:
     ) -> MXNetFit:
         """See :meth:`memcli.engine.Engine.fit_search`."""
         return MXNetFit(
-            planning.read_symbol(source), request, settings, available, strategy=strategy,
-            optimizer=optimizer, device=asked.devices.first, on_progress=on_progress,
-        )  # fmt: skip
+            planning.read_symbol(source),
+            request,
+            settings,
+            available,
+            strategy=strategy,
+            optimizer=optimizer,
+            device=asked.devices.first,
+            on_progress=on_progress,
+        )
 
     def verify(
         self,
@@ -224,13 +224,25 @@ class MXNetEngine:
         chosen, why = engine_for(devices.gpu, engine)
         if chosen == "torch":
             return symbol_in_torch.verify_symbol_in_torch(
-                planned, original=original, gpu=devices.gpu, seed=seed, steps=steps,
-                request=request, why=why, on_progress=on_progress,
-            )  # fmt: skip
+                planned,
+                original=original,
+                gpu=devices.gpu,
+                seed=seed,
+                steps=steps,
+                request=request,
+                why=why,
+                on_progress=on_progress,
+            )
         return verifying.verify(
-            planned, original=original, gpu=devices.gpu, seed=seed, steps=steps, kernels=kernels,
-            request=request, on_progress=on_progress,
-        )  # fmt: skip
+            planned,
+            original=original,
+            gpu=devices.gpu,
+            seed=seed,
+            steps=steps,
+            kernels=kernels,
+            request=request,
+            on_progress=on_progress,
+        )
 
     def inspect(
         self,

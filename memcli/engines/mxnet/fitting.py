@@ -40,9 +40,10 @@ def breakdown(analysis: Analysis, pool_bytes: int, optimizer: str) -> Breakdown:
     the inputs then have none. The optimizer's copies are in float32 whatever the parameters are.
     """
     trained = [
-        a for a in analysis.arguments
+        a
+        for a in analysis.arguments
         if a["role"] == "parameter" and (not analysis.frozen or a["gradient"])
-    ]  # fmt: skip
+    ]
     elements = 0
     for argument in trained:
         size = 1

@@ -120,9 +120,7 @@ def analyze_variants(
         EngineFailed: MXNet is missing or crashed.
     """
     conditions = Conditions(environment, kernels)
-    found = _rewritten_variants(
-        source, request, rewrite, conditions, saved, shares, on_progress
-    )
+    found = _rewritten_variants(source, request, rewrite, conditions, saved, shares, on_progress)
     if environment == "best":
         first, *rewritten = found
         early = _side_by_side(partial(_adding_early, shares), rewritten or found, on_progress)
@@ -148,9 +146,11 @@ def _adding_early(
     now = before.request()
     try:
         early = analyze(
-            variant.source.raw, now, environment={SUM_CAP: str(LEAST_CHAIN)},
+            variant.source.raw,
+            now,
+            environment={SUM_CAP: str(LEAST_CHAIN)},
             on_progress=on_progress,
-        )  # fmt: skip
+        )
     except BadInput:
         return None
     # what the user was told of the shapes holds for this analysis, too

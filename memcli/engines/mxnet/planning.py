@@ -152,9 +152,7 @@ def original_of(given: SymbolFile) -> tuple[str, str]:
     return given.name, given.sha256
 
 
-def as_planned(
-    form: Variant, lower_bound: int, environment: str, **known: Any
-) -> Planned:
+def as_planned(form: Variant, lower_bound: int, environment: str, **known: Any) -> Planned:
     """A plan with its stages, and what is MXNet's alone.
 
     Args:
@@ -395,9 +393,7 @@ def onednn_problem(
     if not plan.recompute.any():
         return ""
     planned = source.with_content(json.loads(marked_file(variant, plan)))
-    return problem_on_onednn(
-        source, planned, analysis.request(), batch_of(analysis), on_progress
-    )
+    return problem_on_onednn(source, planned, analysis.request(), batch_of(analysis), on_progress)
 
 
 def searched_graphs(

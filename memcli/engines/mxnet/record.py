@@ -66,9 +66,10 @@ class Analysis:
     def parameter_gradient_bytes(self) -> int:
         """Bytes of the gradients of parameters: of those that are trained."""
         return sum(
-            a["bytes"] for a in self.arguments
+            a["bytes"]
+            for a in self.arguments
             if a["role"] == "parameter" and (not self.frozen or a["gradient"])
-        )  # fmt: skip
+        )
 
     def expected_seconds(self, device: str) -> NDArray[np.float64]:
         """By the roofline, of every forward node; ``device``: ``cpu`` or ``gpu:N``.
@@ -77,9 +78,7 @@ class Analysis:
         """
         return roofline_seconds(self.graph, PLAIN_CPU if device == "cpu" else DEFAULT_MACHINE)
 
-    def measured_seconds(
-        self, device: str, on_progress: Progress | None = None
-    ) -> OperatorTimes:
+    def measured_seconds(self, device: str, on_progress: Progress | None = None) -> OperatorTimes:
         """Of every forward node, timed on a device: ``cpu`` or ``gpu:N``.
 
         Raises:
@@ -178,9 +177,13 @@ def ask_mxnet(
     }
     try:
         result = run_job(
-            "memcli.engines.mxnet.analyze", job, workdir=workdir, on_progress=on_progress,
-            warm=not here, here=here,
-        )  # fmt: skip
+            "memcli.engines.mxnet.analyze",
+            job,
+            workdir=workdir,
+            on_progress=on_progress,
+            warm=not here,
+            here=here,
+        )
     except WorkerFailed as error:
         if error.signal != signal.SIGFPE:
             raise
@@ -212,9 +215,16 @@ def analyze(
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         workdir = Path(folder)
         result, heads = ask_mxnet(
-            raw, request, workdir, marked=marked, losses=losses,
-            no_gradient=no_gradient, environment=environment, here=here, on_progress=on_progress,
-        )  # fmt: skip
+            raw,
+            request,
+            workdir,
+            marked=marked,
+            losses=losses,
+            no_gradient=no_gradient,
+            environment=environment,
+            here=here,
+            on_progress=on_progress,
+        )
         graph = build(result, workdir / "joint.npz", raw)
     return Analysis(
         graph=graph,

@@ -89,10 +89,12 @@ def train_sides(
 
         results.append(
             train_step(
-                job, workdir=workdir, on_progress=tell,
+                job,
+                workdir=workdir,
+                on_progress=tell,
                 doing=f"training one step of the {side.name} graph",
             )
-        )  # fmt: skip
+        )
     return results
 
 

@@ -56,22 +56,48 @@ LARGEST_DIMENSION = 1 << 31
 # Operator slots that hold parameters; slot 0 is always data.
 _PARAMETER_OPERATORS = frozenset(
     {
-        "Convolution", "Convolution_v1", "Deconvolution", "FullyConnected", "BatchNorm",
-        "BatchNorm_v1", "Embedding", "LayerNorm", "GroupNorm", "InstanceNorm",
-        "_contrib_SyncBatchNorm", "_contrib_DeformableConvolution",
-        "_contrib_ModulatedDeformableConvolution", "CuDNNBatchNorm", "_contrib_SparseEmbedding",
+        "Convolution",
+        "Convolution_v1",
+        "Deconvolution",
+        "FullyConnected",
+        "BatchNorm",
+        "BatchNorm_v1",
+        "Embedding",
+        "LayerNorm",
+        "GroupNorm",
+        "InstanceNorm",
+        "_contrib_SyncBatchNorm",
+        "_contrib_DeformableConvolution",
+        "_contrib_ModulatedDeformableConvolution",
+        "CuDNNBatchNorm",
+        "_contrib_SparseEmbedding",
     }
-)  # fmt: skip
+)
 _PARAMETER_ENDINGS = (
-    "weight", "bias", "gamma", "beta", "parameters", "alpha", "moving_mean", "moving_var",
-    "running_mean", "running_var", "_w", "_b", "scale",
-)  # fmt: skip
+    "weight",
+    "bias",
+    "gamma",
+    "beta",
+    "parameters",
+    "alpha",
+    "moving_mean",
+    "moving_var",
+    "running_mean",
+    "running_var",
+    "_w",
+    "_b",
+    "scale",
+)
 _LABEL_OPERATORS = frozenset(
     {
-        "SoftmaxOutput", "Softmax", "LinearRegressionOutput", "LogisticRegressionOutput",
-        "MAERegressionOutput", "SVMOutput",
+        "SoftmaxOutput",
+        "Softmax",
+        "LinearRegressionOutput",
+        "LogisticRegressionOutput",
+        "MAERegressionOutput",
+        "SVMOutput",
     }
-)  # fmt: skip
+)
 
 
 @dataclass
@@ -130,9 +156,13 @@ class Resolver:
     """Works out shapes by asking MXNet's inference again and again."""
 
     def __init__(
-        self, mx: Any, symbol: Any, raw: dict[str, Any], names: list[str],
+        self,
+        mx: Any,
+        symbol: Any,
+        raw: dict[str, Any],
+        names: list[str],
         explain: Callable[[Exception], str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.mx = mx
         self.symbol = symbol
         self.names = names
@@ -264,9 +294,7 @@ def resolve_shapes(
             from_file[argument] = shape
     # Inputs with a whole shape in the file keep it, or get the batch that the user asks for;
     # labels may hold several rows for each sample (one for each step).
-    old = next(
-        (s[0] for a, s in from_file.items() if resolver.role[a] == "input" and s[0] > 0), 0
-    )
+    old = next((s[0] for a, s in from_file.items() if resolver.role[a] == "input" and s[0] > 0), 0)
     for argument, shape in from_file.items():
         if batch is not None and resolver.role[argument] == "input":
             known[argument] = (batch, *shape[1:])
@@ -330,9 +358,7 @@ def resolve_shapes(
                 break
     if missing:
         raise _unknown_shapes(resolver, raw, known, missing)
-    return _finish(
-        resolver, known, job.get("dtype") or "float32", job.get("dtypes") or {}, assumed
-    )
+    return _finish(resolver, known, job.get("dtype") or "float32", job.get("dtypes") or {}, assumed)
 
 
 def _unknown_shapes(
@@ -367,9 +393,10 @@ def _unknown_shapes(
     return BadInput(
         f"the shape of {word} {', '.join(texts[:6])}{more} is not in the file and cannot be "
         "inferred",
-        f"give it, a number for each letter: {give}" if re.search(r"=\S*[A-Z]", give)
+        f"give it, a number for each letter: {give}"
+        if re.search(r"=\S*[A-Z]", give)
         else f"give it: {give}",
-    )  # fmt: skip
+    )
 
 
 def _grouped_names(wanted: list[str], others: list[str]) -> dict[str, list[str]]:
@@ -406,11 +433,31 @@ def _possible_shape(
 
 
 # Operators of one input that keep its shape, which may stand between a picture and a convolution.
-_KEEPS_SHAPE = frozenset({
-    "BatchNorm", "Activation", "LeakyReLU", "Cast", "cast", "_copy", "identity", "BlockGrad",
-    "_minus_scalar", "_plus_scalar", "_mul_scalar", "_div_scalar", "_rdiv_scalar", "_rminus_scalar",
-    "Dropout", "clip", "amp_cast", "_MinusScalar", "_PlusScalar", "_MulScalar", "_DivScalar",
-})  # fmt: skip
+_KEEPS_SHAPE = frozenset(
+    {
+        "BatchNorm",
+        "Activation",
+        "LeakyReLU",
+        "Cast",
+        "cast",
+        "_copy",
+        "identity",
+        "BlockGrad",
+        "_minus_scalar",
+        "_plus_scalar",
+        "_mul_scalar",
+        "_div_scalar",
+        "_rdiv_scalar",
+        "_rminus_scalar",
+        "Dropout",
+        "clip",
+        "amp_cast",
+        "_MinusScalar",
+        "_PlusScalar",
+        "_MulScalar",
+        "_DivScalar",
+    }
+)
 
 
 def _is_image(raw: dict[str, Any], position: int) -> bool:

@@ -39,10 +39,18 @@ _WORKER = "memcli.engines.mxnet.times"
 _MAKES_BLOCKED = frozenset({"Convolution", "Deconvolution"})
 _KEEPS_BLOCKED = frozenset(
     {
-        "BatchNorm", "Activation", "LeakyReLU", "Pooling", "elemwise_add", "add_n", "Concat", "LRN",
-        "_copy", "BlockGrad",
+        "BatchNorm",
+        "Activation",
+        "LeakyReLU",
+        "Pooling",
+        "elemwise_add",
+        "add_n",
+        "Concat",
+        "LRN",
+        "_copy",
+        "BlockGrad",
     }
-)  # fmt: skip
+)
 _DTYPE_OF_SIZE = {1: "uint8", 2: "float16", 4: "float32", 8: "float64"}
 
 
@@ -138,9 +146,13 @@ def measure_forward_seconds(
             "repeats": repeats,
         }
         result = run_job(
-            _WORKER, job, workdir=Path(folder), timeout=timeout, on_progress=on_progress,
+            _WORKER,
+            job,
+            workdir=Path(folder),
+            timeout=timeout,
+            on_progress=on_progress,
             doing="timing a forward pass",
-        )  # fmt: skip
+        )
     return float(result["seconds"]), float(result["processor_seconds"])
 
 

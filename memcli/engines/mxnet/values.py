@@ -19,23 +19,53 @@ from memcli.formats.symbol.values import tuple_of
 # Operators that hand labels, indices and lengths on without changing what they mean.
 _PASSING = frozenset(
     {
-        "Reshape", "reshape", "transpose", "Cast", "cast", "slice", "slice_axis", "SliceChannel",
-        "split", "expand_dims", "squeeze", "SwapAxis", "swapaxes", "Flatten", "flatten", "_copy",
-        "identity", "BlockGrad", "stop_gradient", "Concat", "concat", "stack", "tile", "repeat",
+        "Reshape",
+        "reshape",
+        "transpose",
+        "Cast",
+        "cast",
+        "slice",
+        "slice_axis",
+        "SliceChannel",
+        "split",
+        "expand_dims",
+        "squeeze",
+        "SwapAxis",
+        "swapaxes",
+        "Flatten",
+        "flatten",
+        "_copy",
+        "identity",
+        "BlockGrad",
+        "stop_gradient",
+        "Concat",
+        "concat",
+        "stack",
+        "tile",
+        "repeat",
     }
-)  # fmt: skip
+)
 _NORMALISERS = frozenset(
     {
-        "BatchNorm", "BatchNorm_v1", "CuDNNBatchNorm", "_contrib_SyncBatchNorm", "LayerNorm",
-        "InstanceNorm", "GroupNorm",
+        "BatchNorm",
+        "BatchNorm_v1",
+        "CuDNNBatchNorm",
+        "_contrib_SyncBatchNorm",
+        "LayerNorm",
+        "InstanceNorm",
+        "GroupNorm",
     }
-)  # fmt: skip
+)
 _WEIGHTED = frozenset(
     {
-        "Convolution", "Convolution_v1", "Deconvolution", "FullyConnected",
-        "_contrib_DeformableConvolution", "_contrib_ModulatedDeformableConvolution",
+        "Convolution",
+        "Convolution_v1",
+        "Deconvolution",
+        "FullyConnected",
+        "_contrib_DeformableConvolution",
+        "_contrib_ModulatedDeformableConvolution",
     }
-)  # fmt: skip
+)
 _CTC = frozenset({"CTCLoss", "ctc_loss", "_contrib_CTCLoss", "_contrib_ctc_loss"})
 _SEQUENCE = frozenset({"SequenceMask", "SequenceLast", "SequenceReverse"})
 
@@ -111,10 +141,14 @@ def read_symbol(symbol: Any, shapes: dict[str, tuple[int, ...]]) -> Reader:
 # Losses that leave the gradient of their label as it was.
 _LEAVES_LABEL = frozenset(
     {
-        "SoftmaxOutput", "Softmax", "SVMOutput", "LinearRegressionOutput",
-        "LogisticRegressionOutput", "MAERegressionOutput",
+        "SoftmaxOutput",
+        "Softmax",
+        "SVMOutput",
+        "LinearRegressionOutput",
+        "LogisticRegressionOutput",
+        "MAERegressionOutput",
     }
-)  # fmt: skip
+)
 _NO_GRADIENT = frozenset({"BlockGrad", "stop_gradient", "zeros_like", "ones_like"})
 
 

@@ -8,12 +8,31 @@ from collections.abc import Collection
 # (src/operator/nn/mkldnn at the 1.9.1 tag).
 _ONEDNN_OPERATORS = frozenset(
     {
-        "Activation", "BatchNorm", "Concat", "Convolution", "Deconvolution", "Flatten",
-        "FullyConnected", "LRN", "LeakyReLU", "Pooling", "RNN", "Reshape", "SoftmaxOutput",
-        "_contrib_batch_norm_relu", "add_n", "batch_dot", "elemwise_add", "log_softmax", "slice",
-        "softmax", "transpose", "expand_dims", "_copy",
+        "Activation",
+        "BatchNorm",
+        "Concat",
+        "Convolution",
+        "Deconvolution",
+        "Flatten",
+        "FullyConnected",
+        "LRN",
+        "LeakyReLU",
+        "Pooling",
+        "RNN",
+        "Reshape",
+        "SoftmaxOutput",
+        "_contrib_batch_norm_relu",
+        "add_n",
+        "batch_dot",
+        "elemwise_add",
+        "log_softmax",
+        "slice",
+        "softmax",
+        "transpose",
+        "expand_dims",
+        "_copy",
     }
-)  # fmt: skip
+)
 
 # Whose outputs it lays out as it chooses, by what surrounds them; others hand a layout on, or keep
 # to the plain one (mkldnn_convolution.cc and mkldnn_deconvolution.cc ask for memory of any format;

@@ -121,9 +121,7 @@ def plan_of_file(analysis: Analysis, source: SymbolFile) -> Plan:
     strategy = "marks of the file"
     if record is not None:
         strategy = record.strategy
-        match_range = int(
-            record.environment.get("NNVM_EXEC_MATCH_RANGE", str(DEFAULT_MATCH_RANGE))
-        )
+        match_range = int(record.environment.get("NNVM_EXEC_MATCH_RANGE", str(DEFAULT_MATCH_RANGE)))
         node_of = analysis.graph.node_of_position()
         if record.n_nodes == source.node_count:
             # Positions hold for the file as memcli wrote it; each is a cut's end of its own.
@@ -194,9 +192,12 @@ def verify(
     if gpu is None:
         free = int(available_bytes() * USABLE)
         analysis, scaled = fit_batch(
-            analysis, batch_of(analysis), free, needed_bytes,
+            analysis,
+            batch_of(analysis),
+            free,
+            needed_bytes,
             lambda shapes: analysis_of(planned, shapes),
-        )  # fmt: skip
+        )
     notes += scaled_notes(scaled)
     if record is not None and reservation(planned.raw):
         shapes = record.shapes.values()
@@ -242,9 +243,14 @@ def verify(
             kinds[DEFAULT if onednn else PLAIN] = kernel_runs(results, compared)
             if not onednn and kernels in (None, "both"):
                 kinds[DEFAULT] = on_default_kernels(
-                    sides, results, needed_bytes(base_analysis), under, workdir,
-                    however_long=kernels == "both", on_progress=report,
-                )  # fmt: skip
+                    sides,
+                    results,
+                    needed_bytes(base_analysis),
+                    under,
+                    workdir,
+                    however_long=kernels == "both",
+                    on_progress=report,
+                )
     first, second = results
     notes += result_notes(first, second, compared)
     if scaled or (request is not None and request.asks_shapes):
@@ -261,9 +267,7 @@ def verify(
         outputs=compared["outputs"],
         gradients=compared["gradients"],
         states=compared["states"],
-        stages=measured_stages(
-            analysis, plan, second["trace"], save_barriers(analysis, planned)
-        ),
+        stages=measured_stages(analysis, plan, second["trace"], save_barriers(analysis, planned)),
         method=first["method"],
         scaled=scaled,
         notes=notes,

@@ -66,9 +66,7 @@ class _Host:
     ``environ`` is its environment, and that of all its jobs. ``starter``: a thread that stays.
     """
 
-    def __init__(
-        self, module: str, environ: dict[str, str], starter: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, module: str, environ: dict[str, str], starter: ThreadPoolExecutor) -> None:
         self.environ = environ
         self._owner = os.getpid()
         self._ended = False
@@ -78,9 +76,15 @@ class _Host:
         with theirs:
             keep = theirs.fileno()
             self.process = starter.submit(
-                Spawned, "memcli.engines.processes.forkserver", module, str(keep),
-                environ=environ, log=self._log, piped=False, keep=[keep],
-            ).result()  # fmt: skip
+                Spawned,
+                "memcli.engines.processes.forkserver",
+                module,
+                str(keep),
+                environ=environ,
+                log=self._log,
+                piped=False,
+                keep=[keep],
+            ).result()
 
     @property
     def alive(self) -> bool:

@@ -64,9 +64,16 @@ def run_job(
     behind, whatever happens, an interrupt by the user included.
     """
     return run_jobs(
-        module, [job], workdir=workdir, env=env, timeout=timeout, on_progress=on_progress,
-        doing=doing, warm=warm, here=here,
-    )[0]  # fmt: skip
+        module,
+        [job],
+        workdir=workdir,
+        env=env,
+        timeout=timeout,
+        on_progress=on_progress,
+        doing=doing,
+        warm=warm,
+        here=here,
+    )[0]
 
 
 def run_jobs(

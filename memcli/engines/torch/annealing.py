@@ -46,10 +46,36 @@ def _combine(state, low, high, whole):
 
 @compiled(nogil=True)
 def anneal(
-    program, st, limit, flops, seconds, with_auxiliaries, whole, state, best, nodes, weights, third,
-    group_ptr, group_of, group_node, costly_ptr, costly_node, costly_chance, copy_chance, others,
-    params, _, rng, steps, first_temperature, last_temperature, done, total_steps, lowest,
-):  # fmt: skip
+    program,
+    st,
+    limit,
+    flops,
+    seconds,
+    with_auxiliaries,
+    whole,
+    state,
+    best,
+    nodes,
+    weights,
+    third,
+    group_ptr,
+    group_of,
+    group_node,
+    costly_ptr,
+    costly_node,
+    costly_chance,
+    copy_chance,
+    others,
+    params,
+    _,
+    rng,
+    steps,
+    first_temperature,
+    last_temperature,
+    done,
+    total_steps,
+    lowest,
+):
     """One part of a walk: see :class:`memcli.search.space.Walk`.
 
     ``st``: the walk's working arrays; ``limit``: recomputations past which a plan is no good;
@@ -79,9 +105,22 @@ def anneal(
             high[turned] ^= AUXILIARY
         else:
             count = propose(
-                rng, low, nodes, weights, third, group_ptr, group_of, group_node, costly_ptr,
-                costly_node, costly_chance, copy_chance, others, undo_node, undo_mark,
-            )  # fmt: skip
+                rng,
+                low,
+                nodes,
+                weights,
+                third,
+                group_ptr,
+                group_of,
+                group_node,
+                costly_ptr,
+                costly_node,
+                costly_chance,
+                copy_chance,
+                others,
+                undo_node,
+                undo_mark,
+            )
             if count == 0:
                 continue
         _combine(state, low, high, whole)

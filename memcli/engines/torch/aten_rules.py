@@ -16,32 +16,60 @@ aten = torch.ops.aten
 # them; the operators of exported graphs are told by their tag.
 _DRAWING_FUNCTIONS = frozenset(
     {
-        torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout,
-        torch.native_dropout, torch.rrelu, torch.bernoulli, torch.multinomial, torch.normal,
-        torch.poisson, torch.rand, torch.rand_like, torch.randn, torch.randn_like, torch.randint,
-        torch.randint_like, torch.randperm, torch.binomial,
-        torch.nn.functional.dropout, torch.nn.functional.dropout1d,
-        torch.nn.functional.dropout2d, torch.nn.functional.dropout3d,
-        torch.nn.functional.alpha_dropout, torch.nn.functional.feature_alpha_dropout,
-        torch.nn.functional.rrelu, torch.nn.functional.gumbel_softmax,
-        torch.nn.functional.fractional_max_pool2d, torch.nn.functional.fractional_max_pool3d,
+        torch.dropout,
+        torch.alpha_dropout,
+        torch.feature_dropout,
+        torch.feature_alpha_dropout,
+        torch.native_dropout,
+        torch.rrelu,
+        torch.bernoulli,
+        torch.multinomial,
+        torch.normal,
+        torch.poisson,
+        torch.rand,
+        torch.rand_like,
+        torch.randn,
+        torch.randn_like,
+        torch.randint,
+        torch.randint_like,
+        torch.randperm,
+        torch.binomial,
+        torch.nn.functional.dropout,
+        torch.nn.functional.dropout1d,
+        torch.nn.functional.dropout2d,
+        torch.nn.functional.dropout3d,
+        torch.nn.functional.alpha_dropout,
+        torch.nn.functional.feature_alpha_dropout,
+        torch.nn.functional.rrelu,
+        torch.nn.functional.gumbel_softmax,
+        torch.nn.functional.fractional_max_pool2d,
+        torch.nn.functional.fractional_max_pool3d,
         torch.nn.functional.scaled_dot_product_attention,
         torch.nn.functional.multi_head_attention_forward,
     }
-)  # fmt: skip
+)
 
 
 # Recurrent layers and attention have kernels for inference alone.
 _WITH_GRADIENTS = frozenset(
     {
-        torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu,
-        aten.lstm.input, aten.lstm.data, aten.gru.input, aten.gru.data, aten.rnn_tanh.input,
-        aten.rnn_tanh.data, aten.rnn_relu.input, aten.rnn_relu.data,
+        torch.lstm,
+        torch.gru,
+        torch.rnn_tanh,
+        torch.rnn_relu,
+        aten.lstm.input,
+        aten.lstm.data,
+        aten.gru.input,
+        aten.gru.data,
+        aten.rnn_tanh.input,
+        aten.rnn_tanh.data,
+        aten.rnn_relu.input,
+        aten.rnn_relu.data,
         aten.scaled_dot_product_attention.default,
         torch.nn.functional.scaled_dot_product_attention,
         torch.nn.functional.multi_head_attention_forward,
     }
-)  # fmt: skip
+)
 
 
 def with_gradients(function: Any) -> bool:

@@ -73,9 +73,7 @@ def values_for(found: Converted, job: dict[str, Any]) -> list[Tensor]:
     text, _ = prepare(raw, marked=(), losses=analysis.loss_heads > 0)
     values = step_values(json.loads(text), analysis, seed)
     by_argument = {h.attribute: values[h.prepared] for h in found.arguments}
-    return [
-        torch.from_numpy(by_argument[i.argument].copy()).to(i.dtype) for i in found.inputs
-    ]
+    return [torch.from_numpy(by_argument[i.argument].copy()).to(i.dtype) for i in found.inputs]
 
 
 def loss_for(found: Converted) -> Callable[[Any], Tensor]:
@@ -137,6 +135,8 @@ def _row(name: str, value: Any) -> dict[str, Any]:
         return {}
     shape, dtype = value
     return {
-        "name": name, "shape": list(shape), "dtype": str(dtype).removeprefix("torch."),
+        "name": name,
+        "shape": list(shape),
+        "dtype": str(dtype).removeprefix("torch."),
         "itemsize": dtype.itemsize,
-    }  # fmt: skip
+    }

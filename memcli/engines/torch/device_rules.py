@@ -12,9 +12,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _DROPOUTS = {
-    torch.dropout, torch.nn.functional.dropout,
-    torch.ops.aten.dropout, torch.ops.aten.dropout.default,
-}  # fmt: skip
+    torch.dropout,
+    torch.nn.functional.dropout,
+    torch.ops.aten.dropout,
+    torch.ops.aten.dropout.default,
+}
 
 
 class _LikeCuda(TorchFunctionMode):

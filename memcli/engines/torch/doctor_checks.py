@@ -89,9 +89,7 @@ def torch_checks(gpus: list[Gpu]) -> tuple[list[Check], TorchFound]:
     if importlib.util.find_spec("torch") is None:
         return [Check("torch", None, "not installed", _INSTALL)], TorchFound()
     try:
-        facts = run_job(
-            "memcli.engines.torch.doctor", {}, timeout=_TIMEOUT, doing="trying PyTorch"
-        )
+        facts = run_job("memcli.engines.torch.doctor", {}, timeout=_TIMEOUT, doing="trying PyTorch")
     except MemcliError as error:
         mend = error.hint or "pip install --force-reinstall torch"
         return [Check("torch", False, error.message, mend)], TorchFound()

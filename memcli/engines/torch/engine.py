@@ -186,9 +186,16 @@ class TorchEngine:
     ) -> TorchFit:
         """See :meth:`memcli.engine.Engine.fit_search`."""
         return TorchFit(
-            source, request, settings, available, strategy=strategy, optimizer=optimizer,
-            devices=asked.devices, training=asked.training, on_progress=on_progress,
-        )  # fmt: skip
+            source,
+            request,
+            settings,
+            available,
+            strategy=strategy,
+            optimizer=optimizer,
+            devices=asked.devices,
+            training=asked.training,
+            on_progress=on_progress,
+        )
 
     def verify(
         self,
@@ -212,9 +219,14 @@ class TorchEngine:
         if kernels not in (None, AS_PLANNED):
             raise refuse_kernels()
         return verify_onnx(
-            planned, original=original, where_trained=devices, seed=seed, steps=steps,
-            request=request, on_progress=on_progress,
-        )  # fmt: skip
+            planned,
+            original=original,
+            where_trained=devices,
+            seed=seed,
+            steps=steps,
+            request=request,
+            on_progress=on_progress,
+        )
 
     def inspect(
         self,

@@ -99,9 +99,7 @@ def inspect_onnx(
     inspected.under_models = under_models_in_torch(analysis, models)
     notes += [*shape_notes(analysis), *record_notes(inspected, record)]
     if inspected.loss_added:
-        notes.append(
-            "no output is a loss: memory is shown under the sum of the outputs in float32"
-        )
+        notes.append("no output is a loss: memory is shown under the sum of the outputs in float32")
     return inspected
 
 

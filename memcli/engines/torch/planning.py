@@ -83,9 +83,10 @@ def read_for_training(
         raise BadInput(
             f"{shown_path(file.path)}: draws random numbers with an operator of TensorFlow's, "
             f"which ONNX does not define ({len(undefined)} nodes: {shown(undefined[0])}, ...)",
-            "--as-training puts Dropout in its place" if not training
+            "--as-training puts Dropout in its place"
+            if not training
             else "export the model with training=False, and plan it with --as-training",
-        )  # fmt: skip
+        )
     notes += [loss.text for loss in losses(file)]
     return file, original, restored
 
@@ -110,9 +111,14 @@ def analyze_file(
     refuse_other_type(file, request.dtype)
     try:
         analysis = analyze_onnx(
-            file, bound.shapes, assumed=bound.assumed, dtype=dtype, device=device,
-            frozen=request.frozen, on_progress=on_progress,
-        )  # fmt: skip
+            file,
+            bound.shapes,
+            assumed=bound.assumed,
+            dtype=dtype,
+            device=device,
+            frozen=request.frozen,
+            on_progress=on_progress,
+        )
     except BadInput as error:
         if bound.assumed and REFUSED in error.message:
             error.hint = guess_hint(file, bound)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from memcli.search.space import SearchSpace
 
 
-
 @dataclass
 class TorchAnalysis:
     """A model as PyTorch trains it: graph, exact memory model, and facts about its tensors."""
@@ -67,9 +66,7 @@ class TorchAnalysis:
         """By the roofline, of every step; ``device``: ``cpu`` or ``gpu:N``."""
         return step_seconds(self.trace)
 
-    def measured_seconds(
-        self, device: str, on_progress: Progress | None = None
-    ) -> OperatorTimes:
+    def measured_seconds(self, device: str, on_progress: Progress | None = None) -> OperatorTimes:
         """Of every step, timed on a device: ``cpu`` or ``gpu:N``.
 
         Raises:
@@ -113,9 +110,12 @@ def onnx_job(
     """The part of a job that says what to run; ``untrained``: parameters without a gradient."""
     path.write_bytes(file.working.SerializeToString())
     return {
-        "model": str(path), "name": file.name, "shapes": shapes, "roles": roles,
+        "model": str(path),
+        "name": file.name,
+        "shapes": shapes,
+        "roles": roles,
         "untrained": list(untrained),
-    }  # fmt: skip
+    }
 
 
 def untrained_parameters(leaves: Mapping[str, Leaf], frozen: Sequence[str]) -> tuple[str, ...]:

@@ -142,10 +142,7 @@ def together(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "device": ", ".join(dict.fromkeys(result["device"] for result in results)),
         "trace": peaks,
         "method": first["method"],
-        **{
-            key: max(result[key] for result in results)
-            for key in ("peak_bytes", "reserved_bytes")
-        },
+        **{key: max(result[key] for result in results) for key in ("peak_bytes", "reserved_bytes")},
         # all of them time as many steps, or none does
         "step_seconds": max((r["step_seconds"] or 0.0 for r in results), default=0.0) or None,
     }

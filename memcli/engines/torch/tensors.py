@@ -56,9 +56,7 @@ def operator_kinds(
         row.recomputed = len(again.get(op, ()))
         # nodes of a branch that is taken are in no count of the graph's own
         row.folded = max(0, counts.get(op, 0) - row.count)
-    return sorted(
-        kinds.values(), key=lambda k: (not k.count, -k.output_bytes, -k.flops, k.op)
-    )
+    return sorted(kinds.values(), key=lambda k: (not k.count, -k.output_bytes, -k.flops, k.op))
 
 
 def largest_tensors(

@@ -64,9 +64,13 @@ def measure_step_seconds(
             "steps": {trace.names[v]: [float(expected[v]), int(working[v])] for v in makes},
         }
         found = run_timings(
-            _WORKER, job, lambda done: {"done": sorted(done)}, limit_seconds, Path(folder),
+            _WORKER,
+            job,
+            lambda done: {"done": sorted(done)},
+            limit_seconds,
+            Path(folder),
             on_progress,
-        )  # fmt: skip
+        )
     kind_of = [int(found.told["kind_of"][name]) for name in trace.names]
     return operator_times(
         found.told["kinds"], kind_of, found, device=shown, machine=machine, started=started

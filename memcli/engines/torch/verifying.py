@@ -102,9 +102,14 @@ def verify_onnx(
         # the file's types stay as they are
         bound = bind_shapes(planned, dataclasses.replace(asked, dtype=None))
         return analyze_onnx(
-            planned, bound.shapes, assumed=bound.assumed or assumed, dtype=plan.dtype, device=kind,
-            frozen=asked.frozen, on_progress=on_progress,
-        )  # fmt: skip
+            planned,
+            bound.shapes,
+            assumed=bound.assumed or assumed,
+            dtype=plan.dtype,
+            device=kind,
+            frozen=asked.frozen,
+            on_progress=on_progress,
+        )
 
     analysis = analysis_of(asked)
     scaled = None

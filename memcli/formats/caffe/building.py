@@ -70,20 +70,24 @@ class Builder:
         made = [Tensor(self._tensor(wanted), shape, i) for wanted, shape, i in outputs]
         self.nodes.append(
             helper.make_node(
-                op, [t.name if t is not None else "" for t in inputs], [t.name for t in made],
+                op,
+                [t.name if t is not None else "" for t in inputs],
+                [t.name for t in made],
                 name=self._name(name),
                 **attributes,
             )
-        )  # fmt: skip
+        )
         self.owners.append(owner)
         return made
 
     def parameter(self, name: str, shape: Shape, *, trained: bool = True) -> Tensor:
         """A tensor of weights; one that is not trained is a constant."""
         tensor = TensorProto(
-            name=self._tensor(name), data_type=TensorProto.FLOAT, dims=shape,
+            name=self._tensor(name),
+            data_type=TensorProto.FLOAT,
+            dims=shape,
             data_location=TensorProto.EXTERNAL,
-        )  # fmt: skip
+        )
         size = _FLOAT_BYTES * math.prod(shape)
         entries = {"location": self.weights_file, "offset": self._offset, "length": size}
         for key, value in entries.items():

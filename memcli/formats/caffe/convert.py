@@ -98,9 +98,13 @@ class _Conversion:
             self._unmade(position)
             return
         site = Site(
-            self.net, position, layer, [b for b in bottoms if b is not None], self.builder,
+            self.net,
+            position,
+            layer,
+            [b for b in bottoms if b is not None],
+            self.builder,
             self.shared,
-        )  # fmt: skip
+        )
         try:
             self._check_gradients(position)
             made = translate(site)
@@ -203,17 +207,17 @@ class _Conversion:
         # A blob under a second name enters once.
         inputs = list({value.name: value for value in inputs}.values())
         given = [tensor for name, tensor in builder.given.items() if name in used]
-        ends = [
-            helper.make_tensor_value_info(t.name, TensorProto.FLOAT, _open(t))
-            for t in outputs
-        ]
+        ends = [helper.make_tensor_value_info(t.name, TensorProto.FLOAT, _open(t)) for t in outputs]
         name = self.net.name or "net"
         kinds = [value for key, value in builder.kinds.items() if key in used]
         graph = helper.make_graph(nodes, name, inputs, ends, given, value_info=kinds)
         model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="memcli",
-            producer_version=__version__, ir_version=_IR_VERSION,
-        )  # fmt: skip
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            producer_name="memcli",
+            producer_version=__version__,
+            ir_version=_IR_VERSION,
+        )
         blocks = [self.net.layers[owner].block for owner in owners]
         layers = self.net.layers
         joined = {

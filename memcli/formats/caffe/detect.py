@@ -10,14 +10,38 @@ _BLANK = re.compile(rb"(?:\xef\xbb\xbf)?(?:\s+|#[^\n]*)*")
 _FIELD = re.compile(rb"([a-z_0-9]+)\s*(:?\s*[{<]|:)")
 _BLOCK = re.compile(rb"(?:^|[\s{}])layers?\s*:?\s*[{<\[]")
 _NET = {
-    b"name", b"input", b"input_shape", b"input_dim", b"force_backward", b"state", b"debug_info",
-    b"layer", b"layers",
-}  # fmt: skip
+    b"name",
+    b"input",
+    b"input_shape",
+    b"input_dim",
+    b"force_backward",
+    b"state",
+    b"debug_info",
+    b"layer",
+    b"layers",
+}
 _SOLVER = {
-    b"net", b"train_net", b"test_net", b"base_lr", b"lr_policy", b"test_iter", b"test_interval",
-    b"max_iter", b"solver_mode", b"net_param", b"type", b"iter_size", b"random_seed", b"display",
-    b"momentum", b"weight_decay", b"snapshot", b"snapshot_prefix", b"gamma", b"power",
-}  # fmt: skip
+    b"net",
+    b"train_net",
+    b"test_net",
+    b"base_lr",
+    b"lr_policy",
+    b"test_iter",
+    b"test_interval",
+    b"max_iter",
+    b"solver_mode",
+    b"net_param",
+    b"type",
+    b"iter_size",
+    b"random_seed",
+    b"display",
+    b"momentum",
+    b"weight_decay",
+    b"snapshot",
+    b"snapshot_prefix",
+    b"gamma",
+    b"power",
+}
 
 
 def looks_like_caffe(data: bytes) -> Literal["net", "solver"] | None:

@@ -68,9 +68,7 @@ SHARED_PARAMETERS: tuple[str, ...] = tuple(_OF_BOTH)
 
 
 def _both(column: int) -> str:
-    return "; ".join(
-        f"{name} {row[0]} {row[column]}" for name, row in _OF_BOTH.items()
-    )
+    return "; ".join(f"{name} {row[0]} {row[column]}" for name, row in _OF_BOTH.items())
 
 
 _FILLER = "weight_filler FillerParameter {}; bias_filler FillerParameter {}"
@@ -257,4 +255,4 @@ MESSAGES: dict[str, str] = {
         "bg_threshold float 8 0.5; fg_fraction float 9 0.25; context_pad uint32 10 0; "
         "crop_mode string 11 warp; cache_images bool 12 false; root_folder string 13"
     ),
-}  # fmt: skip
+}

@@ -75,10 +75,15 @@ def training_net(parsed: NetText, path: str) -> Net:
         if _included(parameter, net.state):
             layers.append(
                 Layer(
-                    name, parameter.type, tuple(parameter.bottom), tuple(parameter.top), parameter,
-                    line, position,
+                    name,
+                    parameter.type,
+                    tuple(parameter.bottom),
+                    tuple(parameter.top),
+                    parameter,
+                    line,
+                    position,
                 )
-            )  # fmt: skip
+            )
     if not layers:
         what = "no layer of it is in the phase TRAIN" if blocks else "has no layers"
         raise BadInput(f"{path}: {what}", "give the net that trains (train_test.prototxt)")

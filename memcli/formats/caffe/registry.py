@@ -60,8 +60,9 @@ class Site:
             BadInput: another number.
         """
         for what, wanted, have in (
-            ("bottom", bottoms, len(self.layer.bottoms)), ("top", tops, len(self.layer.tops))
-        ):  # fmt: skip
+            ("bottom", bottoms, len(self.layer.bottoms)),
+            ("top", tops, len(self.layer.tops)),
+        ):
             low, high = (wanted, wanted) if isinstance(wanted, int) else wanted
             if not low <= have <= high:
                 few = f"{low} or more" if have < low else f"up to {high}"
@@ -80,9 +81,15 @@ class Site:
         return axis % rank
 
     def step(
-        self, suffix: str, op: str, inputs: Sequence[Tensor | None], shape: Shape,
-        *, integer: bool = False, **attributes: Any,
-    ) -> Tensor:  # fmt: skip
+        self,
+        suffix: str,
+        op: str,
+        inputs: Sequence[Tensor | None],
+        shape: Shape,
+        *,
+        integer: bool = False,
+        **attributes: Any,
+    ) -> Tensor:
         """A node on the way to the layer's result."""
         name = f"{self.layer.name}/{suffix}"
         return self.builder.node(
@@ -90,9 +97,15 @@ class Site:
         )[0]
 
     def result(
-        self, op: str, inputs: Sequence[Tensor | None], shape: Shape,
-        *, top: int = 0, integer: bool = False, **attributes: Any,
-    ) -> Tensor:  # fmt: skip
+        self,
+        op: str,
+        inputs: Sequence[Tensor | None],
+        shape: Shape,
+        *,
+        top: int = 0,
+        integer: bool = False,
+        **attributes: Any,
+    ) -> Tensor:
         """The node that makes a top; the layer's name is its."""
         name = self.layer.name if top == 0 else f"{self.layer.name}/{top}"
         return self.builder.node(
@@ -132,8 +145,9 @@ class Site:
                     f"shared with has {owned}"
                 )
         if tensor.shape != stored:
-            tensor = self.step(f"{what}_shared", "Reshape",
-                               [tensor, self.builder.ints(*stored)], stored)  # fmt: skip
+            tensor = self.step(
+                f"{what}_shared", "Reshape", [tensor, self.builder.ints(*stored)], stored
+            )
         return tensor
 
     def reshaped(self, x: Tensor, shape: Shape, suffix: str = "") -> Tensor:
@@ -180,7 +194,6 @@ class Site:
         shape = tuple(n for d, n in enumerate(x.shape) if d not in axes)
         op = "ReduceMean" if mean else "ReduceSum"
         return self.step(suffix, op, [x, self.builder.ints(*axes)], shape, keepdims=0)
-
 
 
 # One tensor for each top; None for a top that is not made (and that nothing may read).

@@ -16,10 +16,14 @@ from memcli.formats.caffe.messages import ENUMS, MESSAGES
 _PACKAGE = "memcli.caffe"
 _Field = descriptor_pb2.FieldDescriptorProto
 _SCALARS: dict[str, Any] = {
-    "string": _Field.TYPE_STRING, "bool": _Field.TYPE_BOOL, "int32": _Field.TYPE_INT32,
-    "uint32": _Field.TYPE_UINT32, "int64": _Field.TYPE_INT64, "float": _Field.TYPE_FLOAT,
+    "string": _Field.TYPE_STRING,
+    "bool": _Field.TYPE_BOOL,
+    "int32": _Field.TYPE_INT32,
+    "uint32": _Field.TYPE_UINT32,
+    "int64": _Field.TYPE_INT64,
+    "float": _Field.TYPE_FLOAT,
     "double": _Field.TYPE_DOUBLE,
-}  # fmt: skip
+}
 
 
 @functools.cache
@@ -58,9 +62,10 @@ def _field(text: str) -> Any:
     repeated = kind.endswith("*")
     kind = kind.rstrip("*")
     field = _Field(
-        name=name, number=int(number),
+        name=name,
+        number=int(number),
         label=_Field.LABEL_REPEATED if repeated else _Field.LABEL_OPTIONAL,
-    )  # fmt: skip
+    )
     if kind in _SCALARS:
         field.type = _SCALARS[kind]
     elif kind in ENUMS:

@@ -15,9 +15,13 @@ Dims = tuple[int | str | None, ...]
 
 # Bottoms that are labels: whole numbers.
 _LABELS = {
-    ("SoftmaxWithLoss", 1), ("HingeLoss", 1), ("MultinomialLogisticLoss", 1), ("InfogainLoss", 1),
-    ("Accuracy", 1), ("Embed", 0),
-}  # fmt: skip
+    ("SoftmaxWithLoss", 1),
+    ("HingeLoss", 1),
+    ("MultinomialLogisticLoss", 1),
+    ("InfogainLoss", 1),
+    ("Accuracy", 1),
+    ("Embed", 0),
+}
 _PASSES_ON = {"Split", "Slice", "Reshape", "Flatten", "Crop", "Concat", "Permute", "Tile"}
 # What is said of a shape that nothing in the net tells.
 CHANNELS = 3
@@ -88,8 +92,9 @@ def _shapes(layer: Layer, path: str) -> list[Dims | None]:
     if kind == "MemoryData":
         of = p.memory_data_param
         both: list[Dims | None] = [
-            (of.batch_size, of.channels, of.height, of.width), (of.batch_size,)
-        ]  # fmt: skip
+            (of.batch_size, of.channels, of.height, of.width),
+            (of.batch_size,),
+        ]
         return both[:tops] + [None] * (tops - 2)
     if kind == "HDF5Data":
         return [None] * tops  # its file says them

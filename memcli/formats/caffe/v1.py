@@ -9,10 +9,17 @@ from memcli.formats.caffe.schema import message_class
 
 # Names of types that are not the old one in other spelling.
 _TYPES = {
-    "ABSVAL": "AbsVal", "ARGMAX": "ArgMax", "BNLL": "BNLL", "HDF5_DATA": "HDF5Data",
-    "HDF5_OUTPUT": "HDF5Output", "LRN": "LRN", "MVN": "MVN", "RELU": "ReLU", "TANH": "TanH",
+    "ABSVAL": "AbsVal",
+    "ARGMAX": "ArgMax",
+    "BNLL": "BNLL",
+    "HDF5_DATA": "HDF5Data",
+    "HDF5_OUTPUT": "HDF5Output",
+    "LRN": "LRN",
+    "MVN": "MVN",
+    "RELU": "ReLU",
+    "TANH": "TanH",
     "SOFTMAX_LOSS": "SoftmaxWithLoss",
-}  # fmt: skip
+}
 # Where crop_size stood before there was a transform_param.
 _WITH_CROPS = ("data_param", "image_data_param", "window_data_param")
 

@@ -19,9 +19,15 @@ from memcli.formats.onnx.tf_layers import is_tf2onnx, tf_layers, took_tf_batchno
 from memcli.quoting import first_of, shown
 
 LossKind = Literal[
-    "batchnorm-folded", "batchnorm-inference", "dropout-inference", "parameters-folded", "mxnet",
-    "tensorflow-inference", "tensorflow-pieces", "tensorflow-dropout",
-]  # fmt: skip
+    "batchnorm-folded",
+    "batchnorm-inference",
+    "dropout-inference",
+    "parameters-folded",
+    "mxnet",
+    "tensorflow-inference",
+    "tensorflow-pieces",
+    "tensorflow-dropout",
+]
 RULE_KEY = "pkg.onnxscript.rewriter.rule_name"
 FOLDING_RULE = "FuseBatchNormInto"
 # Operator sets in which BatchNormalization and Dropout got a training mode as an argument.
@@ -43,11 +49,12 @@ _IN_PIECES: dict[LossKind, _InPieces] = {
         ("scaled",), "BatchNormalization", "of TensorFlow became a product with fixed statistics"
     ),
     "tensorflow-pieces": _InPieces(
-        ("spelled out", "computed"), "BatchNormalization",
+        ("spelled out", "computed"),
+        "BatchNormalization",
         "of TensorFlow spelled out operator by operator, each of which counts",
     ),
     "tensorflow-dropout": _InPieces(("dropout",), "Dropout", "of TensorFlow in pieces"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -97,10 +104,11 @@ def losses(file: OnnxFile) -> list[Loss]:
         if scopes:
             found.append(
                 Loss(
-                    kind, scopes,
+                    kind,
+                    scopes,
                     f"{_count(scopes, words.what)} {words.text} ({_some(scopes)}); {mend}",
                 )
-            )  # fmt: skip
+            )
     off = [name for node, name in named if is_inference_dropout(node, file)]
     if off:
         mend = (
@@ -146,9 +154,10 @@ def folded_batchnorms(file: OnnxFile) -> list[int]:
     One that does follow was put in anew, or there were two.
     """
     normalized = {
-        node.input[0] for node in file.graph.node if node.op_type == "BatchNormalization"
-        and node.input
-    }  # fmt: skip
+        node.input[0]
+        for node in file.graph.node
+        if node.op_type == "BatchNormalization" and node.input
+    }
     return [
         position
         for position, node in enumerate(file.graph.node)

@@ -106,9 +106,7 @@ def read_external(
     said = _entry(tensor, "length")
     length = _whole(said, where) if said else needed
     if length != needed:
-        raise BadInput(
-            f"{where}: has {length} bytes, but its shape takes {needed}", _REPLACE
-        )
+        raise BadInput(f"{where}: has {length} bytes, but its shape takes {needed}", _REPLACE)
     if length > most:
         raise BadInput(
             f"{where}: takes {length} bytes, and {most} at most are read of it",

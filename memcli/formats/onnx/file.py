@@ -228,9 +228,7 @@ def read_onnx(model: Model) -> OnnxFile:
     return parse_onnx(source.data, source.path, source.sha256)
 
 
-def parse_onnx(
-    data: bytes, path: str | os.PathLike[str], sha256: str | None = None
-) -> OnnxFile:
+def parse_onnx(data: bytes, path: str | os.PathLike[str], sha256: str | None = None) -> OnnxFile:
     """As :func:`read_onnx` on bytes at hand; external data is looked for beside ``path``.
 
     ``sha256`` where ``data`` is not what is stored on the disk (gzip taken off).

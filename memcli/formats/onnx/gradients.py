@@ -29,13 +29,37 @@ _NO_GRADIENT: dict[str, tuple[int, ...]] = {
 # Their outputs depend on no input in a way that has a gradient other than zero.
 _NO_GRADIENT_AT_ALL = frozenset(
     {
-        "ArgMax", "ArgMin", "Bernoulli", "BlackmanWindow", "Ceil", "Constant", "ConstantOfShape",
-        "DequantizeLinear", "DynamicQuantizeLinear", "EyeLike", "Floor", "HammingWindow",
-        "HannWindow", "Hardmax", "MelWeightMatrix", "Multinomial", "NonMaxSuppression", "NonZero",
-        "OneHot", "QuantizeLinear", "RandomNormal", "RandomNormalLike", "RandomUniform",
-        "RandomUniformLike", "Range", "Round", "Shape", "Sign", "Size",
+        "ArgMax",
+        "ArgMin",
+        "Bernoulli",
+        "BlackmanWindow",
+        "Ceil",
+        "Constant",
+        "ConstantOfShape",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "EyeLike",
+        "Floor",
+        "HammingWindow",
+        "HannWindow",
+        "Hardmax",
+        "MelWeightMatrix",
+        "Multinomial",
+        "NonMaxSuppression",
+        "NonZero",
+        "OneHot",
+        "QuantizeLinear",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "Range",
+        "Round",
+        "Shape",
+        "Sign",
+        "Size",
     }
-)  # fmt: skip
+)
 
 
 def gradient_inputs(node: NodeProto, types: Mapping[str, int]) -> list[str]:

@@ -36,10 +36,12 @@ def graph_sha256(graph: GraphProto, opsets: Mapping[str, int]) -> str:
 def _graph(graph: GraphProto) -> list[Any]:
     held = {tensor.name for tensor in graph.initializer}
     parts: list[Any] = [
-        ["inputs", [[v.name, v.type.tensor_type.elem_type] for v in graph.input
-                    if v.name not in held]],
+        [
+            "inputs",
+            [[v.name, v.type.tensor_type.elem_type] for v in graph.input if v.name not in held],
+        ],
         ["outputs", [v.name for v in graph.output]],
-    ]  # fmt: skip
+    ]
     # Sorted: a tool may write initializers in another order.
     parts += sorted((["tensor", t.name, *_tensor(t)] for t in graph.initializer), key=str)
     for node in graph.node:

@@ -74,9 +74,18 @@ _WEIGHTS: dict[str, tuple[int, ...]] = {
 }
 # Operators that pass a tensor on with other strides or another type.
 _SAME_VALUES = frozenset(
-    {"Cast", "CastLike", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose",
-     "Unsqueeze"}
-)  # fmt: skip
+    {
+        "Cast",
+        "CastLike",
+        "Expand",
+        "Flatten",
+        "Identity",
+        "Reshape",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
 # Names that tools make up for constants: /layer/Constant_output_0, onnx::Mul_12, val_3, 428, ...
 _MADE_UP = re.compile(
     r"(?:^|[/:._])(?:const|constant|val|lifted|_?tensor_constant|initializer|scalar|fold|"
@@ -125,10 +134,11 @@ def roles_in(
     for name, first in ties.items():
         role[name] = role[first]
     return {
-        name: Leaf(name, role[name], dtype_name(types.get(name, 0)), leaf.shape, leaf.node,
-                   ties.get(name))
+        name: Leaf(
+            name, role[name], dtype_name(types.get(name, 0)), leaf.shape, leaf.node, ties.get(name)
+        )
         for name, leaf in leaves.items()
-    }  # fmt: skip
+    }
 
 
 @dataclass(frozen=True)

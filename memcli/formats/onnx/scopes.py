@@ -69,9 +69,10 @@ def scopes_of(file: OnnxFile) -> Scopes:
             origin = "torch"
             paths = [_legacy(name) for name in file.node_names]
             called = {
-                _legacy(name[: match.end()] + "/") for name in file.node_names
+                _legacy(name[: match.end()] + "/")
+                for name in file.node_names
                 for match in re.finditer(r"(?<=.)(?=/)", name)
-            }  # fmt: skip
+            }
         else:
             paths = [tuple(name.split("/")[:-1]) for name in file.node_names]
     paths = _lent(nodes, paths)

@@ -177,9 +177,7 @@ class _Reader:
         scale = float(value[0]) if value.size == 1 else 0.0
         if not scale > 1:
             return None
-        turned = [
-            n for n in self.readers.get(product.output[0], ()) if n.op_type == "Transpose"
-        ]
+        turned = [n for n in self.readers.get(product.output[0], ()) if n.op_type == "Transpose"]
         permutation = self._permutation(turned[0]) if turned else ()
         return TfLayer(
             "dropout", scope, data, last.output[0], permutation=permutation, ratio=1 - 1 / scale
@@ -244,9 +242,7 @@ class _Reader:
         widest = [shape for name in node.input if (shape := self.shapes.get(name))]
         if node.op_type in ("Add", "Mul") and widest and max(widest[0]) > 1:
             return max(widest[0])
-        return next(
-            (c for part in node.input if (c := self._made_channels(part, depth + 1))), 0
-        )
+        return next((c for part in node.input if (c := self._made_channels(part, depth + 1))), 0)
 
     def _rank(self, name: str) -> int:
         """0 where it cannot be told."""

@@ -91,11 +91,15 @@ class _Writer:
         states = [self.fresh(f"{layer.scope}/{word}") for word in ("new_mean", "new_variance")]
         nodes.append(
             helper.make_node(
-                "BatchNormalization", [source, *names], [result, *states],
-                name=self.fresh(f"{layer.scope}/batchnorm"), epsilon=_EPSILON,
-                momentum=_MOMENTUM, training_mode=1,
+                "BatchNormalization",
+                [source, *names],
+                [result, *states],
+                name=self.fresh(f"{layer.scope}/batchnorm"),
+                epsilon=_EPSILON,
+                momentum=_MOMENTUM,
+                training_mode=1,
             )
-        )  # fmt: skip
+        )
         if turn:
             nodes.append(self._transpose(result, made, back, layer.scope))
         return nodes
@@ -105,9 +109,11 @@ class _Writer:
             self.mode = self._constant("memcli_tf_training_mode", np.array(True))
         ratio = self._constant(f"{layer.scope}/rate", np.array(layer.ratio, np.float32))
         return helper.make_node(
-            "Dropout", [layer.reads, ratio, self.mode], [made],
+            "Dropout",
+            [layer.reads, ratio, self.mode],
+            [made],
             name=self.fresh(f"{layer.scope}/Dropout"),
-        )  # fmt: skip
+        )
 
     def _transpose(
         self, reads: str, makes: str, permutation: tuple[int, ...], scope: str

@@ -136,9 +136,7 @@ class _Edit:
             )
         return told
 
-    def _normalization(
-        self, conv: NodeProto, position: int, channels: int, kind: int
-    ) -> NodeProto:
+    def _normalization(self, conv: NodeProto, position: int, channels: int, kind: int) -> NodeProto:
         """A new node that takes over the name of the convolution's output."""
         module = module_of(conv) or f"{self.file.node_names[position]}_batchnorm"
         dtype = helper.tensor_dtype_to_np_dtype(kind)

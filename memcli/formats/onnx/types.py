@@ -29,9 +29,13 @@ _TYPE_ATTRIBUTE = {
 _TYPE_OR_INPUT = ("EyeLike", "Bernoulli", "RandomNormalLike", "RandomUniformLike")
 # A sequence is listed with its elements' type.
 _SEQUENCES = (
-    "SplitToSequence", "SequenceConstruct", "SequenceAt", "SequenceInsert", "SequenceErase",
+    "SplitToSequence",
+    "SequenceConstruct",
+    "SequenceAt",
+    "SequenceInsert",
+    "SequenceErase",
     "ConcatFromSequence",
-)  # fmt: skip
+)
 
 
 def element_types(graph: GraphProto, opsets: Mapping[str, int]) -> dict[str, int]:

@@ -43,10 +43,19 @@ _VALUE_INPUTS: dict[str, tuple[int, ...]] = {
     **{
         f"Reduce{kind}": (1,)
         for kind in (
-            "L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare",
+            "L1",
+            "L2",
+            "LogSum",
+            "LogSumExp",
+            "Max",
+            "Mean",
+            "Min",
+            "Prod",
+            "Sum",
+            "SumSquare",
         )
     },
-}  # fmt: skip
+}
 # Bytes of one tensor that decides about shapes, and of all; masks and tables of indices are the
 # largest that exporters compute shapes from.
 _LARGEST_VALUE = 32 << 20
@@ -82,9 +91,7 @@ def values_needed(graph: GraphProto, types: Mapping[str, int]) -> dict[str, str]
         node = makers.get(name)
         if node is None or node.op_type in _SHAPES_ALONE:
             continue
-        stack += [
-            (used, reason) for used in node.input if used and types.get(used) not in FLOATS
-        ]
+        stack += [(used, reason) for used in node.input if used and types.get(used) not in FLOATS]
     made = {name for name, node in makers.items() if node.op_type != "Constant"}
     return {name: reason for name, reason in needed.items() if name not in made}
 

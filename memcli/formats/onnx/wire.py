@@ -31,8 +31,10 @@ def with_metadata(
     """
 
     def node(position: int, body: memoryview) -> list[bytes | memoryview]:
-        return [body, *(_entry(_NODE_METADATA, k, v)
-                        for k, v in node_entries.get(position, {}).items())]  # fmt: skip
+        return [
+            body,
+            *(_entry(_NODE_METADATA, k, v) for k, v in node_entries.get(position, {}).items()),
+        ]
 
     parts = _with_nodes(data, node) if node_entries else [memoryview(data)]
     parts += [_entry(_MODEL_METADATA, key, value) for key, value in entries.items()]

@@ -15,14 +15,24 @@ from memcli.quoting import shown
 
 _TOP_KEYS = {"nodes", "arg_nodes", "node_row_ptr", "heads", "attrs"}
 _NODE_KEYS = {
-    "op", "name", "inputs", "attrs", "attr", "param",
-    "control_deps", "subgraphs", "backward_source_id",
-}  # fmt: skip
+    "op",
+    "name",
+    "inputs",
+    "attrs",
+    "attr",
+    "param",
+    "control_deps",
+    "subgraphs",
+    "backward_source_id",
+}
 _USUAL_KEYS = {"op", "name", "inputs", "attrs"}
 # Types that a value of the top-level 'attrs' may name, as MXNet 1.9.1 registers them.
 _ITEM_TYPES = {
-    "list_int": "int", "list_str": "str", "list_shape": "list_int", "list_layout": "str",
-}  # fmt: skip
+    "list_int": "int",
+    "list_str": "str",
+    "list_shape": "list_int",
+    "list_layout": "str",
+}
 _ATTR_TYPES = ("int", "str", "size_t", *_ITEM_TYPES)
 
 # Attributes that say how many; MXNet checks none of them before it counts or divides by them.
@@ -186,8 +196,10 @@ def _check_extras(raw: dict[str, Any], at: str, nodes: list[SymbolNode]) -> None
         where = f"{at}attrs[{shown(key)}]"
         _expect(
             isinstance(value, list) and len(value) == 2 and isinstance(value[0], str),
-            where, value, 'a pair like ["int", 10901]',
-        )  # fmt: skip
+            where,
+            value,
+            'a pair like ["int", 10901]',
+        )
         if value[0] not in _ATTR_TYPES:
             raise BadInput(
                 f"{where}: MXNet knows no type {shown(value[0])}",

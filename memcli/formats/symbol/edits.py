@@ -132,9 +132,7 @@ class GraphBuilder:
         return _renumbered(self._raw, self._nodes, self.moved, self._origin)
 
 
-def insert_identities(
-    raw: Raw, after: Collection[int], suffix: str
-) -> tuple[Raw, dict[int, int]]:
+def insert_identities(raw: Raw, after: Collection[int], suffix: str) -> tuple[Raw, dict[int, int]]:
     """Insert an identity behind each output that is read of some nodes.
 
     All readers of those outputs read the identities instead; the graph's own outputs stay. Each
@@ -296,9 +294,7 @@ def _renumbered(
     if isinstance(rows, list) and len(rows) == len(raw["nodes"]) + 1:
         # an inserted node has one output but where it says how many
         widths = [
-            rows[p + 1] - rows[p]
-            if p is not None
-            else int(node["attrs"].get("num_outputs", 1))
+            rows[p + 1] - rows[p] if p is not None else int(node["attrs"].get("num_outputs", 1))
             for p, node in zip(origin, nodes, strict=True)
         ]
         total = [0]

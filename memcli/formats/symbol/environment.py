@@ -40,8 +40,7 @@ def check_environment(values: object, where: str, mend: str = "") -> dict[str, s
     for name, value in values.items():
         if name not in ALLOWED:
             raise BadInput(
-                f"{where}: 'environment' has {shown(name)}, a variable that no plan of memcli "
-                "sets",
+                f"{where}: 'environment' has {shown(name)}, a variable that no plan of memcli sets",
                 f"{mend}; run nothing with it unless you trust where the file comes from",
             )
         least, most = ALLOWED[name]

@@ -10,9 +10,7 @@ from collections.abc import Iterable
 LARGEST_TENSOR = 1 << 40
 
 _NUMBER = r"(?:None|[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?[lL]?)"
-_TUPLE = re.compile(
-    rf"\s*[(\[]?\s*(?:{_NUMBER}\s*(?:,\s*{_NUMBER}\s*)*,?)?\s*[)\]]?\s*", re.ASCII
-)
+_TUPLE = re.compile(rf"\s*[(\[]?\s*(?:{_NUMBER}\s*(?:,\s*{_NUMBER}\s*)*,?)?\s*[)\]]?\s*", re.ASCII)
 _PART = re.compile(_NUMBER, re.ASCII)
 _LONGEST = 4096  # characters of a tuple
 _LARGEST = 1 << 63

@@ -169,9 +169,10 @@ class _Parts:
         done: set[Any] = set()
         while left:
             ready = [
-                part for part in left
+                part
+                for part in left
                 if all(part_of[self.maker[v]] in done for v in reads[part] if v in self.maker)
-            ]  # fmt: skip
+            ]
             if not ready:
                 raise ValueError("groups read one another: take one of them out of GROUPS")
             for part in ready:
@@ -182,9 +183,7 @@ class _Parts:
                 yield runs[part], not isinstance(part, tuple), reads[part], makes
 
 
-def _assigned(
-    scopes: Sequence[list[str]], names: Sequence[tuple[str, int]]
-) -> dict[int, Any]:
+def _assigned(scopes: Sequence[list[str]], names: Sequence[tuple[str, int]]) -> dict[int, Any]:
     """{equation: number of the first name that is part of its scope}; a scope may have a number
     more than its name, as Keras and Flax count calls."""
     found: dict[int, Any] = {}

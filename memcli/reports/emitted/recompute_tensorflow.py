@@ -114,8 +114,12 @@ class _Plan:
     def __init__(
         self, model: keras.Model, groups: Sequence[Sequence[str]], repeated: Sequence[str]
     ) -> None:
-        opened = {name.rsplit("/", k)[0] for group in groups for name in group
-                  for k in range(1, name.count("/") + 1)}  # fmt: skip
+        opened = {
+            name.rsplit("/", k)[0]
+            for group in groups
+            for name in group
+            for k in range(1, name.count("/") + 1)
+        }
         self.alias: dict[int, int] = {}
         self.nodes: list[Any] = []
         self.names: list[str] = []
@@ -145,16 +149,18 @@ class _Plan:
                 self._run_node(k, known, training)
             return [known[t] for t in makes]
 
-        made = together(layers, function)(*(values[t] for t in reads)) if grouped else function(
-            *(values[t] for t in reads)
-        )  # fmt: skip
+        made = (
+            together(layers, function)(*(values[t] for t in reads))
+            if grouped
+            else function(*(values[t] for t in reads))
+        )
         values.update(zip(makes, made, strict=True))
 
     def _run_node(self, k: int, known: dict[int, Any], training: bool | None) -> None:
         node = self.nodes[k]
-        args, kwargs = node.arguments.fill_in({
-            id(t): known[self.same(t)] for t in node.input_tensors
-        })  # fmt: skip
+        args, kwargs = node.arguments.fill_in(
+            {id(t): known[self.same(t)] for t in node.input_tensors}
+        )
         joined = self._joined(k, known)
         if joined is not None:
             args, kwargs = (joined,), {}
@@ -193,9 +199,7 @@ class _Plan:
             for outside, inside in zip(node.input_tensors, inner.inputs, strict=True):
                 self.alias[id(inside)] = id(outside)
             self._open(inner, f"{name}/", opened)
-            for outside, inside in zip(
-                node.outputs, keras.tree.flatten(inner.output), strict=True
-            ):
+            for outside, inside in zip(node.outputs, keras.tree.flatten(inner.output), strict=True):
                 self.alias[id(outside)] = id(inside)
 
     def _number(self, name: str) -> int:
@@ -215,8 +219,10 @@ class _Plan:
     def _take_in(self, of: dict[int, int]) -> None:
         """Layers that no group names and that stand between two of one go into it: an export may
         have lost them, as it loses Dropout."""
-        reads = [[self.maker[t] for t in map(self.same, node.input_tensors) if t in self.maker]
-                 for node in self.nodes]  # fmt: skip
+        reads = [
+            [self.maker[t] for t in map(self.same, node.input_tensors) if t in self.maker]
+            for node in self.nodes
+        ]
         before, after = ([0] * len(self.nodes) for _ in range(2))
         for k, makers in enumerate(reads):
             for maker in makers:
@@ -254,27 +260,33 @@ class _Plan:
                 members.setdefault(of.get(k, ("alone", k)), []).append(k)
         part_of = {k: part for part, nodes in members.items() for k in nodes}
         reads = {
-            part: list(dict.fromkeys(
-                t for k in nodes for t in self._reads(k)
-                if part_of.get(self.maker.get(t, -1)) != part
-            ))
+            part: list(
+                dict.fromkeys(
+                    t
+                    for k in nodes
+                    for t in self._reads(k)
+                    if part_of.get(self.maker.get(t, -1)) != part
+                )
+            )
             for part, nodes in members.items()
-        }  # fmt: skip
+        }
         handed = wanted.union(*reads.values()) if reads else wanted
         done: set[Any] = set()
         parts = []
         while len(done) < len(members):
             ready = [
-                part for part in members if part not in done
+                part
+                for part in members
+                if part not in done
                 and all(part_of[self.maker[t]] in done for t in reads[part] if t in self.maker)
-            ]  # fmt: skip
+            ]
             if not ready:
                 raise ValueError(f"groups read one another: {self._named(members, done)}")
             for part in ready:
                 done.add(part)
-                nodes = list(dict.fromkeys(
-                    k for own in members[part] for k in (*self._needs(own), own)
-                ))  # fmt: skip
+                nodes = list(
+                    dict.fromkeys(k for own in members[part] for k in (*self._needs(own), own))
+                )
                 makes = [
                     id(t) for k in members[part] for t in self.nodes[k].outputs if id(t) in handed
                 ]
@@ -291,9 +303,11 @@ def _nodes_of(model: keras.Model) -> list[Any]:
     function = getattr(model, "_functional", None) or model
     by_depth = function._nodes_by_depth
     return [
-        node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]
+        node
+        for depth in sorted(by_depth, reverse=True)
+        for node in by_depth[depth]
         if not node.is_input
-    ]  # fmt: skip
+    ]
 
 
 def _layer(model: keras.Model, path: str) -> Any:

@@ -25,10 +25,12 @@ SAVED: dict[str, dict[str, tuple[int, ...]]] = {}
 _KINDS = {
     "convolution": {torch.ops.aten.convolution.default},
     "product": {
-        torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default,
+        torch.ops.aten.mm.default,
+        torch.ops.aten.addmm.default,
+        torch.ops.aten.bmm.default,
         torch.ops.aten.baddbmm.default,
     },
-}  # fmt: skip
+}
 
 
 def recompute(

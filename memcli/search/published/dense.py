@@ -61,8 +61,10 @@ def consider_dropped(
     flags = np.zeros(graph.n_forward, np.uint8)
     flags[list(gone)] = AGAIN
     search.consider(strategy, flags, [])
-    reads = {v: set(graph.in_node[graph.in_ptr[v] : graph.in_ptr[v + 1]].tolist()) & gone
-             for v in range(graph.n_forward)}  # fmt: skip
+    reads = {
+        v: set(graph.in_node[graph.in_ptr[v] : graph.in_ptr[v + 1]].tolist()) & gone
+        for v in range(graph.n_forward)
+    }
     if graph.keeps_inputs:
         behind = [v for v, sources in reads.items() if sources and v not in gone]
         flags[behind] = [search.kept_mark(v) for v in behind]

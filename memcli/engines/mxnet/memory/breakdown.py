@@ -37,9 +37,13 @@ class _Walk:
     """The pool's use, step by step."""
 
     def __init__(
-        self, model: MXNetModel, mark: Flags, order: list[int], counts: list[int],
+        self,
+        model: MXNetModel,
+        mark: Flags,
+        order: list[int],
+        counts: list[int],
         storage: list[int],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.graph = model.graph
         self.mark = mark
         self.order = order

@@ -14,9 +14,7 @@ _TRUE = ("True", "true", "1")
 
 def kept_by_operators(graph: TrainingGraph) -> dict[int, int]:
     """Bytes that operators keep from their forward pass on, by forward node."""
-    return {
-        v: _recurrent_bytes(graph, v) for v in range(graph.n_forward) if graph.op(v) == "RNN"
-    }
+    return {v: _recurrent_bytes(graph, v) for v in range(graph.n_forward) if graph.op(v) == "RNN"}
 
 
 def _recurrent_bytes(graph: TrainingGraph, node: int) -> int:

@@ -38,22 +38,44 @@ def can_recompute(op: str, attrs: Mapping[str, str]) -> bool:
 # Operators whose forward kernel insists on writing its output (``CHECK_EQ(req[0], kWriteTo)``).
 _INSISTS = frozenset(
     {
-        "BatchNorm_v1", "BilinearSampler", "Convolution_v1", "Crop", "Deconvolution", "Embedding",
-        "GridGenerator", "L2Normalization", "Pad", "_contrib_DeformableConvolution",
-        "_contrib_ModulatedDeformableConvolution", "_contrib_SyncBatchNorm",
-        "_contrib_boolean_mask", "_sparse_retain", "cast_storage", "choose_element_0index", "diag",
-        "hard_sigmoid", "pick", "take",
+        "BatchNorm_v1",
+        "BilinearSampler",
+        "Convolution_v1",
+        "Crop",
+        "Deconvolution",
+        "Embedding",
+        "GridGenerator",
+        "L2Normalization",
+        "Pad",
+        "_contrib_DeformableConvolution",
+        "_contrib_ModulatedDeformableConvolution",
+        "_contrib_SyncBatchNorm",
+        "_contrib_boolean_mask",
+        "_sparse_retain",
+        "cast_storage",
+        "choose_element_0index",
+        "diag",
+        "hard_sigmoid",
+        "pick",
+        "take",
     }
-)  # fmt: skip
+)
 # Operators that make what else their gradients read (statistics, places) whether anybody reads
 # their first output or not. Others, such as LayerNorm, return at once if nobody does, and the
 # gradients then read what was in memory.
 _MAKES_THE_REST = frozenset(
     {
-        "BatchNorm", "InstanceNorm", "LRN", "Pooling", "ROIPooling", "SpatialTransformer",
-        "Correlation", "_linalg_det", "_linalg_slogdet",
+        "BatchNorm",
+        "InstanceNorm",
+        "LRN",
+        "Pooling",
+        "ROIPooling",
+        "SpatialTransformer",
+        "Correlation",
+        "_linalg_det",
+        "_linalg_slogdet",
     }
-)  # fmt: skip
+)
 
 
 def fails_unread(op: str, attrs: Mapping[str, str]) -> bool:

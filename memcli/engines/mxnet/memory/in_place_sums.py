@@ -17,10 +17,22 @@ from memcli.graph.training import Plan, TrainingGraph
 # Operators whose gradients move values and compute none.
 _MOVE = frozenset(
     {
-        "Concat", "SliceChannel", "slice", "slice_axis", "_copy", "Reshape", "Flatten",
-        "expand_dims", "transpose", "SwapAxis", "stack", "elemwise_add", "add_n", "_plus_scalar",
+        "Concat",
+        "SliceChannel",
+        "slice",
+        "slice_axis",
+        "_copy",
+        "Reshape",
+        "Flatten",
+        "expand_dims",
+        "transpose",
+        "SwapAxis",
+        "stack",
+        "elemwise_add",
+        "add_n",
+        "_plus_scalar",
     }
-)  # fmt: skip
+)
 
 
 def is_move(graph: TrainingGraph, entry: int) -> bool:

@@ -313,9 +313,7 @@ class Builder:
             self.rows.at_least({**terms, column: 1.0}, low)
         return column
 
-    def _at_most(
-        self, tops: Sequence[int], there: Mapping[int, int], base: Iterable[int]
-    ) -> None:
+    def _at_most(self, tops: Sequence[int], there: Mapping[int, int], base: Iterable[int]) -> None:
         """Rows: in each band, what is there weighs at most the band's top.
 
         ``tops``: a column for each band; ``there``: columns, each with the tensor it tells of;
@@ -438,9 +436,7 @@ class Builder:
                 before[e] = old
         self._at_most(totals, level, passing)
         for f in self.nodes:
-            outputs = [
-                e for e in g.entries(f) if len(members.get(int(facts.block[e]), ())) == 1
-            ]
+            outputs = [e for e in g.entries(f) if len(members.get(int(facts.block[e]), ())) == 1]
             there: dict[int, int] = {}
             counted: set[int] = set()
             for i in range(int(g.in_ptr[f]), int(g.in_ptr[f + 1])):
@@ -533,9 +529,15 @@ class Builder:
         last = len(self.steps) - 1
         ran = {v: self.run[v, last] for v in self.nodes}
         return Program(
-            self.rows, self.unit, max(1, grain), self.peaks, self.ceiling, self.again,
-            self.barrier, ran,
-        )  # fmt: skip
+            self.rows,
+            self.unit,
+            max(1, grain),
+            self.peaks,
+            self.ceiling,
+            self.again,
+            self.barrier,
+            ran,
+        )
 
 
 def build(

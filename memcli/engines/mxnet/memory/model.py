@@ -99,10 +99,15 @@ class MXNetModel:
         """What :func:`memcli.engines.mxnet.memory.pool.drop_unread` needs after the flags."""
         g = self.graph
         return pool.UnreadRules(
-            g.in_ptr, g.in_node, g.in_entry, g.in_ignored, self._leading, self._own_read,
+            g.in_ptr,
+            g.in_node,
+            g.in_entry,
+            g.in_ignored,
+            self._leading,
+            self._own_read,
             self._waited_for,
             self._strict if portable or self.portable else g.fails_unread,
-        )  # fmt: skip
+        )
 
     def none(self) -> Flags:
         """The plan that recomputes nothing."""
@@ -145,9 +150,18 @@ class MXNetModel:
         """Over entries and their copies: how often each is read."""
         g = self.graph
         return pool.reference_counts(
-            order, g.n_nodes, g.n_entries, g.in_ptr, g.in_node, g.in_entry, g.in_ignored,
-            g.variable, g.outputs, mark, g.owner,
-        )  # fmt: skip
+            order,
+            g.n_nodes,
+            g.n_entries,
+            g.in_ptr,
+            g.in_node,
+            g.in_entry,
+            g.in_ignored,
+            g.variable,
+            g.outputs,
+            mark,
+            g.owner,
+        )
 
     def allocate(
         self, order: Ints, counts: Ints, mark: Flags, match_range: int
@@ -155,11 +169,30 @@ class MXNetModel:
         """The pool: block of each entry, bytes of each block, live peak, and where it is."""
         g = self.graph
         return pool.allocate(
-            order, g.n_nodes, g.n_entries, g.first, g.in_ptr, g.in_node, g.in_entry, g.in_ignored,
-            g.pair_ptr, g.pair_in, g.pair_out, g.pair_identity, g.ignores_all, g.variable,
-            g.elements, g.itemsize, g.outputs, g.n_forward_outputs, g.external, counts, mark,
-            g.owner, match_range,
-        )  # fmt: skip
+            order,
+            g.n_nodes,
+            g.n_entries,
+            g.first,
+            g.in_ptr,
+            g.in_node,
+            g.in_entry,
+            g.in_ignored,
+            g.pair_ptr,
+            g.pair_in,
+            g.pair_out,
+            g.pair_identity,
+            g.ignores_all,
+            g.variable,
+            g.elements,
+            g.itemsize,
+            g.outputs,
+            g.n_forward_outputs,
+            g.external,
+            counts,
+            mark,
+            g.owner,
+            match_range,
+        )
 
     def evaluate(
         self,
@@ -181,9 +214,15 @@ class MXNetModel:
             )
             if best is None or total < best.total_bytes:
                 best = Cost(
-                    total, true, live, flops, self.forward_flops, match_range, seconds,
+                    total,
+                    true,
+                    live,
+                    flops,
+                    self.forward_flops,
+                    match_range,
+                    seconds,
                     self.forward_seconds,
-                )  # fmt: skip
+                )
         assert best is not None
         if self.without_reserved_blocks is not self:
             # Reserved blocks hold nothing of the step: what is alive are the tensors within.
@@ -220,13 +259,24 @@ class MXNetModel:
         counts = model.reference_counts(order, mark)
         storage, _, _, _ = model.allocate(order, counts, mark, match_range)
         return pool.live_bytes(
-            order, g.n_nodes, g.n_entries, g.first, g.in_ptr, g.in_node, g.in_entry, g.in_ignored,
-            g.variable, storage, counts, g.elements, g.itemsize, mark, g.owner,
-        )  # fmt: skip
+            order,
+            g.n_nodes,
+            g.n_entries,
+            g.first,
+            g.in_ptr,
+            g.in_node,
+            g.in_entry,
+            g.in_ignored,
+            g.variable,
+            storage,
+            counts,
+            g.elements,
+            g.itemsize,
+            mark,
+            g.owner,
+        )
 
-    def _merged(
-        self, recompute: Flags, match_range: int
-    ) -> tuple[Ints, Ints, Ints, Flags]:
+    def _merged(self, recompute: Flags, match_range: int) -> tuple[Ints, Ints, Ints, Flags]:
         """Execution order, storage of each entry, blocks, and the additions that never run
         since an operator adds in place."""
         g = self.graph
@@ -235,9 +285,20 @@ class MXNetModel:
         counts = self.reference_counts(order, mark)
         storage, blocks, _, _ = self.allocate(order, counts, mark, match_range)
         skipped = pool.merge_added(
-            order, g.n_nodes, g.n_entries, g.first, g.in_ptr, g.in_node, g.in_entry,
-            g.is_grad_add, g.variable, g.outputs, storage, mark, g.owner,
-        )  # fmt: skip
+            order,
+            g.n_nodes,
+            g.n_entries,
+            g.first,
+            g.in_ptr,
+            g.in_node,
+            g.in_entry,
+            g.is_grad_add,
+            g.variable,
+            g.outputs,
+            storage,
+            mark,
+            g.owner,
+        )
         return order, storage, blocks, skipped
 
     def added_in_place(self, recompute: Flags, match_range: int = DEFAULT_MATCH_RANGE) -> Flags:

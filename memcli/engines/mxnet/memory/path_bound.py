@@ -175,9 +175,15 @@ def path_bound(graph: TrainingGraph, facts: Lifetimes, known: int = 0) -> int:
     seen: set[bytes] = set()
     for size in dict.fromkeys(least):
         path = _heaviest_path(
-            n_forward, graph.in_ptr, graph.in_node, graph.in_ignored, facts.turn,
-            run & (output >= size), weight, NEVER,
-        )  # fmt: skip
+            n_forward,
+            graph.in_ptr,
+            graph.in_node,
+            graph.in_ignored,
+            facts.turn,
+            run & (output >= size),
+            weight,
+            NEVER,
+        )
         if len(path) and path.tobytes() not in seen:
             seen.add(path.tobytes())
             best = _bound_of(graph, facts, path, foreign, any_read, best)

@@ -107,10 +107,30 @@ def _doubled(values):
 
 @compiled
 def allocate(
-    order, n, m, first, in_ptr, in_node, in_entry, in_ignored, pair_ptr, pair_in, pair_out,
-    pair_identity, ignores_all, variable, elements, itemsize, outputs, n_forward_outputs,
-    external, counts, mark, owner, match_range,
-):  # fmt: skip
+    order,
+    n,
+    m,
+    first,
+    in_ptr,
+    in_node,
+    in_entry,
+    in_ignored,
+    pair_ptr,
+    pair_in,
+    pair_out,
+    pair_identity,
+    ignores_all,
+    variable,
+    elements,
+    itemsize,
+    outputs,
+    n_forward_outputs,
+    external,
+    counts,
+    mark,
+    owner,
+    match_range,
+):
     """The greedy pool over an execution order (``MXAllocMemory``).
 
     Returns ``(storage, block_bytes, live_peak, live_peak_step)``: the block of each entry (or
@@ -304,9 +324,20 @@ def true_block_bytes(storage, n_blocks, elements, itemsize, m):
 
 @compiled
 def merge_added(
-    order, n, m, first, in_ptr, in_node, in_entry, is_grad_add, variable, outputs, storage,
-    mark, owner,
-):  # fmt: skip
+    order,
+    n,
+    m,
+    first,
+    in_ptr,
+    in_node,
+    in_entry,
+    is_grad_add,
+    variable,
+    outputs,
+    storage,
+    mark,
+    owner,
+):
     """Let gradients that are only added to a sum share its block (``DetectInplaceAddTo``).
 
     Changes ``storage``; returns, by node, whether it is never executed.
@@ -372,9 +403,22 @@ def touched_bytes(order, n, m, first, in_ptr, variable, storage, block_bytes, sk
 
 @compiled
 def live_bytes(
-    order, n, m, first, in_ptr, in_node, in_entry, in_ignored, variable, storage, counts,
-    elements, itemsize, mark, owner,
-):  # fmt: skip
+    order,
+    n,
+    m,
+    first,
+    in_ptr,
+    in_node,
+    in_entry,
+    in_ignored,
+    variable,
+    storage,
+    counts,
+    elements,
+    itemsize,
+    mark,
+    owner,
+):
     """Bytes of tensors that are alive while each step of ``order`` runs, what it makes included.
 
     Tensors that share a block count once. ``storage`` and ``counts``: as :func:`allocate` gives and

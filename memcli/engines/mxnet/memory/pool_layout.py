@@ -110,9 +110,15 @@ def layout(
     n, m, n_forward = graph.n_nodes, graph.n_entries, graph.n_forward
     none = np.zeros(n_forward, np.uint8)
     order = execution_order(
-        n, graph.in_ptr, graph.in_node, graph.dep_ptr, graph.dep_node, graph.owner, graph.heads,
+        n,
+        graph.in_ptr,
+        graph.in_node,
+        graph.dep_ptr,
+        graph.dep_node,
+        graph.owner,
+        graph.heads,
         none,
-    )  # fmt: skip
+    )
     variable = graph.variable.astype(bool)
     forward = order[np.cumsum(order >= n_forward) == 0]
     prefix = forward[~variable[forward]]
@@ -152,26 +158,41 @@ def layout(
     visit_ptr, visit_node = pointers(waiter[waits][visits]), flat(source[visits])
     tour = _tour(graph, visit_ptr.tolist(), visit_node.tolist(), set(prefix.tolist()))
     return Layout(
-        n=n, m=m, n_forward=n_forward, prefix=flat(prefix),
-        tour_node=flat(tour[:, 0]), tour_holder=flat(tour[:, 1]),
-        visit_ptr=visit_ptr, visit_node=visit_node,
-        read_ptr=pointers(reader[reads]), read_node=flat(graph.in_node[reads]),
+        n=n,
+        m=m,
+        n_forward=n_forward,
+        prefix=flat(prefix),
+        tour_node=flat(tour[:, 0]),
+        tour_holder=flat(tour[:, 1]),
+        visit_ptr=visit_ptr,
+        visit_node=visit_node,
+        read_ptr=pointers(reader[reads]),
+        read_node=flat(graph.in_node[reads]),
         read_entry=flat(graph.in_entry[reads]),
-        pair_ptr=pointers(of[fits]), pair_node=flat(pair_node[fits]), pair_in=flat(pair_in[fits]),
-        pair_slot=flat(slot[fits]), pair_out=flat(pair_out[fits]),
+        pair_ptr=pointers(of[fits]),
+        pair_node=flat(pair_node[fits]),
+        pair_in=flat(pair_in[fits]),
+        pair_slot=flat(slot[fits]),
+        pair_out=flat(pair_out[fits]),
         pair_identity=flat(graph.pair_identity[: len(holds)][holds][fits]),
-        out_ptr=pointers(graph.entry_node[made]), out_entry=flat(ranked), out_plain=flat(made),
-        size=np.maximum(graph.elements, 0) * 4, true=graph.entry_bytes.astype(np.int64),
-        owner=graph.owner.astype(np.int32), least_counts=counts,
+        out_ptr=pointers(graph.entry_node[made]),
+        out_entry=flat(ranked),
+        out_plain=flat(made),
+        size=np.maximum(graph.elements, 0) * 4,
+        true=graph.entry_bytes.astype(np.int64),
+        owner=graph.owner.astype(np.int32),
+        least_counts=counts,
         flops=np.asarray(graph.flops[:n_forward], np.float64),
         work=np.asarray(graph.flops[:n_forward] if work is None else work, np.float64),
         ignores_all=graph.ignores_all,
-        widest=1 + int(np.diff(graph.in_ptr).max(initial=0)), level=level, level_step=level_step,
+        widest=1 + int(np.diff(graph.in_ptr).max(initial=0)),
+        level=level,
+        level_step=level_step,
         reserve_at=0 if reservable is None else int(np.flatnonzero(prefix == reservable.before)[0]),
         reserve_item=4 if reservable is None else reservable.itemsize,
         reserve_copied=0 if reservable is None else reservable.copied,
         reserve_extra=0 if reservable is None else reservable.extra,
-    )  # fmt: skip
+    )
 
 
 def _tour(
@@ -244,19 +265,29 @@ def scratch(lay: Layout) -> Scratch:
     edges = 2 * len(lay.read_entry) + 1
     blocks = 2 * m + 1 + MOST_RESERVED
     s = Scratch(
-        order=np.zeros(2 * n, int32), seen=np.zeros(2 * n, int32), stack=np.zeros(2 * n + 1, int32),
-        cursor=np.zeros(2 * n + 1, int32), counts=np.zeros(2 * m, int32),
-        storage=np.zeros(2 * m, int32), source_ptr=np.zeros(2 * n + 1, int32),
-        source=np.zeros(edges, int32), block_size=np.zeros(blocks, np.int64),
-        block_refs=np.zeros(blocks, int32), block_live=np.zeros(blocks, np.int64),
+        order=np.zeros(2 * n, int32),
+        seen=np.zeros(2 * n, int32),
+        stack=np.zeros(2 * n + 1, int32),
+        cursor=np.zeros(2 * n + 1, int32),
+        counts=np.zeros(2 * m, int32),
+        storage=np.zeros(2 * m, int32),
+        source_ptr=np.zeros(2 * n + 1, int32),
+        source=np.zeros(edges, int32),
+        block_size=np.zeros(blocks, np.int64),
+        block_refs=np.zeros(blocks, int32),
+        block_live=np.zeros(blocks, np.int64),
         block_true=np.zeros(blocks, np.int64),
-        before=np.zeros(blocks, int32), behind=np.zeros(blocks, int32),
-        class_size=np.zeros(blocks, np.int64), class_head=np.zeros(blocks, int32),
-        class_tail=np.zeros(blocks, int32), taken=np.zeros(lay.widest, np.uint8),
-        epoch=np.zeros(1, int32), block_level=np.zeros(blocks, int32),
+        before=np.zeros(blocks, int32),
+        behind=np.zeros(blocks, int32),
+        class_size=np.zeros(blocks, np.int64),
+        class_head=np.zeros(blocks, int32),
+        class_tail=np.zeros(blocks, int32),
+        taken=np.zeros(lay.widest, np.uint8),
+        epoch=np.zeros(1, int32),
+        block_level=np.zeros(blocks, int32),
         level_now=np.zeros(len(lay.level_step), np.int64),
         level_most=np.zeros(len(lay.level_step), np.int64),
-    )  # fmt: skip
+    )
     # the forward pass is the same under every plan
     first = len(lay.prefix)
     reads = [lay.read_entry[lay.read_ptr[v] : lay.read_ptr[v + 1]] for v in lay.prefix]

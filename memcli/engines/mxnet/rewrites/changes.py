@@ -63,9 +63,13 @@ class Changes:
         for part in self.parts:
             stands_for |= part.rewrite.stands_for(raw, part.found)
         sums = SumComparison(
-            before.graph, after.graph, raw, changed, stands_for,
+            before.graph,
+            after.graph,
+            raw,
+            changed,
+            stands_for,
             reordering=any(part.rewrite.may_reorder_sums for part in self.parts),
-        )  # fmt: skip
+        )
         return Changes(tuple(p for p in self.parts if p.rewrite.keeps_sums(sums, p.found)))
 
     def with_part(

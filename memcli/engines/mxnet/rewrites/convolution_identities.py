@@ -32,9 +32,16 @@ if TYPE_CHECKING:
 # Operators whose gradients do not read what they read.
 _ONLY_FORWARD = frozenset(
     {
-        "Concat", "concat", "Dropout", "elemwise_add", "_plus", "_Plus", "broadcast_add", "add_n",
+        "Concat",
+        "concat",
+        "Dropout",
+        "elemwise_add",
+        "_plus",
+        "_Plus",
+        "broadcast_add",
+        "add_n",
     }
-)  # fmt: skip
+)
 
 
 class ConvolutionIdentities(IdentityRewrite):
@@ -42,9 +49,7 @@ class ConvolutionIdentities(IdentityRewrite):
 
     name = "convolution identities"
 
-    def find(
-        self, raw: Raw, analysis: Analysis | None, conditions: Conditions
-    ) -> list[int] | None:
+    def find(self, raw: Raw, analysis: Analysis | None, conditions: Conditions) -> list[int] | None:
         """By rule 2, where MXNet's own kernels must run the plan."""
         return unread_convolutions(raw) or None if conditions.kernels == "plain" else None
 

@@ -230,13 +230,17 @@ def flatten_concats(
         names[node["name"]] = names.get(node["name"], 0) + 1
     nested = {
         position: {
-            i[0] for i in node["inputs"]
+            i[0]
+            for i in node["inputs"]
             # Files may list a node before its inputs; such a Concat is left as it is.
-            if i[0] < position and nodes[i[0]]["op"] in _CONCATS and readers[i[0]] == 2
+            if i[0] < position
+            and nodes[i[0]]["op"] in _CONCATS
+            and readers[i[0]] == 2
             and _axis(nodes[i[0]]) == _axis(node)
         }
-        for position, node in enumerate(nodes) if node["op"] in _CONCATS
-    }  # fmt: skip
+        for position, node in enumerate(nodes)
+        if node["op"] in _CONCATS
+    }
     stay = _ends_of_groups(nested, shortest, longest)
     flat: dict[int, list[tuple[int, int]]] = {}
     changes = []

@@ -20,11 +20,27 @@ _REFUSED = {
 # Operators whose gradient is zero, so that none is asked for behind them.
 _ZERO = frozenset(
     {
-        "BlockGrad", "stop_gradient", "zeros_like", "ones_like", "_contrib_arange_like",
-        "shape_array", "size_array", "argmax", "argmin", "argmax_channel", "argsort", "one_hot",
-        "round", "rint", "ceil", "floor", "trunc", "fix", "sign",
+        "BlockGrad",
+        "stop_gradient",
+        "zeros_like",
+        "ones_like",
+        "_contrib_arange_like",
+        "shape_array",
+        "size_array",
+        "argmax",
+        "argmin",
+        "argmax_channel",
+        "argsort",
+        "one_hot",
+        "round",
+        "rint",
+        "ceil",
+        "floor",
+        "trunc",
+        "fix",
+        "sign",
     }
-)  # fmt: skip
+)
 
 
 def without_gradient(raw: dict[str, Any]) -> set[int]:

@@ -32,9 +32,7 @@ class NormalizationIdentities(IdentityRewrite):
 
     name = "normalization identities"
 
-    def find(
-        self, raw: Raw, analysis: Analysis | None, conditions: Conditions
-    ) -> list[int] | None:
+    def find(self, raw: Raw, analysis: Analysis | None, conditions: Conditions) -> list[int] | None:
         """All normalizations, by the rules."""
         return unread_normalizations(raw) or None
 

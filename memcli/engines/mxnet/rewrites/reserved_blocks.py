@@ -105,9 +105,7 @@ class ReservedBlocks(Rewrite[Reservation]):
         dtype, _ = block_dtype(analysis.graph)
         # at a smaller batch than it was searched for at, a block may be too small to be read
         blocks = [elements for elements in plan.reserved.tolist() if elements >= carrier.width]
-        return Reservation(
-            carrier.reader, carrier.slot, carrier.axis, carrier.width, blocks, dtype
-        )
+        return Reservation(carrier.reader, carrier.slot, carrier.axis, carrier.width, blocks, dtype)
 
     def relocated(self, found: Reservation, moved: Mapping[int, int]) -> Reservation:
         """See :meth:`Rewrite.relocated`."""
@@ -148,10 +146,14 @@ def insert_reservation(raw: Raw, wanted: Reservation) -> tuple[Raw, dict[int, in
                 part = new.insert(op, f"{name}_read", [[block, 0, 0], *read], **first)
                 read = [[part, 0, 0]]
             place = new.insert(
-                _PASSES_ON, f"{argument}_behind", [[new.moved[source[0]], *source[1:]], *read],
-                lhs_begin=str(wanted.axis), lhs_end=str(wanted.axis + 1),
-                rhs_begin="0", rhs_end="1",
-            )  # fmt: skip
+                _PASSES_ON,
+                f"{argument}_behind",
+                [[new.moved[source[0]], *source[1:]], *read],
+                lhs_begin=str(wanted.axis),
+                lhs_end=str(wanted.axis + 1),
+                rhs_begin="0",
+                rhs_end="1",
+            )
             new.turned[position, wanted.slot] = (place, 0)
         new.keep(position)
     return new.finished(), new.moved

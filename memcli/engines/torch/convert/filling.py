@@ -11,9 +11,12 @@ import torch
 from memcli.engines.torch.convert.default_roles import nodes_of
 
 _NORMS = (
-    "BatchNormalization", "InstanceNormalization", "GroupNormalization", "LayerNormalization",
+    "BatchNormalization",
+    "InstanceNormalization",
+    "GroupNormalization",
+    "LayerNormalization",
     "RMSNormalization",
-)  # fmt: skip
+)
 # What hands a weight on without changing what it is.
 _THROUGH = ("Identity", "Cast", "CastLike", "Expand", "Reshape", "Unsqueeze", "Squeeze")
 _EMBEDDING_DEVIATION = 0.02

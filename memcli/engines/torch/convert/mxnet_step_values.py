@@ -16,11 +16,20 @@ if TYPE_CHECKING:
 
 # Names that MXNet's loader replaces, of operators whose readers decide a variable's values.
 _CANONICAL = {
-    "flatten": "Flatten", "reshape": "Reshape", "concat": "Concat", "cast": "Cast",
-    "split": "SliceChannel", "swapaxes": "SwapAxis", "identity": "_copy",
-    "stop_gradient": "BlockGrad", "Softmax": "SoftmaxOutput", "crop": "slice",
-    "ctc_loss": "CTCLoss", "_contrib_CTCLoss": "CTCLoss", "_contrib_ctc_loss": "CTCLoss",
-}  # fmt: skip
+    "flatten": "Flatten",
+    "reshape": "Reshape",
+    "concat": "Concat",
+    "cast": "Cast",
+    "split": "SliceChannel",
+    "swapaxes": "SwapAxis",
+    "identity": "_copy",
+    "stop_gradient": "BlockGrad",
+    "Softmax": "SoftmaxOutput",
+    "crop": "slice",
+    "ctc_loss": "CTCLoss",
+    "_contrib_CTCLoss": "CTCLoss",
+    "_contrib_ctc_loss": "CTCLoss",
+}
 
 
 class _Symbol:

@@ -163,12 +163,17 @@ REASONS: dict[str, str] = {
     "NonMaxSuppression": "its output's shape depends on data",
     **dict.fromkeys(
         (
-            "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv",
-            "QLinearMatMul", "ConvInteger", "MatMulInteger",
+            "QuantizeLinear",
+            "DequantizeLinear",
+            "DynamicQuantizeLinear",
+            "QLinearConv",
+            "QLinearMatMul",
+            "ConvInteger",
+            "MatMulInteger",
         ),
         "quantized to integers: no gradient passes",
     ),
-}  # fmt: skip
+}
 
 
 def operator(*names: str) -> Callable[[Translation], Translation]:

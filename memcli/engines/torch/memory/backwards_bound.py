@@ -143,9 +143,25 @@ def _run_at(members, j, u, before, working, inside, makes, reads, sizes, held_be
 
 @compiled
 def _search(
-    sizes, step_of, reads, makes, inside, working, flops, asked, before, held_before,
-    most, held, made, moments, low, ceiling, limit, room,
-):  # fmt: skip
+    sizes,
+    step_of,
+    reads,
+    makes,
+    inside,
+    working,
+    flops,
+    asked,
+    before,
+    held_before,
+    most,
+    held,
+    made,
+    moments,
+    low,
+    ceiling,
+    limit,
+    room,
+):
     """A bound between ``low`` and ``ceiling``, and whether the search came to its end.
 
     Sets are bits: of each step what it ``reads`` and ``makes`` (``inside``: auxiliaries), of each
@@ -187,9 +203,18 @@ def _search(
             for s in range(storages):
                 if members[s // _WORD] >> np.uint64(s % _WORD) & _ONE and forced < 0:
                     takes = _run_at(
-                        members, j, step_of[s], before, working, inside, makes, reads, sizes,
-                        held_before, rest,
-                    )  # fmt: skip
+                        members,
+                        j,
+                        step_of[s],
+                        before,
+                        working,
+                        inside,
+                        makes,
+                        reads,
+                        sizes,
+                        held_before,
+                        rest,
+                    )
                     if takes <= 0 and -takes <= bound:
                         forced = s
         previous = -1
@@ -255,9 +280,7 @@ def backwards_bound(model: TorchModel, moments: Moments, low: int, ceiling: int)
     return low
 
 
-def limited_bound(
-    model: TorchModel, moments: Moments, low: int, ceiling: int, limit: float
-) -> int:
+def limited_bound(model: TorchModel, moments: Moments, low: int, ceiling: int, limit: float) -> int:
     """Bytes that no plan's live peak is under that recomputes at most ``limit`` FLOPs.
 
     ``low``: a bound of all plans; the rest as in :func:`backwards_bound`. All tensors count: what

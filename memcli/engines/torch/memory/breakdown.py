@@ -33,7 +33,7 @@ from memcli.engines.torch.memory.kernels import (
     _REFERENCES,
     _SIZES,
     _STEP,
-)  # fmt: skip
+)
 from memcli.engines.torch.memory.model import Marks, TorchModel
 from memcli.results.live_peak import FEATURE_MAPS, GRADIENTS, RECOMPUTED, LivePeak, LiveTensor
 
@@ -78,8 +78,7 @@ def torch_live_at_peak(model: TorchModel, marks: Marks) -> LivePeak:
     if recomputing:
         held, step, size = _frames(model, depth)
         tensors += [
-            LiveTensor(s, _step_of(model, s), RECOMPUTED, int(p.storages[s, _AGAIN]))
-            for s in held
+            LiveTensor(s, _step_of(model, s), RECOMPUTED, int(p.storages[s, _AGAIN])) for s in held
         ]
         tensors.append(LiveTensor(-1, step, RECOMPUTED, size))
     made = _made_sizes(model, step) if own else []
@@ -157,9 +156,7 @@ def _frames(model: TorchModel, depth: int) -> tuple[list[int], int, int]:
         # of the frames below the top, the last group is what the frame above makes
         end = int(state.frames[level + 1, 4]) if level < depth else reached
         row = p.inputs[int(p.steps[step, _INPUTS]) : end].tolist()
-        held += [
-            s for s in row if state.storages[s, _MARK] != 0 and state.storages[s, _MEMO] == 0
-        ]
+        held += [s for s in row if state.storages[s, _MARK] != 0 and state.storages[s, _MEMO] == 0]
     step = int(state.frames[depth, 0])
     made = slice(int(p.steps[step, _FIRST]), int(p.steps[step + 1, _FIRST]))
     inside = p.storages[made, _IS_AUXILIARY] * (state.storages[made, _MARK] != 0)

@@ -134,9 +134,7 @@ class TorchModel:
         """The price of a plan."""
         marks = self.as_run(marks)
         state = self.state
-        peak, all_peak, at = kernels.walk(
-            self.program, state, marks, self.most_runs, self._nothing
-        )
+        peak, all_peak, at = kernels.walk(self.program, state, marks, self.most_runs, self._nothing)
         runs = kernels.recomputations(state)
         return TorchCost(
             live_peak_bytes=int(peak),

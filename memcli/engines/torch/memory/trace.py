@@ -100,5 +100,10 @@ class Trace:
 
 
 _PLAIN = {
-    "names", "operators", "parameter_bytes", "state_bytes", "input_bytes", "device",
-}  # fmt: skip
+    "names",
+    "operators",
+    "parameter_bytes",
+    "state_bytes",
+    "input_bytes",
+    "device",
+}

@@ -116,9 +116,7 @@ def _affine(site: Site, scale: float, shift: float) -> Tensor:
     return site.plus(x, shift, "shifted") if shift else x
 
 
-def _affine_then(
-    site: Site, scale: float, shift: float, op: str, exponent: float | None
-) -> Tensor:
+def _affine_then(site: Site, scale: float, shift: float, op: str, exponent: float | None) -> Tensor:
     """An operator on ``shift + scale * x``; ``exponent`` None: nothing but that."""
     x = site.x
     if exponent is not None:

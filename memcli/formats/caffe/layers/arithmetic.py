@@ -30,10 +30,11 @@ def eltwise(site: Site) -> Result:
     if len(site.bottoms) == 2 and coefficients == [1, -1]:
         return site.result("Sub", site.bottoms, shape)
     parts = [
-        bottom if not coefficients or coefficients[k] == 1
+        bottom
+        if not coefficients or coefficients[k] == 1
         else site.times(bottom, coefficients[k], f"part{k}")
         for k, bottom in enumerate(site.bottoms)
-    ]  # fmt: skip
+    ]
     return site.result("Add" if len(parts) == 2 else "Sum", parts, shape)
 
 
@@ -121,8 +122,12 @@ def reduction(site: Site) -> Result:
     p, x = site.p.reduction_param, site.x
     axis = site.axis(p.axis)
     axes, shape = list(range(axis, x.rank)), x.shape[:axis]
-    operator = {_SUM_OP: "ReduceSum", _ASUM: "ReduceL1", _SUMSQ: "ReduceSumSquare",
-                _MEAN: "ReduceMean"}[p.operation]  # fmt: skip
+    operator = {
+        _SUM_OP: "ReduceSum",
+        _ASUM: "ReduceL1",
+        _SUMSQ: "ReduceSumSquare",
+        _MEAN: "ReduceMean",
+    }[p.operation]
     inputs = [x, site.builder.ints(*axes)]
     if p.coeff == 1:
         return site.result(operator, inputs, shape, keepdims=0)
@@ -146,9 +151,13 @@ def arg_max(site: Site) -> Result:
         raise site.wrong(f"top_k {p.top_k} of {x.shape[axis]}")
     name = f"{site.layer.name}/largest"
     values, places = site.builder.node(
-        site.position, "TopK", [x, site.builder.ints(int(p.top_k))], name,
-        [(name, shape, False), (f"{name}_at", shape, True)], axis=axis,
-    )  # fmt: skip
+        site.position,
+        "TopK",
+        [x, site.builder.ints(int(p.top_k))],
+        name,
+        [(name, shape, False), (f"{name}_at", shape, True)],
+        axis=axis,
+    )
     if p.out_max_val:
         return values
     return site.result("Cast", [places], shape, to=1)

@@ -74,9 +74,17 @@ def convolution(site: Site) -> Result:
 
 
 def _convolved(
-    site: Site, x: Tensor, weights: Sequence[Tensor], count: int, top: int,
-    kernel: Shape, stride: Shape, pad: Shape, dilation: Shape, groups: int,
-) -> Tensor:  # fmt: skip
+    site: Site,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    count: int,
+    top: int,
+    kernel: Shape,
+    stride: Shape,
+    pad: Shape,
+    dilation: Shape,
+    groups: int,
+) -> Tensor:
     sizes = tuple(
         (n + 2 * p - (d * (k - 1) + 1)) // s + 1
         for n, k, s, p, d in zip(x.shape[2:], kernel, stride, pad, dilation, strict=True)
@@ -84,9 +92,16 @@ def _convolved(
     if x.shape[1:2] != site.x.shape[1:2] or min(sizes) < 1:
         raise site.wrong(f"its window of {kernel} does not fit a bottom of shape {x.shape}")
     return site.result(
-        "Conv", [x, *weights], (x.shape[0], count, *sizes), top=top, kernel_shape=list(kernel),
-        strides=list(stride), pads=[*pad, *pad], dilations=list(dilation), group=groups,
-    )  # fmt: skip
+        "Conv",
+        [x, *weights],
+        (x.shape[0], count, *sizes),
+        top=top,
+        kernel_shape=list(kernel),
+        strides=list(stride),
+        pads=[*pad, *pad],
+        dilations=list(dilation),
+        group=groups,
+    )
 
 
 @layer("Deconvolution")
@@ -106,9 +121,15 @@ def deconvolution(site: Site) -> Result:
     if p.bias_term:
         inputs.append(site.weight(1, "bias", (count,)))
     return site.result(
-        "ConvTranspose", inputs, (x.shape[0], count, *sizes), kernel_shape=list(kernel),
-        strides=list(stride), pads=[*pad, *pad], dilations=list(dilation), group=groups,
-    )  # fmt: skip
+        "ConvTranspose",
+        inputs,
+        (x.shape[0], count, *sizes),
+        kernel_shape=list(kernel),
+        strides=list(stride),
+        pads=[*pad, *pad],
+        dilations=list(dilation),
+        group=groups,
+    )
 
 
 @layer("InnerProduct")

@@ -79,9 +79,7 @@ def _normed(site: Site, x: Tensor, suffix: str, scale: int, bias: int) -> Tensor
     return site.step(f"{suffix}_relu", "Relu", [y], x.shape)
 
 
-def _convolved(
-    site: Site, x: Tensor, suffix: str, index: int, filters: int, side: int
-) -> Tensor:
+def _convolved(site: Site, x: Tensor, suffix: str, index: int, filters: int, side: int) -> Tensor:
     weight = site.weight(index, f"{suffix}.weight", (filters, x.shape[1], side, side))
     shape = (x.shape[0], filters, *x.shape[2:])
     return site.step(

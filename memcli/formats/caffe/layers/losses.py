@@ -146,9 +146,13 @@ def hinge(site: Site) -> Result:
     x = site.reshaped(x, (x.shape[0], classes), "rows")
     labels = site.labels(site.reshaped(labels, (x.shape[0],), "targets"))
     # 1 for others, -1 for the label: what a margin is multiplied by
-    signs = site.step("signs", "OneHot", [
-        labels, site.builder.constant(classes, np.int64), site.builder.constant([1.0, -1.0])
-    ], x.shape, axis=-1)  # fmt: skip
+    signs = site.step(
+        "signs",
+        "OneHot",
+        [labels, site.builder.constant(classes, np.int64), site.builder.constant([1.0, -1.0])],
+        x.shape,
+        axis=-1,
+    )
     signed = site.step("signed", "Mul", [x, signs], x.shape)
     margins = site.step("margins", "Relu", [site.plus(signed, 1.0, "one")], x.shape)
     if site.p.hinge_loss_param.norm == _L2:

@@ -42,9 +42,16 @@ def batch_norm(site: Site) -> Result:
 
 
 def normalized(
-    site: Site, x: Tensor, scale: Tensor, bias: Tensor, eps: float, old: float,
-    *, suffix: str = "", training: bool = True,
-) -> Tensor:  # fmt: skip
+    site: Site,
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    eps: float,
+    old: float,
+    *,
+    suffix: str = "",
+    training: bool = True,
+) -> Tensor:
     """BatchNormalization with states of its own; ``old``: their part in a step's average."""
     channels = x.shape[1]
     stem = f"{site.layer.name}/{suffix}" if suffix else site.layer.name
@@ -54,18 +61,26 @@ def normalized(
     if training:
         outputs += [(f"{stem}.new_{what}", (channels,), False) for what in ("mean", "variance")]
     return site.builder.node(
-        site.position, "BatchNormalization", [x, scale, bias, mean, variance], stem, outputs,
-        epsilon=eps, momentum=old, training_mode=int(training),
-    )[0]  # fmt: skip
+        site.position,
+        "BatchNormalization",
+        [x, scale, bias, mean, variance],
+        stem,
+        outputs,
+        epsilon=eps,
+        momentum=old,
+        training_mode=int(training),
+    )[0]
 
 
 def own_affine(p: object) -> bool:
     """Whether a BatchNorm of a fork has scale and bias itself."""
     has = p.HasField  # type: ignore[attr-defined]
     return (
-        has("scale_filler") or has("bias_filler") or p.scale_bias  # type: ignore[attr-defined]
+        has("scale_filler")
+        or has("bias_filler")
+        or p.scale_bias  # type: ignore[attr-defined]
         or p.engine == _CUDNN  # type: ignore[attr-defined]
-    )  # fmt: skip
+    )
 
 
 def _taken_in(site: Site, channels: int) -> tuple[Tensor, Tensor]:
@@ -155,14 +170,13 @@ def normalize(site: Site) -> Result:
     axes = [1, 2, 3] if p.across_spatial else [1]
     shape = tuple(1 if d in axes else n for d, n in enumerate(x.shape))
     squares = site.step("squares", "Mul", [x, x], x.shape)
-    total = site.step(
-        "sum", "ReduceSum", [squares, site.builder.ints(*axes)], shape, keepdims=1
-    )
+    total = site.step("sum", "ReduceSum", [squares, site.builder.ints(*axes)], shape, keepdims=1)
     norm = site.step("norm", "Sqrt", [site.plus(total, p.eps, "eps")], shape)
     divided = site.step("divided", "Div", [x, norm], x.shape)
     shared = p.channel_shared
     weight = (
-        site.weight(0, "scale", (1,)) if shared
+        site.weight(0, "scale", (1,))
+        if shared
         else site.weight(0, "scale", (x.shape[1],), stored=(x.shape[1], 1, 1))
-    )  # fmt: skip
+    )
     return site.result("Mul", [divided, weight], x.shape)

@@ -57,9 +57,11 @@ def pooling(site: Site) -> Result:
 def attributes(op: str, kernel: Shape, stride: Shape, pad: Shape, *, up: bool) -> dict[str, Any]:
     """Those of the ONNX operator ``op``."""
     found: dict[str, Any] = {
-        "kernel_shape": list(kernel), "strides": list(stride), "pads": [*pad, *pad],
+        "kernel_shape": list(kernel),
+        "strides": list(stride),
+        "pads": [*pad, *pad],
         "ceil_mode": int(up),
-    }  # fmt: skip
+    }
     if op == "AveragePool":
         found["count_include_pad"] = 1
     return found
@@ -102,9 +104,7 @@ def pyramid(site: Site) -> Result:
     for level in range(p.pyramid_height):
         bins = 1 << level
         kernel = tuple(-(-size // bins) for size in x.shape[2:])
-        pad = tuple(
-            (k * bins - size + 1) // 2 for k, size in zip(kernel, x.shape[2:], strict=True)
-        )
+        pad = tuple((k * bins - size + 1) // 2 for k, size in zip(kernel, x.shape[2:], strict=True))
         if any(a >= b for a, b in zip(pad, kernel, strict=True)):
             raise site.wrong(f"its level {level} has more parts than the image {x.shape[2:]}")
         sizes = windows(site, x.shape[2:], kernel, kernel, pad, up=True)
@@ -113,8 +113,6 @@ def pyramid(site: Site) -> Result:
         more = attributes(op, kernel, kernel, pad, up=True)
         pooled = site.step(f"pool{level}", op, [x], shape, **more)
         width = pooled.count // pooled.shape[0]
-        parts.append(
-            site.step(f"flat{level}", "Flatten", [pooled], (x.shape[0], width), axis=1)
-        )
+        parts.append(site.step(f"flat{level}", "Flatten", [pooled], (x.shape[0], width), axis=1))
     width = sum(part.shape[1] for part in parts)
     return site.result("Concat", parts, (x.shape[0], width), axis=1)

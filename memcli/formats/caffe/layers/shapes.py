@@ -59,10 +59,14 @@ def slices(site: Site) -> Result:
     ]
     return list(
         site.builder.node(
-            site.position, "Split", [x, site.builder.ints(*parts)], site.layer.name, outputs,
+            site.position,
+            "Split",
+            [x, site.builder.ints(*parts)],
+            site.layer.name,
+            outputs,
             axis=axis,
         )
-    )  # fmt: skip
+    )
 
 
 @layer("Flatten")
@@ -211,8 +215,14 @@ def upsample(site: Site) -> Result:
     if x.rank != 4 or min(factors) < 1:
         raise site.wrong(f"factors {factors} of a blob of shape {x.shape}")
     sizes = (x.shape[2] * factors[0], x.shape[3] * factors[1])
-    return _resized(site, x, sizes, mode="nearest", coordinate_transformation_mode="asymmetric",
-                    nearest_mode="floor")  # fmt: skip
+    return _resized(
+        site,
+        x,
+        sizes,
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
 
 
 def _resized(site: Site, x: Tensor, sizes: Shape, **attributes: Any) -> Tensor:

@@ -5,10 +5,24 @@ from __future__ import annotations
 import importlib
 
 _FAMILIES = (
-    "activation", "attention", "constants", "convolution", "elementwise", "indexing",
-    "layout", "linear", "losses", "normalization", "pooling", "random", "recurrent", "reduce",
-    "resize", "scalars", "sequence",
-)  # fmt: skip
+    "activation",
+    "attention",
+    "constants",
+    "convolution",
+    "elementwise",
+    "indexing",
+    "layout",
+    "linear",
+    "losses",
+    "normalization",
+    "pooling",
+    "random",
+    "recurrent",
+    "reduce",
+    "resize",
+    "scalars",
+    "sequence",
+)
 
 
 def register_all() -> None:

@@ -58,8 +58,10 @@ def rnn(
     if cell is not None:
         return torch.lstm(x, (state, cell), *rest)
     functions: dict[str, Callable[..., tuple[Tensor, ...]]] = {
-        "gru": torch.gru, "rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu,
-    }  # fmt: skip
+        "gru": torch.gru,
+        "rnn_tanh": torch.rnn_tanh,
+        "rnn_relu": torch.rnn_relu,
+    }
     return functions[mode](x, state, *rest)
 
 

@@ -85,10 +85,17 @@ def _at_least_one(x: Tensor) -> Tensor:
 
 
 _FUNCTIONS = {
-    "sum": total, "sum_axis": total, "mean": average, "prod": product, "nansum": total_of_numbers,
-    "max": maximum, "max_axis": maximum, "min": minimum, "min_axis": minimum,
+    "sum": total,
+    "sum_axis": total,
+    "mean": average,
+    "prod": product,
+    "nansum": total_of_numbers,
+    "max": maximum,
+    "max_axis": maximum,
+    "min": minimum,
+    "min_axis": minimum,
     "_square_sum": total_of_squares,
-}  # fmt: skip
+}
 
 
 def axes_of(site: Site) -> Ints:

@@ -100,16 +100,26 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "_lesser_equal_scalar": within,
 }
 _OLD_NAMES = {
-    "_PlusScalar": "_plus_scalar", "_MinusScalar": "_minus_scalar",
-    "_RMinusScalar": "_rminus_scalar", "_MulScalar": "_mul_scalar", "_DivScalar": "_div_scalar",
-    "_RDivScalar": "_rdiv_scalar", "_ModScalar": "_mod_scalar", "_RModScalar": "_rmod_scalar",
-    "_PowerScalar": "_power_scalar", "_RPowerScalar": "_rpower_scalar",
-    "_MaximumScalar": "_maximum_scalar", "_MinimumScalar": "_minimum_scalar",
-    "_HypotScalar": "_hypot_scalar", "_EqualScalar": "_equal_scalar",
-    "_NotEqualScalar": "_not_equal_scalar", "_GreaterScalar": "_greater_scalar",
-    "_GreaterEqualScalar": "_greater_equal_scalar", "_LesserScalar": "_lesser_scalar",
+    "_PlusScalar": "_plus_scalar",
+    "_MinusScalar": "_minus_scalar",
+    "_RMinusScalar": "_rminus_scalar",
+    "_MulScalar": "_mul_scalar",
+    "_DivScalar": "_div_scalar",
+    "_RDivScalar": "_rdiv_scalar",
+    "_ModScalar": "_mod_scalar",
+    "_RModScalar": "_rmod_scalar",
+    "_PowerScalar": "_power_scalar",
+    "_RPowerScalar": "_rpower_scalar",
+    "_MaximumScalar": "_maximum_scalar",
+    "_MinimumScalar": "_minimum_scalar",
+    "_HypotScalar": "_hypot_scalar",
+    "_EqualScalar": "_equal_scalar",
+    "_NotEqualScalar": "_not_equal_scalar",
+    "_GreaterScalar": "_greater_scalar",
+    "_GreaterEqualScalar": "_greater_equal_scalar",
+    "_LesserScalar": "_lesser_scalar",
     "_LesserEqualScalar": "_lesser_equal_scalar",
-}  # fmt: skip
+}
 
 
 @operator(*_FUNCTIONS, *_OLD_NAMES)

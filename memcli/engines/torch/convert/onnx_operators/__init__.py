@@ -5,9 +5,22 @@ from __future__ import annotations
 import importlib
 
 _FAMILIES = (
-    "attention", "constant", "convolution", "elementwise", "indexing", "layout", "linear",
-    "losses", "normalization", "pooling", "random", "recurrent", "reduce", "resize", "sequence",
-)  # fmt: skip
+    "attention",
+    "constant",
+    "convolution",
+    "elementwise",
+    "indexing",
+    "layout",
+    "linear",
+    "losses",
+    "normalization",
+    "pooling",
+    "random",
+    "recurrent",
+    "reduce",
+    "resize",
+    "sequence",
+)
 
 
 def register_all() -> None:

@@ -21,9 +21,18 @@ def attention(site: Site) -> Result:
     window = site.get("left_window_size", -1), site.get("right_window_size", -1)
     scale = site.attributes.get("scale")
     args = (
-        q, k, v, site.optional(3), site.optional(6), site.optional(4), site.optional(5), heads,
-        None if scale is None else float(scale), bool(site.get("is_causal", 0)), window,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        site.optional(3),
+        site.optional(6),
+        site.optional(4),
+        site.optional(5),
+        heads,
+        None if scale is None else float(scale),
+        bool(site.get("is_causal", 0)),
+        window,
+    )
     softcap, precision = site.get("softcap", 0.0), site.get("softmax_precision", 0)
     used = [i for i in range(1, 4) if site.is_used(i)]
     same = not precision or torch_type(precision) == q.dtype

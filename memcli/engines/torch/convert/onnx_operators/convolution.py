@@ -14,8 +14,10 @@ from memcli.engines.torch.convert.windows import flat_padding, windows_of
 
 _PLAIN: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED: dict[int, Any] = {
-    1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d,
-}  # fmt: skip
+    1: F.conv_transpose1d,
+    2: F.conv_transpose2d,
+    3: F.conv_transpose3d,
+}
 
 
 @operator("Conv")
@@ -57,9 +59,9 @@ def transposed_convolution(site: Site) -> Result:
         less, more = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
         # The operator's text: the rest goes to the end with SAME_UPPER, else to the beginning.
         before, after = (less, more) if mode == "SAME_UPPER" else (more, less)
-    fits = all(e < max(s, d) for e, s, d in zip(
-        extra, windows.stride, windows.dilation, strict=True
-    ))  # fmt: skip
+    fits = all(
+        e < max(s, d) for e, s, d in zip(extra, windows.stride, windows.dilation, strict=True)
+    )
     if before == after and min(before) >= 0 and fits and rank in _TRANSPOSED:
         args = (x, w, b, windows.stride, before, extra, groups, windows.dilation)
         return Call(_TRANSPOSED[rank], args)

@@ -13,29 +13,68 @@ from memcli.engines.torch.convert.registry import Result, Site, operator
 from memcli.engines.torch.convert.values import torch_type
 
 _UNARY: dict[str, Any] = {
-    "Abs": torch.abs, "Neg": torch.neg, "Sqrt": torch.sqrt, "Exp": torch.exp, "Log": torch.log,
-    "Erf": torch.erf, "Sign": torch.sign, "Floor": torch.floor, "Ceil": torch.ceil,
-    "Round": torch.round, "Reciprocal": torch.reciprocal, "Sin": torch.sin, "Cos": torch.cos,
-    "Tan": torch.tan, "Asin": torch.asin, "Acos": torch.acos, "Atan": torch.atan,
-    "Sinh": torch.sinh, "Cosh": torch.cosh, "Tanh": torch.tanh, "Asinh": torch.asinh,
-    "Acosh": torch.acosh, "Atanh": torch.atanh, "Sigmoid": torch.sigmoid, "Relu": F.relu,
-    "Softplus": F.softplus, "Softsign": F.softsign, "Mish": F.mish, "HardSwish": F.hardswish,
-    "IsNaN": torch.isnan, "Not": torch.logical_not, "BitwiseNot": torch.bitwise_not,
-}  # fmt: skip
+    "Abs": torch.abs,
+    "Neg": torch.neg,
+    "Sqrt": torch.sqrt,
+    "Exp": torch.exp,
+    "Log": torch.log,
+    "Erf": torch.erf,
+    "Sign": torch.sign,
+    "Floor": torch.floor,
+    "Ceil": torch.ceil,
+    "Round": torch.round,
+    "Reciprocal": torch.reciprocal,
+    "Sin": torch.sin,
+    "Cos": torch.cos,
+    "Tan": torch.tan,
+    "Asin": torch.asin,
+    "Acos": torch.acos,
+    "Atan": torch.atan,
+    "Sinh": torch.sinh,
+    "Cosh": torch.cosh,
+    "Tanh": torch.tanh,
+    "Asinh": torch.asinh,
+    "Acosh": torch.acosh,
+    "Atanh": torch.atanh,
+    "Sigmoid": torch.sigmoid,
+    "Relu": F.relu,
+    "Softplus": F.softplus,
+    "Softsign": F.softsign,
+    "Mish": F.mish,
+    "HardSwish": F.hardswish,
+    "IsNaN": torch.isnan,
+    "Not": torch.logical_not,
+    "BitwiseNot": torch.bitwise_not,
+}
 _BINARY: dict[str, Any] = {
-    "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Equal": torch.eq, "Less": torch.lt,
-    "LessOrEqual": torch.le, "Greater": torch.gt, "GreaterOrEqual": torch.ge,
-}  # fmt: skip
+    "Add": torch.add,
+    "Sub": torch.sub,
+    "Mul": torch.mul,
+    "Equal": torch.eq,
+    "Less": torch.lt,
+    "LessOrEqual": torch.le,
+    "Greater": torch.gt,
+    "GreaterOrEqual": torch.ge,
+}
 _LOGIC: dict[str, Any] = {
-    "And": torch.logical_and, "Or": torch.logical_or, "Xor": torch.logical_xor,
-    "BitwiseAnd": torch.bitwise_and, "BitwiseOr": torch.bitwise_or,
+    "And": torch.logical_and,
+    "Or": torch.logical_or,
+    "Xor": torch.logical_xor,
+    "BitwiseAnd": torch.bitwise_and,
+    "BitwiseOr": torch.bitwise_or,
     "BitwiseXor": torch.bitwise_xor,
-}  # fmt: skip
+}
 # What to call with the arguments in the other order.
 _SWAPPED: dict[str, Any] = {
-    "Add": torch.add, "Mul": torch.mul, "Sub": torch.rsub, "Equal": torch.eq, "Less": torch.gt,
-    "LessOrEqual": torch.ge, "Greater": torch.lt, "GreaterOrEqual": torch.le,
-}  # fmt: skip
+    "Add": torch.add,
+    "Mul": torch.mul,
+    "Sub": torch.rsub,
+    "Equal": torch.eq,
+    "Less": torch.gt,
+    "LessOrEqual": torch.ge,
+    "Greater": torch.lt,
+    "GreaterOrEqual": torch.le,
+}
 _NARY: dict[str, tuple[Any, Any]] = {
     "Sum": (torch.add, functions.sum_of),
     "Mean": (functions.mean_of, functions.mean_of),

@@ -54,9 +54,12 @@ def _check_shapes(site: Site, hidden: int, directions: int, layout: int) -> None
     batch = x[0 if layout else 1]
     state = (batch, directions, hidden) if layout else (directions, batch, hidden)
     wanted = {
-        1: (directions, gates, x[2]), 2: (directions, gates, hidden), 3: (directions, 2 * gates),
-        5: state, 6: state,
-    }  # fmt: skip
+        1: (directions, gates, x[2]),
+        2: (directions, gates, hidden),
+        3: (directions, 2 * gates),
+        5: state,
+        6: state,
+    }
     for position, shape in wanted.items():
         given = site.optional(position)
         if given is not None and tuple(given.shape) != shape:

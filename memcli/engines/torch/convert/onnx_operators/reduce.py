@@ -12,19 +12,30 @@ from memcli.engines.torch.convert.registry import Result, Site, operator
 from memcli.engines.torch.convert.values import Unsupported
 
 _PLAIN: dict[str, Any] = {
-    "ReduceProd": functions.multiplied, "ReduceSumSquare": functions.sum_of_squares,
+    "ReduceProd": functions.multiplied,
+    "ReduceSumSquare": functions.sum_of_squares,
     "ReduceLogSum": functions.log_of_sum,
     "ReduceLogSumExp": functions.log_of_sum_of_exponentials,
-}  # fmt: skip
+}
 # What one element reduces to where it is not itself.
 _OF_ONE: dict[str, Any] = {
-    "ReduceL1": torch.abs, "ReduceL2": torch.abs, "ReduceSumSquare": torch.square,
+    "ReduceL1": torch.abs,
+    "ReduceL2": torch.abs,
+    "ReduceSumSquare": torch.square,
     "ReduceLogSum": torch.log,
-}  # fmt: skip
+}
 _NAMES = (
-    "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2",
-    "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp",
-)  # fmt: skip
+    "ReduceSum",
+    "ReduceMean",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceSumSquare",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+)
 
 
 @operator(*_NAMES)

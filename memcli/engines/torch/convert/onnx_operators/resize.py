@@ -15,9 +15,13 @@ from memcli.engines.torch.convert.values import Unsupported
 
 _LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
 _COORDINATES = (
-    "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric",
+    "half_pixel",
+    "half_pixel_symmetric",
+    "pytorch_half_pixel",
+    "align_corners",
+    "asymmetric",
     "tf_crop_and_resize",
-)  # fmt: skip
+)
 _ROUNDING = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 
 
