@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import memcli
 from memcli.cli.main import COMMANDS
 from tests.conftest import ROOT
 
@@ -43,3 +44,9 @@ def test_commands_in_examples_exist(path: Path) -> None:
     blocks = re.findall(r"^```\w*\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
     called = re.findall(r"^(?:\$ )?memcli ([a-z]+)", "\n".join(blocks), re.M)
     assert set(called) <= set(COMMANDS)
+
+
+def test_every_python_function_is_told_of() -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    for name in memcli.__all__:
+        assert f"memcli.{name}(" in text or name == "__version__"
