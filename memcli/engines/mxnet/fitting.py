@@ -7,7 +7,7 @@ from memcli.engines.costs import Costs
 from memcli.engines.fit_search import Answer, Candidate, Finished, FitSearch
 from memcli.engines.mxnet.batches import Batches, transferred
 from memcli.engines.mxnet.bit_check import may_change_layouts
-from memcli.engines.mxnet.forms import Edits, Variant, edits_of, exact_parts, with_splits
+from memcli.engines.mxnet.forms import Variant, changes_for, exact_parts, with_one_more
 from memcli.engines.mxnet.memory.bounds import plan_bound
 from memcli.engines.mxnet.memory.model import MATCH_RANGES, MXNetModel
 from memcli.engines.mxnet.planning import (
@@ -22,6 +22,7 @@ from memcli.engines.mxnet.planning import (
 )
 from memcli.engines.mxnet.record import Analysis, analyze
 from memcli.engines.mxnet.reserving import allow_reservation, with_reserved_blocks
+from memcli.engines.mxnet.rewrites.changes import Changes
 from memcli.errors import AnswerIsNo, BadInput
 from memcli.formats.symbol.file import SymbolFile
 from memcli.graph.cost import Found
@@ -86,17 +87,17 @@ class MXNetFit(FitSearch[Analysis]):
         batches = Batches(source, request, on_progress)
         notes += shape_notes(batches.first)
         self.rewrite = settings.rewrite and strategy not in AS_PUBLISHED
-        edits = _edits(source, batches.first, strategy, settings) if self.rewrite else Edits()
+        changes = _changes(source, batches.first, strategy, settings) if self.rewrite else Changes()
         rewritten = batches
-        if edits:
-            changed = source.with_content(edits.applied(source.raw))
+        if changes:
+            changed = source.with_content(changes.applied(source.raw))
             other = Batches(changed, request, on_progress)
-            if exact_parts(edits, source, changed, batches.first, other.first) == edits:
+            if exact_parts(changes, source, changed, batches.first, other.first) == changes:
                 rewritten = other
         super().__init__(
             batches, rewritten, settings, available, Costs(settings.cost, device, on_progress)
         )
-        self.names = edits.names if rewritten is not batches else []
+        self.names = changes.names if rewritten is not batches else []
         self.strategy = strategy
         self.optimizer = optimizer
         self.symbol = self.source = source
@@ -182,15 +183,15 @@ class MXNetFit(FitSearch[Analysis]):
         write_plan(planned, out, force)
 
 
-def _edits(source: SymbolFile, first: Analysis, strategy: str, settings: Settings) -> Edits:
+def _changes(source: SymbolFile, first: Analysis, strategy: str, settings: Settings) -> Changes:
     """The rewrites to plan under at all batches: of several, those that promise most at the first.
 
     Raises:
         EngineFailed: MXNet is missing or crashed.
     """
-    edits = edits_of(source, first, settings.environment, settings.kernels)
-    forms, analyses = [edits], [first]
-    for form in with_splits(source, first, edits):
+    changes = changes_for(source, first, settings.environment, settings.kernels)
+    forms, analyses = [changes], [first]
+    for form in with_one_more(source, first, changes):
         changed = source.with_content(form.applied(source.raw))
         try:
             after = analyze(changed.raw, first.request())
@@ -200,9 +201,9 @@ def _edits(source: SymbolFile, first: Analysis, strategy: str, settings: Setting
             forms.append(form)
             analyses.append(after)
     if len(forms) == 1:
-        return edits
-    if edits:
-        analyses[0] = analyze(edits.applied(source.raw), first.request())
+        return changes
+    if changes:
+        analyses[0] = analyze(changes.applied(source.raw), first.request())
     for analysis in analyses:
         allow_reservation(analysis)
     spaces = [analysis.search_space() for analysis in analyses]

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Lock
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -328,6 +328,3 @@ def marked_positions(analysis: Analysis, flags: Flags) -> set[int]:
 
 
 # What fitting calls the above.
-Edits: TypeAlias = Changes
-edits_of = changes_for
-with_splits = with_one_more
