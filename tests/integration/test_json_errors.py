@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from memcli.cli import doctor as doctor_command
-from memcli.cli import verify as verify_command
 from memcli.cli.main import status
+from memcli.commands import verify as verify_command
+from memcli.engines import doctor as doctor_command
 from memcli.engines.doctor import Check
 from memcli.errors import EngineFailed
 from tests.conftest import EXAMPLES, Command, needs_mxnet

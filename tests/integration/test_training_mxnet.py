@@ -232,7 +232,9 @@ def test_the_start_of_python_loads_next_to_nothing(installed: Path, tmp_path: Pa
         "('memcli', 'mxnet', 'numpy', 'click')))"
     )
     ran = run_script(text, tmp_path, site=installed)
-    assert ran.stdout.strip() == "mxnet ['memcli', 'memcli.mxnet_import']", ran.stderr
+    assert ran.stdout.strip() == "mxnet ['memcli', 'memcli.mxnet_import', 'memcli.version']", (
+        ran.stderr
+    )
     text = (
         "import sys\n"
         "print([f for f in sys.meta_path if getattr(f, '__module__', '').startswith('memcli.')])"
