@@ -67,7 +67,7 @@ def make_plan(
         baseline = network.baseline()
         if budget is not None:
             settings.budget = parse_size(budget, whole=baseline.pool_bytes)
-        fits = is_met(baseline, settings)
+        fits = settings.met_by(baseline)
         # where nothing is searched for, no cost decides
         notes = network.set_costs("roofline" if fits else settings.cost, on_progress)
         if fits:
@@ -99,15 +99,6 @@ def make_plan(
         if out is not None:
             network.write(planned, out, force)
         return planned
-
-
-def is_met(baseline: Cost, settings: Settings) -> bool:
-    """Whether the model fits the budget as it is, so that there is nothing to search for.
-
-    Not where the user asks for nodes to be recomputed in any case.
-    """
-    budget = settings.budget
-    return budget is not None and baseline.pool_bytes <= budget and not settings.recompute
 
 
 def fits_note(size: int, budget: int | None) -> str:

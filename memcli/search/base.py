@@ -55,6 +55,14 @@ class Settings:
     seed: int = 0
     on_progress: Callable[[str, float | None], None] | None = None
 
+    def met_by(self, baseline: Cost) -> bool:
+        """Whether a model fits the budget as it is, so that there is nothing to search for.
+
+        Not where the user asks for nodes to be recomputed in any case.
+        """
+        budget = self.budget
+        return budget is not None and baseline.pool_bytes <= budget and not self.recompute
+
     def ends(self) -> float | None:
         """When a search that starts now is to end, by ``time.monotonic()``; None: at no time."""
         if self.deadline is not None or self.time_limit is None:

@@ -211,14 +211,12 @@ def is_whole_budget(budget: str | None) -> bool:
 
 
 def fits_unplanned(saved: Analysis, budget: str | None, settings: Settings) -> bool:
-    """Whether the unplanned graph fits the budget, so that there is nothing to search for.
-
-    Not where the user asks for nodes to be recomputed in any case.
-    """
-    if budget is None or settings.recompute:
+    """Whether the baseline fits the budget, so that no other form needs to be analyzed."""
+    if budget is None:
         return False
-    pool = saved.model.evaluate(saved.model.none()).pool_bytes
-    return pool <= parse_size(budget, whole=pool)
+    baseline = saved.model.evaluate(saved.model.none())
+    size = parse_size(budget, whole=baseline.pool_bytes)
+    return replace(settings, budget=size).met_by(baseline)
 
 
 def proven_bound(
