@@ -14,7 +14,7 @@ from memcli.engines.gpus import check_gpu, visible_gpus
 from memcli.engines.mxnet import inspecting, planning, verifying
 from memcli.engines.mxnet.fitting import MXNetFit
 from memcli.engines.mxnet.forms import Variant, analyze_variants
-from memcli.engines.mxnet.memory.bounds import plan_bound
+from memcli.engines.mxnet.memory.bounds import reported_bound
 from memcli.engines.mxnet.reserving import allow_reservation
 from memcli.engines.mxnet.time_shares import TimeShares
 from memcli.engines.verification import refuse_kernels
@@ -87,7 +87,8 @@ class MXNetNetwork(Network):
 
     def lower_bound(self, costs: Sequence[Cost]) -> int:
         """See :meth:`Network.lower_bound`."""
-        return min(plan_bound(v.analysis.graph, v.analysis.model, costs[0]) for v in self.forms)
+        pairs = [(v.analysis.graph, v.analysis.model) for v in self.forms]
+        return reported_bound(pairs, costs[0].pool_bytes)
 
     def planned(self, answer: Answer, settings: Settings, **known: Any) -> Planned:
         """See :meth:`Network.planned`."""

@@ -8,7 +8,7 @@ from memcli.engines.fit_search import Answer, Candidate, Finished, FitSearch
 from memcli.engines.mxnet.batches import Batches, transferred
 from memcli.engines.mxnet.bit_check import may_change_layouts
 from memcli.engines.mxnet.forms import Variant, changes_for, exact_parts, with_one_more
-from memcli.engines.mxnet.memory.bounds import plan_bound
+from memcli.engines.mxnet.memory.bounds import reported_bound
 from memcli.engines.mxnet.memory.model import MATCH_RANGES, MXNetModel
 from memcli.engines.mxnet.planning import (
     as_planned,
@@ -164,7 +164,7 @@ class MXNetFit(FitSearch[Analysis]):
         cost = fitted.planned.cost
         planned = as_planned(
             variant,
-            plan_bound(ground, MXNetModel(ground), cost),
+            reported_bound([(ground, MXNetModel(ground))], cost.pool_bytes),
             self.settings.environment,
             source=fitted.source,
             original=self.original,

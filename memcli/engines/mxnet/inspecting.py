@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 
 from memcli.engines.memory_models import under_models_in_mxnet
-from memcli.engines.mxnet.memory.bounds import plan_bound
+from memcli.engines.mxnet.memory.bounds import reported_bound
 from memcli.engines.mxnet.memory.breakdown import forward_op, live_at_peak
 from memcli.engines.mxnet.memory.model import MXNetModel
 from memcli.engines.mxnet.memory.stages import kept_entries, stages
@@ -84,7 +84,7 @@ def inspect(
     ground = MXNetModel(analysis.graph.without_reserved_blocks())
     kept = kept_entries(ground.graph, bare.recompute)
     planned_kept = kept_entries(analysis.graph, plan.recompute) if has_plan else None
-    bound = plan_bound(ground.graph, ground, ground.plan_cost(shown))
+    forms = [(ground.graph, ground)]
     saved = _as_saved(source, asked) if record is not None else None
     if saved is None:
         unplanned = figures(ground, bare, kept, stage_of, len(listed))
@@ -94,7 +94,8 @@ def inspect(
         plain = Plan("none", saved.none())
         kept_as_saved = kept_entries(saved.graph, plain.recompute)
         unplanned = figures(saved, plain, kept_as_saved, stage_as_saved, len(listed))
-        bound = min(bound, plan_bound(saved.graph, saved, ground.plan_cost(shown)))
+        forms.append((saved.graph, saved))
+    bound = reported_bound(forms, ground.plan_cost(shown).pool_bytes)
     planned, facts = None, None
     reserved = reserved_blocks(analysis.graph)
     if planned_kept is not None:

@@ -20,7 +20,7 @@ from memcli.engines.mxnet.forms import (
     with_barriers,
 )
 from memcli.engines.mxnet.inference import inference
-from memcli.engines.mxnet.memory.bounds import BUDGET_SECONDS, plan_bound, recompute_bound
+from memcli.engines.mxnet.memory.bounds import BUDGET_SECONDS, recompute_bound, reported_bound
 from memcli.engines.mxnet.memory.in_place_sums import plan_keeps_sums
 from memcli.engines.mxnet.memory.model import MXNetModel
 from memcli.engines.mxnet.memory.pool import BARRIER
@@ -224,7 +224,7 @@ def proven_bound(
 ) -> int:
     """What no plan of any of the forms gets under, bytes; 0 where no time is left to prove it."""
     pairs = searched_graphs(graphs, variant)
-    return finished_by(ends, lambda: min(plan_bound(g, m, cost) for g, m in pairs), 0)
+    return finished_by(ends, lambda: reported_bound(pairs, cost.pool_bytes), 0)
 
 
 def proven_recomputation(

@@ -137,7 +137,7 @@ class MXNetSpace(SearchSpace):
 
     def lower_bound(self, ceiling: int, max_recompute: float | None = None) -> LowerBound:
         """See :func:`reported_bound`; a limit on recomputation makes it no higher."""
-        bound = reported_bound(self._graph, self.model, ceiling)
+        bound = reported_bound([(self._graph, self.model)], ceiling)
         return LowerBound(bound, bound)
 
     @cached_property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,6 @@ from memcli.engines.mxnet.memory import integer_bound_solver as program_solver
 from memcli.engines.mxnet.memory.exhaustive import all_plans
 from memcli.engines.mxnet.memory.model import MXNetModel
 from memcli.engines.mxnet.memory.size_bands import ends_of_bands, in_band, pool_bound
-from memcli.graph.cost import Cost
 from memcli.graph.lifetimes import Lifetimes, lifetimes
 from memcli.graph.training import Flags, TrainingGraph
 
@@ -29,7 +29,7 @@ _STEPS_TIMES_NODES = 2400  # of a relaxed program, which then takes seconds
 _BANDS = 6  # of sizes, in programs
 _MOST_ROWS = 20_000  # at one place, up to which each band has a place of its own
 
-_PROGRAM_SECONDS = 3.0
+_PROGRAM_SECONDS = 2.0  # for all forms of a network
 # Recomputable nodes up to which recomputation within a budget gets a bound, and seconds for it.
 _MOST_BUDGETED = 2500
 BUDGET_SECONDS = 20.0
@@ -107,18 +107,32 @@ def best_lower_bound(
     return best
 
 
-def plan_bound(graph: TrainingGraph, model: MXNetModel, cost: Cost) -> int:
-    """The bound that a plan is reported with, bytes; ``cost`` is the plan's."""
-    return reported_bound(graph, model, cost.pool_bytes)
-
-
-def reported_bound(graph: TrainingGraph, model: MXNetModel, ceiling: int) -> int:
-    """The bound that plans are reported with, bytes; ``ceiling``: the pool of the best one known.
+def reported_bound(forms: Sequence[tuple[TrainingGraph, MXNetModel]], ceiling: int) -> int:
+    """What no plan of any form of a network gets under: the bound that plans are reported with.
 
     The program is asked where it ends within seconds, on graphs of some sixty operators.
+
+    Args:
+        forms: the graph of each form, and its model.
+        ceiling: the pool of the best plan known, bytes.
+
+    Returns:
+        Bytes: the least bound of a form.
     """
-    seconds = _PROGRAM_SECONDS if int(graph.can_recompute.sum()) <= SMALL else 0.0
-    return best_lower_bound(graph, model, seconds, ceiling).bytes
+    by_sizes = [best_lower_bound(graph, model, ceiling=ceiling).bytes for graph, model in forms]
+    until = time.monotonic() + _PROGRAM_SECONDS
+    least = ceiling
+    # A form cannot lift what another one has: those of the least bounds are solved first.
+    for left, form in zip(range(len(forms), 0, -1), np.argsort(by_sizes), strict=True):
+        bound = by_sizes[form]
+        if bound >= least:
+            break
+        graph, model = forms[form]
+        seconds = (until - time.monotonic()) / left
+        if int(graph.can_recompute.sum()) <= SMALL and seconds > 0:
+            bound = best_lower_bound(graph, model, seconds, ceiling).bytes
+        least = min(least, bound)
+    return least
 
 
 def recompute_bound(
