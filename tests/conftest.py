@@ -29,6 +29,9 @@ needs_corpus = pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus of gra
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
+# MXNet on its plain kernels alone, and no step timed: for tests that look at neither.
+ONCE = ("--kernels", "plain", "--steps", "0")
+
 # In the background of a shell, or under nohup, signals are ignored, and commands inherit that.
 for _number, _usual in (
     (signal.SIGINT, signal.default_int_handler),

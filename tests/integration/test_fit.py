@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import EXAMPLES, Command, needs_mxnet, only_json
+from tests.conftest import EXAMPLES, ONCE, Command, needs_mxnet, only_json
 from tests.integration.test_plan import stock
 
 pytestmark = needs_mxnet
@@ -84,7 +84,7 @@ def test_the_plan_runs_on_plain_kernels(memcli: Command, tmp_path: Path) -> None
     assert planned["bytes"] == sum(planned["breakdown"].values()) <= 150 << 20
     real = stock(tmp_path / "p.json", fitted["shapes"], planned["environment"])
     assert real["total_mb"] == planned["breakdown"]["pool_bytes"] >> 20
-    verified = only_json(memcli("verify", "p.json", "--batch", "2", "--json"))
+    verified = only_json(memcli("verify", "p.json", "--batch", "2", *ONCE, "--json"))
     assert verified["ok"]
     assert not any("oneDNN" in note for note in verified["notes"])
 

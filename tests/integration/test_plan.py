@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import CORPUS, EXAMPLES, Command, needs_corpus, needs_mxnet, only_json, stock
+from tests.conftest import (
+    CORPUS,
+    EXAMPLES,
+    ONCE,
+    Command,
+    needs_corpus,
+    needs_mxnet,
+    only_json,
+    stock,
+)
 
 pytestmark = needs_mxnet
 
@@ -196,7 +205,7 @@ def test_random_operators_are_never_recomputed(memcli: Command, tmp_path: Path) 
     }
     assert {f"square{i}" for i in range(6)} <= marked
     assert not any(name.startswith(("noise", "drop")) for name in marked)
-    verified = only_json(memcli("verify", "p.json", "--json"))
+    verified = only_json(memcli("verify", "p.json", *ONCE, "--json"))
     assert verified["ok"] is True
     refused = memcli("plan", "noise.json", "--shape", "data=64,64", "--recompute", "noise*")
     assert refused.returncode == 2 and "random" in refused.stderr

@@ -12,7 +12,7 @@ from memcli.engines.mxnet.record import analyze
 from memcli.engines.mxnet.rewrites.split_activation_functions import split_activations
 from memcli.formats.symbol.file import SymbolFile
 from memcli.request import ShapeRequest
-from tests.conftest import EXAMPLES, Command, needs_mxnet, only_json, stock
+from tests.conftest import EXAMPLES, ONCE, Command, needs_mxnet, only_json, stock
 
 pytestmark = needs_mxnet
 
@@ -89,11 +89,11 @@ def dense_block(layers: int, dropout: bool = False) -> str:
 
 
 def check(memcli: Command, folder: Path, model: Path, *shapes: str) -> dict[str, Any]:
-    """Plan, measure, and compare with what stock MXNet says; the plan's JSON."""
-    result = memcli("plan", str(model), *shapes, "-o", "p.json", "--force", "--json", "--measure")
+    """Plan, verify, and compare with what stock MXNet says; the plan's JSON and the check's."""
+    result = memcli("plan", str(model), *shapes, "-o", "p.json", "--force", "--json")
     assert result.returncode == 0, result.stderr
     plan = only_json(result)
-    verified = plan["verify"]
+    verified = plan["verify"] = only_json(memcli("verify", "p.json", *ONCE, "--json"))
     assert verified["ok"] is True
     for part in ("outputs", "gradients", "states"):
         assert verified[part]["compared"] == verified[part]["bit_equal"], verified[part]
@@ -180,8 +180,18 @@ def test_activations_in_pieces_are_exact(
     bare = only_json(memcli("plan", str(model), "--no-rewrite", "--json"))
     assert plan["memory"]["planned_bytes"] < bare["memory"]["planned_bytes"]
     # the file trains at another batch, and in PyTorch
-    for options in (["--batch", "3"], ["--engine", "torch"]):
-        verified = memcli("verify", "p.json", "--original", str(model), "--cpu", *options, "--json")
+    for options in (["--batch", "3", "--kernels", "plain"], ["--engine", "torch"]):
+        verified = memcli(
+            "verify",
+            "p.json",
+            "--original",
+            str(model),
+            "--cpu",
+            "--steps",
+            "0",
+            *options,
+            "--json",
+        )
         assert verified.returncode == 0, verified.stderr
         assert only_json(verified)["ok"] is True
 
@@ -243,7 +253,7 @@ def test_reserved_blocks_are_exact_and_take_no_variable(memcli: Command, tmp_pat
     whole = memcli("inspect", "p.json", "--full").stdout.splitlines()
     assert len(whole) > len(screen) and any("live bwd" in line for line in whole)
     # the graph is not bound to the batch; verifying at another one reserves for that
-    half = only_json(memcli("verify", "p.json", "--batch", "1", "--kernels", "plain", "--json"))
+    half = only_json(memcli("verify", "p.json", "--batch", "1", *ONCE, "--json"))
     names = [(stage["first"], stage["last"]) for stage in plan["stages"]]
     assert [(stage["first"], stage["last"]) for stage in half["stages"]] == names
     assert half["ok"] is True
@@ -252,7 +262,8 @@ def test_reserved_blocks_are_exact_and_take_no_variable(memcli: Command, tmp_pat
     assert measured < 0.55 * plan["verify"]["planned"]["measured_bytes"]
     stock(tmp_path / "p.json", {"data": [3, 3, 224, 224], "softmax_label": [3]}, {})
     # PyTorch's allocator has no use for it
-    torch = only_json(memcli("verify", "p.json", "--batch", "1", "--engine", "torch", "--json"))
+    options = ("--batch", "1", "--steps", "0", "--engine", "torch")
+    torch = only_json(memcli("verify", "p.json", *options, "--json"))
     assert torch["ok"] is True
     assert torch["planned"]["measured_bytes"] < 0.5 * torch["baseline"]["measured_bytes"]
 
@@ -280,5 +291,5 @@ def test_one_output_given_out_twice(tmp_path: Path, memcli: Command) -> None:
     raw["heads"] = raw["heads"] * 2
     (tmp_path / "m.json").write_text(json.dumps(raw))
     assert memcli("plan", "m.json", "-o", "p.json").returncode == 0
-    found = only_json(memcli("verify", "p.json", "--json"))
+    found = only_json(memcli("verify", "p.json", *ONCE, "--json"))
     assert found["ok"] and found["outputs"]["bit_equal"] == 2

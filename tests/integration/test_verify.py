@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from memcli.formats.symbol.file import SymbolFile
-from tests.conftest import EXAMPLES, Command, needs_mxnet, only_json
+from tests.conftest import EXAMPLES, ONCE, Command, needs_mxnet, only_json
 
 pytestmark = needs_mxnet
 
 LSTM = str(EXAMPLES / "lstm-symbol.json")
 QUICK = ("--strategy", "sqrt")  # where any plan will do
-ONCE = ("--kernels", "plain", "--steps", "0")  # where neither oneDNN nor times are looked at
 
 
 @pytest.mark.slow
