@@ -7,13 +7,14 @@ are those of :mod:`memcli.errors`: ``BadInput``, ``AnswerIsNo`` and ``EngineFail
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from memcli.choices import CARD_NAMES, OPTIMIZERS
 from memcli.errors import BadInput
 from memcli.request import Devices, Progress, ShapeRequest
 from memcli.search.base import Settings
-from memcli.units import parse_size
+from memcli.units import parse_size, parse_size_or_zero
 
 if TYPE_CHECKING:
     from memcli.formats.detect import Model
@@ -38,6 +39,11 @@ def plan(
     force: bool = False,
     strategy: str = "auto",
     budget: int | str | None = None,
+    memory: int | str | None = None,
+    card: str = "",
+    optimizer: str = "sgd",
+    reserve: int | str | None = None,
+    cpu: bool = False,
     max_recompute: float | None = None,
     shapes: Shapes | None = None,
     batch: int | None = None,
@@ -67,6 +73,11 @@ def plan(
         force: replace ``output`` where it exists.
         strategy: name of a search strategy.
         budget: most memory, in bytes or as ``"6GiB"`` or ``"50%"``; None: as little as can be.
+        memory: most memory of the whole training step, as ``budget``; in place of it.
+        card: the kind of card that ``memory`` is of, and says: a name of ``CARDS``.
+        optimizer: a name of ``OPTIMIZERS``.
+        reserve: what the engine takes for itself, as ``budget``; None: what is assumed.
+        cpu: ``memory`` is the CPU's, and not a card's.
         max_recompute: most recomputation, in percent of the forward pass's FLOPs.
         shapes: of inputs, by name.
         batch: leading dimension of the inputs.
@@ -115,6 +126,11 @@ def plan(
         strategy,
         settings,
         budget=_size_text(budget),
+        memory=_size(memory),
+        card=_one_of(card, CARD_NAMES, "card"),
+        optimizer=_one_of(optimizer, OPTIMIZERS, "optimizer"),
+        reserve=_size(reserve, zero=True),
+        cpu=cpu,
         devices=_devices(gpu, workers),
         training=as_training,
         out=None if output is None else os.fspath(output),
@@ -343,8 +359,8 @@ def fit(
         memory if isinstance(memory, int) else parse_size(memory),
         settings,
         strategy=strategy,
-        optimizer=optimizer,
-        reserve=parse_size(reserve) if isinstance(reserve, str) else reserve,
+        optimizer=_one_of(optimizer, OPTIMIZERS, "optimizer"),
+        reserve=_size(reserve, zero=True),
         cpu=cpu,
         gpu=gpu,
         training=as_training,
@@ -444,6 +460,24 @@ def _check_strategy(name: str) -> None:
 
 def _size_text(size: int | str | None) -> str | None:
     return f"{size}B" if isinstance(size, int) else size
+
+
+def _size(size: int | str | None, zero: bool = False) -> int | None:
+    """Bytes of a size; ``zero``: none at all is one, too."""
+    if not isinstance(size, str):
+        return size
+    return parse_size_or_zero(size) if zero else parse_size(size)
+
+
+def _one_of(name: str, names: Collection[str], what: str) -> str:
+    """The name, where there is such a thing.
+
+    Raises:
+        BadInput: there is none.
+    """
+    if name and name not in names:
+        raise BadInput(f"{what} {name!r} is not known", f"there are: {', '.join(names)}")
+    return name
 
 
 def _devices(gpu: Cards, workers: int) -> Devices:

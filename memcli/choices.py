@@ -5,8 +5,32 @@ from __future__ import annotations
 # What stands for the cost of recomputing an operator.
 COSTS = ("roofline", "flops", "measured")
 
-# Copies of the parameters that an optimizer keeps beside parameters and gradients.
-OPTIMIZERS = {"sgd": 0, "momentum": 1, "adam": 2}
+# Copies of the parameters that an optimizer keeps beside parameters and gradients. "fused" is
+# PyTorch's implementation of that name, in one kernel without temporaries.
+OPTIMIZERS = {
+    "sgd": 0,
+    "momentum": 1,
+    "adam": 2,
+    "adamw": 2,
+    "adam-fused": 2,
+    "adamw-fused": 2,
+}
+
+# Cards that a plan can be made for without having one: memcli.frameworks.cards.
+CARD_NAMES = (
+    "rtx3060",
+    "rtx3090",
+    "rtx4090",
+    "rtx5090",
+    "titan-rtx",
+    "t4",
+    "l4",
+    "l40s",
+    "a10",
+    "a100-40",
+    "a100-80",
+    "h100",
+)
 
 # Budgets of compare, in parts of the baseline's memory: from what costs little to what few graphs
 # reach.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # each is loaded by the commands that need it
     from memcli.graph.cost import Found
     from memcli.results.inspected import Inspected
     from memcli.results.planned import Cost, Planned, Source, Step
+    from memcli.results.step_total import Breakdown
     from memcli.results.verified import Verified
     from memcli.search.base import Settings
 
@@ -79,6 +80,15 @@ class Network(ABC):
         """What a step takes without a plan."""
         model = self.analysis.model
         return model.evaluate(model.none())
+
+    @abstractmethod
+    def breakdown(self, pool_bytes: int, optimizer: str) -> Breakdown:
+        """What a whole training step takes, part by part.
+
+        Args:
+            pool_bytes: of activations and their gradients, under a plan or without one.
+            optimizer: one of ``OPTIMIZERS``.
+        """
 
     @abstractmethod
     def set_costs(self, cost: str, on_progress: Progress | None = None) -> list[str]:

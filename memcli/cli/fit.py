@@ -7,7 +7,7 @@ import shlex
 
 import click
 
-from memcli.choices import OPTIMIZERS
+from memcli.choices import CARD_NAMES
 from memcli.cli.options import (
     PERCENT,
     SECONDS,
@@ -18,8 +18,10 @@ from memcli.cli.options import (
     json_option,
     kernels_option,
     one_gpu,
+    optimizer_option,
     parse_shapes,
     refuse_json_beside,
+    reserve_option,
     sample_options,
     training_option,
     written_to,
@@ -32,27 +34,19 @@ from memcli.units import format_size, parse_size, parse_size_or_zero
 
 @click.command("fit")
 @click.argument("model", type=click.Path())
-@click.option("--memory", required=True, metavar="SIZE", help="What there is, as 16GiB or 800MB.")
+@click.option("--memory", metavar="SIZE", help="What there is, as 16GiB or 800MB.")
 @click.option(
-    "--reserve",
-    metavar="SIZE",
-    help="Leave this much of it free: for the engine itself, CUDA's context, cuDNN's workspaces "
-    "and the like, none of which is counted. [default: what is assumed for these, which the answer "
-    "tells: on a card 512 MiB and 256 MiB (MXNet: 5% of the card), on the CPU the process]",
+    "--card",
+    type=click.Choice(CARD_NAMES),
+    help="--memory of this card; no card is needed here.",
 )
+@reserve_option
 @click.option("-o", "--output", "out", metavar="OUT", help="Write the planned graph to OUT.")
 @click.option("--force", is_flag=True, help="Replace OUT where it exists.")
 @sample_options
 @frozen_option
 @import_option
-@click.option(
-    "--optimizer",
-    type=click.Choice(list(OPTIMIZERS)),
-    default="sgd",
-    show_default=True,
-    help="What it keeps beside parameters and gradients, in float32: sgd nothing, momentum one "
-    "copy of the parameters, adam two. ONNX: in the parameters' own type.",
-)
+@optimizer_option
 @click.option(
     "--strategy",
     type=click.Choice(list(STRATEGIES)),
@@ -92,7 +86,8 @@ from memcli.units import format_size, parse_size, parse_size_or_zero
 @json_option
 def command(
     model: str,
-    memory: str,
+    memory: str | None,
+    card: str | None,
     reserve: str | None,
     out: str | None,
     force: bool,
@@ -120,17 +115,24 @@ def command(
     the feature maps. The batch is the inputs' leading dimension. ONNX and Caffe are planned for
     PyTorch on CUDA, or with --cpu on the CPU; no card is needed for that.
     """
+    refuse_json_beside(out, as_json)
+    if memory is not None and card:
+        raise BadInput("--card says --memory: give one of them")
+    if cpu and card:
+        raise BadInput("--card is for training on a card, --cpu on the CPU")
+    if memory is None and card is None:
+        raise BadInput("nothing says what there is", "give --memory 16GiB, or --card rtx4090")
     from memcli.commands.fit import fit
+    from memcli.frameworks.cards import CARDS
     from memcli.reports.console import notes_console, output_console, progress_bar
     from memcli.reports.fit_report import fit_json, print_fitted
     from memcli.reports.model_facts import ending
     from memcli.search.base import Settings
 
-    refuse_json_beside(out, as_json)
-    size = parse_size(memory)
+    size = CARDS[card].bytes if card else parse_size(memory or "")
     kept = None if reserve is None else parse_size_or_zero(reserve)
     if kept is not None and kept >= size:
-        raise BadInput(f"--reserve {reserve} leaves nothing of --memory {memory}")
+        raise BadInput(f"--reserve {reserve} leaves nothing of {format_size(size)}")
     if gpu is not None and (cost != "measured" or cpu):
         raise BadInput("--gpu goes with --cost measured, and without --cpu")
     settings = Settings(

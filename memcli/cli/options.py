@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from memcli.choices import COSTS
+from memcli.choices import COSTS, OPTIMIZERS
 from memcli.cli.shape_file import read_shape_file
 from memcli.engines.user_code import check_files
 from memcli.errors import BadInput
@@ -200,6 +200,31 @@ def cost_option(command: F) -> F:
         show_default=True,
         help="What running an operator again costs: a roofline of its FLOPs and bytes, FLOPs "
         "alone, or its time measured on the device.",
+    )(command)
+
+
+def optimizer_option(command: F) -> F:
+    """``--optimizer``."""
+    return click.option(
+        "--optimizer",
+        type=click.Choice(list(OPTIMIZERS)),
+        default="sgd",
+        show_default=True,
+        help="What it keeps beside parameters and gradients, in float32: sgd nothing, momentum one "
+        "copy of the parameters, adam two. ONNX: in the parameters' own type, with what PyTorch's "
+        "step of it takes for a moment (on a card foreach, by default, or fused).",
+    )(command)
+
+
+def reserve_option(command: F) -> F:
+    """``--reserve``."""
+    return click.option(
+        "--reserve",
+        metavar="SIZE",
+        help="Leave this much free: for the engine itself, CUDA's context, cuDNN's workspaces and "
+        "the like, none of which is counted. [default: what is assumed for these, which the "
+        "answer tells: on a card 512 MiB and 256 MiB (MXNet: 5% of the card), on the CPU the "
+        "process]",
     )(command)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from memcli.choices import AS_PLANNED
+from memcli.choices import AS_PLANNED, CARD_NAMES
 from memcli.cli.options import (
     PERCENT,
     SECONDS,
@@ -19,8 +19,10 @@ from memcli.cli.options import (
     import_option,
     json_option,
     kernels_option,
+    optimizer_option,
     parse_shapes,
     refuse_json_beside,
+    reserve_option,
     shape_options,
     training_option,
     workers_option,
@@ -30,6 +32,7 @@ from memcli.errors import BadInput
 from memcli.quoting import STANDARD
 from memcli.request import Devices, ShapeRequest
 from memcli.search.registry import DESCRIPTIONS, STRATEGIES
+from memcli.units import parse_size, parse_size_or_zero
 
 _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
 
@@ -61,6 +64,20 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
     help="Most memory, as 6GiB (6G), 800MB, or 50% of unplanned. What fits without a plan is "
     "written as it is.",
 )
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Most memory of the whole training step, in place of --budget: with parameters, "
+    "gradients, optimizer, inputs, and what is assumed for the engine. A card's, or with --cpu the "
+    "process's.",
+)
+@click.option(
+    "--card",
+    type=click.Choice(CARD_NAMES),
+    help="--memory of this card; no card is needed here.",
+)
+@optimizer_option
+@reserve_option
 @click.option(
     "--max-recompute",
     type=PERCENT,
@@ -124,7 +141,7 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
     For several workers (--gpu 0,1 or --workers 2) the batch is that of all together, and what is
     planned, shown and held to --budget is each one's.
     """
-    from memcli.commands.plan import make_plan
+    from memcli.commands.plan import devices_of, make_plan
     from memcli.engine import engine_of
     from memcli.formats.detect import Model, read_source
     from memcli.formats.output import check_output
@@ -137,7 +154,8 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
     source: Model = model
     timed = options["cost"] == "measured"
     placed = options["gpu"] or options["cpu"]
-    if placed and not (options["measure"] or timed):
+    held = options["memory"] or options["card"]
+    if placed and not (options["measure"] or timed or held):
         source = read_source(source)
         if not engine_of(source).plans_for_devices:
             raise BadInput("--gpu and --cpu go with --measure or --cost measured")
@@ -148,6 +166,12 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
     if any(t < 0 for t in options["thresholds"]):
         raise BadInput("--threshold must not be negative")
     devices = Devices(gpu_numbers(options["gpu"], options["workers"]), options["workers"])
+    memory = None if options["memory"] is None else parse_size(options["memory"])
+    if memory is not None and options["card"]:
+        raise BadInput("--card says --memory: give one of them")
+    if options["cpu"] and options["card"]:
+        raise BadInput("--card is for training on a card, --cpu on the CPU")
+    kept = None if options["reserve"] is None else parse_size_or_zero(options["reserve"])
     request = parse_shapes(
         options["shapes"],
         options["batch"],
@@ -170,6 +194,8 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
     )
     check_output(source, out, force)
     source = read_source(source)
+    if held:
+        devices = devices_of(engine_of(source), devices, memory or 1, cpu=options["cpu"])
     if options["measure"]:
         engine_of(source).check_devices(devices)
     with progress_bar("planning") as report:
@@ -179,6 +205,11 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
             options["strategy"],
             settings,
             budget=options["budget"],
+            memory=memory,
+            card=options["card"] or "",
+            optimizer=options["optimizer"],
+            reserve=kept,
+            cpu=options["cpu"],
             training=options["as_training"],
             devices=devices,
             out=out,

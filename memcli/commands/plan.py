@@ -6,12 +6,15 @@ import dataclasses
 import time
 
 from memcli.commands.about import about
-from memcli.engine import PlanRequest, engine_of
-from memcli.errors import AnswerIsNo
+from memcli.engine import Engine, PlanRequest, engine_of
+from memcli.engines.runtime import Reserve, reserve_or_default
+from memcli.errors import AnswerIsNo, BadInput
 from memcli.formats.detect import Model, read_source
+from memcli.frameworks.cards import CARDS
 from memcli.graph.cost import Cost
 from memcli.request import CPU, Devices, Progress, ShapeRequest
 from memcli.results.planned import Planned, recorded_recomputation
+from memcli.results.step_total import Breakdown, StepTotal
 from memcli.search import none
 from memcli.search.base import Settings
 from memcli.search.registry import AS_PUBLISHED
@@ -26,6 +29,11 @@ def make_plan(
     settings: Settings,
     *,
     budget: str | None = None,
+    memory: int | None = None,
+    card: str = "",
+    optimizer: str = "sgd",
+    reserve: int | None = None,
+    cpu: bool = False,
     devices: Devices = CPU,
     training: bool = False,
     out: str | None = None,
@@ -40,6 +48,14 @@ def make_plan(
         strategy: the name of one of ``STRATEGIES``.
         settings: of the search; ``time_limit`` counts from the start of the command.
         budget: most memory, as ``6GiB`` or ``50%``. What fits as it is gets no plan.
+        memory: most bytes of all that a training step takes, in place of ``budget``: with
+            parameters, gradients, what the optimizer keeps, inputs, and what the engine takes
+            for itself.
+        card: the kind of card that the memory is of, one of ``CARDS``; says ``memory`` too.
+        optimizer: one of ``OPTIMIZERS``, for what is told of the whole step.
+        reserve: bytes that the engine takes for itself; None: what is assumed
+            (:mod:`memcli.engines.runtime`).
+        cpu: ``memory`` is the CPU's, and not a card's.
         devices: to plan for, and to time operators on where ``settings.cost`` says so.
         training: put the model back into training mode first.
         out: file for the planned model.
@@ -53,6 +69,14 @@ def make_plan(
     """
     source = read_source(model)
     engine = engine_of(source)
+    if memory is None and card:
+        memory = CARDS[card].bytes
+    if memory is not None and budget is not None:
+        raise BadInput(
+            "--memory and --card say what a whole training step may take, --budget what its "
+            "activations may: give one of them"
+        )
+    devices = devices_of(engine, devices, memory, cpu=cpu)
     engine.check_request(source, request, devices, training=training)
     with about(source):
         engine.check_output(source, out, force)
@@ -65,8 +89,13 @@ def make_plan(
         if on_progress:
             on_progress("compiling the memory model (first run only)", None)
         baseline = network.baseline()
+        on_card = bool(devices.gpus) or (memory is not None and not cpu)
+        kept = reserve_or_default(reserve, engine.name, cpu=not on_card, memory=memory)
+        parts = network.breakdown(baseline.pool_bytes, optimizer)
         if budget is not None:
             settings.budget = parse_size(budget, whole=baseline.pool_bytes)
+        elif memory is not None:
+            settings.budget = pool_budget(parts, memory, kept)
         fits = settings.met_by(baseline)
         # where nothing is searched for, no cost decides
         notes = network.set_costs("roofline" if fits else settings.cost, on_progress)
@@ -94,11 +123,48 @@ def make_plan(
             seconds=time.monotonic() - started,
         )
         planned.notes = [*network.notes, *notes, *planned.notes]
+        planned.step_total = StepTotal(
+            optimizer=optimizer,
+            baseline=parts,
+            planned=network.breakdown(planned.cost.pool_bytes, optimizer),
+            reserve=kept.bytes,
+            reserve_assumed=kept.assumed,
+            on_card=on_card,
+            memory=memory,
+            card=CARDS[card].title if card else "",
+        )
         refuse_misses(planned.cost, planned.lower_bound, settings)
         network.prove_recomputation(planned, settings)
         if out is not None:
             network.write(planned, out, force)
         return planned
+
+
+def devices_of(engine: Engine, devices: Devices, memory: int | None, *, cpu: bool) -> Devices:
+    """What is planned for: a card where the memory is a card's and figures differ by device."""
+    on_card = memory is not None and not cpu and engine.plans_for_devices
+    return Devices((0,)) if on_card and devices == CPU else devices
+
+
+def pool_budget(parts: Breakdown, memory: int, kept: Reserve) -> int:
+    """What activations may take where a whole step may take ``memory`` bytes.
+
+    Raises:
+        AnswerIsNo: the rest alone takes more.
+    """
+    least = parts.beside_pool + parts.update + kept.bytes
+    room = memory - parts.beside_pool - kept.bytes
+    if room > 0 and least <= memory:
+        return room
+    have, needed, runtime = distinct_sizes(memory, least, kept.bytes)
+    assumed = f" ({kept.assumed}, assumed)" if kept.assumed else ""
+    raise AnswerIsNo(
+        f"no plan fits {have}: parameters, their gradients, the optimizer and the engine itself "
+        f"take {needed} before any activation",
+        f"{runtime} of it are the engine's{assumed}; --reserve SIZE says otherwise, and an "
+        "optimizer that keeps less (--optimizer sgd) or --frozen takes less",
+        {"memory": {"beside_activations_bytes": least}},
+    )
 
 
 def fits_note(size: int, budget: int | None) -> str:

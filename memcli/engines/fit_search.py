@@ -14,8 +14,9 @@ from memcli.engines.largest_batch import largest
 from memcli.errors import AnswerIsNo
 from memcli.graph.cost import DEFAULT_MATCH_RANGE, Cost
 from memcli.graph.training import Plan
-from memcli.results.fitted import Breakdown, Fitted, Side
+from memcli.results.fitted import Fitted, Side
 from memcli.results.planned import Source, Step
+from memcli.results.step_total import Breakdown
 from memcli.search.base import Settings
 from memcli.units import distinct_sizes, format_size
 
@@ -245,7 +246,7 @@ class FitSearch(ABC, Generic[A]):
         analysis = self.batches.at(batch)
         assert analysis is not None
         one = self.breakdown(analysis, 0)
-        return one.total - one.inputs - one.input_gradients
+        return one.beside_pool - one.inputs - one.input_gradients
 
     def side(self, batch: int, one: Evaluated, need: Callable[[int], int | None]) -> Side:
         """The figures of an answer, and what one more would need."""
@@ -274,7 +275,7 @@ class FitSearch(ABC, Generic[A]):
         if not answer:
             parts = best.breakdown
             most, planned, saved, rest, maps = distinct_sizes(
-                available, parts.total, before.breakdown.total, parts.total - parts.pool, parts.pool
+                available, parts.total, before.breakdown.total, parts.beside_pool, parts.pool
             )
             raise AnswerIsNo(
                 f"not even batch 1 fits {most}: it needs {planned} planned, {saved} as saved",

@@ -37,15 +37,20 @@ class Reserve:
     assumed: str = ""
 
 
-def default_reserve(engine: str, *, cpu: bool, memory: int) -> Reserve:
-    """What ``mxnet`` or ``torch`` is assumed to take for itself, of ``memory`` bytes in all."""
+def default_reserve(engine: str, *, cpu: bool, memory: int | None) -> Reserve:
+    """What ``mxnet`` or ``torch`` is assumed to take for itself, of ``memory`` bytes in all.
+
+    Of a card whose memory is not known (None) MXNet's part of it is left out.
+    """
     if cpu:
         size = _MXNET_PROCESS if engine == "mxnet" else _TORCH_PROCESS
         name = "MXNet" if engine == "mxnet" else "PyTorch"
         return Reserve(size, f"the process with {name} loaded")
     context = f"{format_size(_CONTEXT)} for CUDA's context"
+    if engine == "mxnet" and memory is None:
+        return Reserve(_CONTEXT, context)
     if engine == "mxnet":
-        share = int(_MXNET_POOL_RESERVE * memory)
+        share = int(_MXNET_POOL_RESERVE * (memory or 0))
         return Reserve(
             _CONTEXT + share,
             f"{context}, {_MXNET_POOL_RESERVE:.0%} of the card as MXNet's pool leaves for "
@@ -57,7 +62,7 @@ def default_reserve(engine: str, *, cpu: bool, memory: int) -> Reserve:
     )
 
 
-def reserve_or_default(asked: int | None, engine: str, *, cpu: bool, memory: int) -> Reserve:
+def reserve_or_default(asked: int | None, engine: str, *, cpu: bool, memory: int | None) -> Reserve:
     """What the user wants left free, or else the default."""
     if asked is not None:
         return Reserve(asked)

@@ -7,8 +7,9 @@ from typing import Any
 from rich.console import Console
 
 from memcli.reports.model_facts import engine_json, model_json, shown_inputs, time_share
+from memcli.reports.step_total import breakdown_json
 from memcli.reports.tables import add_folded, facts, mib, new_table, percent
-from memcli.results.fitted import Breakdown, Fitted, Side
+from memcli.results.fitted import Fitted, Side
 from memcli.units import distinct_sizes, format_size
 
 
@@ -64,19 +65,6 @@ def _side_json(side: Side) -> dict[str, Any]:
     }
 
 
-def breakdown_json(parts: Breakdown) -> dict[str, int]:
-    """Bytes by what they are for."""
-    return {
-        "parameter_bytes": parts.parameters,
-        "parameter_gradient_bytes": parts.gradients,
-        "optimizer_bytes": parts.optimizer,
-        "state_bytes": parts.states,
-        "input_bytes": parts.inputs,
-        "input_gradient_bytes": parts.input_gradients,
-        "pool_bytes": parts.pool,
-    }
-
-
 def breakdown_table(console: Console, fitted: Fitted) -> None:
     """Where the memory goes at the largest batch, unplanned and planned."""
     table = new_table(
@@ -102,6 +90,11 @@ def breakdown_table(console: Console, fitted: Fitted) -> None:
         row("inputs", [p.inputs for p in parts])
         row("their gradients", [p.input_gradients for p in parts])
         row("feature maps and their gradients (the pool)", [p.pool for p in parts])
+    if any(p.update for p in parts):
+        row(
+            "temporaries of the optimizer's step, when activations are gone",
+            [p.update for p in parts],
+        )
     row("sum", [p.total for p in parts])
     if fitted.reserve:
         row("reserve (assumed)" if fitted.reserve_assumed else "reserve", [fitted.reserve] * 2)

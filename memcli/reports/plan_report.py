@@ -8,6 +8,7 @@ from rich.console import Console
 
 from memcli.graph.cost import Cost
 from memcli.reports.model_facts import time_share
+from memcli.reports.step_total import step_total_json, step_total_table
 from memcli.reports.tables import add_folded, facts, flops, mib, new_table, percent
 from memcli.reports.workers_report import split_json, split_text
 from memcli.results.planned import Planned, Step
@@ -33,6 +34,8 @@ def plan_json(planned: Planned) -> dict[str, Any]:
             "within": planned.bound_within,
             "lower_bound_bytes": max(planned.lower_bound, planned.lower_bound_within),
         }
+    if planned.step_total is not None:
+        result["step_total"] = step_total_json(planned.step_total)
     if planned.split is not None:
         result["split"] = split_json(planned.split)
     return result
@@ -297,3 +300,5 @@ def print_plan(console: Console, planned: Planned) -> None:
         text = " ".join(f"{k}={v}" for k, v in planned.environment.items())
         pairs.append(("environment", f"{text} (train with it{_onednn_said(planned)})"))
     facts(console, pairs)
+    if planned.step_total is not None:
+        step_total_table(console, planned.step_total)

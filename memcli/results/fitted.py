@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 from memcli.graph.cost import Cost
 from memcli.graph.training import Plan
 from memcli.results.planned import Source, Step
-
-
-@dataclass
-class Breakdown:
-    """Where the memory of a training step goes. Bytes."""
-
-    parameters: int
-    gradients: int  # of the parameters
-    optimizer: int
-    states: int  # auxiliary states: moving statistics and the like
-    inputs: int  # labels included
-    input_gradients: int
-    pool: int  # feature maps and their gradients
-
-    @property
-    def total(self) -> int:
-        """The sum of all."""
-        return sum(dataclasses.astuple(self))
+from memcli.results.step_total import Breakdown
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from memcli.graph.cost import Cost, gap
 from memcli.graph.training import Plan, TrainingGraph
 from memcli.results.stage import Stage
+from memcli.results.step_total import StepTotal
 
 
 class Source(Protocol):
@@ -121,6 +122,7 @@ class Planned:
     inference: Inference | None = None
     marked: dict[str, int] | None = None  # steps kept, recomputed once, and at each need
     restored: list[str] = field(default_factory=list)  # what --as-training did
+    step_total: StepTotal | None = None  # of the whole training step
     split: Split | None = None  # over several workers: figures are of each
     output: str | None = None
 

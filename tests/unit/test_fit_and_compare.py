@@ -23,7 +23,8 @@ from memcli.reports.compare_page import comparison_page
 from memcli.reports.compare_report import compare_json, print_comparison
 from memcli.reports.fit_report import fit_json, print_fitted
 from memcli.results.compared import Comparison, Row, mark_frontier
-from memcli.results.fitted import Breakdown, Fitted, Side
+from memcli.results.fitted import Fitted, Side
+from memcli.results.step_total import Breakdown
 from tests.unit.test_reports import expect
 
 MIB = 1 << 20

@@ -12,7 +12,7 @@ from memcli.engines import symbol_in_torch
 from memcli.engines.costs import set_costs
 from memcli.engines.gpus import check_gpu, visible_gpus
 from memcli.engines.mxnet import inspecting, planning, verifying
-from memcli.engines.mxnet.fitting import MXNetFit
+from memcli.engines.mxnet.fitting import MXNetFit, breakdown
 from memcli.engines.mxnet.forms import Variant, analyze_variants
 from memcli.engines.mxnet.memory.bounds import reported_bound
 from memcli.engines.mxnet.reserving import allow_reservation
@@ -27,6 +27,7 @@ from memcli.quoting import shown_path
 from memcli.request import Devices, Progress, ShapeRequest
 from memcli.results.inspected import Inspected
 from memcli.results.planned import Planned
+from memcli.results.step_total import Breakdown
 from memcli.results.verified import Verified
 from memcli.search import none
 from memcli.search.base import Settings
@@ -55,6 +56,10 @@ class MXNetNetwork(Network):
         self.analysis: Any = forms[0].analysis
         self.operator_count = forms[0].source.operator_count
         self._may_reserve = False
+
+    def breakdown(self, pool_bytes: int, optimizer: str) -> Breakdown:
+        """See :meth:`Network.breakdown`."""
+        return breakdown(self.analysis, pool_bytes, optimizer)
 
     def set_costs(self, cost: str, on_progress: Progress | None = None) -> list[str]:
         """See :meth:`Network.set_costs`."""

@@ -28,7 +28,8 @@ from memcli.formats.symbol.file import SymbolFile
 from memcli.graph.cost import Found
 from memcli.graph.training import Plan
 from memcli.request import Progress, ShapeRequest
-from memcli.results.fitted import Breakdown, Fitted
+from memcli.results.fitted import Fitted
+from memcli.results.step_total import Breakdown
 from memcli.search.base import Settings
 from memcli.search.over_forms import most_promising, search_plan
 from memcli.search.registry import AS_PUBLISHED

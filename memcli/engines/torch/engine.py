@@ -9,7 +9,7 @@ from typing import Any
 from memcli.choices import AS_PLANNED
 from memcli.engine import Answer, Network, PlanRequest
 from memcli.engines.costs import Costs
-from memcli.engines.torch.fitting import TorchFit
+from memcli.engines.torch.fitting import TorchFit, torch_breakdown
 from memcli.engines.torch.inspecting import inspect_onnx
 from memcli.engines.torch.memory.bound import torch_bound
 from memcli.engines.torch.memory.stages import torch_stages
@@ -35,6 +35,7 @@ from memcli.quoting import shown_path
 from memcli.request import Devices, Progress, ShapeRequest
 from memcli.results.inspected import Inspected
 from memcli.results.planned import Planned, Split
+from memcli.results.step_total import Breakdown
 from memcli.results.verified import Verified
 from memcli.search.base import Search, Settings
 from memcli.search.registry import STRATEGIES
@@ -66,6 +67,10 @@ class TorchNetwork(Network):
         self.split = split
         self.restored = restored
         self.notes = notes
+
+    def breakdown(self, pool_bytes: int, optimizer: str) -> Breakdown:
+        """See :meth:`Network.breakdown`."""
+        return torch_breakdown(self.analysis, pool_bytes, optimizer)
 
     def set_costs(self, cost: str, on_progress: Progress | None = None) -> list[str]:
         """See :meth:`Network.set_costs`."""

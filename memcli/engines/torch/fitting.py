@@ -21,10 +21,11 @@ from memcli.engines.torch.planning import (
 )
 from memcli.engines.torch.record import TorchAnalysis
 from memcli.formats.detect import ModelSource
-from memcli.graph.training import Plan
+from memcli.graph.training import Ints, Plan
 from memcli.request import Devices, Progress, ShapeRequest
-from memcli.results.fitted import Breakdown, Fitted
+from memcli.results.fitted import Fitted
 from memcli.results.planned import Planned
+from memcli.results.step_total import Breakdown
 from memcli.search.base import Search, Settings
 from memcli.search.registry import STRATEGIES
 
@@ -35,6 +36,7 @@ def torch_breakdown(analysis: TorchAnalysis, live_bytes: int, optimizer: str) ->
     Every trained parameter's gradient is counted in full throughout, as it is where gradients are
     accumulated over several steps or set to zero in place; a step that begins without gradients
     may take less. The optimizer's copies are of the parameters' own type. Inputs get no gradients.
+    The optimizer's step: see :func:`update_bytes`.
     On CUDA every gradient, and what is as large, is rounded up to the allocator's blocks.
     """
     trace, block = analysis.trace, analysis.model.exact.block
@@ -49,7 +51,30 @@ def torch_breakdown(analysis: TorchAnalysis, live_bytes: int, optimizer: str) ->
         inputs=trace.input_bytes,
         input_gradients=0,
         pool=live_bytes,
+        update=update_bytes(-(-sizes // block) * block, optimizer, trace.device),
     )
+
+
+def update_bytes(sizes: Ints, optimizer: str, device: str) -> int:
+    """Temporaries of the optimizer's own step, bytes.
+
+    Adam takes the square root of the second moment into new tensors. By PyTorch's default that is
+    of all parameters at once on CUDA (``_multi_tensor_adam`` of torch/optim/adam.py, "foreach"),
+    and of one at a time on the CPU (``_single_tensor_adam``), with its quotient and the last
+    parameter's quotient beside it: at most twice the largest and the next. Fused kernels, and SGD
+    without weight decay, work in place.
+
+    Args:
+        sizes: of the gradient of each trained parameter, bytes.
+        optimizer: one of ``OPTIMIZERS``.
+        device: ``cuda`` or ``cpu``.
+    """
+    if optimizer not in ("adam", "adamw") or not len(sizes):
+        return 0
+    if device == "cuda":
+        return int(sizes.sum())
+    largest = np.sort(sizes)[-2:]
+    return int(largest.sum() + largest[-1])
 
 
 class TorchFit(FitSearch[TorchAnalysis]):
