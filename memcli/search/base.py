@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -148,12 +148,13 @@ class Search:
         """What reserved blocks may have for sizes, elements, sorted; none where none may be."""
         return self.space.block_sizes if self.settings.rewrite else NO_BLOCKS
 
-    def without_recomputing(self, flags: Flags, nodes: Iterable[int]) -> Flags:
+    def without_recomputing(self, flags: Flags, nodes: Ints | Sequence[int]) -> Flags:
         """The marks with all kept that it takes so that none of ``nodes`` is recomputed."""
         starts, instead = self.kept_instead
+        chosen = np.zeros(len(starts) - 1, bool)
+        chosen[np.asarray(nodes, np.int64)] = True
         changed = flags.copy()
-        for v in nodes:
-            changed[instead[starts[v] : starts[v + 1]]] = KEPT
+        changed[instead[np.repeat(chosen, np.diff(starts))]] = KEPT
         return changed
 
     @property
@@ -173,13 +174,23 @@ class Search:
 
     def kept_cuts(self, flags: Flags) -> list[list[int]]:
         """The cuts of the graph all of whose nodes the plan keeps, for the table of stages."""
+        starts, nodes = self._nodes_of_cuts
+        if not len(nodes):
+            return []
+        whole = np.logical_and.reduceat(self.space.is_kept(flags)[nodes], starts)
         result: list[list[int]] = []
-        kept = self.space.is_kept(flags)
-        for cut in self.cuts:
+        for number in np.flatnonzero(whole).tolist():
             # neighbours that keep the same tensors are one cut
-            if all(kept[v] for v in cut.nodes) and result[-1:] != [cut.nodes]:
-                result.append(cut.nodes)
+            if result[-1:] != [self.cuts[number].nodes]:
+                result.append(self.cuts[number].nodes)
         return result
+
+    @cached_property
+    def _nodes_of_cuts(self) -> tuple[Ints, Ints]:
+        """Where each cut's forward nodes begin, and the nodes of all cuts one after another."""
+        counts = [len(cut.nodes) for cut in self.cuts]
+        starts = np.concatenate([[0], np.cumsum(counts)])[:-1].astype(np.int64)
+        return starts, np.array([v for cut in self.cuts for v in cut.nodes], np.int64)
 
     @property
     def third_mark(self) -> Flags:
