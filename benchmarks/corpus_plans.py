@@ -3,14 +3,14 @@
     python benchmarks/corpus_plans.py FOLDER [--only GLOB ...] [--most-nodes N] [--workers 1]
                                       [--log rows.jsonl] [--plot scale.svg]
 
-For each file: memory as saved, under the classic search on the file's own stage marks where it
-has some (the memonger strategy, which equals the original; ``benchmarks/original_search.py``
+For each file: the baseline's memory, under the classic search on the file's own stage marks where
+it has some (the memonger strategy, which equals the original; ``benchmarks/original_search.py``
 compares the two), and under ``auto``; then the planned graph is written, bound by MXNet with the
 environment that the plan names, and MXNet's own ``Total`` compared with the plan's. Rows are
-printed as they come, and appended to ``--log``, so that a run can be continued. The summary has
-the median of memory and how near the proven bound is, whether ``auto`` is worse than the classic
-search anywhere, and how the time to plan grows with the nodes: the exponent of a line through log
-nodes and log seconds (``--plot`` draws it; needs matplotlib).
+printed as they come, and appended to ``--log``, so that a run can be continued. The summary has the
+median of memory and how near the proven bound is, whether ``auto`` is worse than the classic search
+anywhere, and how the time to plan grows with the nodes: the exponent of a line through log nodes
+and log seconds (``--plot`` draws it; needs matplotlib).
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def summary(rows: list[dict[str, Any]], plot: str | None) -> None:
             part = np.median([r["auto_mb"] / r["unplanned_mb"] for r in some])
             again = np.median([r["auto_recompute"] for r in some])
             print(
-                f"{text}: {len(some)} graphs, median memory {part:.1%} of unplanned, median "
+                f"{text}: {len(some)} graphs, median memory {part:.1%} of the baseline, median "
                 f"recomputation {again:.0%} of a forward pass"
             )
             near = [r["bound_mb"] / r["pool_mb"] for r in some if r["pool_mb"]]

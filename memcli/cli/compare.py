@@ -41,7 +41,7 @@ from memcli.search.registry import STRATEGIES
     "budgets",
     metavar="SIZE",
     multiple=True,
-    help="A row for the least recomputation that fits SIZE (6GiB, 800MB, or 50% of unplanned), "
+    help="A row for the least recomputation that fits SIZE (6GiB, 800MB, or 50% of the baseline),  "
     "found by auto, or by the first --strategy where auto is not among them. Repeatable. "
     f"[default: {', '.join(DEFAULT_BUDGETS)}]",
 )

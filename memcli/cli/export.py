@@ -30,7 +30,7 @@ def command(planned: str, target: str, out: str | None, force: bool, as_json: bo
 
     The script says which layers or modules are wrapped together, and has the function that wraps
     them, recompute(model); its head gives the memory and the recomputation of just that, which is
-    coarser than the plan. Without -o it goes to standard output.
+    less fine than the plan. Without -o it goes to standard output.
     """
     from memcli.commands.export import export
     from memcli.formats.output import check_output, write_output

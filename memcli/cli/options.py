@@ -198,7 +198,7 @@ def cost_option(command: F) -> F:
         type=click.Choice(COSTS),
         default="roofline",
         show_default=True,
-        help="What running an operator again costs: a roofline of its FLOPs and bytes, FLOPs "
+        help="What recomputing an operator costs: a roofline of its FLOPs and bytes, FLOPs "
         "alone, or its time measured on the device.",
     )(command)
 

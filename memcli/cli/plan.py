@@ -58,7 +58,7 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
 @click.option(
     "--budget",
     metavar="SIZE",
-    help="Most memory, as 6GiB (6G), 800MB, or 50% of unplanned. What fits without a plan is "
+    help="Most memory, as 6GiB (6G), 800MB, or 50% of the baseline. What fits without a plan is "
     "written as it is.",
 )
 @click.option(
@@ -114,7 +114,7 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
 @workers_option
 @json_option
 def command(model: str, out: str | None, force: bool, as_json: bool, **options: Any) -> int:
-    """Search for what to keep and what to compute again, and write the planned graph.
+    """Search for what to keep and what to recompute, and write the planned graph.
 
     MODEL is an MXNet symbol JSON, an ONNX file or a Caffe prototxt, gzipped or not; - is standard
     input. It is never changed. Shapes that are neither in the file nor given are guessed where a

@@ -49,11 +49,11 @@ def command(
     strategy: str,
     as_json: bool,
 ) -> int:
-    """Find in which order to compute a graph's nodes, some of them again, within a memory budget.
+    """Find a schedule of a graph's nodes, with recomputation, within a memory budget.
 
     GRAPH is networkx node-link JSON with a time and a memory for each node (cost_cpu and
     cost_ram, or duration and out_cost), or a Chainer graph in the text format of Kusumoto et al.
-    The schedule lists node ids; a node that is there twice is computed again. Each use reads the
+    The schedule lists node ids; a node that is there twice is recomputed. Each use reads the
     latest computation before it, which is freed after its last use.
     """
     from memcli.commands.solve import solve_file, write_solution

@@ -106,7 +106,7 @@ def search_rows(
     """A row for every strategy and every budget, with those on the frontier marked.
 
     ``search``: of a strategy's name, the budget as asked for, and settings. ``whole``: bytes of
-    the unplanned graph, which percentages are of. For the rest see :func:`compare`.
+    the baseline, which percentages are of. For the rest see :func:`compare`.
 
     Raises:
         MemcliError: none of the strategies could be run; the first one's reason.

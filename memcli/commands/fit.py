@@ -39,7 +39,7 @@ def fit(
     (MXNet) their gradients, and feature maps; not what the engine and its libraries take for
     themselves (context, workspaces, rounding of blocks).
 
-    Each batch that is looked at is recorded by the engine itself. The unplanned answer was seen to
+    Each batch that is looked at is recorded by the engine itself. The baseline's answer was seen to
     fit and the next batch seen not to. The planned answer was seen to fit under the plan that is
     returned, and the next batch seen not to fit under any plan that was found, one that was
     searched for at that very batch among them (unless ``rounds`` such searches in a row went
@@ -93,7 +93,7 @@ def fit(
             reserve_assumed=kept.assumed,
             optimizer=optimizer,
             strategy=strategy,
-            unplanned=found.unplanned,
+            baseline=found.baseline,
             planned=dataclasses.replace(found.planned, cost=made.cost, breakdown=made.breakdown),
             analysis=made.analysis,
             operator_count=made.operator_count,

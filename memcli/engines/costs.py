@@ -1,4 +1,4 @@
-"""What it costs to run an operator again: FLOPs, a roofline, or times measured on the device."""
+"""What it costs to recompute an operator: FLOPs, a roofline, or times measured on the device."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def set_costs(
 ) -> list[str]:
     """Give all variants of a network the cost that searches minimize; notes on how it was had.
 
-    Operators are timed on the first variant, the graph as saved; see :class:`Costs`.
+    Operators are timed on the first form, the graph as given; see :class:`Costs`.
 
     Raises:
         EngineFailed: MXNet or the device is missing, where operators are to be timed.

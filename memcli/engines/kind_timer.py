@@ -106,7 +106,7 @@ class KindTimer(ABC):
 def timed_runs(
     run: Callable[[], object], wait: Callable[[], object], repeats: int, left: float
 ) -> tuple[list[float], list[float]]:
-    """Seconds of ``repeats`` warm runs (fewer where slow): by the clock, and of the processor.
+    """Seconds of ``repeats`` runs (fewer where slow), clock and processor, after a warm-up.
 
     ``wait`` returns once the device is done with all that was started. ``left``: seconds that
     these runs may take.

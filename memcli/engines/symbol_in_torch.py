@@ -34,7 +34,7 @@ _USABLE = 0.7
 def torch_marks(file: SymbolFile, steps: list[dict[str, Any]]) -> Flags:
     """What PyTorch keeps and drops where MXNet runs the file's marks.
 
-    A marked node is dropped and made again. Behind a save barrier, an identity that memcli put in
+    A marked node is dropped and recomputed. Behind a save barrier, an identity that memcli put in
     and that is not marked, MXNet keeps what the node made: so does PyTorch.
     """
     marked = file.marked()

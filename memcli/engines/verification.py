@@ -95,7 +95,7 @@ def fit_batch(
     needed_by: Callable[[Bound], int],
     analysis_of: Callable[[ShapeRequest], Bound],
 ) -> tuple[Bound, dict[str, Any] | None]:
-    """The analysis at a batch whose unplanned step fits ``free`` bytes, and what was changed.
+    """The analysis at a batch whose baseline step fits ``free`` bytes, and what was changed.
 
     ``asked``: the batch of ``analysis``. ``needed_by``: bytes that verifying takes at most.
 

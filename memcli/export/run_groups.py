@@ -10,9 +10,9 @@ import numpy as np
 from memcli.export.layer_units import Unit
 from memcli.export.scopes import MOST_EVALUATIONS, PASSES, STARTS, Group, Grouping, ScopeCosts
 
-# Runs to start from end at every so manieth narrow place.
+# Strides, in narrow places: runs to start from end at every stride-th of them.
 _EVERY = (1, 2, 4)
-# What is made again for its every reader rather than in a group of its own: nothing is computed.
+# What is recomputed for its every reader rather than in a group of its own: nothing is computed.
 _COPIES = ("Concat",)
 
 

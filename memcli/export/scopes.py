@@ -1,10 +1,10 @@
 """A plan in terms of whole functions: which runs of layers, or modules, to wrap as checkpoints.
 
-What ``torch.utils.checkpoint``, ``tf.recompute_grad`` and ``jax.checkpoint`` offer is coarser than
-a plan: a function is wrapped, its inputs and outputs stay, and everything inside is dropped and
-made again when the backward pass comes to it. Here is what such groups cost, by the exact memory
-model; :mod:`memcli.export.run_groups` and :mod:`memcli.export.module_groups` find groups whose
-insides the plan drops, and move them about while that gets better.
+What ``torch.utils.checkpoint``, ``tf.recompute_grad`` and ``jax.checkpoint`` offer is less fine
+than a plan: a function is wrapped, its inputs and outputs stay, and everything inside is dropped
+and recomputed when the backward pass comes to it. Here is what such groups cost, by the exact
+memory model; :mod:`memcli.export.run_groups` and :mod:`memcli.export.module_groups` find groups
+whose insides the plan drops, and move them about while that gets better.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class ScopeCosts:
     def grouping(self, groups: Iterable[Group], repeated: Sequence[Unit] = ()) -> Grouping:
         """What groups cost: the figure for what is wrapped, not for the plan.
 
-        A group runs again as a whole, up to what is asked for, saved results or not: while it does,
-        it takes as much as if none were saved.
+        A group is recomputed as a whole, up to what is asked for, saved results or not: while it
+        does, it takes as much as if none were saved.
         """
         listed = tuple(groups)
         marks = self.marks(listed, repeated)

@@ -81,7 +81,7 @@ def module_buffers(
 
     ``with_gradient``: over forward nodes, whether a gradient passes through. ``statistics``: over
     forward nodes, bytes of the mean and deviation that BatchNorm saves. ``joined``: see above.
-    ``rerun``: dense layers' BatchNorms share their outputs, too, and run again before they are
+    ``rerun``: dense layers' BatchNorms share their outputs, too, and are recomputed before they are
     read in the backward pass.
     """
     return _Buffers(graph, with_gradient, statistics, joined, rerun).all()

@@ -39,7 +39,7 @@ class Cost:
 
     @property
     def time_fraction(self) -> float:
-        """Time of what runs again as a part of one forward pass, by the model's cost."""
+        """Time of what is recomputed as a part of one forward pass, by the model's cost."""
         return self.recompute_seconds / self.forward_seconds if self.forward_seconds else 0.0
 
 

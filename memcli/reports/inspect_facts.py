@@ -75,7 +75,7 @@ def _symbol_file(inspected: Inspected) -> list[tuple[str, str]]:
 
 
 def _onnx_file(inspected: Inspected, onnx: OnnxFacts) -> list[tuple[str, str]]:
-    known = inspected.unplanned is not None
+    known = inspected.baseline is not None
     run = f", of which {inspected.operators} run" if known else ""
     gradients = "as much again"
     if inspected.plan is not None and inspected.plan.record and inspected.plan.record.frozen:
@@ -112,8 +112,8 @@ def _plan_facts(inspected: Inspected) -> list[tuple[str, str]]:
     if plan is None:
         return [("plan", "none: nothing is recomputed")]
     pairs: list[tuple[str, str]] = []
-    ran = f"{plan.marked} nodes marked, {plan.recomputed} operators run again"
-    if inspected.unplanned is None:
+    ran = f"{plan.marked} nodes marked, {plan.recomputed} operators recomputed"
+    if inspected.baseline is None:
         ran = f"{plan.marked} nodes marked"
     if plan.record is None:
         pairs.append(("plan", f"marks of the file, not made by memcli: {ran}"))
@@ -155,7 +155,7 @@ def _shapes(shapes: dict[str, list[int]]) -> str:
 
 def _record_figures(memory: dict[str, int], recompute: dict[str, int | float]) -> str:
     words = {
-        "baseline_bytes": "as saved",
+        "baseline_bytes": "baseline",
         "planned_bytes": "planned",
         "live_peak_bytes": "live peak",
         "lower_bound_bytes": "lower bound",

@@ -127,7 +127,7 @@ def stage_table(console: Console, stages: list[Stage], title: str = _POOL_STAGES
             ("ops", "right"),
             ("kept", "right"),
             *((heading, "right") for heading in passes),
-            ("again", "right"),
+            ("recomputed", "right"),
         ],
     )
     rows = []
@@ -213,7 +213,7 @@ def print_plan(console: Console, planned: Planned) -> None:
     pairs = [
         ("inputs", f"{shown}{more} ({analysis.dtype})"),
         ("strategy", f"{strategy} ({planned.evaluated} plans tried in {planned.seconds:.1f} s)"),
-        ("as saved", f"{format_size(base.pool_bytes)}{_live(base)}"),
+        ("baseline", f"{format_size(base.pool_bytes)}{_live(base)}"),
         ("planned", f"{format_size(cost.pool_bytes)} = {percent(part)} of it{_live(cost)}"),
         (
             "recomputed",
@@ -248,8 +248,8 @@ def print_plan(console: Console, planned: Planned) -> None:
             (
                 "taken",
                 f"{format_size(planned.allocated)} of the planned, "
-                f"{format_size(planned.baseline_allocated)} as saved: MXNet adds gradients in "
-                "place and never touches the blocks that this spares",
+                f"{format_size(planned.baseline_allocated)} of the baseline: MXNet adds gradients "
+                "in place and never touches the blocks that this leaves unused",
             ),
         )
     if planned.marked is not None:

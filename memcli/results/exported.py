@@ -58,7 +58,7 @@ class Exported:
     output: str | None = None
 
     def fraction(self, cost: ExportCost) -> float:
-        """FLOPs that run again, of one forward pass."""
+        """FLOPs that are recomputed, as a part of one forward pass's."""
         return cost.recompute_flops / max(self.analysis.model.forward_flops, 1.0)
 
     def to_json(self) -> dict[str, Any]:

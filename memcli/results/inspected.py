@@ -37,7 +37,7 @@ class OperatorKind:
     output_bytes: int
     kept_bytes: int  # of the outputs, what the backward pass reads, with nothing recomputed
     planned_kept_bytes: int | None = None
-    recomputed: int = 0  # how many run again
+    recomputed: int = 0  # how many are recomputed
     folded: int = 0  # more of them in the file that do not run: known before, or read by nobody
 
 
@@ -94,7 +94,7 @@ class PlanFacts:
     strategy: str
     environment: dict[str, str]
     marked: int  # nodes that the file marks
-    recomputed: int  # operators that run again
+    recomputed: int  # operators that are recomputed
     record: PlanRecord | OnnxPlan | None
     reserved_blocks: int = 0  # of MXNet's pool, in front of everything else; empty of themselves
     reserved_bytes: int = 0
@@ -129,7 +129,7 @@ class OnnxFacts:
 class Inspected:
     """Everything that ``memcli inspect`` tells. Sizes in bytes.
 
-    ``unplanned`` None: the file's facts alone are known, and ``onnx.problem`` says why.
+    ``baseline`` None: the file's facts alone are known, and ``onnx.problem`` says why.
     """
 
     path: str
@@ -142,7 +142,7 @@ class Inspected:
     loss_added: bool
     kinds: list[OperatorKind]
     forward_flops: float
-    unplanned: Figures | None
+    baseline: Figures | None
     planned: Figures | None
     plan: PlanFacts | None
     lower_bound: int
@@ -165,8 +165,8 @@ class Inspected:
 
     @property
     def shown(self) -> Figures | None:
-        """The planned figures, without a plan the unplanned ones."""
-        return self.planned or self.unplanned
+        """The planned figures, without a plan the baseline ones."""
+        return self.planned or self.baseline
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``inspect --json`` prints."""

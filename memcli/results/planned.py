@@ -152,7 +152,7 @@ def recorded_memory(baseline: Cost, cost: Cost, lower_bound: int) -> dict[str, i
 
 
 def recorded_recomputation(cost: Cost) -> dict[str, int | float]:
-    """What a written file says of what its plan runs again."""
+    """What a written file says of what its plan recomputes."""
     return {
         "flops": cost.recompute_flops,
         "forward_flops": cost.forward_flops,

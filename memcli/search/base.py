@@ -50,7 +50,7 @@ class Settings:
     environment: str = "best"
     # plain: MXNet's own kernels run every plan; any: a plan may need oneDNN's or cuDNN's
     kernels: str = "plain"
-    cost: str = "roofline"  # what searches take as the cost of running an operator again
+    cost: str = "roofline"  # what searches take as the cost of recomputing an operator
     rewrite: bool = True  # whether the plan may put save barriers into the graph
     seed: int = 0
     on_progress: Callable[[str, float | None], None] | None = None

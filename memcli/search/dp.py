@@ -4,7 +4,7 @@ Source: Kusumoto, Inoue, Watanabe, Akiba and Koyama, "A Graph Theoretic Framewor
 Algorithms for Memory-Efficient Backpropagation", NeurIPS 2019, arXiv 1905.11722. A lower set is a
 set of forward nodes that contains all that its members read; its boundary are the members that
 others read. A canonical strategy is a growing sequence of lower sets: boundaries are kept, and what
-lies between two lower sets is run again when the backward pass gets there (section 3). Section
+lies between two lower sets is recomputed when the backward pass gets there (section 3). Section
 4.2's dynamic programming keeps, for each lower set and each amount of recomputation, the least
 memory that the boundaries take, and drops what breaks the budget. Families of lower sets:
 
@@ -13,7 +13,7 @@ memory that the boundaries take, and drops what breaks the budget. Families of l
 - prefixes of the execution order, at the cuts of :mod:`memcli.search.cutpoints`.
 
 Two things differ from the paper. A stretch may also be kept whole, as MXNet runs only marked
-nodes again. And the memory of a stretch while it runs again is what its gradients read plus the
+nodes again. And the memory of a stretch while it is recomputed is what its gradients read plus the
 gradients that live meanwhile, which do not depend on the plan. Still this is a model of the live
 peak: plans for a ladder of budgets are judged by the exact pool.
 """
@@ -161,7 +161,7 @@ def stretches(graph: TrainingGraph, family: Family, keep: Flags) -> Stretches:
     whole = between(saved, inside)
     again = np.where(graph.can_recompute & operator, graph.flops[: graph.n_forward], 0.0)
     flops = between(again, inside)
-    # a kept node without a barrier does not run again
+    # a kept node without a barrier is not recomputed
     plain = np.where(keep == KEPT, again, 0.0)
     flops -= between(plain, family.boundary.astype(np.float32))
     nested = inside @ outside.T == 0  # [i, j]: nothing of i is outside of j
@@ -184,7 +184,7 @@ def stretches(graph: TrainingGraph, family: Family, keep: Flags) -> Stretches:
 @compiled
 def _solve(kept, whole, running, level, levels, budget, least, came_set, came_level, came_kind):
     """Fill ``least[j, t]``: the least memory of what is kept up to set ``j`` with recomputation
-    ``t``; the steps that lead there into ``came_*``. Kind 1: the stretch runs again, 0: kept."""
+    ``t``; the steps that lead there into ``came_*``. Kind 1: the stretch is recomputed, 0: kept."""
     n = kept.shape[0]
     for j in range(n):
         for t in range(levels + 1):
@@ -222,17 +222,17 @@ class Solver:
         step = max(forward_flops, 1.0) / self.levels
         finite = np.where(np.isfinite(pairs.flops), pairs.flops, 0)
         self.fine = np.rint(finite / step).astype(np.int64)
-        self.coarse = np.zeros((n, n), np.int64)
+        self.rounded_up = np.zeros((n, n), np.int64)
         shape = (n, self.levels + 1)
         self.least = np.zeros(shape)
         self.came = tuple(np.zeros(shape, np.int64) for _ in range(3))
 
     def solve(self, budget: float, *, free: bool = False) -> list[tuple[int, int, bool]] | None:
-        """Stretches ``(i, j, runs again)`` of the least recomputation within ``budget`` KiB, or
+        """Stretches ``(i, j, recomputed)`` of the least recomputation within ``budget`` KiB, or
         with ``free`` of any recomputation and the least memory kept; None where none fits."""
         pairs = self.pairs
         levels = 0 if free else self.levels
-        level = self.coarse if free else self.fine
+        level = self.rounded_up if free else self.fine
         _solve(
             pairs.kept, pairs.whole, pairs.running, level, levels, budget, self.least, *self.came
         )

@@ -189,7 +189,7 @@ class _Annealer:
 
 
 def _parameters(search: Search, scale: float, least_memory: bool) -> NDArray[np.float64]:
-    """Weights of the energy: memory as a part of the unplanned graph's, work of a forward pass.
+    """Weights of the energy: memory as a part of the baseline's, work of a forward pass.
 
     ``least_memory``: as if there were no budget.
     """

@@ -23,7 +23,7 @@ def keep_marks(search: Search, barriers: bool) -> Flags:
 
 
 def again_between(search: Search, cuts: Iterable[list[int]], barriers: bool) -> Flags:
-    """Marks that run everything again that can be, except the nodes of ``cuts``."""
+    """Marks that recompute everything that can be, except the nodes of ``cuts``."""
     graph = search.graph
     keep = keep_marks(search, barriers)
     flags = np.where(graph.can_recompute, AGAIN, KEPT).astype(np.uint8)

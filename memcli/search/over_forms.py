@@ -1,4 +1,4 @@
-"""Searches over several forms of one network: the graph as saved, and rewritten ones.
+"""Searches over several forms of one network: the graph as given, and rewritten ones.
 
 All forms are explored. Those whose best plan so far is close to the best are searched briefly, and
 the best one after that is searched in depth.
@@ -40,7 +40,7 @@ def search_variants(
     """Run a strategy on several forms of one network.
 
     Args:
-        spaces: of each form, the one as saved first.
+        spaces: of each form, the graph as given first.
         strategy: its name.
         settings: what the user asks for; the time limit is for all forms together.
 
@@ -87,7 +87,7 @@ def _explored(
     end = settings.ends()
     for number, search in enumerate(searches):
         _give_time(search, end, _EXPLORE if refine else 1.0, len(searches) - number)
-        # with no time at all there is still a plan, of the graph as saved
+        # with no time at all there is still a plan, of the graph as given
         if search is searches[0] or search.seconds_left > 0:
             chosen.run_explore(search)
     searches = [search for search in searches if search.tried]

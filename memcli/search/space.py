@@ -118,7 +118,7 @@ class SearchSpace(Protocol):
     @property
     @abstractmethod
     def seconds(self) -> Floats:
-        """Over forward nodes: what each costs to run again, in any one unit."""
+        """Over forward nodes: what each costs to recompute, in any one unit."""
 
     @property
     @abstractmethod

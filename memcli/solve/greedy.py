@@ -13,7 +13,7 @@ def relieve(start, sizes, seconds, read_ptr, reads, budget, capacity):
     """Insert recomputations into ``start`` until it fits ``budget`` or nothing helps.
 
     Each turn takes the fullest step, and for each value that is only held there tries to compute
-    it again just before its next use: once with all inputs that are gone by then computed again
+    it again just before its next use: once with all inputs that are gone by then recomputed
     too, once with these held instead. The one that takes least time for each byte by which it
     lowers the excess (summed over steps) stays.
 

@@ -5,7 +5,7 @@ and with that of ``j``. For any schedule whatever (any order, any number of reco
 a stage) let
 
 * ``K[j, v] = 1`` where ``v < j`` is live at the step that first computes ``j``,
-* ``R[j, v] = 1`` where ``v < j`` is computed again at least once in stage ``j``,
+* ``R[j, v] = 1`` where ``v < j`` is recomputed at least once in stage ``j``,
 * ``T[j, v] = 1`` where ``v`` is live from the first computation of ``j - 1`` to that of ``j``
   without being computed between.
 
@@ -16,14 +16,14 @@ Then all of this holds, which is the program:
 3. ``R[j, v] <= K[j-1, u] + R[j, u]`` for each ``u`` that ``v`` reads.
 4. ``T[j, v] >= K[j-1, v] + K[j, v] - 1 - R[j, v]``.
 5. At the first computation of ``j``: ``sum K[j, v] size[v] + size[j] <= budget``.
-6. When ``v`` is computed again in stage ``j``, it and what it reads are live, and so is all that
+6. When ``v`` is recomputed in stage ``j``, it and what it reads are live, and so is all that
    lives through the stage: ``S[j] + sum over u of v and its inputs of size[u] (R[j, v] - T[j, u])
    <= budget`` with ``S[j] = sum T[j, u] size[u]``. (``S[j] <= budget`` in any case.)
 
 All of it also holds of longer stages, which end with the first computations of some chosen ``j``
 only and begin after the one chosen before: a value that is first computed within a stage is there
-without ``R``, and what it reads then has to be. Large graphs get such a coarser program, with a
-weaker bound.
+without ``R``, and what it reads then has to be. Large graphs get such a program of fewer stages,
+with a weaker bound.
 
 The time above the plain order's is at least ``sum R[j, v] seconds[v]``. So the minimum is a lower
 bound for every schedule there is, and where the program has no solution there is no schedule.

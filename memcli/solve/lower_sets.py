@@ -219,7 +219,7 @@ class LowerSets:
     def schedule(self, chain: Chain) -> NDArray[np.int64]:
         """The chain as a sequence over the joint graph (:meth:`ForwardGraph.joint`).
 
-        ``~v`` where ``v`` is computed again: before a difference's first gradient, all of the
+        ``~v`` where ``v`` is recomputed: before a difference's first gradient, all of the
         difference that is not kept.
         """
         n = self.graph.n

@@ -14,7 +14,7 @@ from memcli.solve.proof import Proof
 from memcli.solve.rounds import Rounds, capacity
 from memcli.solve.simulator import plain_schedule, simulate, working_set_bound
 
-# Stages times values of the program; beyond this HiGHS gets a coarser one.
+# Stages times values of the program; beyond this HiGHS gets one of fewer stages.
 _PROGRAM_SIZE = 20_000
 # Up to this many values HiGHS needs less time than a process to start.
 _PROGRAM_AT_ONCE = 48

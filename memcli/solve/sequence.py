@@ -1,7 +1,7 @@
 """Sequences while they are searched: an encoding, its evaluation, and what can be inserted where.
 
 A sequence here holds ``v`` where value ``v`` is first computed and ``~v`` (negative) where it is
-computed again. Any sequence whose first computations are in order is a schedule, so that a move
+recomputed. Any sequence whose first computations are in order is a schedule, so that a move
 can insert or remove recomputations freely: what changes is how long values live.
 
 All functions are compiled by numba. Sequences and buffers are int64 arrays of a fixed capacity,
@@ -102,7 +102,7 @@ def closure(
 ):
     """What to compute just before ``step`` so that ``value`` is there anew.
 
-    An input that is no longer live at ``step`` is computed again too with probability
+    An input that is no longer live at ``step`` is recomputed too with probability
     ``depth_chance``; else it is kept until then. Returns how many values are in ``found``
     (ascending). ``marked`` must be all zeros and is again when this returns.
     """

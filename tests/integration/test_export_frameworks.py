@@ -143,7 +143,7 @@ def chain(path: Path, blocks: int, conv: bool) -> None:
 
 
 @needs_jax
-def test_scopes_of_jax_run_again(tmp_path: Path) -> None:
+def test_scopes_of_jax_are_recomputed(tmp_path: Path) -> None:
     chain(tmp_path / "blocks.onnx", 8, False)
     chain(tmp_path / "chain.onnx", 8, True)
     for name, batch in (("blocks", 256), ("chain", 8)):

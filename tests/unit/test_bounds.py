@@ -196,7 +196,7 @@ def arranged(graph: TrainingGraph) -> Arranged:
 
 
 def needed(work: Arranged, flags: Flags) -> tuple[int, float]:
-    """Bytes that any pool needs for a plan, and FLOPs that it runs again."""
+    """Bytes that any pool needs for a plan, and FLOPs that it recomputes."""
     steps, flops, _ = fast_pool.trace(*work, flags)
     _, pool, live, sizes = fast_pool.fill(
         *work, flags, steps, 16, fast_pool.ANY, True, fast_pool.NOTHING

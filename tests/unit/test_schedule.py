@@ -151,7 +151,7 @@ def test_the_solver_against_exhaustive_search() -> None:
     assert proven > 0.95 * found
 
 
-def test_a_coarser_program_still_bounds() -> None:
+def test_a_program_of_fewer_stages_still_bounds() -> None:
     chance = random.Random(11)
     bounded = 0
     for _ in range(60):

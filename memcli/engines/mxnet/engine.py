@@ -164,9 +164,9 @@ class MXNetEngine:
         """See :meth:`memcli.engine.Engine.network`."""
         notes: list[str] = []
         given = planning.read_symbol(source)
-        symbol = planning.unplanned(given, notes)
+        symbol = planning.without_earlier_plan(given, notes)
         saved, shares = planning.analyze_first(symbol, request, asked.budget, settings, on_progress)
-        if saved is not None and planning.fits_unplanned(saved, asked.budget, settings):
+        if saved is not None and planning.baseline_fits(saved, asked.budget, settings):
             forms = [Variant(symbol, saved)]
         else:
             forms = analyze_variants(

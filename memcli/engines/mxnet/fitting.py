@@ -17,7 +17,7 @@ from memcli.engines.mxnet.planning import (
     onednn_problem,
     original_of,
     shape_notes,
-    unplanned,
+    without_earlier_plan,
     write_plan,
 )
 from memcli.engines.mxnet.record import Analysis, analyze
@@ -83,7 +83,7 @@ class MXNetFit(FitSearch[Analysis]):
         ``device``: ``cpu`` or ``gpu:N``, where operators are timed if ``settings.cost`` says so.
         """
         notes: list[str] = []
-        source = unplanned(given, notes)
+        source = without_earlier_plan(given, notes)
         batches = Batches(source, request, on_progress)
         notes += shape_notes(batches.first)
         self.rewrite = settings.rewrite and strategy not in AS_PUBLISHED

@@ -85,15 +85,15 @@ def inspect(
     kept = kept_entries(ground.graph, bare.recompute)
     planned_kept = kept_entries(analysis.graph, plan.recompute) if has_plan else None
     forms = [(ground.graph, ground)]
-    saved = _as_saved(source, asked) if record is not None else None
+    saved = _baseline_model(source, asked) if record is not None else None
     if saved is None:
-        unplanned = figures(ground, bare, kept, stage_of, len(listed))
+        baseline = figures(ground, bare, kept, stage_of, len(listed))
     else:
         # rewrites are the plan's, too
-        stage_as_saved = _stage_as_saved(saved.graph, analysis.graph, stage_of, source)
+        baseline_stages = _stage_of_baseline(saved.graph, analysis.graph, stage_of, source)
         plain = Plan("none", saved.none())
-        kept_as_saved = kept_entries(saved.graph, plain.recompute)
-        unplanned = figures(saved, plain, kept_as_saved, stage_as_saved, len(listed))
+        baseline_kept = kept_entries(saved.graph, plain.recompute)
+        baseline = figures(saved, plain, baseline_kept, baseline_stages, len(listed))
         forms.append((saved.graph, saved))
     bound = reported_bound(forms, ground.plan_cost(shown).pool_bytes)
     planned, facts = None, None
@@ -120,7 +120,7 @@ def inspect(
         loss_added=analysis.loss_heads > 0,
         kinds=operator_kinds(ground.graph, kept, planned_kept, again),
         forward_flops=model.forward_flops,
-        unplanned=unplanned,
+        baseline=baseline,
         planned=planned,
         plan=facts,
         lower_bound=bound,
@@ -140,7 +140,7 @@ def inspect(
     return inspected
 
 
-def _as_saved(source: SymbolFile, request: ShapeRequest) -> MXNetModel | None:
+def _baseline_model(source: SymbolFile, request: ShapeRequest) -> MXNetModel | None:
     """The graph without its plan; None where the file's own has the same tensors, or where it
     cannot be told any more.
 
@@ -155,10 +155,10 @@ def _as_saved(source: SymbolFile, request: ShapeRequest) -> MXNetModel | None:
         return None
 
 
-def _stage_as_saved(
+def _stage_of_baseline(
     saved: TrainingGraph, graph: TrainingGraph, stage_of: Ints, source: SymbolFile
 ) -> Ints:
-    """The stage of each node of the graph as saved; ``graph`` is that of the file with its plan."""
+    """The stage of each node of the baseline; ``graph`` is that of the file with its plan."""
     places, now = own_positions(source.raw), graph.node_of_position()
     stage = np.zeros(saved.n_forward, np.int64)
     previous = 0

@@ -91,7 +91,7 @@ def group_notes(source: SymbolFile) -> list[str]:
     ]
 
 
-def unplanned(source: SymbolFile, notes: list[str]) -> SymbolFile:
+def without_earlier_plan(source: SymbolFile, notes: list[str]) -> SymbolFile:
     """The graph to plan: without an earlier plan of memcli's; marks by others are reported."""
     notes += group_notes(source)
     if source.plan() is not None:
@@ -164,13 +164,13 @@ def as_planned(form: Variant, lower_bound: int, environment: str, **known: Any) 
     plan: Plan = known["plan"]
     saved: MXNetModel = known["analysis"].model
     listed, timeline, _ = stages(form.analysis.model, plan)
-    unplanned_run = saved.timeline(saved.none())
+    baseline_run = saved.timeline(saved.none())
     kernels = kernels_of(plan, form.analysis)
     return Planned(
         form=form,
         pooled=True,
         lower_bound=lower_bound,
-        baseline_allocated=int(unplanned_run.touched_bytes[-1]),
+        baseline_allocated=int(baseline_run.touched_bytes[-1]),
         allocated=int(timeline.touched_bytes[-1]),
         stages=listed,
         kernels=kernels,
@@ -204,13 +204,13 @@ def analyze_first(
 
 
 def is_whole_budget(budget: str | None) -> bool:
-    """Whether a budget may be no less than what the unplanned graph takes."""
+    """Whether a budget may be no less than what the baseline takes."""
     if budget is None:
         return False
     return not budget.strip().endswith("%") or parse_size(budget, whole=100) >= 100
 
 
-def fits_unplanned(saved: Analysis, budget: str | None, settings: Settings) -> bool:
+def baseline_fits(saved: Analysis, budget: str | None, settings: Settings) -> bool:
     """Whether the baseline fits the budget, so that no other form needs to be analyzed."""
     if budget is None:
         return False
@@ -230,7 +230,7 @@ def proven_bound(
 def proven_recomputation(
     graphs: Sequence[Variant], variant: Variant, budget: int, ends: float | None
 ) -> float:
-    """FLOPs that every plan within the budget runs again at least."""
+    """FLOPs that every plan within the budget recomputes at least."""
     seconds = min(BUDGET_SECONDS, max(0.0, seconds_left(ends)))
     # solved two at a time: seconds each on large graphs
     with ThreadPoolExecutor(2) as pool:

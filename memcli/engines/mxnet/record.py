@@ -181,7 +181,7 @@ def ask_mxnet(
             job,
             workdir=workdir,
             on_progress=on_progress,
-            warm=not here,
+            preloaded=not here,
             here=here,
         )
     except WorkerFailed as error:

@@ -68,7 +68,7 @@ _CLEARED = (
 )
 
 # What an executor keeps of its own for each operator, about; where that cannot be half a percent
-# of the whole, the third step that tells it exactly is spared.
+# of the whole, the third step that tells it exactly is left out.
 _EXECUTOR_BYTES = 4096
 
 _HEAD_GRADIENT = "head_gradient"
@@ -236,8 +236,8 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
       the executor keeps for its operators (CPU; in none of the others)
     - ``trace``: {"forward": [[output, bytes], ...], "backward": [...]} growth after each operator,
       in the order they ran; None without ``trace``
-    - ``step_seconds`` (median of ``repeat`` warm steps, None if 0; with ``trace`` the engine runs
-      operators one at a time, without callbacks here), ``first_step_seconds``
+    - ``step_seconds`` (median of ``repeat`` steps after a warm-up, None if 0; with ``trace`` the
+      engine runs operators one at a time, without callbacks here), ``first_step_seconds``
     - ``outputs``, ``arguments``, ``states``: names in the order of ``save``'s out_0, ..,
       grad_0, .., aux_0, ..; ``gradients``: indices of the arguments that have one
     - ``nonfinite`` {"outputs", "gradients", "states"}: arrays that hold NaN or infinity
@@ -445,7 +445,7 @@ def _first_step(step: Step) -> bool:
 
 
 def _time_steps(step: Step, count: int, progress: Progress) -> list[float]:
-    """Seconds of each of ``count`` warm steps."""
+    """Seconds of each of ``count`` steps after a warm-up step."""
     seconds = []
     for number in range(count):
         progress("timing steps", 0.4 + 0.2 * number / count)

@@ -183,7 +183,7 @@ class _Timer(KindTimer):
         return int(free)
 
     def _run(self, executor: Any, repeats: int, left: float) -> tuple[float, float]:
-        """Least seconds of ``repeats`` warm forward passes (fewer where slow): clock, processor.
+        """Least seconds of ``repeats`` forward passes after a warm-up (fewer where slow).
 
         The least is the operator's own: what else runs on the machine can only make it slower.
         """

@@ -47,7 +47,7 @@ def run_job(
     timeout: float | None = None,
     on_progress: Progress | None = None,
     doing: str = "",
-    warm: bool = False,
+    preloaded: bool = False,
     here: bool = False,
 ) -> dict[str, Any]:
     """Runs ``job`` (JSON) in ``python -m module`` and returns what its handler returned.
@@ -56,8 +56,9 @@ def run_job(
     one that is gone afterwards. ``env`` is laid over this process's environment, a value of None
     takes a variable away. ``timeout`` in seconds. ``doing`` says in a few words what the job is,
     for error messages ("training one step of planned.json"); the last progress text is added.
-    ``warm``: in a fork of a process that has the module's engine loaded (:mod:`.warm`). ``here``:
-    in a fork of this process, for what it alone knows (:mod:`.forked`).
+    ``preloaded``: in a fork of a process that has the module's engine loaded
+    (:mod:`memcli.engines.processes.forkserver`). ``here``: in a fork of this process, for what it
+    alone knows (:mod:`memcli.engines.processes.forked`).
 
     Raises BadInput or EngineFailed as the worker says, WorkerFailed (an EngineFailed) if it
     crashed, was killed, took longer than ``timeout`` or hangs (:mod:`.limits`). No process is left
@@ -71,7 +72,7 @@ def run_job(
         timeout=timeout,
         on_progress=on_progress,
         doing=doing,
-        warm=warm,
+        preloaded=preloaded,
         here=here,
     )[0]
 
@@ -86,7 +87,7 @@ def run_jobs(
     timeout: float | None = None,
     on_progress: Progress | None = None,
     doing: str = "",
-    warm: bool = False,
+    preloaded: bool = False,
     here: bool = False,
 ) -> list[dict[str, Any]]:
     """:func:`run_job` for processes that work together; their results in the order of ``jobs``.
@@ -98,7 +99,7 @@ def run_jobs(
         if workdir is None:
             workdir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="memcli-")))
         started = time.monotonic()
-        start: Start = Forked if here else _start(environment(env), warm)
+        start: Start = Forked if here else _start(environment(env), preloaded)
         children: list[Child] = []
         try:
             for number, job in enumerate(jobs):
@@ -126,7 +127,7 @@ def run_jobs(
         return [child.answer["result"] for child in children if child.answer is not None]
 
 
-def _start(environ: dict[str, str], warm: bool) -> Start:
+def _start(environ: dict[str, str], preloaded: bool) -> Start:
     """How a job's process is started."""
 
     def spawned(module: str, job_file: Path, result_file: Path, log: BinaryIO) -> EngineProcess:
@@ -135,7 +136,7 @@ def _start(environ: dict[str, str], warm: bool) -> Start:
     def forked(module: str, job_file: Path, result_file: Path, log: BinaryIO) -> EngineProcess:
         return hosts.host(module, environ).start(job_file, result_file, log)
 
-    return forked if warm and hosts.AVAILABLE else spawned
+    return forked if preloaded and hosts.AVAILABLE else spawned
 
 
 def _job_folder(workdir: Path) -> Path:

@@ -128,7 +128,7 @@ def _file_facts(file: OnnxFile, record: OnnxPlan | None, device: str) -> Inspect
         loss_added=False,
         kinds=sorted(kinds, key=lambda kind: (-kind.count, kind.op)),
         forward_flops=0.0,
-        unplanned=None,
+        baseline=None,
         planned=None,
         plan=facts,
         lower_bound=0,
@@ -181,7 +181,7 @@ def _add_figures(
         return _figures(analysis, of, listed, stage_of.tolist())
 
     inspected.listed = node_rows(analysis, marks, runs)
-    inspected.unplanned = figures(none)
+    inspected.baseline = figures(none)
     if flags is not None and record is not None:
         inspected.planned = figures(flags)
         marked = sum(mark != "kept" for mark in record.marks.values())

@@ -162,7 +162,7 @@ def record(
         workdir=workdir,
         on_progress=on_progress,
         doing=f"recording a training step of {job['name']}",
-        warm=True,
+        preloaded=True,
     )
     trace = Trace.from_bytes((workdir / "trace.npz").read_bytes())
     graph = training_graph(trace)

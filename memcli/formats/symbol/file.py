@@ -161,7 +161,7 @@ class SymbolFile:
         was_planned, renamed = self._has_plan(), self._is_current()
         nodes = []
         for position, raw in enumerate(self.raw["nodes"]):
-            node = _Tables(_unplanned(raw, was_planned, renamed))
+            node = _Tables(_without_plan(raw, was_planned, renamed))
             if plan is not None:
                 own = node.marks()
                 if own:
@@ -203,7 +203,7 @@ class SymbolFile:
             return self
         renamed = self._is_current()
         raw = undo(self.raw, shown_path(self.path))
-        nodes = [_unplanned(node, True, renamed) for node in raw["nodes"]]
+        nodes = [_without_plan(node, True, renamed) for node in raw["nodes"]]
         data = symbol_text({**raw, "nodes": nodes})
         return SymbolFile.from_bytes(data, self.path)
 
@@ -309,7 +309,7 @@ class _Tables:
             self._raw, self._copied = copied, True
 
 
-def _unplanned(raw: dict[str, Any], was_planned: bool, renamed: bool) -> dict[str, Any]:
+def _without_plan(raw: dict[str, Any], was_planned: bool, renamed: bool) -> dict[str, Any]:
     """One node without what memcli put there.
 
     ``was_planned``: the file has a plan, so that the marks in it are the plan's. ``renamed``: a

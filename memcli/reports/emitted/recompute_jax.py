@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 # <plan>
-# Scopes that run again together, by name: jax.named_scope, modules of Flax, layers of Keras.
+# Scopes that are recomputed together, by name: jax.named_scope, modules of Flax, layers of Keras.
 GROUPS: list[tuple[str, ...]] = []
 # Scopes that every group runs for itself, rather than hold on to what they make.
 REPEATED: tuple[str, ...] = ()
@@ -25,7 +25,7 @@ def recompute(
     groups: Sequence[Sequence[str]] | None = None,
     repeated: Sequence[str] | None = None,
 ) -> Callable[..., Any]:
-    """``function`` with what groups make dropped, and made again in the backward pass.
+    """``function`` with what groups make dropped, and recomputed in the backward pass.
 
     Give it the function that is differentiated: ``jax.grad(recompute(loss))``, under ``jax.jit``.
     Operations are told by the scopes in which they are written; those that no group names are left

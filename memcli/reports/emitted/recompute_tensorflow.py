@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 # <plan>
-# Layers that run again together, by name; in a model within the model: "inner/layer".
+# Layers that are recomputed together, by name; in a model within the model: "inner/layer".
 GROUPS: list[tuple[str, ...]] = []
 # Layers that every group runs for itself, rather than hold on to what they make.
 REPEATED: tuple[str, ...] = ()
@@ -21,8 +21,9 @@ def recompute(
     groups: Sequence[Sequence[str]] | None = None,
     repeated: Sequence[str] | None = None,
 ) -> keras.Model:
-    """A model of the same layers and weights that drops what groups make, and runs them again in
-    the backward pass. Compile and fit it; save and load ``model``, which learns with it.
+    """A model of the same layers and weights that recomputes groups in the backward pass.
+
+    Compile and fit it; save and load ``model``, which learns with it.
 
     BatchNorm's statistics are updated once, and Dropout draws the same masks again. A functional or
     sequential model can have any groups. Of another one, layers are wrapped one by one (in place),
@@ -47,7 +48,7 @@ def recompute(
 
 
 def together(layers: Sequence[keras.layers.Layer], function: Callable[..., Any]) -> Any:
-    """``function`` with everything that it makes dropped, and made again when it is asked for.
+    """``function`` with everything that it makes dropped, and recomputed when it is asked for.
 
     ``layers``: those that it calls. Their statistics and seeds are read before and written after,
     outside of what runs twice.

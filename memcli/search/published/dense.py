@@ -49,12 +49,13 @@ def normalised_heads(graph: TrainingGraph, layer: DenseLayer) -> set[int]:
 def consider_dropped(
     search: Search, strategy: str, dropped: Iterable[int], concats: Iterable[int] = ()
 ) -> None:
-    """Consider the plans that run ``dropped`` and ``concats`` again and keep all else.
+    """Consider the plans that recompute ``dropped`` and ``concats`` and keep all else.
 
     In PyTorch that is one plan; where Concats are made of Concats that go as well, there is one
     more, which makes them anew at each need, so that no chain of them is held. In MXNet, where the
     gradient of what is kept reads the original inputs, readers of what goes get save barriers
-    (:meth:`Search.kept_mark`): they run again for themselves, a bottleneck's convolution included.
+    (:meth:`Search.kept_mark`): they are recomputed for themselves, a bottleneck's convolution
+    included.
     """
     graph = search.graph
     gone = {*dropped, *concats}

@@ -143,7 +143,7 @@ def recompute_bound(
     most_nodes: int = _MOST_BUDGETED,
     time_limit: float = BUDGET_SECONDS,
 ) -> float:
-    """FLOPs that every plan whose pool fits ``budget`` bytes runs again at least.
+    """FLOPs that every plan whose pool fits ``budget`` bytes recomputes at least.
 
     Of the program (:mod:`memcli.engines.mxnet.memory.integer_bound`), on graphs of more than some
     sixty operators relaxed and at few moments: the end of the forward pass, when all that is kept

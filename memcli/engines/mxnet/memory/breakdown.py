@@ -1,9 +1,9 @@
 """What is alive at the moment of the live peak, tensor by tensor.
 
 The pool's allocation (:func:`memcli.engines.mxnet.memory.pool.allocate`) tells the most bytes that
-are alive at once; here the same run is walked again, with the same counts of readers and the same
-sharing of blocks, to say which tensors those bytes are. Bytes are of true element sizes, so that
-they add up to :attr:`memcli.engines.mxnet.memory.model.Cost.live_peak_bytes` exactly.
+are alive at once; here the same run is walked once more, with the same counts of readers and the
+same sharing of blocks, to say which tensors those bytes are. Bytes are of true element sizes, so
+that they add up to :attr:`memcli.engines.mxnet.memory.model.Cost.live_peak_bytes` exactly.
 """
 
 from __future__ import annotations

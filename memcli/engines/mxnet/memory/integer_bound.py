@@ -3,7 +3,7 @@
 The form follows Jain et al., "Checkmate: Breaking the Memory Wall with Optimal Tensor
 Rematerialization", MLSys 2020, arXiv 1910.02653 (0/1 variables for what is computed and what is
 alive at each step, the peak as an inequality for each step), but under MXNet's rules: a node is
-run again at most once, and when is not free but follows from the marks.
+recomputed at most once, and when is not free but follows from the marks.
 
 Steps are backward nodes in their order, which no plan changes (:mod:`memcli.graph.lifetimes`).
 Variables, of forward node ``f``, its output ``e`` and step ``s``:
@@ -18,14 +18,14 @@ Constraints, from ``mapped`` of :mod:`memcli.engines.mxnet.memory.pool`:
 
 1. A gradient of ``h`` waits for the copy of ``f``: for its own if ``h`` is marked, for another's
    if ``h`` is marked and ``f`` is AGAIN. A copy waits for the copies of what it reads if these are
-   AGAIN. ``run`` never falls; nothing unmarked runs again, nothing runs that nobody waits for.
+   AGAIN. ``run`` never falls; nothing unmarked is recomputed, nothing runs that nobody waits for.
 2. A later gradient of ``h`` reads the copy if ``h`` is marked and ``f`` is AGAIN (or ``h = f``),
    else the original; a copy that has not run yet reads the copy of ``f`` if that is AGAIN, else
    the original. What is to be read is there.
 3. At each step, and at each forward node, what is there weighs in band ``b`` at most ``peak[b]``.
 4. What is read after a step, by a gradient or by a copy, is there as the original or as the copy,
    or its node's copy runs between the two. Whole marks obey this by rules 1 and 2, which relaxed
-   ones can keep by halves: half of a tensor there, half of its node run again, nothing read of
+   ones can keep by halves: half of a tensor there, half of its node recomputed, nothing read of
    what both were made from.
 
 Every plan gives a feasible point whose ``peak`` is at most the plan's own: tensors that may share

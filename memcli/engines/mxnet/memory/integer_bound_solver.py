@@ -80,7 +80,7 @@ def _proven(rows: Rows, cost: Floats, multipliers: Sequence[float]) -> float:
 def least_recomputation(
     program: Program, work: Floats, *, time_limit: float, relaxed: bool
 ) -> float:
-    """What every plan under the program's ceiling runs again at least, in units of ``work``.
+    """What every plan under the program's ceiling recomputes at least, in units of ``work``.
 
     ``work``: over forward nodes, what running one costs. Solved by HiGHS within ``time_limit``
     seconds; ``relaxed``: marks may be any real numbers.

@@ -1,4 +1,4 @@
-"""What a plan costs under MXNet: the pool, the live peak, and what runs again."""
+"""What a plan costs under MXNet: the pool, the live peak, and what is recomputed."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class MXNetModel:
         return bool((self.without_unread(recompute, portable=True) == recompute).all())
 
     def unread_copies(self, recompute: Flags) -> list[int]:
-        """Forward nodes that are run again though nobody reads their first output."""
+        """Forward nodes that are recomputed although nothing reads their first output."""
         g = self.graph
         mark = (recompute * self.markable).astype(np.uint8)
         order = self.execution_order(mark)
@@ -140,7 +140,7 @@ class MXNetModel:
         ]
 
     def execution_order(self, mark: Flags) -> Ints:
-        """Nodes in the order in which the engine runs them; ``n + f``: forward node f again."""
+        """Nodes in the order in which the engine runs them; ``n + f`` recomputes forward node f."""
         g = self.graph
         return execution_order(
             g.n_nodes, g.in_ptr, g.in_node, g.dep_ptr, g.dep_node, g.owner, g.heads, mark

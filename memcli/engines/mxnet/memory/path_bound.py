@@ -1,7 +1,7 @@
-"""A bound from one chain of operators: what is not kept must be run again, all at once.
+"""A bound from one chain of operators: what is not kept must be recomputed, all at once.
 
 Take a path ``q_1 -> q_2 -> ... -> q_L`` in the forward graph along which gradients are computed
-from the end to the start. A plan runs some nodes of the path again (AGAIN) and breaks it at the
+from the end to the start. A plan recomputes some nodes of the path (AGAIN) and breaks it at the
 others. Between two breaks all nodes are AGAIN, and from :mod:`memcli.engines.mxnet.memory.pool`:
 
 1. The copy of an AGAIN node reads the copies of its AGAIN inputs, so that when the copy of
@@ -12,7 +12,7 @@ others. Between two breaks all nodes are AGAIN, and from :mod:`memcli.engines.mx
    forward pass on.
 4. An input of an AGAIN node whose copy has run and which another node's later gradient reads is
    there: by rule 2 if it is AGAIN, by rule 3 if not.
-5. Break ``q_k`` and AGAIN ``q_{k+1} ... q_m``, none of them run again yet or all: if all, rule 2
+5. Break ``q_k`` and AGAIN ``q_{k+1} ... q_m``, none of them recomputed yet or all: if all, rule 2
    counts them; if not all, one edge of ``q_k ... q_m`` has a tensor that its reader's copy will
    read, and that tensor is there.
 
@@ -88,7 +88,7 @@ def _feasible(limit, broken, again, last, side, edge, static, may, own, far):
 
     ``least[i]``: the least cost of the breaks up to ``i``, with ``i`` the last, number 0 the start
     of the path (no break of its own, and free). ``own`` tells nodes with a gradient of their own:
-    what is behind the last of them in a stretch may never run again, and counts nothing.
+    what is behind the last of them in a stretch may never be recomputed, and counts nothing.
     """
     length = broken.shape[0]
     least = np.full(length + 2, far, np.int64)
@@ -109,7 +109,7 @@ def _feasible(limit, broken, again, last, side, edge, static, may, own, far):
         sure = 0  # of what runs up to the last node with a gradient
         sure_crossing = 0
         for j in range(p, length):
-            # node j (path counted from 0) is run again
+            # node j (path counted from 0) is recomputed
             if not may[j]:
                 break
             running += side[j]
@@ -196,7 +196,7 @@ def _bound_of(
     """The least peak under which the path can be broken, or ``known`` if that is more."""
     size, length = facts.bytes, len(path)
     own = facts.turn[path] != NEVER
-    # a node without a gradient has run again by the turn of the next that has one
+    # a node without a gradient has been recomputed by the turn of the next that has one
     turn = facts.turn[path].copy()
     for k in range(length - 2, -1, -1):
         if not own[k]:

@@ -24,8 +24,8 @@ NOTHING = np.zeros(0, np.int64)
 def trace(lay, s, mark):
     """Order of execution and who reads what under a plan, into the scratch arrays.
 
-    Returns ``(steps, flops, work)``: the number of steps, and what runs again in FLOPs and at the
-    layout's cost.
+    Returns ``(steps, flops, work)``: the number of steps, and what is recomputed in FLOPs and at
+    the layout's cost.
     """
     # local names: reading a field of a tuple of arrays again and again is slow
     flops = lay.flops

@@ -55,7 +55,7 @@ class Layout(NamedTuple):
     owner: Array
     least_counts: Array  # over entries: how often each is an output, or read in the forward pass
     flops: Array  # over forward nodes
-    work: Array  # over forward nodes: what running it again costs, in any unit
+    work: Array  # over forward nodes: what recomputing it costs, in any unit
     ignores_all: Array
     widest: int  # most in-place pairs of a node
     level: Array  # over entries: of how many levels of size it is, at least

@@ -60,16 +60,16 @@ def pool_bound(graph: TrainingGraph, facts: Lifetimes) -> int:
         return 0
     fine = ends_of_bands(facts, _MOST_SIZES)
     pairs = max(1, _MOST_NODES // graph.n_nodes)
-    coarse = set(ends_of_bands(facts, min(_MOST_ENDS, int(np.sqrt(2 * pairs)))))
+    ends = set(ends_of_bands(facts, min(_MOST_ENDS, int(np.sqrt(2 * pairs)))))
     most = [0] * len(fine)  # proven for all bands up to each end
     for j, high in enumerate(fine):
         if not j:
             continue
         for i, low in enumerate(fine[:j]):
-            if i < j - 1 and not (low in coarse and high in coarse):
+            if i < j - 1 and not (low in ends and high in ends):
                 continue
             band = in_band(facts, low, high)
             most[j] = max(most[j], most[i] + step_bound(band))
-            if low in coarse and high in coarse:
+            if low in ends and high in ends:
                 most[j] = most[i] + path_bound(graph, band, most[j] - most[i])
     return most[-1]

@@ -1,4 +1,4 @@
-"""A plan stage by stage: what each keeps, how far memory has grown by its end, what runs again.
+"""A plan stage by stage: what each keeps, how far memory has grown by its end, what is recomputed.
 
 A stage is the operators between two kept cuts. In the forward pass stages run in order, in the
 backward pass in reverse; MXNet never gives pool blocks back during a step, so what is allocated
