@@ -129,7 +129,7 @@ def return_pages_at_once() -> None:
 
 
 def _mallinfo2() -> Callable[[], int] | None:
-    """glibc 2.33 and newer. (``mallinfo`` of older ones counts in 32 bits.)"""
+    """The counter of glibc 2.33 and newer; ``mallinfo`` of older ones counts in 32 bits."""
     try:
         function = ctypes.CDLL(None).mallinfo2
     except (OSError, AttributeError):

@@ -32,8 +32,10 @@ STARTS = 2
 
 @dataclass(frozen=True)
 class Group:
-    """Wrapped together: steps, the scopes that they are, and steps whose result stays all the
-    same (a policy says so)."""
+    """Wrapped together: steps, and the scopes that they are.
+
+    ``saves``: steps whose result stays all the same (a policy says so).
+    """
 
     scopes: tuple[Path, ...]
     steps: frozenset[int]
@@ -101,8 +103,10 @@ class ScopeCosts:
         return Grouping(listed, tuple(repeated), marks, cost)
 
     def marks(self, groups: Sequence[Group], repeated: Sequence[Unit] = ()) -> Flags:
-        """The groups as a plan: dropped is what is read within its own group alone, and what a
-        function saves inside itself."""
+        """The groups as a plan.
+
+        Dropped is what is read within its own group alone, and what a function saves inside itself.
+        """
         flow = self.flow
         group_of = {step: g for g, group in enumerate(groups) for step in group.steps}
         copied = {step for unit in repeated for step in unit.steps}

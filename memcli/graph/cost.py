@@ -65,5 +65,13 @@ class LowerBound:
 
 
 def gap(bound: int, planned: int) -> float:
-    """How far a plan may be from the best possible, as a part of it; 0 is proven best."""
+    """How far a plan's memory may be from the least possible.
+
+    Args:
+        bound: bytes that no plan gets under.
+        planned: bytes that the plan takes.
+
+    Returns:
+        A part of ``planned``, 0 to 1; 0 proves that no plan takes less.
+    """
     return max(0.0, 1.0 - bound / planned) if planned else 0.0

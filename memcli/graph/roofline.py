@@ -185,7 +185,14 @@ _READS_TWICE = frozenset(
 
 
 def machine_named(name: str) -> Machine:
-    """The preset of that name, or of a card as nvidia-smi names it; the default for all else."""
+    """The preset of a name.
+
+    Args:
+        name: of a preset (``MACHINES``), or of a card as nvidia-smi prints it.
+
+    Returns:
+        The default machine where no preset fits.
+    """
     preset = MACHINES.get(name.strip().lower())
     if preset is not None:
         return preset
@@ -260,13 +267,21 @@ def _uses_stored_statistics(graph: TrainingGraph, node: int) -> bool:
 
 
 def work_seconds(flops: Floats, moved: Floats, machine: Machine = DEFAULT_MACHINE) -> Floats:
-    """Seconds of operators by their FLOPs and the bytes that they move; no launch."""
+    """Seconds that operators take by the roofline, without their launch.
+
+    Args:
+        flops: of each operator.
+        moved: bytes that each reads and writes.
+        machine: whose roofs they run under.
+    """
     return np.maximum(flops / machine.flops_per_second, moved / machine.bytes_per_second)
 
 
 def kernel_of(graph: TrainingGraph, node: int) -> str:
-    """The operator, and what decides which kernel runs it: groups of a convolution, the function
-    of an activation."""
+    """The operator, and what decides which kernel runs it.
+
+    That is the groups of a convolution and the function of an activation.
+    """
     op = graph.op(node)
     attrs = graph.kinds[graph.kind[node]].attrs
     if op in ("Convolution", "Convolution_v1", "Deconvolution"):

@@ -155,8 +155,10 @@ class TrainingGraph:
         return total
 
     def operator_bytes(self) -> Ints:
-        """Over forward nodes: bytes of all outputs; 0 for variables, which are the caller's, and
-        for what reserves blocks."""
+        """Over forward nodes: bytes of all outputs.
+
+        0 for variables, which are the caller's, and for what reserves blocks.
+        """
         sizes = self.node_bytes()[: self.n_forward]
         sizes[(self.variable[: self.n_forward] == 1) | (self.reserving == 1)] = 0
         return sizes

@@ -59,6 +59,9 @@ class Settings:
         """Whether a model fits the budget as it is, so that there is nothing to search for.
 
         Not where the user asks for nodes to be recomputed in any case.
+
+        Args:
+            baseline: the cost of recomputing nothing.
         """
         budget = self.budget
         return budget is not None and baseline.pool_bytes <= budget and not self.recompute
@@ -149,7 +152,15 @@ class Search:
         return self.space.block_sizes if self.settings.rewrite else NO_BLOCKS
 
     def without_recomputing(self, flags: Flags, nodes: Iterable[int]) -> Flags:
-        """The marks with all kept that it takes so that none of ``nodes`` is recomputed."""
+        """The marks of a plan under which some operators are not recomputed.
+
+        Args:
+            flags: over forward nodes, marks; left as they are.
+            nodes: forward nodes that are not to be recomputed.
+
+        Returns:
+            Over forward nodes: ``flags`` with all of :attr:`kept_instead` kept.
+        """
         starts, instead = self.kept_instead
         changed = flags.copy()
         for v in nodes:
@@ -195,7 +206,15 @@ class Search:
         return self.space.best_of_all(self.key)
 
     def prove(self, seconds: float) -> tuple[int, Flags | None]:
-        """A lower bound of every plan's memory, bytes, and the plan of its solver, if any."""
+        """A lower bound of every plan's memory, by an exact solver.
+
+        Args:
+            seconds: that it may take, roughly.
+
+        Returns:
+            The bound in bytes, 0 where none is proven, and the marks of the solver's plan, if it
+            has one.
+        """
         return self.space.prove(seconds, min(found.cost.pool_bytes for found in self.tried))
 
     @property
@@ -234,12 +253,25 @@ class Search:
         return min(needed, _ANSWER * max(0.0, self.until - self.started))
 
     def progress(self, text: str, fraction: float | None = None) -> None:
-        """Say what is going on."""
+        """Say what is going on.
+
+        Args:
+            text: a few words.
+            fraction: of the work that is done, 0 to 1; None where that is unknown.
+        """
         if self.settings.on_progress:
             self.settings.on_progress(text, fraction)
 
     def admissible(self, flags: Flags, *, portable: bool = False) -> Flags:
-        """The marks with the user's hints, as the engine carries them out."""
+        """The marks with the user's hints, as the engine carries them out.
+
+        Args:
+            flags: over forward nodes, any marks; left as they are.
+            portable: as the engine's plainest kernels carry them out.
+
+        Returns:
+            Over forward nodes: a plan that the engine runs.
+        """
         flags = np.where(self.graph.can_recompute, flags, KEPT).astype(np.uint8)
         flags[(flags == THIRD) & (self.third_mark == 0)] = KEPT
         flags[list(self.hinted_keep)] = KEPT
@@ -291,10 +323,10 @@ class Search:
         return Found(replace(found.plan, match_range=best.match_range), best)
 
     def key(self, cost: Cost) -> tuple[float, ...]:
-        """What is least is best, under the settings.
+        """What plans are compared by under the settings: the least tuple is the best plan.
 
-        With a budget: what fits, then the least recomputation. With a limit on recomputation:
-        what is within it. Then the least memory, and of equal memory the least recomputation.
+        With a budget: what fits, then the least recomputation. With a limit on recomputation: what
+        is within it. Then the least memory, and of equal memory the least recomputation.
         """
         over = wasted = again = 0.0
         if self.settings.budget is not None:

@@ -111,7 +111,16 @@ def read_by_gradients(graph: TrainingGraph, holders: Bools) -> Bools:
 
 
 def plans(search: Search, costly: Bools, barriers: bool) -> list[tuple[Flags, list[list[int]]]]:
-    """Marks that recompute no costly node, with the cuts that they keep."""
+    """Plans that recompute no costly node.
+
+    Args:
+        search: the search on a graph.
+        costly: over forward nodes, whether recomputing the node is too much.
+        barriers: whether nodes may be kept behind save barriers.
+
+    Returns:
+        Of each plan the marks, and the nodes of each cut that it keeps.
+    """
     graph = search.graph
     cheap = ~costly & (graph.can_recompute == 1)
     pinned = np.zeros(graph.n_forward, bool)
@@ -146,7 +155,7 @@ def plans(search: Search, costly: Bools, barriers: bool) -> list[tuple[Flags, li
 
 
 def run(search: Search) -> None:
-    """All variants of both meanings of costly, with and without save barriers."""
+    """Consider the plans of both meanings of costly, with and without save barriers."""
     graph = search.graph
     seen: set[bytes] = set()
     search.consider(NAME, search.space.none(), [])

@@ -141,7 +141,16 @@ def _sorted_family(graph: TrainingGraph, rows: Bools) -> Family:
 
 
 def stretches(graph: TrainingGraph, family: Family, keep: Flags) -> Stretches:
-    """Memory and work between each pair of sets, with boundaries marked as in ``keep``."""
+    """Memory and work between each pair of lower sets.
+
+    Args:
+        graph: the training graph.
+        family: the lower sets.
+        keep: over forward nodes, the mark of a boundary's node: ``KEPT`` or behind a save barrier.
+
+    Returns:
+        Matrices, sets x sets, of which only those above the diagonal are used.
+    """
     n_sets = len(family.inside)
     operator = graph.variable[: graph.n_forward] == 0
     sizes = graph.operator_bytes() / _KIB
@@ -183,8 +192,12 @@ def stretches(graph: TrainingGraph, family: Family, keep: Flags) -> Stretches:
 
 @compiled
 def _solve(kept, whole, running, level, levels, budget, least, came_set, came_level, came_kind):
-    """Fill ``least[j, t]``: the least memory of what is kept up to set ``j`` with recomputation
-    ``t``; the steps that lead there into ``came_*``. Kind 1: the stretch is recomputed, 0: kept."""
+    """Fill in the least memory of what is kept up to each set, by amount of recomputation.
+
+    ``least[j, t]`` is that of the best way to set ``j`` with ``t`` levels of recomputation;
+    ``came_*[j, t]`` tell its last stretch: from which set and level it came, and its kind, 1
+    recomputed or 0 kept.
+    """
     n = kept.shape[0]
     for j in range(n):
         for t in range(levels + 1):
@@ -228,8 +241,16 @@ class Solver:
         self.came = tuple(np.zeros(shape, np.int64) for _ in range(3))
 
     def solve(self, budget: float, *, free: bool = False) -> list[tuple[int, int, bool]] | None:
-        """Stretches ``(i, j, recomputed)`` of the least recomputation within ``budget`` KiB, or
-        with ``free`` of any recomputation and the least memory kept; None where none fits."""
+        """The plan of the least recomputation within a budget.
+
+        Args:
+            budget: KiB.
+            free: any recomputation, and the least memory kept, instead.
+
+        Returns:
+            Of each stretch the numbers of the sets that it lies between, and whether it is
+            recomputed; in order. None where nothing fits.
+        """
         pairs = self.pairs
         levels = 0 if free else self.levels
         level = self.rounded_up if free else self.fine
@@ -263,7 +284,17 @@ class Solver:
 def marks(
     graph: TrainingGraph, family: Family, path: list[tuple[int, int, bool]], keep: Flags
 ) -> tuple[Flags, list[list[int]]]:
-    """The marks of a sequence of lower sets, and its boundaries."""
+    """The marks of a sequence of lower sets, and its boundaries.
+
+    Args:
+        graph: the training graph.
+        family: the lower sets.
+        path: stretches, as :meth:`Solver.solve` gives them.
+        keep: as for :func:`stretches`.
+
+    Returns:
+        Marks over forward nodes, and the kept nodes of each boundary.
+    """
     flags: Ints = np.zeros(graph.n_forward, np.uint8)
     cuts = []
     for i, j, again in path:
@@ -292,7 +323,7 @@ def family_list(search: Search) -> list[Family]:
 
 
 def run(search: Search) -> None:
-    """Plans of a ladder of budgets, for each family and both ways to keep a tensor."""
+    """Consider plans of a ladder of budgets, for each family and both ways to keep a tensor."""
     graph = search.graph
     seen: set[bytes] = set()
     search.consider(NAME, search.space.none(), [])

@@ -28,7 +28,7 @@ Candidate = tuple[Flags, list[list[int]]]
 
 
 def consider_initial_plans(search: Search, strategy: str) -> None:
-    """Evaluate all of them, each at the default match range."""
+    """Consider all of them, or what the size of the graph allows, at the default match range."""
     for number, (flags, cuts) in enumerate(_distinct(search)):
         if search.out_of_time or number >= max(_LEAST, _WORK // search.graph.n_nodes):
             return

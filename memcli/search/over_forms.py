@@ -28,7 +28,19 @@ _EXPLORE = 0.5
 
 
 def search_plan(space: SearchSpace, strategy: str, settings: Settings) -> tuple[Found, Search]:
-    """Run a strategy on one graph; the best plan, and the search with all it tried."""
+    """Run a strategy on one graph.
+
+    Args:
+        space: the step that is planned.
+        strategy: its name, of ``STRATEGIES``.
+        settings: what the user asks for.
+
+    Returns:
+        The best plan, and the search with all it tried.
+
+    Raises:
+        BadInput: hints that name no node, or a strategy that has no plan for the graph.
+    """
     search = Search(space, settings)
     STRATEGIES[strategy].run(search)
     return search.answer(), search
@@ -59,7 +71,16 @@ def search_variants(
 
 
 def most_promising(spaces: Sequence[SearchSpace], strategy: str, settings: Settings) -> int:
-    """The index of the form of one network that a strategy gets furthest on in a brief search."""
+    """The form on which a strategy gets furthest in a brief search.
+
+    Args:
+        spaces: of each form of one network.
+        strategy: its name, of ``STRATEGIES``.
+        settings: what the user asks for.
+
+    Returns:
+        The index of the form.
+    """
     settings = replace(settings, deadline=settings.ends())
     searches, _ = _explored(spaces, strategy, settings)
     return _index(spaces, _best_first(searches)[0][1])

@@ -138,8 +138,10 @@ def analyze_variants(
 def _adding_early(
     shares: TimeShares, variant: Variant, on_progress: Progress | None
 ) -> Variant | None:
-    """The variant with sums of gradients added one by one; None where that changes nothing, or
-    would change bits."""
+    """The variant with sums of gradients added one by one.
+
+    None where that changes nothing, or would change bits.
+    """
     before = variant.analysis
     if not adds_early_exactly(before.graph) or not shares.for_form():
         return None
@@ -285,8 +287,10 @@ def _side_by_side(
     given: Sequence[T],
     on_progress: Progress | None,
 ) -> list[Variant | None]:
-    """The job for each, at the same time: MXNet's processes take most of it. Progress is the
-    first one's."""
+    """The job for each, at the same time: MXNet's processes take most of it.
+
+    Progress is the first one's.
+    """
     first, *others = given
     with ThreadPoolExecutor(2) as pool:
         beside = [pool.submit(job, one, None) for one in others]

@@ -141,8 +141,9 @@ def inspect(
 
 
 def _baseline_model(source: SymbolFile, request: ShapeRequest) -> MXNetModel | None:
-    """The graph without its plan; None where the file's own has the same tensors, or where it
-    cannot be told any more.
+    """The graph without its plan.
+
+    None where the file's own has the same tensors, or where the graph cannot be told any more.
 
     Raises:
         EngineFailed: MXNet is missing or crashed.

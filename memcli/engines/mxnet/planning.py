@@ -188,8 +188,19 @@ def analyze_first(
     settings: Settings,
     on_progress: Progress | None,
 ) -> tuple[Analysis | None, TimeShares]:
-    """The analysis of the symbol itself, where it decides whether there is more to do: it may fit
-    the budget, or the time may be over. And how the time is to be shared.
+    """The analysis of the symbol itself, where it decides whether there is more to do.
+
+    It may fit the budget, or the time may be over.
+
+    Args:
+        source: the symbol's file.
+        request: shapes and types.
+        budget: as the user gives it.
+        settings: of the search.
+        on_progress: told what is going on.
+
+    Returns:
+        The analysis, None where it decides nothing, and how the time is to be shared.
 
     Raises:
         BadInput: MXNet refuses the graph or its shapes.
@@ -338,10 +349,18 @@ def exact_on_onednn(
     settings: Settings,
     notes: list[str],
 ) -> tuple[Variant, Found, int]:
-    """The plan if it keeps every bit on oneDNN's kernels, where it may run on them; else one that
-    does.
+    """The plan, changed as far as it takes to keep every bit on oneDNN's kernels.
 
-    Without the rewrites, and then without recomputation; what was given up is put into ``notes``.
+    Nothing is changed where it keeps them, or cannot run on them. Otherwise it is searched without
+    the rewrites, and then without recomputation; what was given up is put into ``notes``.
+
+    Args:
+        graphs: all forms, the graph as given first.
+        variant: the form that the plan is for.
+        found: the plan.
+        strategy: its strategy, for another search.
+        settings: of the search.
+        notes: what the user is told; added to.
 
     Returns:
         The form, the plan, and the number of further plans evaluated.
@@ -397,8 +416,10 @@ def onednn_problem(
 def searched_graphs(
     graphs: Sequence[Variant], variant: Variant
 ) -> list[tuple[TrainingGraph, MXNetModel]]:
-    """All forms of a network that a plan may be for, to prove bounds on: without what a plan
-    reserves, which is no tensor of theirs."""
+    """All forms of a network that a plan may be for, to prove bounds on.
+
+    Without what a plan reserves, which is no tensor of theirs.
+    """
     pairs = [(v.analysis.graph, v.analysis.model) for v in graphs]
     if all(variant is not graph for graph in graphs):
         bare = variant.analysis.graph.without_reserved_blocks()
@@ -448,8 +469,10 @@ def _read(file: SymbolFile, position: int) -> list[tuple[int, int]]:
 
 
 def given_shapes(variant: Variant, file: SymbolFile) -> dict[int, dict[str, str]]:
-    """Shapes of the parameters that MXNet infers none for behind what reserves blocks; files may
-    say of them that they are not known, "(0,)"."""
+    """Shapes of the parameters that MXNet infers none for behind what reserves blocks.
+
+    Files may say of them that they are not known, "(0,)".
+    """
     analysis = variant.analysis
     shapes = {a["name"]: tuple(a["shape"]) for a in analysis.arguments}
     return {

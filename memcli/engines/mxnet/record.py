@@ -109,8 +109,12 @@ class Analysis:
         return {a["prepared"]: "write" if a["gradient"] else "null" for a in self.arguments}
 
     def binding(self) -> dict[str, Any]:
-        """Shapes, types and the file's names of what a job binds, by name in the prepared copy, and
-        the user's files that it runs first."""
+        """What a job needs to bind the graph.
+
+        Returns:
+            Shapes, types and the file's names, by name in the prepared copy, and the user's files
+            that the job runs first.
+        """
         return {
             "shapes": {a["prepared"]: a["shape"] for a in self.arguments},
             "dtypes": {a["prepared"]: a["dtype"] for a in self.arguments},

@@ -124,15 +124,23 @@ def measure_forward_seconds(
     timeout: float | None = 600.0,
     on_progress: Progress | None = None,
 ) -> tuple[float, float]:
-    """Seconds of a whole forward pass of the symbol ``raw`` in training mode: by the clock, and
-    of all threads of the processor; of each the least of ``repeats`` runs.
+    """Seconds of a whole forward pass of a symbol in training mode.
 
-    ``analysis`` is that of the same symbol: its shapes and dtypes are used. ``device`` and
-    ``onednn`` as for ``measure_operator_seconds``.
+    Args:
+        raw: the symbol's content.
+        analysis: of the same symbol: its shapes and types are used.
+        device: as for ``measure_operator_seconds``.
+        onednn: as for ``measure_operator_seconds``.
+        repeats: runs.
+        timeout: seconds; None: any.
+        on_progress: told what is going on.
+
+    Returns:
+        The least of all runs, by the clock and of all threads of the processor.
 
     Raises:
         BadInput: MXNet refuses the graph.
-        EngineFailed: MXNet or the device is missing, crashed, or took longer than ``timeout`` s.
+        EngineFailed: MXNet or the device is missing, crashed, or took longer than ``timeout``.
     """
     text, _ = prepare(dict(raw), marked=())
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:

@@ -69,6 +69,7 @@ class SymbolNode:
 
     @property
     def is_variable(self) -> bool:
+        """Whether it is a variable (``null``): a parameter, an input or a state."""
         return self.op == "null"
 
 
@@ -107,8 +108,10 @@ def attribute(node: dict[str, Any], key: str) -> str | None:
 def depth_first_order(
     nodes: list[SymbolNode], heads: list[Entry], control: dict[int, list[int]]
 ) -> tuple[list[int], int | None]:
-    """Positions in MXNet's own order (depth first from the heads, inputs before control
-    dependencies, nodes that no head needs left out), and a node on a cycle or None.
+    """Positions in MXNet's own order, and a node on a cycle or None.
+
+    Depth first from the heads, inputs before control dependencies, nodes that no head needs left
+    out.
     """
     state = bytearray(len(nodes))  # 0 new, 1 on the way down, 2 done
     order: list[int] = []

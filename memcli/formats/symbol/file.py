@@ -334,8 +334,10 @@ def _without_plan(raw: dict[str, Any], was_planned: bool, renamed: bool) -> dict
 
 
 def _added(text: str | None) -> list[tuple[str, tuple[str, str] | None]]:
-    """What ADDED_KEY holds: keys, each with the table and value that it had, if any; anything
-    else in it is passed over."""
+    """What ADDED_KEY holds: keys, each with the table and value that it had, if any.
+
+    Anything else in it is passed over.
+    """
     try:
         noted = json.loads(text) if text is not None else []
     except (ValueError, RecursionError):

@@ -23,8 +23,10 @@ def _copied(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(table: dict[str, str]) -> dict[str, str]:
-    """A copy of an attribute table, blanks in place of control characters: MXNet tells of its
-    graph in lines, and what stands in an attribute should not look like one."""
+    """A copy of an attribute table, blanks in place of control characters.
+
+    MXNet tells of its graph in lines, and what stands in an attribute should not look like one.
+    """
     if all(value.isprintable() and key.isprintable() for key, value in table.items()):
         return dict(table)
     return {_CONTROL.sub(" ", k): _CONTROL.sub(" ", v) for k, v in table.items()}

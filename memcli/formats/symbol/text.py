@@ -1,7 +1,7 @@
-"""The JSON dialect of MXNet's own reader, as text.
+r"""The JSON dialect of MXNet's own reader, as text.
 
 MXNet reads symbol files with a small JSON reader of its own, which differs from the standard:
-of the escapes it knows ``\\" \\\\ \\n \\r \\t`` and no others (a ``\\u00e9`` makes the load fail),
+of the escapes it knows ``\" \\ \n \r \t`` and no others (a ``\u00e9`` makes the load fail),
 control characters may stand in a string as they are, and what follows the graph is not looked at.
 """
 

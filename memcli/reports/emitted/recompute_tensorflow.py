@@ -218,8 +218,10 @@ class _Plan:
         return {self._number(name): g for g, group in enumerate(groups) for name in group}
 
     def _take_in(self, of: dict[int, int]) -> None:
-        """Layers that no group names and that stand between two of one go into it: an export may
-        have lost them, as it loses Dropout."""
+        """Give layers that no group names, and that stand between two of one, to that group.
+
+        An export may have lost them, as it loses Dropout.
+        """
         reads = [
             [self.maker[t] for t in map(self.same, node.input_tensors) if t in self.maker]
             for node in self.nodes

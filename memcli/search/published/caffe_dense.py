@@ -18,7 +18,16 @@ ULTRA = "caffe-dense-ultra"
 
 
 def run(search: Search, name: str, ultra: bool) -> None:
-    """Consider the plans that keep the pieces, and the first convolutions' results or not."""
+    """Consider the plans that keep the pieces of dense blocks.
+
+    Args:
+        search: the search on a graph with dense blocks.
+        name: the strategy's.
+        ultra: whether the first convolutions are recomputed as well.
+
+    Raises:
+        BadInput: the graph has no dense blocks.
+    """
     graph = search.graph
     blocks = dense_blocks(search, name)
     dropped: set[int] = set()

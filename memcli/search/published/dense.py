@@ -31,7 +31,7 @@ def dense_blocks(search: Search, strategy: str) -> DenseBlocks:
 
 
 def module(graph: TrainingGraph, node: int) -> Behaviour:
-    """What kind of module an operator is."""
+    """What kind of module, by :mod:`memcli.frameworks.behaviour`, an operator is."""
     return behaviour_of(graph.op(node), graph.kinds[graph.kind[node]].attrs)
 
 
@@ -56,6 +56,12 @@ def consider_dropped(
     gradient of what is kept reads the original inputs, readers of what goes get save barriers
     (:meth:`Search.kept_mark`): they are recomputed for themselves, a bottleneck's convolution
     included.
+
+    Args:
+        search: the search on a graph.
+        strategy: whose plans they are.
+        dropped: forward nodes.
+        concats: forward nodes, Concats that can be put together anew.
     """
     graph = search.graph
     gone = {*dropped, *concats}

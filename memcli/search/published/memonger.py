@@ -19,7 +19,7 @@ NAME = "memonger"
 
 
 def classic_rows(search: Search) -> list[ClassicRow]:
-    """The graph's internal outputs as the classic pass reads them."""
+    """The graph's internal outputs, in depth-first order, as the classic pass reads them."""
     graph = search.graph
     rows = []
     for position, _, elements in graph.internals.tolist():

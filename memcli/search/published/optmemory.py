@@ -24,7 +24,16 @@ _KEEPING = 2  # the last level that keeps every feature map
 
 
 def run(search: Search, name: str, level: int) -> None:
-    """Consider the plans of one level."""
+    """Consider the plans of one level.
+
+    Args:
+        search: the search on a graph.
+        name: the strategy's.
+        level: 0 to 4, as in LuaTorch's ``-optMemory``.
+
+    Raises:
+        BadInput: the level drops feature maps, and the graph has no dense blocks.
+    """
     if level <= _KEEPING:
         none.run(search)
         return

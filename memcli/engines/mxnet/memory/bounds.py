@@ -77,12 +77,18 @@ def _some_pool(model: MXNetModel) -> int:
 def program_bound(
     graph: TrainingGraph, model: MXNetModel, time_limit: float = 20.0, ceiling: int | None = None
 ) -> Bound:
-    """The dual bound of :mod:`memcli.engines.mxnet.memory.integer_bound`, or of all plans where
-    they can be tried.
+    """The dual bound of the integer program, or of all plans where they can be tried.
 
-    ``time_limit`` in seconds, for the solver; ``ceiling`` in bytes: the pool of the best plan
-    known, the empty plan's where not given; a good one helps. 0 bytes for graphs of more than
-    some hundred operators, for which the program is too large.
+    See :mod:`memcli.engines.mxnet.memory.integer_bound`.
+
+    Args:
+        graph: the joint graph.
+        model: of the same graph.
+        time_limit: seconds, for the solver.
+        ceiling: bytes, the pool of the best plan known; None: the empty plan's. A low one helps.
+
+    Returns:
+        0 bytes for graphs of more than some hundred operators, for which the program is too large.
     """
     facts = lifetimes(graph)
     top = _some_pool(model) if ceiling is None else ceiling
@@ -92,10 +98,15 @@ def program_bound(
 def best_lower_bound(
     graph: TrainingGraph, model: MXNetModel, time_limit: float = 0.0, ceiling: int | None = None
 ) -> Bound:
-    """The largest of all bounds.
+    """The largest of all bounds of every plan's pool.
 
-    Of sizes always (two seconds at 50,000 nodes), of the program where ``time_limit`` gives it
-    seconds; ``ceiling`` as in :func:`program_bound`.
+    The bound of sizes always (two seconds at 50,000 nodes); the program's where it gets time.
+
+    Args:
+        graph: the joint graph.
+        model: of the same graph.
+        time_limit: seconds, for the program.
+        ceiling: as in :func:`program_bound`.
     """
     started = time.monotonic()
     facts = lifetimes(graph)
@@ -148,9 +159,17 @@ def recompute_bound(
     Of the program (:mod:`memcli.engines.mxnet.memory.integer_bound`), on graphs of more than some
     sixty operators relaxed and at few moments: the end of the forward pass, when all that is kept
     is there, and the one in the backward pass that leaves the least room for it; on graphs of some
-    hundred operators the ones in each band of sizes as well. ``time_limit`` in seconds, for the
-    solver. 0 where nothing is proven: on graphs of more than ``most_nodes`` operators that may run
-    again, and where all fits.
+    hundred operators the ones in each band of sizes as well.
+
+    Args:
+        graph: the joint graph.
+        model: of the same graph.
+        budget: bytes of the pool.
+        most_nodes: operators that may be recomputed up to which it is tried.
+        time_limit: seconds, for the solver.
+
+    Returns:
+        0 where nothing is proven: on larger graphs, and where all fits.
     """
     nodes = int(graph.can_recompute.sum())
     if not 0 < nodes <= most_nodes or _some_pool(model) <= budget:

@@ -60,7 +60,15 @@ def _enumerate(lay, s, nodes, choices, match_range, live_flags, pool_flags, need
 
 
 def all_plans(graph: TrainingGraph, model: MXNetModel) -> Least | None:
-    """The least live peak, pool, and need of any pool, of all plans; None for too many plans."""
+    """The least that any plan takes, by trying all of them.
+
+    Args:
+        graph: the joint graph.
+        model: of the same graph.
+
+    Returns:
+        The least live peak, pool, and need of any pool, bytes; None where there are too many plans.
+    """
     nodes = np.flatnonzero(graph.can_recompute & model.markable)
     choices = np.where(graph.can_barrier[nodes] == 1, 3, 2)
     if float(np.log(choices).sum() + np.log(max(1, graph.n_nodes))) > np.log(_MOST_STEPS):

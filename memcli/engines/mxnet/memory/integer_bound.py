@@ -67,13 +67,13 @@ class Rows:
     low: list[float] = field(default_factory=list)
 
     def column(self, upper: float = 1.0, *, whole: bool = False) -> int:
-        """A new variable between 0 and ``upper``."""
+        """A new variable between 0 and ``upper``; its number. ``whole``: integers alone."""
         self.upper.append(upper)
         self.whole.append(whole)
         return len(self.upper) - 1
 
     def at_least(self, terms: Terms, low: float) -> None:
-        """The sum of ``terms`` (column to coefficient) is at least ``low``."""
+        """A new row: the sum of ``terms`` (column to coefficient) is at least ``low``."""
         reach = sum(min(0.0, c * self.upper[k]) for k, c in terms.items())
         if reach >= low:
             return
@@ -306,7 +306,16 @@ class Builder:
         return rows
 
     def held(self, rows: list[tuple[Terms, float]], column: int | None = None) -> int | None:
-        """A column that is at least what all rows ask for; ``column`` where there is one."""
+        """A column that is at least what all rows ask for.
+
+        Args:
+            rows: terms and the least that the column has to be with them added.
+            column: the column, where there is one already; None: a new one, if any row asks for
+                one.
+
+        Returns:
+            Its number; None where there is no column.
+        """
         for terms, low in rows:
             if column is None:
                 column = self.rows.column()
@@ -410,8 +419,11 @@ class Builder:
         members: dict[int, list[int]],
         columns: dict[int, tuple[int | None, int | None]],
     ) -> None:
-        """Rule 3 while copies run before ``step``: what is there all the while, what the copy
-        makes, and what it reads. Classes of several tensors count as what is there alone."""
+        """Add rule 3 while copies run before ``step``.
+
+        What is there all the while, what the copy makes, and what it reads. Classes of several
+        tensors count as what is there alone.
+        """
         g, facts = self.graph, self.facts
         place = self.steps[step]
         passing = [
@@ -474,8 +486,10 @@ class Builder:
                 self.rows.at_least(terms, 0.0)
 
     def _add_paths(self) -> None:
-        """Columns that are 1 where AGAIN nodes alone lead from ``g`` to ``f``: the copy of ``g``
-        runs before that of ``f``. Left out of larger programs."""
+        """Add columns that are 1 where AGAIN nodes alone lead from ``g`` to ``f``.
+
+        The copy of ``g`` then runs before that of ``f``. Left out of larger programs.
+        """
         self.above: dict[int, dict[int, int]] = {}
         sources: dict[int, set[int]] = {}
         for f in self.nodes:
@@ -549,13 +563,17 @@ def build(
     places: Sequence[int] | None = None,
     ends: Sequence[int] = (0, _ALL),
 ) -> Program:
-    """The program of a graph; what is minimized is at most ``ceiling`` bytes, as some plan's is.
+    """The program of a graph.
 
-    ``ends`` of bands of sizes (:mod:`memcli.engines.mxnet.memory.size_bands`): with one band the
-    live peak is minimized and bounded, with several the pool.
-    ``most_steps``: at most about so many steps, those at which most is alive whatever the plan
-    and others between them; all steps where None. ``places``: these steps, and the end of the
-    forward pass.
+    Args:
+        graph: the joint graph.
+        facts: its lifetimes.
+        ceiling: bytes that what is minimized is at most, as some plan's is.
+        most_steps: at most about so many steps, those at which most is alive whatever the plan and
+            others between them; None: all.
+        places: these steps alone, and the end of the forward pass.
+        ends: of bands of sizes, bytes (:mod:`memcli.engines.mxnet.memory.size_bands`): with one
+            band the live peak is minimized and bounded, with several the pool.
     """
     if places is not None:
         return Builder(graph, facts, sorted(places), ceiling, False, ends).build()

@@ -80,10 +80,16 @@ def _proven(rows: Rows, cost: Floats, multipliers: Sequence[float]) -> float:
 def least_recomputation(
     program: Program, work: Floats, *, time_limit: float, relaxed: bool
 ) -> float:
-    """What every plan under the program's ceiling recomputes at least, in units of ``work``.
+    """What every plan under the program's ceiling recomputes at least, by HiGHS.
 
-    ``work``: over forward nodes, what running one costs. Solved by HiGHS within ``time_limit``
-    seconds; ``relaxed``: marks may be any real numbers.
+    Args:
+        program: the program.
+        work: over forward nodes, what running one costs, in any unit.
+        time_limit: seconds.
+        relaxed: whether marks may be any real numbers, which is quicker and proves less.
+
+    Returns:
+        In the unit of ``work``.
     """
     rows = program.rows
     scale = max(1e-300, float(work.sum()))
@@ -106,7 +112,14 @@ def least_recomputation(
 
 
 def solve(program: Program, n_forward: int, *, time_limit: float, relaxed: bool) -> Outcome:
-    """Solve by HiGHS within ``time_limit`` seconds; ``relaxed``: marks may be any real numbers."""
+    """Solve the program by HiGHS.
+
+    Args:
+        program: the program.
+        n_forward: forward nodes of its graph.
+        time_limit: seconds.
+        relaxed: whether marks may be any real numbers, which is quicker and proves less.
+    """
     import highspy
 
     started = time.monotonic()

@@ -455,11 +455,22 @@ def inplace_pairs(
     *,
     cuda: bool = False,
 ) -> Sequence[InplacePair]:
-    """(input, output, identity) in the order MXNet tries them; () where none is registered.
+    """The pairs of an input and an output that may share a block, in the order MXNet tries them.
 
     Pairs that name an input or output the node does not have are left out; MXNet would read the
-    next node's.  Only a gradient of ``log_softmax`` or ``softmin`` that claims ``use_length`` has
+    next node's. Only a gradient of ``log_softmax`` or ``softmin`` that claims ``use_length`` has
     one, and their forward operators do not support it.
+
+    Args:
+        op: the operator's name.
+        attrs: its attributes, as the file spells them.
+        n_inputs: how many tensors the node reads.
+        n_outputs: how many it makes.
+        cuda: as in MXNet built for CUDA.
+
+    Returns:
+        Of each pair the input's number, the output's, and whether nothing needs to be computed; ()
+        where none is registered.
     """
     pairs = _FIXED.get(op)
     if pairs is None:
@@ -488,7 +499,18 @@ _IGNORED: dict[str, tuple[int, ...]] = {
 
 
 def ignored_inputs(op: str, attrs: Mapping[str, str], n_inputs: int) -> Sequence[int]:
-    """FIgnoreInputs, () where not registered.  No operator's answer depends on its attributes."""
+    """The inputs that an operator reads for their shape alone (``FIgnoreInputs``).
+
+    No operator's answer depends on its attributes.
+
+    Args:
+        op: the operator's name.
+        attrs: its attributes.
+        n_inputs: how many tensors the node reads.
+
+    Returns:
+        Numbers of inputs; () where none is registered.
+    """
     return _IGNORED.get(op, ())
 
 
@@ -540,7 +562,12 @@ OPAQUE_OPERATORS: frozenset[str] = frozenset(
 
 
 def draws_random(op: str, attrs: Mapping[str, str]) -> bool:
-    """Whether a forward node draws random numbers when it runs for training."""
+    """Whether a forward node draws random numbers when it runs for training.
+
+    Args:
+        op: the operator's name.
+        attrs: its attributes, as the file spells them.
+    """
     if op == "RNN":
         return _number(attrs, "p", 0.0) > 0
     if op == "LeakyReLU":

@@ -131,8 +131,12 @@ def _feasible(limit, broken, again, last, side, edge, static, may, own, far):
 
 
 def _needed(graph: TrainingGraph, facts: Lifetimes) -> tuple[Ints, Ints]:
-    """Over entries: the last place at which another node's gradient needs a forward tensor to be
-    there, and the last at which any gradient does; -1 where none does."""
+    """Over entries: until when gradients need a forward tensor to be there.
+
+    Returns:
+        The last place at which another node's gradient does, and the last at which any does; -1
+        where none does.
+    """
     n = graph.n_nodes
     reader = np.repeat(np.arange(n), np.diff(graph.in_ptr))
     rows = (reader >= graph.n_forward) & (graph.in_node < graph.n_forward)
@@ -151,12 +155,17 @@ def _needed(graph: TrainingGraph, facts: Lifetimes) -> tuple[Ints, Ints]:
 def path_bound(graph: TrainingGraph, facts: Lifetimes, known: int = 0) -> int:
     """Bytes that are alive at once under every plan, by the heaviest paths of the graph.
 
-    Not less than ``known``, another bound, which saves the search where paths prove no more.
-
     One path through all operators, and some through those alone whose outputs are large: a break
     costs the least tensor of its stretch, and a path through a bottleneck is broken there. Linear
-    in the graph but for the search over breaks; a second at 50,000 nodes. 0 where the facts do
-    not hold (``Lifetimes.sound``).
+    in the graph but for the search over breaks; a second at 50,000 nodes.
+
+    Args:
+        graph: the joint graph.
+        facts: its lifetimes.
+        known: bytes, another bound; the search is left out where paths prove no more.
+
+    Returns:
+        No less than ``known``; 0 where the facts do not hold (``Lifetimes.sound``).
     """
     if not facts.sound:
         return known

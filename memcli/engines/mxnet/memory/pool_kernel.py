@@ -22,10 +22,15 @@ NOTHING = np.zeros(0, np.int64)
 
 @compiled
 def trace(lay, s, mark):
-    """Order of execution and who reads what under a plan, into the scratch arrays.
+    """Put the order of execution, and who reads what, under a plan into the scratch arrays.
 
-    Returns ``(steps, flops, work)``: the number of steps, and what is recomputed in FLOPs and at
-    the layout's cost.
+    Args:
+        lay: of the graph, a ``Layout``.
+        s: its ``Scratch``; ``order``, ``source``, ``source_ptr`` and ``counts`` are filled.
+        mark: over forward nodes, the plan.
+
+    Returns:
+        The number of steps, and what is recomputed in FLOPs and at the layout's cost of operators.
     """
     # local names: reading a field of a tuple of arrays again and again is slow
     flops = lay.flops
@@ -148,16 +153,23 @@ def _release(block, size, before, behind, class_size, class_head, class_tail, n_
 def fill(lay, s, mark, steps, match_range, ceiling, levels, reserved):
     """The pool over the traced order.
 
-    ``reserved``: elements of blocks that are there, and free, from the layout's ``reserve_at`` on;
-    0 for none (:mod:`memcli.engines.mxnet.rewrites.reserved_blocks`).
+    Args:
+        lay: of the graph, a ``Layout``.
+        s: its ``Scratch``, as :func:`trace` left it.
+        mark: over forward nodes, the plan.
+        steps: as :func:`trace` gives them.
+        match_range: MXNet's ``NNVM_EXEC_MATCH_RANGE``.
+        ceiling: bytes; as soon as the pool is above, the rest is left undone, and what is returned
+            are lower bounds.
+        levels: whether the last of the results is wanted; it is 0 else.
+        reserved: elements of blocks that are there, and free, from the layout's ``reserve_at`` on;
+            0 for none (:mod:`memcli.engines.mxnet.rewrites.reserved_blocks`).
 
-    As soon as the pool is above ``ceiling``, bytes, the rest is left undone: what is returned are
-    then lower bounds. ``levels``: whether the last of the results is wanted; 0 else.
-
-    Returns ``(total, pool, live peak, least)`` in bytes: MXNet's own figure, which counts every
-    element as 4 bytes; the same blocks with true element sizes; the most that is alive at once;
-    what any pool needs that gives each tensor a block of its own: as many blocks of each size and
-    more as tensors of that size and more are alive at once, small sizes left out.
+    Returns:
+        ``(total, pool, live peak, least)`` in bytes: MXNet's own figure, which counts every element
+        as 4 bytes; the same blocks with true element sizes; the most that is alive at once; what
+        any pool needs that gives each tensor a block of its own: as many blocks of each size and
+        more as tensors of that size and more are alive at once, small sizes left out.
     """
     # local names: reading a field of a tuple of arrays again and again is slow
     ignores_all = lay.ignores_all

@@ -1,12 +1,11 @@
-"""A graph arranged for :mod:`memcli.engines.mxnet.memory.pool_kernel`: what does not depend on the
-plan.
+"""What of a graph does not depend on the plan, arranged for the pool's kernel.
 
-Worked out once for a graph: edges to parameters, which never enter the pool, are left out,
-in-place pairs that can never hold are dropped, each node's outputs are in the order in which the
-engine allocates them, and so is all of the execution order that no mark changes: the forward pass
-as a whole, and in the backward pass which gradients follow one another. A gradient waits for other
-gradients and for the forward pass, a copy for the forward pass alone, so that copies fall in
-between and change nothing else.
+The kernel is :mod:`memcli.engines.mxnet.memory.pool_kernel`. Worked out once for a graph: edges to
+parameters, which never enter the pool, are left out, in-place pairs that can never hold are
+dropped, each node's outputs are in the order in which the engine allocates them, and so is all of
+the execution order that no mark changes: the forward pass as a whole, and in the backward pass
+which gradients follow one another. A gradient waits for other gradients and for the forward pass, a
+copy for the forward pass alone, so that copies fall in between and change nothing else.
 """
 
 from __future__ import annotations
@@ -106,7 +105,13 @@ class Reservable(NamedTuple):
 def layout(
     graph: TrainingGraph, work: Array | None = None, reservable: Reservable | None = None
 ) -> Layout:
-    """The layout of a graph; ``work`` over forward nodes, FLOPs where it is not given."""
+    """The layout of a graph.
+
+    Args:
+        graph: the joint graph.
+        work: over forward nodes, what recomputing one costs, in any unit; None: its FLOPs.
+        reservable: where a plan may reserve blocks; None: nowhere.
+    """
     n, m, n_forward = graph.n_nodes, graph.n_entries, graph.n_forward
     none = np.zeros(n_forward, np.uint8)
     order = execution_order(
@@ -253,7 +258,7 @@ def _levels(sizes: Array, made: Array, most: int = _MOST_LEVELS) -> tuple[Array,
 
 
 def with_levels(lay: Layout, most: int) -> Layout:
-    """The layout with more levels of size, for what any pool needs in detail."""
+    """The layout with the ``most`` largest sizes told apart in what any pool needs."""
     level, level_step = _levels(lay.true, lay.out_entry, most)
     return lay._replace(level=level, level_step=level_step)
 

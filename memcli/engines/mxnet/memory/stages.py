@@ -46,10 +46,18 @@ def stages(
     cuts: list[list[int]] | None = None,
     barriers: Collection[int] = (),
 ) -> tuple[list[Stage], Timeline, Ints]:
-    """The plan's stages, its timeline, and each node's stage.
+    """The plan stage by stage.
 
-    ``barriers``: nodes that are save barriers of a plan: they belong to what they keep, and are
-    neither named nor counted.
+    Args:
+        model: of the joint graph.
+        plan: the plan.
+        cuts: forward nodes of each cut; None: the plan's, or where it has none a few of the
+            graph's.
+        barriers: nodes that are save barriers of a plan: they belong to what they keep, and are
+            neither named nor counted.
+
+    Returns:
+        The stages, how the pool fills, and over nodes the number of each one's stage.
     """
     graph = model.graph
     cuts = cuts if cuts is not None else (plan.cuts or default_cuts(graph))

@@ -110,8 +110,11 @@ class Rewrite(ABC, Generic[F]):
         return False
 
     def stands_for(self, raw: Raw, found: F) -> dict[Term, Term]:
-        """Which gradients of inserted nodes count as those of operators of ``raw``, which they hand
-        on; see :class:`memcli.engines.mxnet.rewrites.exactness.SumComparison`."""
+        """Which gradients of inserted nodes count as those of operators of ``raw``.
+
+        Inserted nodes hand them on; see
+        :class:`memcli.engines.mxnet.rewrites.exactness.SumComparison`.
+        """
         return {}
 
     def keeps_sums(self, sums: SumComparison, found: F) -> bool:
