@@ -105,8 +105,13 @@ def search_rows(
 ) -> list[Row]:
     """A row for every strategy and every budget, with those on the frontier marked.
 
-    ``search``: of a strategy's name, the budget as asked for, and settings. ``whole``: bytes of
-    the baseline, which percentages are of. For the rest see :func:`compare`.
+    Args:
+        search: called with a strategy's name, the budget as asked for, and settings; gives its row.
+        strategies: names; none: all that have a plan for every graph.
+        budgets: sizes, as the user gives them; none: a ladder of percentages.
+        whole: bytes of the baseline, which percentages are of.
+        settings: what the user asks for.
+        on_progress: told what is going on.
 
     Raises:
         MemcliError: none of the strategies could be run; the first one's reason.
@@ -149,7 +154,15 @@ def row_of(
     settings: Settings,
     environment: dict[str, str],
 ) -> Row:
-    """The row of a plan; how long its search took is filled in by :func:`search_rows`."""
+    """The row of a plan; how long its search took is filled in by :func:`search_rows`.
+
+    Args:
+        found: the plan, with its cost.
+        strategy: that found it.
+        budget: that it was found for, as the user gives it.
+        settings: of the search.
+        environment: variables that the plan needs.
+    """
     cost = found.cost
     return Row(
         strategy=strategy,

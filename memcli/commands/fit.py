@@ -118,6 +118,10 @@ def fit(
 def room(memory: int, kept: Reserve) -> int:
     """Bytes that a step may take.
 
+    Args:
+        memory: bytes of the device.
+        kept: what of it is left free.
+
     Raises:
         AnswerIsNo: the engine alone is assumed to take everything.
     """

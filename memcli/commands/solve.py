@@ -57,7 +57,15 @@ def solve_file(
     force: bool = False,
     on_progress: Progress = nothing,
 ) -> Solved:
-    """Find a schedule for the graph in ``path``.
+    """Find a schedule for a graph of costs.
+
+    Args:
+        path: of the graph's file.
+        settings: seed and time limit.
+        budget: as the user gives it; None: the least peak is searched.
+        out: path of the schedule's file; None: it is not written.
+        force: whether a file that is there is replaced.
+        on_progress: told what is going on.
 
     Raises:
         BadInput: a bad file, budget or output.

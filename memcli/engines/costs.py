@@ -100,9 +100,18 @@ class Costs:
 def set_costs(
     graphs: Sequence[_Form], cost: str, device: str, on_progress: Progress | None = None
 ) -> list[str]:
-    """Give all variants of a network the cost that searches minimize; notes on how it was had.
+    """Give all forms of a network the cost of operators that searches minimize.
 
     Operators are timed on the first form, the graph as given; see :class:`Costs`.
+
+    Args:
+        graphs: the forms.
+        cost: as in ``Settings.cost``.
+        device: that operators are timed on.
+        on_progress: told what is going on.
+
+    Returns:
+        Notes on how the cost was had.
 
     Raises:
         EngineFailed: MXNet or the device is missing, where operators are to be timed.

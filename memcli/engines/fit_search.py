@@ -248,7 +248,13 @@ class FitSearch(ABC, Generic[A]):
         return one.total - one.inputs - one.input_gradients
 
     def side(self, batch: int, one: Evaluated, need: Callable[[int], int | None]) -> Side:
-        """The figures of an answer, and what one more would need."""
+        """The figures of an answer, and what one more would need.
+
+        Args:
+            batch: the answer; 0 where nothing fits.
+            one: what was evaluated there.
+            need: bytes of a batch.
+        """
         more = need(batch + 1)
         problem = "" if more is not None else self.batches.refused.get(batch + 1, "")
         return Side(batch, one.breakdown, one.cost, more, problem)

@@ -38,7 +38,13 @@ def record_notes(inspected: Inspected, record: PlanRecord | OnnxPlan | None) -> 
 
 
 def scaled_request(request: ShapeRequest, old: int, new: int) -> ShapeRequest:
-    """The shapes with a leading dimension of ``old``, or a multiple, scaled to ``new``."""
+    """The shapes with another batch.
+
+    Args:
+        request: the shapes.
+        old: the batch; leading dimensions that are a multiple of it are scaled.
+        new: what the batch becomes.
+    """
     shapes = {
         n: [s[0] // old * new, *s[1:]] if s and s[0] % old == 0 else s
         for n, s in request.shapes.items()
@@ -70,8 +76,13 @@ def original_beside(
 ) -> tuple[HashedFile, str] | None:
     """The file that a plan was made from, in the plan's folder or the current one, and where it is.
 
-    A file of that name is looked into only where its SHA-256 is the record's. ``read`` may raise
-    MemcliError: a file that cannot be read is not the one.
+    A file of that name is looked into only where its SHA-256 is the record's.
+
+    Args:
+        planned_path: of the planned file.
+        name: the original's, by the record.
+        sha256: the original's, by the record.
+        read: reads a file; may raise MemcliError, as a file that cannot be read is not the one.
     """
     for folder in {os.path.dirname(os.path.abspath(planned_path)), os.getcwd()}:
         path = os.path.join(folder, os.path.basename(name))
@@ -97,7 +108,12 @@ def fit_batch(
 ) -> tuple[Bound, dict[str, Any] | None]:
     """The analysis at a batch whose baseline step fits ``free`` bytes, and what was changed.
 
-    ``asked``: the batch of ``analysis``. ``needed_by``: bytes that verifying takes at most.
+    Args:
+        analysis: of the graph.
+        asked: the batch of ``analysis``.
+        free: bytes that verifying may take.
+        needed_by: bytes that verifying takes at most, of an analysis.
+        analysis_of: the analysis at other shapes.
 
     Raises:
         EngineFailed: not even a batch of one fits.

@@ -11,7 +11,10 @@ from memcli.formats.onnx.shapes import ShapesAsked
 def read_model(model: Model, asked: ShapesAsked, *, as_planned: bool = False) -> OnnxFile:
     """An ONNX file, or a Caffe net as the graph that it becomes at the shapes asked for.
 
-    ``as_planned``: a net's plan gives the shapes that are not asked for.
+    Args:
+        model: its path, or what was read.
+        asked: the shapes.
+        as_planned: a net's plan gives the shapes that are not asked for.
 
     Raises:
         BadInput: it cannot be read, or is neither.

@@ -30,7 +30,9 @@ _MOST_ROWS = 100
 def compare_json(compared: Comparison, plot: str | None = None) -> dict[str, Any]:
     """The object of ``compare --json``. Sizes in bytes, times in seconds.
 
-    ``plot``: the file that the plot was written to.
+    Args:
+        compared: what is shown.
+        plot: the file that the plot was written to.
     """
     analysis = compared.analysis
     return {

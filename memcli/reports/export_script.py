@@ -50,7 +50,12 @@ _MOST = 1 << 16
 
 
 def export_script(exported: Exported, module: str = "recompute_plan") -> str:
-    """The script's text. ``module``: the name under which it will be imported."""
+    """The script's text.
+
+    Args:
+        exported: the groups.
+        module: the name under which it will be imported.
+    """
     name = f"recompute_{exported.target}.py"
     source = (Path(emitted.__path__[0]) / name).read_text(encoding="utf-8")
     tree = ast.parse(source)

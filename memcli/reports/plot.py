@@ -97,7 +97,11 @@ def label_of(rows: Sequence[Row]) -> str:
 def draw(compared: Comparison, kind: str) -> bytes:
     """The picture as an SVG or PNG file; the same figures give the same bytes.
 
-    Needs no display. ``kind``: ``svg`` or ``png``.
+    Needs no display.
+
+    Args:
+        compared: what is shown.
+        kind: ``svg`` or ``png``.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg

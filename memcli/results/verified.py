@@ -177,7 +177,13 @@ def all_equal(parts: Iterable[Compared]) -> bool:
 def result_notes(
     first: dict[str, Any], second: dict[str, Any], compared: dict[str, Compared]
 ) -> list[str]:
-    """What is odd about two steps' results, in words; counts what is not finite in ``compared``."""
+    """What is odd about two steps' results, in words.
+
+    Args:
+        first: what one step returned.
+        second: what the other returned.
+        compared: by kind; what is not finite is counted in it.
+    """
     notes = []
     for kind in ("outputs", "gradients", "states"):
         bad = int(first["nonfinite"][kind])
@@ -195,7 +201,16 @@ def result_notes(
 def compare_files(
     first: Path, second: Path, name_of: Callable[[str, int], str]
 ) -> dict[str, Compared]:
-    """Compare all arrays of two steps, bit by bit; ``name_of(kind, index)`` of an array."""
+    """Compare all arrays of two steps, bit by bit.
+
+    Args:
+        first: the file of one step's arrays (``.npz``).
+        second: the other's.
+        name_of: the name of an array, of its kind and index.
+
+    Returns:
+        By kind: ``outputs``, ``gradients``, ``states``.
+    """
     kinds = {"out": "outputs", "grad": "gradients", "aux": "states"}
     result = {kind: Compared() for kind in kinds.values()}
     with np.load(first) as a, np.load(second) as b:

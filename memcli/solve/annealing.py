@@ -14,16 +14,30 @@ from memcli.solve.sequence import closure, draw, evaluate, index, spliced
 def anneal(
     start, sizes, seconds, read_ptr, reads, budget, capacity, steps, hot, cold, weight, seed, floor
 ):
-    """Anneal from ``start`` for ``steps`` proposals.
+    """Anneal a sequence within a budget.
 
-    ``hot`` and ``cold`` are the first and last temperature and ``weight`` the price of a byte
-    over budget for one step, all in the unit of ``seconds``; the price is adapted so that a fifth
-    to a half of what is visited fits. Ends early once a fitting sequence takes no more than
-    ``floor``.
+    Ends early once a fitting sequence takes no more than ``floor``.
 
-    Returns ``(best, best_time, current, weight, lowest, lowest_peak)``: the best sequence that
-    fits (empty, and infinity, where none was seen), the last visited, the last price, and, where
-    none was seen that fits, the sequence of least peak with that peak.
+    Args:
+        start: the sequence, as for :func:`memcli.solve.sequence.evaluate`.
+        sizes: over values, bytes.
+        seconds: over values, in the graph's unit.
+        read_ptr: values + 1; value ``v`` reads ``reads[read_ptr[v]:read_ptr[v + 1]]``.
+        reads: values.
+        budget: bytes.
+        capacity: the longest sequence.
+        steps: proposals.
+        hot: the first temperature, in the unit of ``seconds``.
+        cold: the last one.
+        weight: price of a byte over budget for one step, in the unit of ``seconds``; adapted so
+            that a fifth to a half of what is visited fits.
+        seed: of random numbers.
+        floor: a time that need not be improved on.
+
+    Returns:
+        ``(best, best_time, current, weight, lowest, lowest_peak)``: the best sequence that fits
+        (empty, and infinity, where none was seen), the last visited, the last price, and, where
+        none was seen that fits, the sequence of least peak with that peak.
     """
     n = sizes.shape[0]
     random = np.empty(1, np.uint64)

@@ -180,9 +180,11 @@ class Program:
             self._row(-float("inf"), 1, terms)
 
     def solve(self, time_limit: float, on_bound: Callable[[float], None] | None = None) -> Bound:
-        """Run HiGHS with one thread for at most about ``time_limit`` seconds.
+        """Run HiGHS with one thread.
 
-        ``on_bound`` is told of the bound on the way, in the graph's unit of time.
+        Args:
+            time_limit: seconds, about.
+            on_bound: told of the bound on the way, in the graph's unit of time.
         """
         import highspy
 

@@ -14,9 +14,18 @@ _STEPS = (0.5, 0.2, 0.07, 0.02, 0.005, 0.001)
 
 
 def least_peak(graph: CostGraph, settings: Settings, time_limit: float, progress: Progress) -> Best:
-    """A schedule of the least peak found, its time second; ``budget`` of the result is its peak.
+    """The schedule of the least peak found; of equal peaks that of less time.
 
-    Ends at the working-set bound, when no smaller budget is met, or after ``time_limit`` seconds.
+    Ends at the working-set bound, when no smaller budget is met, or after the time limit.
+
+    Args:
+        graph: of costs.
+        settings: seed and the like.
+        time_limit: seconds.
+        progress: told what is going on.
+
+    Returns:
+        ``budget`` of the result is its peak, bytes.
     """
     bound = working_set_bound(graph)
     overall = Best(graph, bound)

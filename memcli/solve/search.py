@@ -44,11 +44,16 @@ def solve(
     progress: Progress = nothing,
     start: NDArray[np.int64] | None = None,
 ) -> Best:
-    """The schedule of least time found whose peak is at most ``budget`` bytes.
-
-    ``start`` is a schedule that may fit already.
+    """The schedule of least time found whose peak fits a budget.
 
     Deterministic for a seed and a time limit, unless the clock cuts the search short.
+
+    Args:
+        graph: of costs.
+        budget: bytes.
+        settings: seed and time limit.
+        progress: told what is going on.
+        start: a schedule that may fit already.
     """
     best = Best(graph, budget)
     if best.proven:

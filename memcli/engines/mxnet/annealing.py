@@ -70,11 +70,12 @@ def anneal(
     total_steps,
     lowest,
 ):
-    """One part of a walk: see :class:`memcli.search.space.Walk`.
+    """One part of a walk over plans, on MXNet's pool; compiled.
 
-    ``lay``, ``scratch``: the graph arranged for many evaluations, and its working arrays; ``drop``:
-    the rules of :func:`memcli.engines.mxnet.memory.pool.drop_unread`. What any pool needs for the
-    plan counts as well, less and less: where that is little, further changes can shrink the pool.
+    Arguments not told here, and the result, are those of :class:`memcli.search.space.Walk`. ``lay``
+    and ``scratch``: the graph arranged for many evaluations, and its working arrays. ``drop``: the
+    rules of :func:`memcli.engines.mxnet.memory.pool.drop_unread`. What any pool needs for the plan
+    counts as well, less and less: where that is little, further changes can shrink the pool.
     """
     match_range, reserved, best_reserved, block_sizes = engine
     undo_node = np.zeros(max(64, state.shape[0]), np.int64)

@@ -264,7 +264,9 @@ class MXNetEngine:
 def engine_for(gpu: int | None, wanted: str) -> tuple[str, str]:
     """Which engine verifies an MXNet symbol, ``mxnet`` or ``torch``, and why where it is PyTorch.
 
-    ``wanted``: ``auto``, or one of the two by hand. MXNet where its build has code for the card.
+    Args:
+        gpu: number of the card, None for the CPU.
+        wanted: ``auto``, or one of the two by hand. MXNet where its build has code for the card.
     """
     if wanted != "auto":
         return wanted, "--engine torch" if wanted == "torch" else ""

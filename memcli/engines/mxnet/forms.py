@@ -300,8 +300,12 @@ def _side_by_side(
 def carried_over(before: Analysis, after: Analysis, moved: Mapping[int, int], plan: Plan) -> Plan:
     """A plan of one form of a network for another that has all of its nodes, and more.
 
-    ``moved``: the new position of each old one. What operators cost, what was assumed and which
-    plans are made is handed on to ``after``, too.
+    Args:
+        before: the form that the plan is for.
+        after: the other form; takes over what operators cost, what was assumed and which plans are
+            made.
+        moved: the new position of each old one.
+        plan: the plan.
     """
     now, old = after.graph.node_of_position(), before.graph.node_of_position()
     n_file = len(before.graph.file_names)

@@ -52,9 +52,13 @@ def inspect(
 ) -> Inspected:
     """Look into a saved or planned graph; a planned one is seen at its plan's shapes.
 
-    ``request``: shapes in place of those of the file or plan. ``dtype``: the same for the type.
-    ``top``: how many of the largest tensors. ``models``: other frameworks' buffers to show, for
-    the network without its plan.
+    Args:
+        model_file: its path, or what was read.
+        request: shapes in place of those of the file or plan.
+        dtype: the same for the type.
+        top: how many of the largest tensors.
+        models: other frameworks' buffers to show, for the network without its plan.
+        on_progress: told what is going on.
 
     Raises:
         BadInput: no such graph, or its shapes cannot be told.
@@ -201,8 +205,11 @@ def operator_kinds(
 ) -> list[OperatorKind]:
     """The forward operators by kind, those with the largest outputs first.
 
-    ``kept`` and ``planned_kept``: over entries, 1 for what lives until its backward. ``again``:
-    over nodes, whether it runs twice.
+    Args:
+        graph: the training graph.
+        kept: over entries, 1 for what lives until its backward in the baseline.
+        planned_kept: the same under the plan; None without one.
+        again: over forward nodes, whether the plan recomputes it.
     """
     kinds: dict[str, OperatorKind] = {}
     for v in range(graph.n_forward):

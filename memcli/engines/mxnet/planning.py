@@ -430,7 +430,10 @@ def searched_graphs(
 def plan_record(planned: Planned, file: SymbolFile, moved: Mapping[int, int]) -> PlanRecord:
     """What the written file says of its plan; ``file`` has the plan's barriers already.
 
-    ``moved``: positions in ``file`` of the variant's nodes.
+    Args:
+        planned: what was found.
+        file: with the plan's barriers already.
+        moved: positions in ``file`` of the variant's nodes.
     """
     analysis, graph = planned.form.analysis, planned.form.analysis.graph
     n_file = len(graph.file_names)

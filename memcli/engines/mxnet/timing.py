@@ -77,14 +77,20 @@ def measure_operator_seconds(
 ) -> OperatorTimes:
     """Time every kind of forward operator of ``graph`` on the real engine.
 
-    ``device``: "cpu" or "gpu:N". ``dtypes``: of variables by their position (see
-    ``argument_dtypes``); those not there get the float of their size. ``onednn``: as training
-    has it unless told otherwise; False: MXNet's plain code, under which ``verify`` measures memory
-    and which is several times slower. ``limit_seconds``: for all timing; the engine's own start
-    comes on top. ``repeats``: timed runs of each kind, of which the fastest counts.
-
     Operators run as in training (BatchNorm on the batch's statistics, Dropout drawing). Never fails
     for an operator: one that crashes the engine is estimated and the rest goes on in a new process.
+
+    Args:
+        graph: the training graph.
+        device: "cpu" or "gpu:N".
+        dtypes: of variables by their position (see ``argument_dtypes``); those not there get the
+            float of their size.
+        onednn: as training has it unless told otherwise; False: MXNet's plain code, under which
+            ``verify`` measures memory and which is several times slower.
+        limit_seconds: for all timing; the engine's own start comes on top.
+        repeats: timed runs of each kind, of which the fastest counts.
+        seed: of random numbers.
+        on_progress: told what is going on.
 
     Raises:
         EngineFailed: MXNet is missing, or the device is no use to it.

@@ -195,7 +195,14 @@ def argument_values(
 ) -> NDArray[Any]:
     """Values of the argument that is the ``index``-th; finite and sensible for what reads it.
 
-    ``shown``: its name in the user's file, where the graph that is trained has other names.
+    Args:
+        reader: what reads each argument.
+        name: the argument's.
+        index: of the argument, which varies the values.
+        shape: of the values.
+        dtype: of the values.
+        seed: of random numbers.
+        shown: its name in the user's file, where the graph that is trained has other names.
     """
     rng = np.random.default_rng([seed, 0, index])
     values = _for_uses(reader, reader.uses.get(name, []), shape, rng)

@@ -154,12 +154,18 @@ def verify(
 ) -> Verified:
     """Train one step of both graphs, each in a process of its own, and compare.
 
-    ``request``: shapes in place of those of the plan. ``gpu``: number of the card, None the CPU.
-    ``steps``: how many are timed after a warm-up step; None: 5 on a card, on the CPU as many as a
-    few seconds allow. ``kernels``, on the CPU: PLAIN; AS_PLANNED, the same but for plans that need
-    others; DEFAULT, as MXNet starts, with oneDNN and no variable of the plan's; ``both``: as
-    planned, and beside it as MXNet starts; None: both where the latter takes no more than some
-    seconds.
+    Args:
+        planned_model: its path, or what was read.
+        original: the baseline's path; None: it is taken from the planned file.
+        gpu: number of the card, None the CPU.
+        seed: of random numbers.
+        steps: how many are timed after a warm-up step; None: 5 on a card, on the CPU as many as a
+            few seconds allow.
+        kernels: on the CPU. PLAIN; AS_PLANNED, the same but for plans that need others; DEFAULT, as
+            MXNet starts, with oneDNN and no variable of the plan's; ``both``: as planned, and
+            beside it as MXNet starts; None: both where the latter takes no more than some seconds.
+        request: shapes in place of those of the plan.
+        on_progress: told what is going on.
 
     Raises:
         BadInput: no plan, no original, shapes unknown, kernels that do not run the plan.
@@ -373,7 +379,12 @@ def measured_stages(
 ) -> list[StageMeasured]:
     """Each stage's estimate beside what the engine had really allocated by its end.
 
-    ``barriers``: as for :func:`memcli.engines.mxnet.memory.stages.stages`.
+    Args:
+        analysis: of the graph.
+        plan: the plan.
+        trace: growth of memory after each operator, as :func:`memcli.engines.mxnet.step.handle`
+            gives it.
+        barriers: as for :func:`memcli.engines.mxnet.memory.stages.stages`.
     """
     listed, _, stage_of = stages(analysis.model, plan, barriers=barriers)
     node_of = analysis.graph.node_of_position()

@@ -50,19 +50,32 @@ def run_job(
     preloaded: bool = False,
     here: bool = False,
 ) -> dict[str, Any]:
-    """Runs ``job`` (JSON) in ``python -m module`` and returns what its handler returned.
+    """Run a job in ``python -m module``.
 
-    ``workdir`` is the caller's folder for large files, given to the handler; None: a temporary
-    one that is gone afterwards. ``env`` is laid over this process's environment, a value of None
-    takes a variable away. ``timeout`` in seconds. ``doing`` says in a few words what the job is,
-    for error messages ("training one step of planned.json"); the last progress text is added.
-    ``preloaded``: in a fork of a process that has the module's engine loaded
-    (:mod:`memcli.engines.processes.forkserver`). ``here``: in a fork of this process, for what it
-    alone knows (:mod:`memcli.engines.processes.forked`).
+    No process is left behind, whatever happens, an interrupt by the user included.
 
-    Raises BadInput or EngineFailed as the worker says, WorkerFailed (an EngineFailed) if it
-    crashed, was killed, took longer than ``timeout`` or hangs (:mod:`.limits`). No process is left
-    behind, whatever happens, an interrupt by the user included.
+    Args:
+        module: has ``handle``, see :func:`memcli.engines.processes.worker.worker_main`.
+        job: what to do, as JSON.
+        workdir: the caller's folder for large files, given to the handler; None: a temporary one
+            that is gone afterwards.
+        env: laid over this process's environment; a value of None takes a variable away.
+        timeout: seconds.
+        on_progress: told what the job says of its progress.
+        doing: in a few words what the job is, for messages ("training one step of planned.json");
+            the last progress text is added.
+        preloaded: in a fork of a process that has the module's engine loaded
+            (:mod:`memcli.engines.processes.forkserver`).
+        here: in a fork of this process, for what it alone knows
+            (:mod:`memcli.engines.processes.forked`).
+
+    Returns:
+        What the job's handler returned.
+
+    Raises:
+        BadInput: the job says so.
+        EngineFailed: the job says so, or as a WorkerFailed: it crashed, was killed, took longer
+            than ``timeout`` or hangs (:mod:`memcli.engines.processes.limits`).
     """
     return run_jobs(
         module,
@@ -90,10 +103,29 @@ def run_jobs(
     preloaded: bool = False,
     here: bool = False,
 ) -> list[dict[str, Any]]:
-    """:func:`run_job` for processes that work together; their results in the order of ``jobs``.
+    """Run jobs in processes that work together; see :func:`run_job`.
 
     Progress is the first one's. As soon as one fails all are ended, and the error is of the one
-    that began it, not of those that lost their connection to it; it names that one by ``labels``.
+    that began it, not of those that lost their connection to it.
+
+    Args:
+        module: as for :func:`run_job`.
+        jobs: one for each process.
+        labels: what messages call each.
+        workdir: as for :func:`run_job`.
+        env: as for :func:`run_job`.
+        timeout: as for :func:`run_job`.
+        on_progress: as for :func:`run_job`.
+        doing: as for :func:`run_job`.
+        preloaded: as for :func:`run_job`.
+        here: as for :func:`run_job`.
+
+    Returns:
+        Results in the order of ``jobs``.
+
+    Raises:
+        BadInput: as for :func:`run_job`.
+        EngineFailed: as for :func:`run_job`.
     """
     with contextlib.ExitStack() as stack:
         if workdir is None:

@@ -44,9 +44,14 @@ def with_plan(
 ) -> str:
     """The definition with the plan at its head, and a line before each layer on what it keeps.
 
-    Everything else stays as it is, byte for byte. ``text`` carries no plan. ``lines``: of the
-    layer blocks, from 1. ``owners``: {layer block: names and operators of its nodes}, as
-    ``name:operator``. ``joined``: {layer block: the layer that its own became a part of}.
+    Everything else stays as it is, byte for byte.
+
+    Args:
+        text: the definition, without a plan.
+        plan: the plan.
+        lines: of the layer blocks, from 1.
+        owners: {layer block: names and operators of its nodes}, as ``name:operator``.
+        joined: {layer block: the layer that its own became a part of}.
 
     Raises:
         BadInput: the text has a line that looks like one of memcli's.

@@ -108,7 +108,12 @@ def parse_caffe(
 ) -> CaffeFile:
     """The training net of a definition, as a graph for the shapes asked for.
 
-    ``as_planned``: a plan's shapes take the place of the definition's where none are asked for.
+    Args:
+        data: the file's content.
+        path: of the file.
+        sha256: of the content.
+        asked: the shapes.
+        as_planned: a plan's shapes take the place of the definition's where none are asked for.
 
     Raises:
         BadInput: no net definition, one that cannot be trained or translated, or shapes that do not

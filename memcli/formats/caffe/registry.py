@@ -122,7 +122,11 @@ class Site:
     def weight(self, index: int, what: str, shape: Shape, *, stored: Shape | None = None) -> Tensor:
         """The layer's parameter ``index``, one that it shares by name, or a fixed one (lr_mult 0).
 
-        ``shape``: as Caffe has it; ``stored``: as the graph takes it, with the same elements.
+        Args:
+            index: of the layer's blobs.
+            what: what it is, for its name.
+            shape: as Caffe has it.
+            stored: as the graph takes it, with the same elements; None: the same.
 
         Raises:
             BadInput: shared with a layer whose parameter has another shape.

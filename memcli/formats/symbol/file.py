@@ -144,11 +144,15 @@ class SymbolFile:
     ) -> bytes:
         """The file's JSON with exactly the nodes at positions ``mirrored`` marked.
 
-        Everything else stays as it was, key order included. With ``plan``, the first variable
-        that an output needs carries it, and nodes that had marks of their own remember them, so
-        that :meth:`stripped` brings them back. A plan that is there already is taken off first.
-        ``added``: by position, other attributes to give a node; what it has already stays.
-        ``replaced``: the same, in place of what it has.
+        Everything else stays as it was, key order included. With ``plan``, the first variable that
+        an output needs carries it, and nodes that had marks of their own remember them, so that
+        :meth:`stripped` brings them back. A plan that is there already is taken off first.
+
+        Args:
+            mirrored: positions of nodes to recompute.
+            plan: the plan.
+            added: by position, other attributes to give a node; what it has already stays.
+            replaced: the same, in place of what it has.
 
         Raises:
             ValueError: a position is not one of this file.

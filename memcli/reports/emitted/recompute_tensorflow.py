@@ -50,8 +50,10 @@ def recompute(
 def together(layers: Sequence[keras.layers.Layer], function: Callable[..., Any]) -> Any:
     """``function`` with everything that it makes dropped, and recomputed when it is asked for.
 
-    ``layers``: those that it calls. Their statistics and seeds are read before and written after,
-    outside of what runs twice.
+    Args:
+        layers: those that it calls. Their statistics and seeds are read before and written after,
+            outside of what runs twice.
+        function: calls layers on its arguments.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:

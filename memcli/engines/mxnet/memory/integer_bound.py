@@ -67,7 +67,12 @@ class Rows:
     low: list[float] = field(default_factory=list)
 
     def column(self, upper: float = 1.0, *, whole: bool = False) -> int:
-        """A new variable between 0 and ``upper``; its number. ``whole``: integers alone."""
+        """A new variable between 0 and ``upper``; its number.
+
+        Args:
+            upper: of its range.
+            whole: integers alone.
+        """
         self.upper.append(upper)
         self.whole.append(whole)
         return len(self.upper) - 1

@@ -110,8 +110,15 @@ def other_changes(
 ) -> list[Changes]:
     """The changes with one rewrite at a time made another way.
 
-    Which takes the least memory, only the search shows. ``among``: the rewrites to vary, by default
-    all. For the rest see :func:`find_changes`.
+    Which takes the least memory, only the search shows.
+
+    Args:
+        raw: the symbol file's content.
+        analysis: of the graph.
+        conditions: as for :func:`find_changes`.
+        changes: the usual ones.
+        rewrites: as for :func:`find_changes`.
+        among: the rewrites to vary, by default all.
     """
     return [
         changes.with_part(rewrite, other, rewrites)

@@ -215,8 +215,10 @@ def flatten_concats(
 ) -> list[Rewiring]:
     """The rewirings that flatten a symbol's nested Concats; empty where there are none.
 
-    ``shortest``: chains of so many Concats, and longer ones, are flattened in groups. ``longest``:
-    where groups of the longest ones end, as parts of their length.
+    Args:
+        raw: the symbol file's content.
+        shortest: chains of so many Concats, and longer ones, are flattened in groups.
+        longest: where groups of the longest ones end, as parts of their length.
     """
     nodes: list[dict[str, Any]] = raw["nodes"]
     readers: dict[int, int] = {}

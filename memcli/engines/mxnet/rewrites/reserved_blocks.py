@@ -223,7 +223,9 @@ class Carrier:
 def find_carrier(graph: TrainingGraph, inputs: Collection[str]) -> Carrier | None:
     """Where a graph may reserve blocks; None where no argument is suited.
 
-    ``inputs``: names of the arguments that are fed, whose leading dimension is the batch.
+    Args:
+        graph: the training graph.
+        inputs: names of the arguments that are fed, whose leading dimension is the batch.
     """
     forward = graph.in_entry[: graph.in_ptr[graph.n_forward]]
     times_read = np.bincount(forward, minlength=graph.n_entries)
