@@ -29,7 +29,7 @@ import numpy as np
 from estimate_corpus import index_shapes
 
 from memcli.engines.costs import set_costs
-from memcli.engines.mxnet.forms import analyze_variants
+from memcli.engines.mxnet.forms import analyze_forms
 from memcli.engines.mxnet.memory.bounds import reported_bound
 from memcli.engines.mxnet.planning import environment_of, marked_file, read_symbol, search_forms
 from memcli.engines.mxnet.record import ask_mxnet
@@ -37,7 +37,7 @@ from memcli.errors import MemcliError
 from memcli.formats.symbol.file import SymbolFile
 from memcli.request import ShapeRequest
 from memcli.search.base import Settings
-from memcli.search.over_forms import search_variants
+from memcli.search.over_forms import search_spaces
 
 
 def check(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def check(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
             request.shapes = json.loads(sidecar.read_text())
         row["operators"] = source.operator_count
         started = time.monotonic()
-        graphs = analyze_variants(source, request, rewrite=True, environment="best")
+        graphs = analyze_forms(source, request, rewrite=True, environment="best")
         analysis = graphs[0].analysis
         set_costs(graphs, "roofline", "cpu")
         base = analysis.model.evaluate(analysis.model.none())
@@ -60,7 +60,7 @@ def check(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
         row["analysis_seconds"] = time.monotonic() - started
         row["unplanned_mb"] = base.total_bytes / 2**20
         if analysis.graph.stage_at:
-            classic, _, _ = search_variants(
+            classic, _, _ = search_spaces(
                 [analysis.search_space()], "memonger", Settings(environment="default")
             )
             row["classic_mb"] = classic.cost.total_bytes / 2**20

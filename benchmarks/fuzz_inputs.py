@@ -32,7 +32,7 @@ from memcli.engines.mxnet.rewrites.reserved_blocks import (
     waiting_arguments,
 )
 from memcli.engines.mxnet.rewrites.save_barriers import BARRIER_SUFFIX
-from memcli.engines.mxnet.rewrites.split_activation_functions import Split, insert_splits
+from memcli.engines.mxnet.rewrites.split_activation_functions import SplitActivation, insert_splits
 from memcli.formats.caffe.file import CaffeFile
 from memcli.formats.detect import ModelSource, detect_format
 from memcli.formats.model_file import read_model
@@ -243,7 +243,7 @@ ONNX_OPERATORS = [
     "Constant",
     "ConstantOfShape",
     "Expand",
-    "Split",
+    "SplitActivation",
     "Squeeze",
     "Unsqueeze",
     "Pad",
@@ -513,7 +513,7 @@ _CAFFE_WORDS = [
     "Dropout",
     "BatchNorm",
     "Scale",
-    "Split",
+    "SplitActivation",
     "TRAIN",
     "TEST",
     "layer",
@@ -667,7 +667,7 @@ def _planned_symbol(base: Base) -> Base:
         return next(k for k, node in enumerate(raw["nodes"]) if node["name"] == name)
 
     if base.name == "net.json":
-        raw, _ = insert_splits(raw, [Split(position("act1"), 2)])
+        raw, _ = insert_splits(raw, [SplitActivation(position("act1"), 2)])
         raw, _ = insert_identities(raw, [position("conv0")], BARRIER_SUFFIX)
         first = Reservation(position("bn0"), 2, 0, 8, [4096, 1024], "float32")
         raw, _ = insert_reservation(raw, first)
@@ -919,7 +919,7 @@ def _shapes() -> onnx.ModelProto:
     nodes.append(node("Reshape", ["s", "wanted"], ["turned"], "turned"))
     nodes.append(node("Reshape", ["turned", "shape"], ["back"], "back"))
     nodes.append(node("Constant", [], ["k"], "k", value=numpy_helper.from_array(np.array([3, 1]))))
-    nodes.append(node("Split", ["back"], ["p", "q"], "parts", axis=2))
+    nodes.append(node("SplitActivation", ["back"], ["p", "q"], "parts", axis=2))
     nodes.append(node("Concat", ["q", "p"], ["swapped"], "swapped", axis=-1))
     nodes.append(node("MatMul", ["swapped", "out"], ["z"], "matmul"))
 

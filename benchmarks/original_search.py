@@ -38,7 +38,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from memcli.engines.mxnet.forms import analyze_variants
+from memcli.engines.mxnet.forms import analyze_forms
 from memcli.engines.mxnet.memory.bounds import recompute_bound
 from memcli.engines.mxnet.planning import read_symbol
 from memcli.engines.mxnet.record import analyze
@@ -193,7 +193,7 @@ def original(job: dict[str, Any]) -> dict[str, Any]:
 
 def proof(job: dict[str, Any]) -> dict[str, Any]:
     """What every plan within ``job['mb']`` recomputes at least, as a part of a forward pass."""
-    forms = analyze_variants(
+    forms = analyze_forms(
         read_symbol(job["model"]),
         ShapeRequest(shapes=job["shapes"]),
         rewrite=True,

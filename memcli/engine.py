@@ -40,7 +40,7 @@ class PlanRequest:
 
 
 @dataclass
-class Answer:
+class SearchAnswer:
     """The plan that a search ended with.
 
     Args:
@@ -93,7 +93,7 @@ class Network(ABC):
         """
 
     @abstractmethod
-    def search(self, strategy: str, settings: Settings) -> Answer:
+    def search(self, strategy: str, settings: Settings) -> SearchAnswer:
         """Find a plan that is exact to the bit.
 
         Args:
@@ -127,7 +127,7 @@ class Network(ABC):
         """
 
     @abstractmethod
-    def planned(self, answer: Answer, settings: Settings, **known: Any) -> Planned:
+    def planned(self, answer: SearchAnswer, settings: Settings, **known: Any) -> Planned:
         """A plan with its stages and bounds, and what this engine alone knows of it.
 
         Args:

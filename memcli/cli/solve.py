@@ -59,10 +59,10 @@ def command(
     from memcli.commands.solve import solve_file, write_solution
     from memcli.reports.console import output_console, progress_bar
     from memcli.reports.solve_report import print_solved, solve_json
-    from memcli.solve.base import Settings
+    from memcli.solve.base import ScheduleSettings
 
     refuse_json_beside(out, as_json)
-    settings = Settings(time_limit=time_limit, seed=seed, strategy=strategy)
+    settings = ScheduleSettings(time_limit=time_limit, seed=seed, strategy=strategy)
     with progress_bar("solving") as report:
         solved = solve_file(
             graph, settings, budget=budget, out=out, force=force, on_progress=report

@@ -59,8 +59,8 @@ def compare(
         source, request, devices, training=training, timed=settings.cost == "measured"
     )
     with about(source):
-        asked = PlanRequest(devices=devices, training=training)
-        network = engine.network(source, request, settings, asked, on_progress)
+        plan_request = PlanRequest(devices=devices, training=training)
+        network = engine.network(source, request, settings, plan_request, on_progress)
         if on_progress:
             on_progress("compiling the memory model (first run only)", None)
         notes = [*network.notes, *network.set_costs(settings.cost, on_progress)]
@@ -120,12 +120,12 @@ def search_rows(
     within = _BUDGET_STRATEGY if _BUDGET_STRATEGY in names else names[0]
     # the frontier begins at the graph as it is
     shown = names if none.NAME in names else [none.NAME, *names]
-    asked: list[tuple[str, str | None]] = [(name, None) for name in shown]
-    asked += [(within, text) for text in dict.fromkeys(budgets or DEFAULT_BUDGETS)]
+    rows_asked: list[tuple[str, str | None]] = [(name, None) for name in shown]
+    rows_asked += [(within, text) for text in dict.fromkeys(budgets or DEFAULT_BUDGETS)]
     rows: list[Row] = []
     problems: list[MemcliError] = []
-    for number, (name, wanted) in enumerate(asked):
-        report = _row_progress(on_progress, number, len(asked), name, wanted)
+    for number, (name, wanted) in enumerate(rows_asked):
+        report = _row_progress(on_progress, number, len(rows_asked), name, wanted)
         size = None if wanted is None else parse_size(wanted, whole=whole)
         mine = dataclasses.replace(settings, budget=size, on_progress=report)
         started = time.monotonic()
@@ -141,7 +141,7 @@ def search_rows(
             row.problem = error.message
             rows.append(row)
         rows[-1].seconds = time.monotonic() - started
-    if len(problems) == len(asked) - (none.NAME in shown and none.NAME not in names):
+    if len(problems) == len(rows_asked) - (none.NAME in shown and none.NAME not in names):
         raise problems[0]
     mark_frontier(rows)
     return rows

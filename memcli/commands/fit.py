@@ -78,12 +78,19 @@ def fit(
         started = time.monotonic()
         kept = reserve_or_default(reserve, engine.name, cpu=cpu, memory=memory)
         settings = dataclasses.replace(settings, on_progress=on_progress)
-        asked = PlanRequest(None, strategy in AS_PUBLISHED, devices, training)
+        plan_request = PlanRequest(None, strategy in AS_PUBLISHED, devices, training)
         search = engine.fit_search(
-            source, request, settings, asked, room(memory, kept), strategy, optimizer, on_progress
+            source,
+            request,
+            settings,
+            plan_request,
+            room(memory, kept),
+            strategy,
+            optimizer,
+            on_progress,
         )
         found = search.answer()
-        made = search.finished(found)
+        finished = search.finished(found)
         fitted = Fitted(
             source=search.source,
             sha256=search.original[1],
@@ -94,13 +101,15 @@ def fit(
             optimizer=optimizer,
             strategy=strategy,
             baseline=found.baseline,
-            planned=dataclasses.replace(found.planned, cost=made.cost, breakdown=made.breakdown),
-            analysis=made.analysis,
-            operator_count=made.operator_count,
-            form=made.form,
-            plan=made.plan,
-            environment=made.environment,
-            notes=[*search.notes, *made.notes],
+            planned=dataclasses.replace(
+                found.planned, cost=finished.cost, breakdown=finished.breakdown
+            ),
+            analysis=finished.analysis,
+            operator_count=finished.operator_count,
+            form=finished.form,
+            plan=finished.plan,
+            environment=finished.environment,
+            notes=[*search.notes, *finished.notes],
             searches=search.searches,
             batches=search.looked_at,
             seconds=time.monotonic() - started,

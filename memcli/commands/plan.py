@@ -60,8 +60,8 @@ def make_plan(
             parse_size(budget)
         started = time.monotonic()
         settings = dataclasses.replace(settings, deadline=deadline(settings.time_limit))
-        asked = PlanRequest(budget, strategy in AS_PUBLISHED, devices, training)
-        network = engine.network(source, request, settings, asked, on_progress)
+        plan_request = PlanRequest(budget, strategy in AS_PUBLISHED, devices, training)
+        network = engine.network(source, request, settings, plan_request, on_progress)
         if on_progress:
             on_progress("compiling the memory model (first run only)", None)
         baseline = network.baseline()

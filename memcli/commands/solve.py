@@ -16,7 +16,7 @@ from memcli.graph.cost_graph import CostGraph
 from memcli.quoting import shown_path
 from memcli.request import Progress
 from memcli.results.solved import Solved
-from memcli.solve.base import Best, Settings
+from memcli.solve.base import BestSchedule, ScheduleSettings
 from memcli.solve.least_peak import least_peak
 from memcli.solve.search import nothing, prepare, solve
 from memcli.solve.simulator import plain_schedule, simulate, working_set_bound
@@ -50,7 +50,7 @@ def parse_cost_graph(data: bytes, name: str) -> CostGraph:
 
 def solve_file(
     path: str,
-    settings: Settings,
+    settings: ScheduleSettings,
     *,
     budget: str | None = None,
     out: str | None = None,
@@ -109,13 +109,19 @@ def solve_file(
     )
 
 
-def _cheapest(graph: CostGraph, lowest: Best, settings: Settings, progress: Progress) -> Best:
+def _cheapest(
+    graph: CostGraph, lowest: BestSchedule, settings: ScheduleSettings, progress: Progress
+) -> BestSchedule:
     """The least time at the least peak; the peak's own schedule is one to begin with."""
-    left = Settings(**{**vars(settings), "time_limit": settings.time_limit - lowest.elapsed})
+    left = ScheduleSettings(
+        **{**vars(settings), "time_limit": settings.time_limit - lowest.elapsed}
+    )
     return solve(graph, lowest.least_peak, left, progress, start=lowest.least)
 
 
-def _no(found: Best, limit: int, bound: int, settings: Settings, progress: Progress) -> AnswerIsNo:
+def _no(
+    found: BestSchedule, limit: int, bound: int, settings: ScheduleSettings, progress: Progress
+) -> AnswerIsNo:
     """Why not, and the nearest budget that is met."""
     if found.infeasible and found.least_peak > bound:
         # Proven at once, so there is time to say what would do.

@@ -117,6 +117,6 @@ def set_costs(
         EngineFailed: MXNet or the device is missing, where operators are to be timed.
     """
     costs = Costs(cost, device, on_progress)
-    for variant in graphs:
-        costs.give(variant.analysis)
+    for form in graphs:
+        costs.give(form.analysis)
     return costs.notes

@@ -41,7 +41,7 @@ class Candidate(Generic[A]):
 
 
 @dataclass
-class Answer(Generic[A]):
+class FitAnswer(Generic[A]):
     """Both sides, and the plan at its batch."""
 
     baseline: Side
@@ -109,7 +109,7 @@ class FitSearch(ABC, Generic[A]):
         return len(self.batches.analyses) + len(self.batches.refused)
 
     @abstractmethod
-    def finished(self, answer: Answer[A]) -> Finished:
+    def finished(self, answer: FitAnswer[A]) -> Finished:
         """The plan of an answer with what the engine puts into its file.
 
         Raises:
@@ -259,7 +259,7 @@ class FitSearch(ABC, Generic[A]):
         problem = "" if more is not None else self.batches.refused.get(batch + 1, "")
         return Side(batch, one.breakdown, one.cost, more, problem)
 
-    def answer(self) -> Answer[A]:
+    def answer(self) -> FitAnswer[A]:
         """Both sides.
 
         Raises:
@@ -293,7 +293,7 @@ class FitSearch(ABC, Generic[A]):
             )
         analysis = self.rewritten.at(answer)
         assert analysis is not None
-        return Answer(
+        return FitAnswer(
             baseline=self.side(bare, before, self.need_baseline),
             planned=self.side(answer, best, self.need_planned),
             plan=best.plan,

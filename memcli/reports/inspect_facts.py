@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from memcli.quoting import shown as quoted
 from memcli.quoting import shown_path
 from memcli.reports.tables import flops, percent
-from memcli.results.inspected import Held, Inspected, OnnxFacts
+from memcli.results.inspected import Inspected, OnnxFacts, TensorCount
 from memcli.units import format_size
 
 
@@ -99,7 +99,7 @@ def _onnx_file(inspected: Inspected, onnx: OnnxFacts) -> list[tuple[str, str]]:
     return pairs
 
 
-def _held(held: Held) -> str:
+def _held(held: TensorCount) -> str:
     if not held.count:
         return "none"
     tied = f", {held.tied} more names for some of them (tied)" if held.tied else ""

@@ -9,14 +9,14 @@ from memcli.reports.models_report import models_json
 from memcli.reports.plan_report import stage_json
 from memcli.results.inspected import (
     Figures,
-    Held,
     Inspected,
     LargeTensor,
     OnnxFacts,
     OperatorKind,
     PlanFacts,
+    TensorCount,
 )
-from memcli.results.live_peak import Split
+from memcli.results.live_peak import PeakParts
 
 
 def recomputed_part(inspected: Inspected) -> float:
@@ -123,7 +123,7 @@ def _onnx_json(facts: OnnxFacts) -> dict[str, Any]:
     }
 
 
-def _held_json(held: Held) -> dict[str, int]:
+def _held_json(held: TensorCount) -> dict[str, int]:
     return {
         "tensors": held.count,
         "elements": held.elements,
@@ -163,7 +163,7 @@ def _plan_json(plan: PlanFacts | None) -> dict[str, Any] | None:
     return result
 
 
-def _split_json(split: Split) -> dict[str, int]:
+def _split_json(split: PeakParts) -> dict[str, int]:
     return {
         "feature_map_bytes": split.feature_maps,
         "gradient_bytes": split.gradients,

@@ -15,7 +15,7 @@ from memcli.reports.models_report import models_table
 from memcli.reports.plan_report import LIVE_STAGES, stage_table
 from memcli.reports.tables import add_folded, clip, facts, flops, mib, new_table, percent
 from memcli.results.inspected import Figures, Inspected, LargeTensor, NodeRow, OperatorKind
-from memcli.results.live_peak import Split
+from memcli.results.live_peak import PeakParts
 from memcli.units import format_size
 
 # Rows of a table of inputs or operator kinds before its middle is folded.
@@ -217,7 +217,7 @@ def _live_columns(inspected: Inspected) -> list[tuple[str, str]]:
     return [*_LIVE_COLUMNS, ("recomputed", "right"), ("total", "right"), ("baseline", "right")]
 
 
-def _live_cells(inspected: Inspected, split: Split, baseline: Split) -> list[str]:
+def _live_cells(inspected: Inspected, split: PeakParts, baseline: PeakParts) -> list[str]:
     cells = [mib(split.feature_maps), mib(split.gradients)]
     if inspected.planned is not None:
         return [*cells, mib(split.recomputed), mib(split.total), mib(baseline.total)]
@@ -232,7 +232,9 @@ def live_operator_table(console: Console, inspected: Inspected, most: int = _FEW
     )
     shown = inspected.shown.by_operator if inspected.shown else {}
     before = inspected.baseline.by_operator if inspected.baseline else {}
-    groups = {op: (shown.get(op, Split()), before.get(op, Split())) for op in [*shown, *before]}
+    groups = {
+        op: (shown.get(op, PeakParts()), before.get(op, PeakParts())) for op in [*shown, *before]
+    }
     if most < len(groups):  # the largest, and the others in one row
         largest = sorted(groups, key=lambda op: -max(split.total for split in groups[op]))[:most]
         others = [groups[op] for op in groups if op not in largest]
@@ -246,8 +248,8 @@ def live_operator_table(console: Console, inspected: Inspected, most: int = _FEW
         console.print(table)
 
 
-def _added(splits: Sequence[Split]) -> Split:
-    return Split(
+def _added(splits: Sequence[PeakParts]) -> PeakParts:
+    return PeakParts(
         sum(split.feature_maps for split in splits),
         sum(split.gradients for split in splits),
         sum(split.recomputed for split in splits),

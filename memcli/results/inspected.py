@@ -11,12 +11,12 @@ from memcli.formats.onnx.export_defects import Loss
 from memcli.formats.onnx.record import OnnxPlan
 from memcli.formats.symbol.record import PlanRecord
 from memcli.frameworks.figures import UnderModels
-from memcli.results.live_peak import Split
+from memcli.results.live_peak import PeakParts
 from memcli.results.stage import Stage
 
 
 @dataclass
-class Tensor:
+class NamedTensor:
     """An input or an output of the graph."""
 
     name: str
@@ -80,9 +80,9 @@ class Figures:
     recompute_flops: float
     peak_at: str  # the node that runs when most is alive
     peak_in: str  # 'forward', 'backward' or 'recomputation'
-    split: Split
-    by_operator: dict[str, Split] = field(default_factory=dict)
-    by_stage: list[Split] = field(default_factory=list)
+    split: PeakParts
+    by_operator: dict[str, PeakParts] = field(default_factory=dict)
+    by_stage: list[PeakParts] = field(default_factory=list)
     # PyTorch: the live peak with the gradients of parameters, which come up during the backward
     with_parameter_gradients: int | None = None
 
@@ -101,7 +101,7 @@ class PlanFacts:
 
 
 @dataclass
-class Held:
+class TensorCount:
     """Tensors of one role that a file gives. ``size`` in bytes; ``tied`` ones counted once."""
 
     count: int
@@ -118,8 +118,8 @@ class OnnxFacts:
     producer: str
     described: str  # the file, in words
     device: str  # cpu or cuda, that the figures are of
-    parameters: Held
-    states: Held
+    parameters: TensorCount
+    states: TensorCount
     losses: list[Loss]
     # Why there are no figures: what cannot be planned, or PyTorch is missing
     problem: MemcliError | None = None
@@ -137,8 +137,8 @@ class Inspected:
     nodes: int
     operators: int
     dtype: str
-    inputs: list[Tensor]
-    outputs: list[Tensor]
+    inputs: list[NamedTensor]
+    outputs: list[NamedTensor]
     loss_added: bool
     kinds: list[OperatorKind]
     forward_flops: float

@@ -54,7 +54,7 @@ class Step(Protocol):
 
 
 @dataclass(frozen=True)
-class Split:
+class BatchSplit:
     """How many workers there are, and how many samples they have together and each."""
 
     workers: int
@@ -121,7 +121,7 @@ class Planned:
     inference: Inference | None = None
     marked: dict[str, int] | None = None  # steps kept, recomputed once, and at each need
     restored: list[str] = field(default_factory=list)  # what --as-training did
-    split: Split | None = None  # over several workers: figures are of each
+    split: BatchSplit | None = None  # over several workers: figures are of each
     output: str | None = None
 
     @property

@@ -13,7 +13,7 @@ from memcli.errors import EngineFailed
 from memcli.units import format_size
 
 if TYPE_CHECKING:
-    from memcli.results.planned import Split
+    from memcli.results.planned import BatchSplit
 
 # The two graphs of a verification.
 BASELINE = "baseline"
@@ -122,7 +122,7 @@ class Verified:
     engine: str = "mxnet"
     # Where several workers trained together: runs above are the most that any of them took,
     # compared are all their arrays.
-    split: Split | None = None
+    split: BatchSplit | None = None
     workers: list[WorkerRun] = field(default_factory=list)
     # MXNet on the CPU: PLAIN and DEFAULT, those of them that were asked for.
     kernels: dict[str, KernelRuns] = field(default_factory=dict)

@@ -95,12 +95,12 @@ class Search:
         self.until = settings.ends()
         self._evaluation_seconds = 0.0
         self.hinted_keep = match_names(graph, settings.keep, "--keep")
-        self.hinted_again = match_names(graph, settings.recompute, "--recompute")
-        both = self.hinted_keep & self.hinted_again
+        self.hinted_recompute = match_names(graph, settings.recompute, "--recompute")
+        both = self.hinted_keep & self.hinted_recompute
         if both:
             name = graph.names[min(both)]
             raise BadInput(f"node '{name}' is named by --keep and by --recompute")
-        for node in self.hinted_again:
+        for node in self.hinted_recompute:
             if not graph.can_recompute[node]:
                 raise BadInput(
                     f"--recompute: node '{graph.names[node]}' ({graph.op(node)}) cannot be run "
@@ -140,8 +140,8 @@ class Search:
         recomputed are not among them.
         """
         starts, nodes = kept_instead_of_recomputing(self.graph, self.space.seconds)
-        if self.hinted_again:
-            again = np.isin(nodes, list(self.hinted_again))
+        if self.hinted_recompute:
+            again = np.isin(nodes, list(self.hinted_recompute))
             gone = np.concatenate([[0], np.cumsum(again)])
             return starts - gone[starts], nodes[~again]
         return starts, nodes
@@ -275,7 +275,7 @@ class Search:
         flags = np.where(self.graph.can_recompute, flags, KEPT).astype(np.uint8)
         flags[(flags == THIRD) & (self.third_mark == 0)] = KEPT
         flags[list(self.hinted_keep)] = KEPT
-        flags[[v for v in self.hinted_again if flags[v] & RESULTS == KEPT]] = AGAIN
+        flags[[v for v in self.hinted_recompute if flags[v] & RESULTS == KEPT]] = AGAIN
         return self.space.as_run(flags, portable=portable)
 
     def consider(

@@ -99,7 +99,7 @@ class _Annealer:
         graph = search.graph
         self.search = search
         last = last_forward_use(graph)
-        fixed = search.hinted_keep | search.hinted_again
+        fixed = search.hinted_keep | search.hinted_recompute
         self.nodes = np.array(
             [
                 v

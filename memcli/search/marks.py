@@ -27,7 +27,7 @@ def keep_marks(search: Search, barriers: bool) -> Flags:
     return marks
 
 
-def again_between(search: Search, cuts: Iterable[list[int]], barriers: bool) -> Flags:
+def recompute_between(search: Search, cuts: Iterable[list[int]], barriers: bool) -> Flags:
     """The plan that recomputes everything that can be, except the nodes of ``cuts``.
 
     Args:

@@ -46,7 +46,7 @@ def search_plan(space: SearchSpace, strategy: str, settings: Settings) -> tuple[
     return search.answer(), search
 
 
-def search_variants(
+def search_spaces(
     spaces: Sequence[SearchSpace], strategy: str, settings: Settings
 ) -> tuple[Found, int, int]:
     """Run a strategy on several forms of one network.

@@ -21,7 +21,7 @@ import math
 
 from memcli.search.base import Search
 from memcli.search.cutpoints import CutPoint, cut_pass
-from memcli.search.marks import again_between
+from memcli.search.marks import recompute_between
 
 NAME = "sqrt"
 _GRID = 9  # budgets between B / sqrt 2 and B * sqrt 2
@@ -60,7 +60,7 @@ def run(search: Search) -> None:
                 if search.out_of_time:
                     return
                 nodes = [c.nodes for c in kept]
-                found = search.consider(NAME, again_between(search, nodes, barriers), nodes)
+                found = search.consider(NAME, recompute_between(search, nodes, barriers), nodes)
                 found.plan.notes["budget_bytes"] = budget
     if not search.tried:
         search.consider(NAME, search.space.none(), [])

@@ -13,7 +13,7 @@ from memcli.solve.simulator import plain_schedule, simulate
 
 
 @dataclass
-class Settings:
+class ScheduleSettings:
     """How long and how to search."""
 
     time_limit: float = 60.0  # seconds
@@ -23,7 +23,7 @@ class Settings:
 
 
 @dataclass
-class Best:
+class BestSchedule:
     """The best schedule so far, and what is known of better ones. Times are the graph's unit."""
 
     graph: CostGraph

@@ -49,7 +49,7 @@ from memcli.milp_solver import silent_solver
 
 
 @dataclass
-class Bound:
+class ScheduleBound:
     """What the program showed."""
 
     infeasible: bool = False
@@ -74,7 +74,7 @@ def grain(seconds: NDArray[np.float64]) -> float:
     return float(np.gcd.reduce(seconds.astype(np.int64)))
 
 
-class Program:
+class ScheduleProgram:
     """The program of one graph and budget.
 
     ``most_extra`` is the time above the plain order's of a schedule at hand (infinity where there
@@ -179,7 +179,9 @@ class Program:
                     terms[through[u]] = terms.get(through[u], 0.0) - float(sizes[u])
             self._row(-float("inf"), 1, terms)
 
-    def solve(self, time_limit: float, on_bound: Callable[[float], None] | None = None) -> Bound:
+    def solve(
+        self, time_limit: float, on_bound: Callable[[float], None] | None = None
+    ) -> ScheduleBound:
         """Run HiGHS with one thread.
 
         Args:
@@ -213,10 +215,10 @@ class Program:
         kind = highspy.HighsModelStatus
         if status == kind.kInfeasible:
             if known:
-                return Bound(extra=self.most_extra, finished=True)
-            return Bound(infeasible=True, finished=True)
+                return ScheduleBound(extra=self.most_extra, finished=True)
+            return ScheduleBound(infeasible=True, finished=True)
         info = solver.getInfo()
-        bound = Bound(finished=status == kind.kOptimal)
+        bound = ScheduleBound(finished=status == kind.kOptimal)
         if np.isfinite(info.mip_dual_bound):
             bound.extra = self._rounded(info.mip_dual_bound)
         if info.primal_solution_status == 2:

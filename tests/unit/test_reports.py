@@ -24,12 +24,12 @@ from memcli.results.inspected import (
     Figures,
     Inspected,
     LargeTensor,
+    NamedTensor,
     NodeRow,
     OperatorKind,
     PlanFacts,
-    Tensor,
 )
-from memcli.results.live_peak import Split
+from memcli.results.live_peak import PeakParts
 from memcli.results.solved import Solved
 from memcli.results.stage import Stage
 from memcli.results.verified import Compared, Run, StageMeasured, Verified
@@ -97,9 +97,12 @@ def inspected(*, planned: bool = True) -> Inspected:
         recompute_flops=0.0,
         peak_at="pool_backward",
         peak_in="backward",
-        split=Split(88 * MIB, 2 * MIB, 0),
-        by_operator={"Convolution": Split(60 * MIB, 2 * MIB, 0), "BatchNorm": Split(28 * MIB)},
-        by_stage=[Split(50 * MIB, 0, 0), Split(38 * MIB, 2 * MIB, 0)],
+        split=PeakParts(88 * MIB, 2 * MIB, 0),
+        by_operator={
+            "Convolution": PeakParts(60 * MIB, 2 * MIB, 0),
+            "BatchNorm": PeakParts(28 * MIB),
+        },
+        by_stage=[PeakParts(50 * MIB, 0, 0), PeakParts(38 * MIB, 2 * MIB, 0)],
     )
     under_plan = Figures(
         pool_bytes=40 * MIB,
@@ -108,9 +111,12 @@ def inspected(*, planned: bool = True) -> Inspected:
         recompute_flops=9e8,
         peak_at="relu1_backward",
         peak_in="backward",
-        split=Split(8 * MIB, 12 * MIB, 16 * MIB),
-        by_operator={"BatchNorm": Split(0, 12 * MIB, 16 * MIB), "Convolution": Split(8 * MIB)},
-        by_stage=[Split(8 * MIB, 12 * MIB, 16 * MIB), Split()],
+        split=PeakParts(8 * MIB, 12 * MIB, 16 * MIB),
+        by_operator={
+            "BatchNorm": PeakParts(0, 12 * MIB, 16 * MIB),
+            "Convolution": PeakParts(8 * MIB),
+        },
+        by_stage=[PeakParts(8 * MIB, 12 * MIB, 16 * MIB), PeakParts()],
     )
     kept = 8 * MIB if planned else None
     return Inspected(
@@ -120,10 +126,10 @@ def inspected(*, planned: bool = True) -> Inspected:
         operators=5,
         dtype="float32",
         inputs=[
-            Tensor("data", [2, 3, 224, 224], "float32", "input", assumed=not planned),
-            Tensor("softmax_label", [2], "float32", "label"),
+            NamedTensor("data", [2, 3, 224, 224], "float32", "input", assumed=not planned),
+            NamedTensor("softmax_label", [2], "float32", "label"),
         ],
-        outputs=[Tensor("softmax", [2, 1000], "float32", "output")],
+        outputs=[NamedTensor("softmax", [2, 1000], "float32", "output")],
         loss_added=not planned,
         kinds=[
             OperatorKind("Convolution", 3, 9.5e8, 60 * MIB, 60 * MIB, kept, 2),
@@ -440,11 +446,11 @@ Operators of the file
 
 def test_many_inputs_and_stages_are_folded() -> None:
     report = inspected()
-    report.inputs = [Tensor(f"t{i}_data", [64, 50], "float32", "input") for i in range(35)]
+    report.inputs = [NamedTensor(f"t{i}_data", [64, 50], "float32", "input") for i in range(35)]
     report.stages = [stage(i) for i in range(30)]
     for figures in (report.baseline, report.planned):
         assert figures is not None
-        figures.by_stage = [Split(i * MIB) for i in range(30)]
+        figures.by_stage = [PeakParts(i * MIB) for i in range(30)]
 
     def show(console: Console) -> None:
         inspect_report.tensor_table(console, report)

@@ -30,12 +30,12 @@ from memcli.results.inspected import (
     Figures,
     Inspected,
     LargeTensor,
+    NamedTensor,
     NodeRow,
     OperatorKind,
     PlanFacts,
-    Tensor,
 )
-from memcli.results.live_peak import Split
+from memcli.results.live_peak import PeakParts
 
 # Attributes of the classic planner's cut candidates; the second one is how old files spell it.
 _STAGE_KEYS = ("__mirror_stage__", "mirror_stage")
@@ -66,10 +66,10 @@ def inspect(
     """
     source = read_symbol(model_file)
     record = source.plan()
-    asked = shapes_to_verify(record, request)
-    asked = dataclasses.replace(asked, dtype=dtype or (record.dtype if record else "float32"))
+    shapes = shapes_to_verify(record, request)
+    shapes = dataclasses.replace(shapes, dtype=dtype or (record.dtype if record else "float32"))
     environment = graph_environment(record.environment) if record else {}
-    analysis = analyze(source.raw, asked, environment=environment, on_progress=on_progress)
+    analysis = analyze(source.raw, shapes, environment=environment, on_progress=on_progress)
     if on_progress:
         on_progress("compiling the memory model (first run only)", None)
     model = analysis.model
@@ -77,29 +77,29 @@ def inspect(
     has_plan = record is not None or bool(source.marked())
     # What MXNet never recomputes stays kept, marked or not.
     plan = dataclasses.replace(plan, recompute=(plan.recompute & model.markable).astype(np.uint8))
-    bare = Plan("none", model.none(), plan.cuts)
-    shown = plan if has_plan else bare
+    no_plan = Plan("none", model.none(), plan.cuts)
+    shown = plan if has_plan else no_plan
     barriers = save_barriers(analysis, source)
     listed, timeline, stage_of = stages(model, shown, barriers=barriers)
     order = timeline.order
     again = np.zeros(analysis.graph.n_nodes, bool)
     again[order[order >= analysis.graph.n_nodes] - analysis.graph.n_nodes] = True
     # what is reserved is the plan's, as its marks are
-    ground = MXNetModel(analysis.graph.without_reserved_blocks())
-    kept = kept_entries(ground.graph, bare.recompute)
+    unreserved = MXNetModel(analysis.graph.without_reserved_blocks())
+    kept = kept_entries(unreserved.graph, no_plan.recompute)
     planned_kept = kept_entries(analysis.graph, plan.recompute) if has_plan else None
-    forms = [(ground.graph, ground)]
-    saved = _baseline_model(source, asked) if record is not None else None
-    if saved is None:
-        baseline = figures(ground, bare, kept, stage_of, len(listed))
+    forms = [(unreserved.graph, unreserved)]
+    original = _baseline_model(source, shapes) if record is not None else None
+    if original is None:
+        baseline = figures(unreserved, no_plan, kept, stage_of, len(listed))
     else:
         # rewrites are the plan's, too
-        baseline_stages = _stage_of_baseline(saved.graph, analysis.graph, stage_of, source)
-        plain = Plan("none", saved.none())
-        baseline_kept = kept_entries(saved.graph, plain.recompute)
-        baseline = figures(saved, plain, baseline_kept, baseline_stages, len(listed))
-        forms.append((saved.graph, saved))
-    bound = reported_bound(forms, ground.plan_cost(shown).pool_bytes)
+        baseline_stages = _stage_of_baseline(original.graph, analysis.graph, stage_of, source)
+        plain = Plan("none", original.none())
+        baseline_kept = kept_entries(original.graph, plain.recompute)
+        baseline = figures(original, plain, baseline_kept, baseline_stages, len(listed))
+        forms.append((original.graph, original))
+    bound = reported_bound(forms, unreserved.plan_cost(shown).pool_bytes)
     planned, facts = None, None
     reserved = reserved_blocks(analysis.graph)
     if planned_kept is not None:
@@ -122,7 +122,7 @@ def inspect(
         inputs=_inputs(analysis),
         outputs=_outputs(analysis, source),
         loss_added=analysis.loss_heads > 0,
-        kinds=operator_kinds(ground.graph, kept, planned_kept, again),
+        kinds=operator_kinds(unreserved.graph, kept, planned_kept, again),
         forward_flops=model.forward_flops,
         baseline=baseline,
         planned=planned,
@@ -133,7 +133,7 @@ def inspect(
         state_bytes=analysis.state_bytes,
         stages=listed,
         largest=largest_tensors(
-            ground.graph, kept if planned_kept is None else planned_kept, again, top
+            unreserved.graph, kept if planned_kept is None else planned_kept, again, top
         ),
         stage_marks=_stage_marks(source),
         listed=_nodes(analysis, source, again),
@@ -161,17 +161,17 @@ def _baseline_model(source: SymbolFile, request: ShapeRequest) -> MXNetModel | N
 
 
 def _stage_of_baseline(
-    saved: TrainingGraph, graph: TrainingGraph, stage_of: Ints, source: SymbolFile
+    original: TrainingGraph, graph: TrainingGraph, stage_of: Ints, source: SymbolFile
 ) -> Ints:
     """The stage of each node of the baseline; ``graph`` is that of the file with its plan."""
     places, now = own_positions(source.raw), graph.node_of_position()
-    stage = np.zeros(saved.n_forward, np.int64)
+    stage = np.zeros(original.n_forward, np.int64)
     previous = 0
-    for node, place in enumerate(saved.position[: saved.n_forward].tolist()):
+    for node, place in enumerate(original.position[: original.n_forward].tolist()):
         if 0 <= place < len(places) and places[place] in now:
             previous = int(stage_of[now[places[place]]])
         stage[node] = previous
-    return with_gradients(saved, stage)
+    return with_gradients(original, stage)
 
 
 def figures(model: MXNetModel, plan: Plan, kept: Ints, stage_of: Ints, n_stages: int) -> Figures:
@@ -190,7 +190,7 @@ def figures(model: MXNetModel, plan: Plan, kept: Ints, stage_of: Ints, n_stages:
         peak_in=peak.running,
         split=peak.split(),
         by_operator=dict(sorted(by_operator.items(), key=lambda kv: -kv[1].total)),
-        by_stage=[by_stage.get(index, Split()) for index in range(n_stages)],
+        by_stage=[by_stage.get(index, PeakParts()) for index in range(n_stages)],
     )
 
 
@@ -261,15 +261,15 @@ def largest_tensors(graph: TrainingGraph, kept: Ints, again: Flags, top: int) ->
     return result
 
 
-def _inputs(analysis: Analysis) -> list[Tensor]:
+def _inputs(analysis: Analysis) -> list[NamedTensor]:
     return [
-        Tensor(a["name"], a["shape"], a["dtype"], a["role"], a["name"] in analysis.assumed)
+        NamedTensor(a["name"], a["shape"], a["dtype"], a["role"], a["name"] in analysis.assumed)
         for a in analysis.arguments
         if a["role"] != "parameter"
     ]
 
 
-def _outputs(analysis: Analysis, source: SymbolFile) -> list[Tensor]:
+def _outputs(analysis: Analysis, source: SymbolFile) -> list[NamedTensor]:
     """The file's own outputs: where a loss is put on, MXNet's are those of the loss."""
     graph = analysis.graph
     node_of = graph.node_of_position()
@@ -282,10 +282,10 @@ def _outputs(analysis: Analysis, source: SymbolFile) -> list[Tensor]:
         if found is not None and not graph.variable[found]:
             entry = int(graph.first[found]) + output
             dtype = _dtype_name(analysis, number, int(graph.itemsize[entry]))
-            result.append(Tensor(name, list(graph.shape(entry)), dtype, "output"))
+            result.append(NamedTensor(name, list(graph.shape(entry)), dtype, "output"))
         elif node.name in variables:
             row = variables[node.name]
-            result.append(Tensor(name, row["shape"], row["dtype"], "output"))
+            result.append(NamedTensor(name, row["shape"], row["dtype"], "output"))
     return result
 
 

@@ -35,7 +35,7 @@ _ONEDNN_FACTOR = 2
 
 
 @dataclass
-class Side:
+class GraphRun:
     """One of the two graphs, and the variables that it runs with."""
 
     name: str  # BASELINE or PLANNED
@@ -45,7 +45,7 @@ class Side:
 
 
 @dataclass
-class Conditions:
+class RunConditions:
     """What both graphs run under. ``steps``: how many are timed, None: what seconds allow."""
 
     device: str
@@ -57,7 +57,7 @@ class Conditions:
 
 
 def train_sides(
-    sides: Sequence[Side], under: Conditions, workdir: Path, on_progress: Progress | None
+    sides: Sequence[GraphRun], under: RunConditions, workdir: Path, on_progress: Progress | None
 ) -> list[dict[str, Any]]:
     """A step of each graph; see ``memcli.engines.mxnet.step.handle`` for what comes back.
 
@@ -99,7 +99,7 @@ def train_sides(
 
 
 def compare_sides(
-    workdir: Path, under: Conditions, name_of: Callable[[str, int], str]
+    workdir: Path, under: RunConditions, name_of: Callable[[str, int], str]
 ) -> dict[str, Compared]:
     """All arrays of both graphs' steps, bit by bit; ``name_of(kind, index)`` of an array."""
     return compare_files(
@@ -107,7 +107,7 @@ def compare_sides(
     )
 
 
-def _results_file(workdir: Path, name: str, under: Conditions) -> Path:
+def _results_file(workdir: Path, name: str, under: RunConditions) -> Path:
     return workdir / f"{name}-{under.save_as}.npz"
 
 
@@ -125,10 +125,10 @@ def kernel_runs(results: Sequence[dict[str, Any]], compared: dict[str, Compared]
 
 
 def on_default_kernels(
-    sides: Sequence[Side],
+    sides: Sequence[GraphRun],
     plain: Sequence[dict[str, Any]],
     needed: int,
-    under: Conditions,
+    under: RunConditions,
     workdir: Path,
     *,
     however_long: bool,
@@ -160,10 +160,10 @@ def on_default_kernels(
             left_out=f"a step with oneDNN may take {format_size(needed)}, and "
             f"{format_size(free)} are free here; a smaller --batch takes less"
         )
-    conditions = Conditions(
+    conditions = RunConditions(
         "cpu", under.seed, under.steps, onednn=True, memory_limit=free, save_as="as-default"
     )
-    plainly = [Side(side.name, side.file, side.analysis) for side in sides]
+    plainly = [GraphRun(side.name, side.file, side.analysis) for side in sides]
 
     def tell(text: str, fraction: float | None = None) -> None:
         if on_progress:

@@ -37,7 +37,7 @@ from memcli.engines.kind_timer import KindTimer, timed_runs
 from memcli.engines.live_memory import available_bytes
 from memcli.engines.mxnet.analyze import lazy_array
 from memcli.engines.mxnet.shim import import_mxnet
-from memcli.engines.mxnet.step import Step, set_environment
+from memcli.engines.mxnet.step import BoundStep, set_environment
 from memcli.engines.mxnet.values import argument_values, read_symbol, state_values
 from memcli.engines.processes.parent_side import Progress
 from memcli.engines.processes.worker import worker_main
@@ -106,7 +106,7 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
 def _time_whole(mx: Any, context: Any, job: Mapping[str, Any], progress: Progress) -> Any:
     progress("timing the whole forward pass", None)
     symbol = mx.sym.load_json(Path(job["symbol"]).read_text())
-    step = Step(mx, symbol, context, job)
+    step = BoundStep(mx, symbol, context, job)
     step.fill()
     step.forward()
     step.forward()

@@ -21,8 +21,8 @@ from memcli.engines.mxnet.rewrites.reserved_blocks import reservation, scaled_re
 from memcli.engines.mxnet.rewrites.save_barriers import BARRIER_SUFFIX
 from memcli.engines.mxnet.runs import (
     USABLE,
-    Conditions,
-    Side,
+    GraphRun,
+    RunConditions,
     compare_sides,
     kernel_runs,
     on_default_kernels,
@@ -181,18 +181,18 @@ def verify(
     planned = read_symbol(planned_model)
     record = planned.plan()
     source, where = find_original(planned, record, original)
-    asked = shapes_to_verify(record, request)
+    shape_request = shapes_to_verify(record, request)
 
     environment = dict(record.environment) if record else {}
 
-    def analysis_of(file: SymbolFile, shapes: ShapeRequest) -> Analysis:
+    def analysis_of(file: SymbolFile, shape_request: ShapeRequest) -> Analysis:
         none = without_gradient(file.raw)
         needed = graph_environment(environment) if file is planned else {}
         return analyze(
-            file.raw, shapes, no_gradient=none, environment=needed, on_progress=on_progress
+            file.raw, shape_request, no_gradient=none, environment=needed, on_progress=on_progress
         )
 
-    analysis = analysis_of(planned, asked)
+    analysis = analysis_of(planned, shape_request)
     notes = shape_notes(analysis)
     scaled = None
     if gpu is None:
@@ -230,13 +230,13 @@ def verify(
             )
         notes.append("the plan needs oneDNN, which is on: MXNet's plain kernels refuse to run it")
     sides = [
-        Side(BASELINE, source, base_analysis),
-        Side(PLANNED, planned, analysis, {} if as_started else environment),
+        GraphRun(BASELINE, source, base_analysis),
+        GraphRun(PLANNED, planned, analysis, {} if as_started else environment),
     ]
     device = "cpu" if gpu is None else f"gpu:{gpu}"
     if steps is None and kernels == "both":
         steps = LEAST  # who asks for both wants to see both times, however long they take
-    under = Conditions(device, seed, steps, onednn)
+    under = RunConditions(device, seed, steps, onednn)
     kinds: dict[str, KernelRuns] = {}
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         workdir = Path(folder)

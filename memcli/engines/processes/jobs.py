@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from memcli.engines.processes import forkserver as hosts
+from memcli.engines.processes import forkserver
 from memcli.engines.processes.forked import Forked
 from memcli.engines.processes.limits import VARIABLE
 from memcli.engines.processes.parent_side import (
@@ -166,9 +166,9 @@ def _start(environ: dict[str, str], preloaded: bool) -> Start:
         return Spawned(module, str(job_file), str(result_file), environ=environ, log=log)
 
     def forked(module: str, job_file: Path, result_file: Path, log: BinaryIO) -> EngineProcess:
-        return hosts.host(module, environ).start(job_file, result_file, log)
+        return forkserver.host(module, environ).start(job_file, result_file, log)
 
-    return forked if preloaded and hosts.AVAILABLE else spawned
+    return forked if preloaded and forkserver.AVAILABLE else spawned
 
 
 def _job_folder(workdir: Path) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from memcli.choices import AS_PLANNED
-from memcli.engine import Answer, Network, PlanRequest
+from memcli.engine import Network, PlanRequest, SearchAnswer
 from memcli.engines.costs import Costs
 from memcli.engines.torch.fitting import TorchFit
 from memcli.engines.torch.inspecting import inspect_onnx
@@ -34,7 +34,7 @@ from memcli.graph.cost import Cost, Found, LowerBound
 from memcli.quoting import shown_path
 from memcli.request import Devices, Progress, ShapeRequest
 from memcli.results.inspected import Inspected
-from memcli.results.planned import Planned, Split
+from memcli.results.planned import BatchSplit, Planned
 from memcli.results.verified import Verified
 from memcli.search.base import Search, Settings
 from memcli.search.registry import STRATEGIES
@@ -53,7 +53,7 @@ class TorchNetwork(Network):
         original: tuple[str, str],
         analysis: TorchAnalysis,
         devices: Devices,
-        split: Split | None,
+        split: BatchSplit | None,
         restored: list[str],
         notes: list[str],
     ) -> None:
@@ -73,7 +73,7 @@ class TorchNetwork(Network):
         costs.give(self.analysis)
         return costs.notes
 
-    def search(self, strategy: str, settings: Settings) -> Answer:
+    def search(self, strategy: str, settings: Settings) -> SearchAnswer:
         """See :meth:`Network.search`; every plan is exact, since nodes are run as they were."""
         ends = settings.deadline
         # for the table of stages, a bound, and writing the file
@@ -81,7 +81,7 @@ class TorchNetwork(Network):
         timed = dataclasses.replace(settings, deadline=search_end(ends, rest))
         search = Search(self.analysis.search_space(), limited(timed))
         STRATEGIES[strategy].run(search)
-        return Answer(search, search.answer(), search.evaluated)
+        return SearchAnswer(search, search.answer(), search.evaluated)
 
     def estimate(self, strategy: str, settings: Settings) -> tuple[Found, dict[str, str]]:
         """See :meth:`Network.estimate`."""
@@ -94,7 +94,7 @@ class TorchNetwork(Network):
         least = min(cost.pool_bytes for cost in costs)
         return torch_bound(self.analysis.model.exact, least).bytes
 
-    def planned(self, answer: Answer, settings: Settings, **known: Any) -> Planned:
+    def planned(self, answer: SearchAnswer, settings: Settings, **known: Any) -> Planned:
         """See :meth:`Network.planned`."""
         search: Search = answer.form
         plan, cost = answer.found.plan, answer.found.cost

@@ -8,7 +8,7 @@ import numpy as np
 
 from memcli.choices import OPTIMIZERS
 from memcli.engines.costs import Costs
-from memcli.engines.fit_search import Answer, Candidate, Finished, FitSearch
+from memcli.engines.fit_search import Candidate, Finished, FitAnswer, FitSearch
 from memcli.engines.torch.batches import OnnxBatches, transferred
 from memcli.engines.torch.memory import trace as events
 from memcli.engines.torch.memory.bound import torch_bound
@@ -104,7 +104,7 @@ class TorchFit(FitSearch[TorchAnalysis]):
         STRATEGIES[self.strategy].run(search)
         return search.answer().plan
 
-    def finished(self, answer: Answer[TorchAnalysis]) -> Finished:
+    def finished(self, answer: FitAnswer[TorchAnalysis]) -> Finished:
         """See :meth:`FitSearch.finished`."""
         analysis = answer.analysis
         shown = dataclasses.replace(analysis, assumed=self.onnx_batches.assumed())

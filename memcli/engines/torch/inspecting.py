@@ -32,15 +32,15 @@ from memcli.graph.training import Flags
 from memcli.request import Progress, ShapeRequest
 from memcli.results.inspected import (
     Figures,
-    Held,
     Inspected,
+    NamedTensor,
     NodeRow,
     OnnxFacts,
     OperatorKind,
     PlanFacts,
-    Tensor,
+    TensorCount,
 )
-from memcli.results.live_peak import Split
+from memcli.results.live_peak import PeakParts
 from memcli.results.stage import Stage
 from memcli.search.base import Search, Settings
 
@@ -123,8 +123,8 @@ def _file_facts(file: OnnxFile, record: OnnxPlan | None, device: str) -> Inspect
         nodes=file.node_count,
         operators=file.node_count,
         dtype=next((v.dtype for v in file.inputs if "float" in v.dtype), "float32"),
-        inputs=[Tensor(v.name, _dims(v), v.dtype, "input") for v in file.inputs],
-        outputs=[Tensor(v.name, _dims(v), v.dtype, "output") for v in file.outputs],
+        inputs=[NamedTensor(v.name, _dims(v), v.dtype, "input") for v in file.inputs],
+        outputs=[NamedTensor(v.name, _dims(v), v.dtype, "output") for v in file.outputs],
         loss_added=False,
         kinds=sorted(kinds, key=lambda kind: (-kind.count, kind.op)),
         forward_flops=0.0,
@@ -152,13 +152,13 @@ def _dims(value: TensorValue) -> list[int | str | None] | None:
     return None if value.dims is None else list(value.dims)
 
 
-def _held(leaves: list[Leaf], role: Role) -> Held:
+def _held(leaves: list[Leaf], role: Role) -> TensorCount:
     """The tensors of a role, those that are one tensor under several names once."""
     of_role = [leaf for leaf in leaves if leaf.role == role]
     own = [leaf for leaf in of_role if leaf.tied_to is None]
     elements = [math.prod(leaf.shape or ()) for leaf in own]
     size = sum(n * _ITEM.get(leaf.dtype, 4) for n, leaf in zip(elements, own, strict=True))
-    return Held(len(own), sum(elements), size, len(of_role) - len(own))
+    return TensorCount(len(own), sum(elements), size, len(of_role) - len(own))
 
 
 def _add_figures(
@@ -191,11 +191,13 @@ def _add_figures(
     inspected.operators = sum(row.mark != "folded" for row in inspected.listed)
     inspected.dtype = analysis.dtype
     inspected.inputs = [
-        Tensor(name, list(shape), analysis.input_types[name], "input", name in analysis.assumed)
+        NamedTensor(
+            name, list(shape), analysis.input_types[name], "input", name in analysis.assumed
+        )
         for name, shape in analysis.inputs.items()
     ]
     inspected.outputs = [
-        Tensor(row["name"], row["shape"], row["dtype"], "output") for row in analysis.outputs
+        NamedTensor(row["name"], row["shape"], row["dtype"], "output") for row in analysis.outputs
     ]
     inspected.loss_added = not any(
         len(row["shape"]) < 2 and math.prod(row["shape"]) == 1 for row in analysis.outputs
@@ -233,6 +235,6 @@ def _figures(
         peak_in=peak.running,
         split=peak.split(),
         by_operator=dict(sorted(by_operator.items(), key=lambda kv: -kv[1].total)),
-        by_stage=[by_stage.get(stage.index, Split()) for stage in listed],
+        by_stage=[by_stage.get(stage.index, PeakParts()) for stage in listed],
         with_parameter_gradients=cost.all_peak_bytes,
     )

@@ -18,7 +18,7 @@ class Unsupported(Exception):
 
 
 @dataclass
-class Site:
+class LayerCall:
     """A layer where it stands: its bottoms, parameters and place in the graph."""
 
     net: Net
@@ -202,7 +202,7 @@ class Site:
 
 # One tensor for each top; None for a top that is not made (and that nothing may read).
 Result = Tensor | list[Tensor | None]
-Translation = Callable[[Site], Result]
+Translation = Callable[[LayerCall], Result]
 LAYERS: dict[str, Translation] = {}
 # Types that memcli knows and does not translate, and why.
 REASONS: dict[str, str] = {

@@ -36,7 +36,7 @@ BUDGET_SECONDS = 20.0
 
 
 @dataclass
-class Bound:
+class PoolBound:
     """A proof. ``bytes``: no plan's pool is less. ``flags``: a plan of the solver's, or None.
 
     ``complete``: whether the search behind it came to its end within the time.
@@ -50,23 +50,23 @@ class Bound:
 
 def _solved(
     graph: TrainingGraph, facts: Lifetimes, model: MXNetModel, time_limit: float, ceiling: int
-) -> Bound:
+) -> PoolBound:
     """The bound of the program, whole or relaxed as the graph's size allows."""
     nodes = int(graph.can_recompute.sum())
     if nodes > MEDIUM or not facts.sound or not nodes or time_limit <= 0:
-        return Bound(0, "program", None, False)
+        return PoolBound(0, "program", None, False)
     found = all_plans(graph, model)
     if found is not None:
-        return Bound(found.needed_bytes, "all plans", found.needed_flags)
+        return PoolBound(found.needed_bytes, "all plans", found.needed_flags)
     ends = ends_of_bands(facts, _BANDS)
     if nodes <= SMALL:
         built = program.build(graph, facts, ceiling, ends=ends)
         done = program_solver.solve(built, graph.n_forward, time_limit=time_limit, relaxed=False)
-        return Bound(done.bound_bytes, "program", done.flags, done.finished)
+        return PoolBound(done.bound_bytes, "program", done.flags, done.finished)
     most = max(4, _STEPS_TIMES_NODES // nodes)
     built = program.build(graph, facts, ceiling, most_steps=most, ends=ends)
     done = program_solver.solve(built, graph.n_forward, time_limit=time_limit, relaxed=True)
-    return Bound(done.bound_bytes, "relaxed program", done.flags, done.finished)
+    return PoolBound(done.bound_bytes, "relaxed program", done.flags, done.finished)
 
 
 def _some_pool(model: MXNetModel) -> int:
@@ -76,7 +76,7 @@ def _some_pool(model: MXNetModel) -> int:
 
 def program_bound(
     graph: TrainingGraph, model: MXNetModel, time_limit: float = 20.0, ceiling: int | None = None
-) -> Bound:
+) -> PoolBound:
     """The dual bound of the integer program, or of all plans where they can be tried.
 
     See :mod:`memcli.engines.mxnet.memory.integer_bound`.
@@ -97,7 +97,7 @@ def program_bound(
 
 def best_lower_bound(
     graph: TrainingGraph, model: MXNetModel, time_limit: float = 0.0, ceiling: int | None = None
-) -> Bound:
+) -> PoolBound:
     """The largest of all bounds of every plan's pool.
 
     The bound of sizes always (two seconds at 50,000 nodes); the program's where it gets time.
@@ -110,7 +110,7 @@ def best_lower_bound(
     """
     started = time.monotonic()
     facts = lifetimes(graph)
-    best = Bound(pool_bound(graph, facts), "sizes")
+    best = PoolBound(pool_bound(graph, facts), "sizes")
     top = _some_pool(model) if ceiling is None else ceiling
     if time_limit > 0 and best.bytes < top:
         left = time_limit - (time.monotonic() - started)

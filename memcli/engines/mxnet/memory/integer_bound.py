@@ -89,7 +89,7 @@ class Rows:
 
 
 @dataclass
-class Program:
+class PoolProgram:
     """The program of a graph over some of its steps. Sizes are in units of ``unit`` bytes."""
 
     rows: Rows
@@ -536,7 +536,7 @@ class Builder:
                 there.update(dict.fromkeys(at_end.get(group, []), e))
             self._at_most(self.peaks, there, (members[c][0] for c in sure))
 
-    def build(self) -> Program:
+    def build(self) -> PoolProgram:
         """All rows."""
         self.add_marks()
         if self.exact:
@@ -547,7 +547,7 @@ class Builder:
             grain = gcd(grain, int(size))
         last = len(self.steps) - 1
         ran = {v: self.run[v, last] for v in self.nodes}
-        return Program(
+        return PoolProgram(
             self.rows,
             self.unit,
             max(1, grain),
@@ -567,7 +567,7 @@ def build(
     most_steps: int | None = None,
     places: Sequence[int] | None = None,
     ends: Sequence[int] = (0, _ALL),
-) -> Program:
+) -> PoolProgram:
     """The program of a graph.
 
     Args:

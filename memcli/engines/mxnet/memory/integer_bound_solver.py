@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from memcli import milp_solver as highs
-from memcli.engines.mxnet.memory.integer_bound import Floats, Program, Rows
+from memcli import milp_solver
+from memcli.engines.mxnet.memory.integer_bound import Floats, PoolProgram, Rows
 from memcli.graph.training import Flags
 from memcli.marks import AGAIN, BARRIER
 
@@ -30,7 +30,7 @@ class Outcome:
     seconds: float
 
 
-def rounded(program: Program, value: float) -> int:
+def rounded(program: PoolProgram, value: float) -> int:
     """Bytes of a bound in the program's units, up to the next size that a peak can have."""
     size = value * program.unit
     return int(np.ceil(size / program.grain)) * program.grain
@@ -78,7 +78,7 @@ def _proven(rows: Rows, cost: Floats, multipliers: Sequence[float]) -> float:
 
 
 def least_recomputation(
-    program: Program, work: Floats, *, time_limit: float, relaxed: bool
+    program: PoolProgram, work: Floats, *, time_limit: float, relaxed: bool
 ) -> float:
     """What every plan under the program's ceiling recomputes at least, by HiGHS.
 
@@ -101,9 +101,9 @@ def least_recomputation(
     options = {"solver": "ipm", "run_crossover": "off"} if relaxed else {"mip_rel_gap": 1e-6}
     if not relaxed:
         lp.integrality_ = _kinds(rows)
-    solver = highs.silent_solver(time_limit=float(time_limit), **options)
+    solver = milp_solver.silent_solver(time_limit=float(time_limit), **options)
     solver.passModel(lp)
-    highs.run(solver)
+    milp_solver.run(solver)
     if relaxed:
         best = _proven(rows, cost, solver.getSolution().row_dual)
     else:
@@ -111,7 +111,7 @@ def least_recomputation(
     return max(0.0, best - _SAFE) * scale if np.isfinite(best) else 0.0
 
 
-def solve(program: Program, n_forward: int, *, time_limit: float, relaxed: bool) -> Outcome:
+def solve(program: PoolProgram, n_forward: int, *, time_limit: float, relaxed: bool) -> Outcome:
     """Solve the program by HiGHS.
 
     Args:
@@ -129,9 +129,9 @@ def solve(program: Program, n_forward: int, *, time_limit: float, relaxed: bool)
     lp = _linear(rows, cost)
     if not relaxed:
         lp.integrality_ = _kinds(rows)
-    solver = highs.silent_solver(time_limit=float(time_limit), mip_rel_gap=1e-6)
+    solver = milp_solver.silent_solver(time_limit=float(time_limit), mip_rel_gap=1e-6)
     solver.passModel(lp)
-    highs.run(solver)
+    milp_solver.run(solver)
     status = solver.getModelStatus()
     finished = status == highspy.HighsModelStatus.kOptimal
     solution = solver.getSolution()

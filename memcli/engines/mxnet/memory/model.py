@@ -9,8 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from memcli.engines.mxnet.memory import pool, pool_layout
-from memcli.engines.mxnet.memory import pool_kernel as fast_pool
+from memcli.engines.mxnet.memory import pool, pool_kernel, pool_layout
 from memcli.engines.mxnet.memory.engine_buffers import kept_by_operators
 from memcli.graph.cost import DEFAULT_MATCH_RANGE, Cost
 from memcli.graph.execution_order import execution_order
@@ -89,7 +88,7 @@ class MXNetModel:
     @cached_property
     def layout(self) -> pool_layout.Layout:
         """The graph arranged for many evaluations; worked out at the first."""
-        return pool_layout.layout(self.graph, self.seconds, self._reservable)
+        return pool_layout.layout_of(self.graph, self.seconds, self._reservable)
 
     @cached_property
     def _scratch(self) -> pool_layout.Scratch:
@@ -223,7 +222,7 @@ class MXNetModel:
         self,
         recompute: Flags,
         match_ranges: Sequence[int] = (DEFAULT_MATCH_RANGE,),
-        reserved: Ints = fast_pool.NOTHING,
+        reserved: Ints = pool_kernel.NOTHING,
     ) -> Cost:
         """What a plan costs at the best of several match ranges.
 
@@ -233,12 +232,12 @@ class MXNetModel:
             reserved: elements of blocks that the plan reserves (0: none).
         """
         mark = (recompute * self.markable).astype(np.uint8)
-        lay, scratch = self.layout, self._scratch
-        steps, flops, seconds = fast_pool.trace(lay, scratch, mark)
+        layout, scratch = self.layout, self._scratch
+        steps, flops, seconds = pool_kernel.trace(layout, scratch, mark)
         best: Cost | None = None
         for match_range in match_ranges:
-            total, true, live, _ = fast_pool.fill(
-                lay, scratch, mark, steps, match_range, fast_pool.ANY, False, reserved
+            total, true, live, _ = pool_kernel.fill(
+                layout, scratch, mark, steps, match_range, pool_kernel.ANY, False, reserved
             )
             if best is None or total < best.total_bytes:
                 best = Cost(
@@ -268,15 +267,22 @@ class MXNetModel:
         As many of each size and more as tensors of that size and more are alive at once.
         """
         mark = (recompute * self.markable).astype(np.uint8)
-        lay = pool_layout.with_levels(self.layout, _SIZES)
-        scratch = pool_layout.scratch(lay)
-        steps, _, _ = fast_pool.trace(lay, scratch, mark)
-        fast_pool.fill(
-            lay, scratch, mark, steps, DEFAULT_MATCH_RANGE, fast_pool.ANY, True, fast_pool.NOTHING
+        layout = pool_layout.with_levels(self.layout, _SIZES)
+        scratch = pool_layout.scratch(layout)
+        steps, _, _ = pool_kernel.trace(layout, scratch, mark)
+        pool_kernel.fill(
+            layout,
+            scratch,
+            mark,
+            steps,
+            DEFAULT_MATCH_RANGE,
+            pool_kernel.ANY,
+            True,
+            pool_kernel.NOTHING,
         )
-        sizes = np.cumsum(lay.level_step)[::-1]
+        sizes = np.cumsum(layout.level_step)[::-1]
         blocks = np.diff(scratch.level_most[::-1], prepend=0)
-        return np.repeat(sizes // lay.reserve_item, np.maximum(blocks, 0)).astype(np.int64)
+        return np.repeat(sizes // layout.reserve_item, np.maximum(blocks, 0)).astype(np.int64)
 
     def live_bytes(self, recompute: Flags, match_range: int = DEFAULT_MATCH_RANGE) -> Ints:
         """Bytes of tensors alive at each step of the execution order, reserved blocks left out.

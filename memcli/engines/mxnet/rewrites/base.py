@@ -28,7 +28,7 @@ F = TypeVar("F")
 
 
 @dataclass(frozen=True)
-class Conditions:
+class RewriteConditions:
     """How the planned graph may be trained; see :class:`memcli.search.base.Settings`.
 
     Args:
@@ -54,7 +54,7 @@ class Rewrite(ABC, Generic[F]):
     #: other rewrites. Where sums differ, these rewrites are given up first.
     may_reorder_sums: ClassVar[bool] = True
 
-    def find(self, raw: Raw, analysis: Analysis | None, conditions: Conditions) -> F | None:
+    def find(self, raw: Raw, analysis: Analysis | None, conditions: RewriteConditions) -> F | None:
         """Find where to make the change before the search.
 
         Args:
@@ -69,7 +69,7 @@ class Rewrite(ABC, Generic[F]):
         return None
 
     def alternatives(
-        self, raw: Raw, analysis: Analysis, conditions: Conditions, found: F | None
+        self, raw: Raw, analysis: Analysis, conditions: RewriteConditions, found: F | None
     ) -> Sequence[F]:
         """Find other ways to make the change; which takes the least memory, the search shows.
 

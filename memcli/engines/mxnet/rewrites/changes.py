@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from memcli.engines.mxnet.rewrites.base import Conditions, Rewrite
+from memcli.engines.mxnet.rewrites.base import Rewrite, RewriteConditions
 from memcli.engines.mxnet.rewrites.exactness import SumComparison, Term
 from memcli.formats.symbol.edits import Raw
 
@@ -84,7 +84,7 @@ class Changes:
 def find_changes(
     raw: Raw,
     analysis: Analysis | None,
-    conditions: Conditions,
+    conditions: RewriteConditions,
     rewrites: Sequence[Rewrite[Any]],
 ) -> Changes:
     """All rewrites that a graph profits from, before any search.
@@ -102,7 +102,7 @@ def find_changes(
 def other_changes(
     raw: Raw,
     analysis: Analysis,
-    conditions: Conditions,
+    conditions: RewriteConditions,
     changes: Changes,
     rewrites: Sequence[Rewrite[Any]],
     *,

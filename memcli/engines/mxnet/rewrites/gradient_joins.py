@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from memcli.engines.mxnet.rewrites.base import Conditions, Rewrite
+from memcli.engines.mxnet.rewrites.base import Rewrite, RewriteConditions
 from memcli.formats.symbol.edits import GraphBuilder, Raw
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class GradientJoins(Rewrite[list[Join]]):
     guesses = True
 
     def find(
-        self, raw: Raw, analysis: Analysis | None, conditions: Conditions
+        self, raw: Raw, analysis: Analysis | None, conditions: RewriteConditions
     ) -> list[Join] | None:
         """By the rules; without an analysis by what the file alone tells of them."""
         if analysis is None:
