@@ -38,11 +38,6 @@ class Machine:
     launch_seconds: float
     kernels: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
-    @property
-    def ridge(self) -> float:
-        """FLOPs for each byte at which the two roofs meet."""
-        return self.flops_per_second / self.bytes_per_second
-
 
 # Time between the starts of two kernels. Empty CUDA kernels without synchronization can be started
 # every 3 microseconds at best (measured at the University of Virginia, "CUDA kernel
@@ -306,18 +301,3 @@ def roofline_seconds(graph: TrainingGraph, machine: Machine = DEFAULT_MACHINE) -
                 seconds[v] = max(flops[v] / own[0], moved[v] / own[1])
     operators = graph.kind[: graph.n_forward] >= 0
     return np.where(operators, seconds + machine.launch_seconds, 0.0)
-
-
-def equivalent_flops(seconds: Floats, machine: Machine = DEFAULT_MACHINE) -> Floats:
-    """What ``machine`` would compute at its peak in these seconds: times as a number of FLOPs."""
-    return seconds * machine.flops_per_second
-
-
-def roofline_flops(graph: TrainingGraph, machine: Machine = DEFAULT_MACHINE) -> Floats:
-    """``roofline_seconds`` as FLOPs at the peak rate, over forward nodes.
-
-    A convolution that is bound by arithmetic has its own FLOPs (and the launch); one that is
-    bound by memory has what the machine could have computed meanwhile. Stands in for
-    ``graph.flops`` wherever recomputation is to be counted in time.
-    """
-    return equivalent_flops(roofline_seconds(graph, machine), machine)

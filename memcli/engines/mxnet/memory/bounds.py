@@ -37,15 +37,11 @@ BUDGET_SECONDS = 20.0
 
 @dataclass
 class PoolBound:
-    """A proof. ``bytes``: no plan's pool is less. ``flags``: a plan of the solver's, or None.
-
-    ``complete``: whether the search behind it came to its end within the time.
-    """
+    """A proof. ``bytes``: no plan's pool is less. ``flags``: a plan of the solver's, or None."""
 
     bytes: int
     source: str  # sizes, program, relaxed program, all plans
     flags: Flags | None = None
-    complete: bool = True
 
 
 def _solved(
@@ -54,7 +50,7 @@ def _solved(
     """The bound of the program, whole or relaxed as the graph's size allows."""
     nodes = int(graph.can_recompute.sum())
     if nodes > MEDIUM or not facts.sound or not nodes or time_limit <= 0:
-        return PoolBound(0, "program", None, False)
+        return PoolBound(0, "program")
     found = all_plans(graph, model)
     if found is not None:
         return PoolBound(found.needed_bytes, "all plans", found.needed_flags)
@@ -62,11 +58,11 @@ def _solved(
     if nodes <= SMALL:
         built = program.build(graph, facts, ceiling, ends=ends)
         done = program_solver.solve(built, graph.n_forward, time_limit=time_limit, relaxed=False)
-        return PoolBound(done.bound_bytes, "program", done.flags, done.finished)
+        return PoolBound(done.bound_bytes, "program", done.flags)
     most = max(4, _STEPS_TIMES_NODES // nodes)
     built = program.build(graph, facts, ceiling, most_steps=most, ends=ends)
     done = program_solver.solve(built, graph.n_forward, time_limit=time_limit, relaxed=True)
-    return PoolBound(done.bound_bytes, "relaxed program", done.flags, done.finished)
+    return PoolBound(done.bound_bytes, "relaxed program", done.flags)
 
 
 def _some_pool(model: MXNetModel) -> int:
