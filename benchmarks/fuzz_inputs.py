@@ -351,7 +351,7 @@ def edit_json(draw: Draw, tree: Any) -> None:
         del holder[key]
     elif kind == 4 and isinstance(holder, list):
         holder.insert(draw(st.integers(0, len(holder))), copy.deepcopy(value))
-    elif kind == 4 or kind == 5:
+    elif kind in {4, 5}:
         if isinstance(holder, dict):
             holder[draw(st.sampled_from(_KEYS) | texts)] = draw(texts | simple_values)
         else:

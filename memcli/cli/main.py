@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from memcli import milp_solver, time_limit, unfinished
-from memcli.cli.entry import run as run  # where programs of earlier versions look for it
+from memcli.cli.entry import run as run  # noqa: PLC0414, where programs of earlier versions look
 from memcli.cli.json_errors import asks_for_json, error_object
 from memcli.cli.output import OutputFailed, watch_output
 from memcli.errors import AnswerIsNo, MemcliError

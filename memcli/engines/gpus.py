@@ -187,5 +187,5 @@ def _capability(text: str) -> tuple[int, int] | None:
 
 def _mebibytes(text: str) -> int:
     """Bytes of ``24576 MiB``; 0 for ``[N/A]``."""
-    number = text.split()[0] if text.split() else ""
+    number = text.split(maxsplit=1)[0] if text.split() else ""
     return (whole_number(number) or 0) << 20

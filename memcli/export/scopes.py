@@ -121,9 +121,9 @@ class ScopeCosts:
                 escapes[step] |= bool(flow.given_out[storage]) or -1 in within
             else:
                 escapes[step] |= bool(flow.given_out[storage]) or within != {group_of[step]}
-        for g, group in enumerate(groups):
+        for group in groups:
             for step in group.steps:
-                stays = escapes[step] or step in groups[g].saves
+                stays = escapes[step] or step in group.saves
                 marks[step] = (KEPT if stays else AGAIN) | AUXILIARY
         for step in copied:
             marks[step] = KEPT if escapes[step] else EACH | AUXILIARY

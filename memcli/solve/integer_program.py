@@ -135,11 +135,11 @@ class ScheduleProgram:
                 kept = {} if v == before else {self.keep[k - 1, v]: 1.0}
                 again = {self.again[k, v]: 1.0} if (k, v) in self.again else {}
                 if v < before:
-                    minus = {x: -1.0 for x in (*kept, *again)}
+                    minus = dict.fromkeys((*kept, *again), -1.0)
                     self._row(-infinity, 0, {self.keep[k, v]: 1.0, **minus})
                 # 4, with K[before, before] = 1
                 through[v] = self._variable(0, 1, 0, False)
-                minus = {x: -1.0 for x in (*kept, self.keep[k, v])}
+                minus = dict.fromkeys((*kept, self.keep[k, v]), -1.0)
                 self._row(-float(len(kept)), infinity, {through[v]: 1.0, **minus, **again})
             for v in range(before + 1, j):
                 # first computed within the stage: what it reads is there by then

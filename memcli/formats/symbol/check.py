@@ -152,7 +152,7 @@ def _needs(nodes: list[SymbolNode], control: dict[int, list[int]], position: int
 def _graph(raw: Any, at: str, depth: int) -> tuple[list[SymbolNode], list[Entry]]:
     """``at`` is the prefix of places: 'x.json: ' or 'x.json: nodes[3].subgraphs[0].'."""
     if depth > _DEEPEST_SUBGRAPH:
-        raise BadInput(f"{at.split(': ')[0]}: subgraphs are nested {depth} deep")
+        raise BadInput(f"{at.split(': ', maxsplit=1)[0]}: subgraphs are nested {depth} deep")
     _expect(isinstance(raw, dict), at.rstrip(".: "), raw, "an object")
     _check_keys(raw, _TOP_KEYS, ("nodes", "arg_nodes", "heads"), at)
     _expect(isinstance(raw["nodes"], list), f"{at}nodes", raw["nodes"], "a list")
