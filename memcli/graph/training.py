@@ -188,7 +188,7 @@ class Plan:
     """What to recompute: a mark for each forward node, and what the engine must run with."""
 
     strategy: str
-    recompute: Flags  # over forward nodes: 0 kept, 1 recomputed, 2 recomputed behind a barrier
+    recompute: Flags  # over forward nodes: the marks of memcli.marks
     cuts: list[list[int]] = field(default_factory=list)  # kept forward nodes, a list for each cut
     match_range: int = 16
     # elements of blocks of the pool that the plan reserves, largest first

@@ -69,6 +69,11 @@ def list_operators(mx: Any) -> set[str]:
 def check_operators(nodes: list[dict[str, Any]], names: list[str], known: set[str]) -> None:
     """Refuse operators that MXNet lacks or cannot train; names all of them, not the first alone.
 
+    Args:
+        nodes: of the file.
+        names: of the nodes, by position.
+        known: the operators that MXNet has.
+
     Raises:
         BadInput: with the operators and a node of each.
     """

@@ -175,7 +175,15 @@ def _stage_of_baseline(
 
 
 def figures(model: MXNetModel, plan: Plan, kept: Ints, stage_of: Ints, n_stages: int) -> Figures:
-    """Cost of a plan, and what is alive at its live peak, by operator kind and by stage."""
+    """Cost of a plan, and what is alive at its live peak, by operator kind and by stage.
+
+    Args:
+        model: of the joint graph.
+        plan: the plan.
+        kept: over entries, 1 for what lives until its backward.
+        stage_of: over nodes, the stage.
+        n_stages: how many stages.
+    """
     graph = model.graph
     cost = model.plan_cost(plan)
     peak = live_at_peak(model, plan.recompute, plan.match_range)
@@ -231,9 +239,15 @@ def operator_kinds(
 
 
 def largest_tensors(graph: TrainingGraph, kept: Ints, again: Flags, top: int) -> list[LargeTensor]:
-    """The ``top`` largest tensors of the pool, of equal ones the earliest first.
+    """The largest tensors of the pool, of equal ones the earliest first.
 
     Callers' memory (parameters, inputs, and the gradients of both) is not in the pool.
+
+    Args:
+        graph: the joint graph.
+        kept: over entries, 1 for what lives until its backward.
+        again: over forward nodes, whether the plan recomputes it.
+        top: how many.
     """
     pooled = (graph.external == 0) & (graph.variable[graph.entry_node] == 0)
     entries = np.flatnonzero(pooled & (graph.entry_bytes > 0))

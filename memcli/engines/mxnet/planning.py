@@ -92,7 +92,12 @@ def group_notes(source: SymbolFile) -> list[str]:
 
 
 def without_earlier_plan(source: SymbolFile, notes: list[str]) -> SymbolFile:
-    """The graph to plan: without an earlier plan of memcli's; marks by others are reported."""
+    """The graph to plan, without an earlier plan of memcli's.
+
+    Args:
+        source: the symbol's file.
+        notes: what the user is told; an earlier plan and others' marks are added.
+    """
     notes += group_notes(source)
     if source.plan() is not None:
         notes.append("the file carries a plan already; the graph is planned anew without it")
@@ -222,7 +227,13 @@ def is_whole_budget(budget: str | None) -> bool:
 
 
 def baseline_fits(original: Analysis, budget: str | None, settings: Settings) -> bool:
-    """Whether the baseline fits the budget, so that no other form needs to be analyzed."""
+    """Whether the baseline fits the budget, so that no other form needs to be analyzed.
+
+    Args:
+        original: the analysis of the graph as given.
+        budget: as the user gives it; None: there is none, and nothing fits.
+        settings: of the search.
+    """
     if budget is None:
         return False
     baseline = original.model.evaluate(original.model.none())
@@ -231,7 +242,17 @@ def baseline_fits(original: Analysis, budget: str | None, settings: Settings) ->
 
 
 def proven_bound(forms: Sequence[Form], form: Form, cost: Cost, ends: float | None) -> int:
-    """What no plan of any of the forms gets under, bytes; 0 where no time is left to prove it."""
+    """What the pool of no plan of any of the forms gets under.
+
+    Args:
+        forms: of the network.
+        form: the one that the plan is for.
+        cost: the plan's.
+        ends: when the time is over, by ``time.monotonic()``; None: never.
+
+    Returns:
+        Bytes; 0 where no time is left to prove it.
+    """
     pairs = searched_graphs(forms, form)
     return finished_by(ends, lambda: reported_bound(pairs, cost.pool_bytes), 0)
 
@@ -239,7 +260,14 @@ def proven_bound(forms: Sequence[Form], form: Form, cost: Cost, ends: float | No
 def proven_recomputation(
     forms: Sequence[Form], form: Form, budget: int, ends: float | None
 ) -> float:
-    """FLOPs that every plan within the budget recomputes at least."""
+    """FLOPs that every plan within a budget recomputes at least.
+
+    Args:
+        forms: of the network.
+        form: the one that the plan is for.
+        budget: bytes of the pool.
+        ends: when the time is over, by ``time.monotonic()``; None: never.
+    """
     seconds = min(BUDGET_SECONDS, max(0.0, seconds_left(ends)))
     # solved two at a time: seconds each on large graphs
     with ThreadPoolExecutor(2) as pool:
@@ -260,6 +288,12 @@ def search_forms(
 
     That may be one of them with more put into it: identities behind convolutions, and the blocks
     that the plan reserves.
+
+    Args:
+        forms: of the network, the graph as given first.
+        strategy: its name, of ``STRATEGIES``.
+        settings: what the user asks for.
+        shares: how the time is shared.
 
     Returns:
         The form, the plan, and the number of plans evaluated.
@@ -478,11 +512,18 @@ def given_shapes(form: Form, file: SymbolFile) -> dict[int, dict[str, str]]:
 
 
 def guards(source: SymbolFile, positions: set[int]) -> dict[int, dict[str, str]]:
-    """Attributes that keep a recomputed node exact on every device.
+    """Attributes that keep recomputed nodes exact on every device.
 
     cuDNN's BatchNorm updates the moving statistics in its forward pass, so that a recomputed one
     would update them twice; MXNet's own kernel, which ``cudnn_off`` selects, does it in the
     backward pass, once. On the CPU the attribute is without effect.
+
+    Args:
+        source: the file.
+        positions: of the nodes that the plan recomputes.
+
+    Returns:
+        By position.
     """
     nodes = source.nodes
     return {

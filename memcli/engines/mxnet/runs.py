@@ -59,7 +59,16 @@ class RunConditions:
 def train_sides(
     sides: Sequence[GraphRun], under: RunConditions, workdir: Path, on_progress: Progress | None
 ) -> list[dict[str, Any]]:
-    """A step of each graph; see ``memcli.engines.mxnet.step.handle`` for what comes back.
+    """Train a step of each graph.
+
+    Args:
+        sides: the graphs.
+        under: what they run under.
+        workdir: folder for their arrays.
+        on_progress: told what is going on.
+
+    Returns:
+        Of each, what :func:`memcli.engines.mxnet.step.handle` returns.
 
     Raises:
         BadInput: a graph does not bind.
@@ -101,7 +110,13 @@ def train_sides(
 def compare_sides(
     workdir: Path, under: RunConditions, name_of: Callable[[str, int], str]
 ) -> dict[str, Compared]:
-    """All arrays of both graphs' steps, bit by bit; ``name_of(kind, index)`` of an array."""
+    """Compare all arrays of both graphs' steps, bit by bit.
+
+    Args:
+        workdir: folder of their arrays.
+        under: what they ran under.
+        name_of: the name of an array, of its kind and index.
+    """
     return compare_files(
         _results_file(workdir, BASELINE, under), _results_file(workdir, PLANNED, under), name_of
     )

@@ -90,7 +90,12 @@ class Reader:
 
 
 def read_symbol(symbol: Any, shapes: dict[str, tuple[int, ...]]) -> Reader:
-    """Looks through ``symbol`` (mxnet); ``shapes`` are those of all its arguments."""
+    """Look through a symbol for what reads each argument.
+
+    Args:
+        symbol: of ``mxnet``.
+        shapes: of all its arguments, by name.
+    """
     nodes = json.loads(symbol.tojson())["nodes"]
     consumers: list[list[tuple[int, int]]] = [[] for _ in nodes]
     for number, node in enumerate(nodes):
@@ -220,7 +225,10 @@ def state_values(
     seed: int,
     shown: str | None = None,
 ) -> NDArray[Any]:
-    """Values of an auxiliary state: moving variances around 1, all else small."""
+    """Values of an auxiliary state: moving variances around 1, all else small.
+
+    Arguments: see :func:`argument_values`.
+    """
     rng = np.random.default_rng([seed, 1, index])
     is_variance = (shown or name).endswith("var") or any(
         use.slot == 4 and use.op in _NORMALISERS for use in reader.uses.get(name, [])

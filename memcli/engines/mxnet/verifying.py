@@ -70,6 +70,11 @@ def find_original(
 ) -> tuple[SymbolFile, str]:
     """The graph without the plan, and where it comes from, in words.
 
+    Args:
+        planned: the file with the plan.
+        record: the plan's record, if it has one.
+        given: the original, where the user names it.
+
     Raises:
         BadInput: nothing says what the original is.
     """
@@ -331,6 +336,11 @@ def _same_graph(planned: SymbolFile, source: SymbolFile) -> bool:
 
 def check_comparable(original: Analysis, planned: Analysis, where: str) -> None:
     """Refuse to compare graphs with other parameters.
+
+    Args:
+        original: the analysis of the baseline.
+        planned: the analysis of the planned graph.
+        where: the original came from, in words.
 
     Raises:
         BadInput: names or shapes of arguments or states differ.

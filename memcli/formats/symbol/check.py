@@ -74,7 +74,14 @@ class SymbolNode:
 
 
 def checked_graph(raw: dict[str, Any], name: str) -> tuple[list[SymbolNode], list[Entry]]:
-    """(nodes, heads) of a whole symbol file; ``name`` begins each message.
+    """Check a whole symbol file.
+
+    Args:
+        raw: its content.
+        name: of the file; begins each message.
+
+    Returns:
+        Its nodes, and the heads: outputs of the graph.
 
     Raises:
         BadInput: with the place in the file and what is wrong there.
@@ -112,6 +119,11 @@ def depth_first_order(
 
     Depth first from the heads, inputs before control dependencies, nodes that no head needs left
     out.
+
+    Args:
+        nodes: of the file.
+        heads: outputs of the graph.
+        control: positions that a node waits for without reading them, by position.
     """
     state = bytearray(len(nodes))  # 0 new, 1 on the way down, 2 done
     order: list[int] = []

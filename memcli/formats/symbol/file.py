@@ -67,9 +67,12 @@ class SymbolFile:
     def from_bytes(
         cls, data: bytes, path: str | os.PathLike[str], sha256: str | None = None
     ) -> SymbolFile:
-        """As :meth:`read` on bytes at hand; ``path`` is for messages.
+        """As :meth:`read` on bytes at hand.
 
-        ``sha256`` where ``data`` is not what is stored on the disk (gzip taken off).
+        Args:
+            data: the content, gzip taken off.
+            path: for messages.
+            sha256: of what is stored on the disk, where that is not ``data``.
         """
         digest = sha256 or hashlib.sha256(data).hexdigest()
         name = shown_path(os.fspath(path))

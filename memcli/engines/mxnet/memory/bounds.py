@@ -190,9 +190,9 @@ def recompute_bound(
 
 
 def _narrowest(graph: TrainingGraph, facts: Lifetimes, budget: int) -> int:
-    """The place in the backward pass at which the smallest part of what was saved can be there.
+    """The place in the backward pass at which the smallest part of what is kept can be there.
 
-    Gradients take more room as the pass goes on, and less of what was saved is still to be read.
+    Gradients take more room as the pass goes on, and less of what is kept is still to be read.
     """
     reader = np.repeat(np.arange(graph.n_nodes), np.diff(graph.in_ptr))
     at = facts.place[reader]

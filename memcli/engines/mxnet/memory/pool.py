@@ -9,7 +9,7 @@ Everything here is compiled by numba and works on the arrays of
 the graph without marks; the recomputed copy (mirror) of forward node ``f`` is ``n + f``. Entries
 (tensors) alike: the copy of entry ``e`` is ``m + e``.
 
-``mark`` says what a plan does with each forward node: 0 kept, 1 (AGAIN) recomputed, 2 (BARRIER)
+``mark`` says what a plan does with each forward node: KEPT, AGAIN for recomputed, BARRIER for
 recomputed behind a save barrier. A save barrier is an identity (``_copy``) behind the node, which
 is kept and which all readers of the node read: the node's own gradient has the recomputed copy,
 everybody else the kept output. Identities share their input's block in both directions, so the

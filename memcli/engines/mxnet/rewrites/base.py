@@ -87,7 +87,12 @@ class Rewrite(ABC, Generic[F]):
 
     @abstractmethod
     def relocated(self, found: F, moved: Mapping[int, int]) -> F:
-        """The same places after nodes were inserted; ``moved``: new positions by old ones."""
+        """The same places after nodes were inserted.
+
+        Args:
+            found: places in the old content.
+            moved: new positions by old ones.
+        """
 
     @abstractmethod
     def apply(self, raw: Raw, found: F) -> tuple[Raw, dict[int, int]]:
@@ -106,6 +111,10 @@ class Rewrite(ABC, Generic[F]):
 
         Taking a plan off bypasses inserted nodes (:func:`memcli.formats.symbol.edits.undo`), and
         refuses those that no rewrite recognizes.
+
+        Args:
+            nodes: of the content.
+            position: of the inserted node.
         """
         return False
 
@@ -152,5 +161,5 @@ class IdentityRewrite(Rewrite[list[int]]):
         return insert_identities(raw, found, self.suffix)
 
     def keeps_sums(self, sums: SumComparison, found: list[int]) -> bool:
-        """Other rewrites are given up first: alone, identities are judged again."""
+        """True: other rewrites are given up first, and identities alone are judged once more."""
         return not sums.same_in_place or sums.reordering or sums.same_sums

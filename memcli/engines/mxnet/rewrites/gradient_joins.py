@@ -113,7 +113,13 @@ def insert_joins(raw: Raw, joins: Sequence[Join]) -> tuple[Raw, dict[int, int]]:
 
 
 def gradient_joins(raw: dict[str, Any], graph: TrainingGraph, model: MXNetModel) -> list[Join]:
-    """The joins that a symbol profits from; ``graph`` is the symbol's own training graph."""
+    """The joins that a symbol profits from.
+
+    Args:
+        raw: the symbol file's content.
+        graph: its own training graph.
+        model: of that graph.
+    """
     order = model.execution_order(model.none())
     step = {int(v): k for k, v in enumerate(order)}
     runs: dict[int, int] = {}  # forward node -> step of its gradient
