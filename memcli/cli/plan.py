@@ -91,10 +91,12 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
     "--time-limit",
     type=SECONDS,
     metavar="SECONDS",
-    help="Be done then, counted from the start of the command, with the best plan found. Loading "
-    "and analyzing the model cannot be interrupted. [default: a fixed amount of work]",
+    help="Maximum seconds from the start of the command; the plan is the best found by then. "
+    "Loading and analyzing the model cannot be interrupted. [default: a fixed amount of work]",
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of searches and of verify.")
+@click.option(
+    "--seed", type=SEED, default=0, show_default=True, help="Random seed of searches and of verify."
+)
 @click.option(
     "--environment",
     type=click.Choice(["best", "default"]),

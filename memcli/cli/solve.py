@@ -28,9 +28,16 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in SOLVE_S
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="Stop then, with the best so far.",
+    help="Maximum search time in seconds; the answer is then the best so far.",
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, metavar="N", help="Of the search.")
+@click.option(
+    "--seed",
+    type=SEED,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Random seed of the search.",
+)
 @click.option(
     "--strategy",
     type=click.Choice(list(SOLVE_STRATEGIES)),

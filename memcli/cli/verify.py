@@ -132,7 +132,9 @@ def _verdict(planned: Model, verified: Verified) -> str:
     help="What trains an MXNet graph. auto: MXNet, but PyTorch on cards that MXNet's build has no "
     "code for. ONNX files are trained by PyTorch.",
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of parameters and inputs.")
+@click.option(
+    "--seed", type=SEED, default=0, show_default=True, help="Random seed for parameters and inputs."
+)
 @click.option(
     "--steps",
     type=click.IntRange(0, 10_000),
@@ -144,8 +146,8 @@ def _verdict(planned: Model, verified: Verified) -> str:
     "--kernels",
     type=click.Choice([PLAIN, DEFAULT, "both"]),
     help="MXNet on the CPU. plain: as planned, on MXNet's own kernels; default: as MXNet starts, "
-    "with oneDNN and without the plan's variables; both: as planned, and how the same takes "
-    "as MXNet starts. [default: both, where a step takes no more than some seconds]",
+    "with oneDNN and without the plan's variables; both: as planned, and beside "
+    "it as MXNet starts. [default: both, where a step takes no more than some seconds]",
 )
 @shape_options
 @frozen_option

@@ -1,4 +1,4 @@
-"""The largest batch that fits, by as few looks at batches as can be."""
+"""The largest batch that fits, asking about as few batches as can be."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """What a planned graph takes where nothing is trained.
 
 Save barriers and marks cost nothing there; reserved blocks, which are sized for training, and
-activations in pieces are in the forward pass and stay. A file says in its record what that comes
-to, so that nobody runs inference, or trains the last layer alone, on a graph that takes more than
-its original.
+activation functions in pieces are in the forward pass and stay. A file says in its record what that
+comes to, so that nobody runs inference, or trains the last layer alone, on a graph that takes more
+than its original.
 """
 
 from __future__ import annotations
