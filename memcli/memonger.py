@@ -351,11 +351,11 @@ def _classic_flags(subject: _Subject, found: ClassicPass) -> Flags:
     node_of = graph.node_of_position()
     flags = np.zeros(graph.n_forward, np.uint8)
     kept = np.zeros(graph.n_forward, np.uint8)
-    for position, again in found.mark.items():
+    for position, recomputed in found.mark.items():
         # Equal nodes are one when MXNet trains; it is kept if one of them is.
         node = node_of.get(graph.alias.get(position, position))
         if node is not None:
-            (flags if again else kept)[node] = 1
+            (flags if recomputed else kept)[node] = 1
     flags[kept == 1] = 0
     return flags & graph.can_recompute
 

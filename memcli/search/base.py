@@ -141,9 +141,9 @@ class Search:
         """
         starts, nodes = kept_instead_of_recomputing(self.graph, self.space.seconds)
         if self.hinted_recompute:
-            again = np.isin(nodes, list(self.hinted_recompute))
-            gone = np.concatenate([[0], np.cumsum(again)])
-            return starts - gone[starts], nodes[~again]
+            recomputed = np.isin(nodes, list(self.hinted_recompute))
+            gone = np.concatenate([[0], np.cumsum(recomputed)])
+            return starts - gone[starts], nodes[~recomputed]
         return starts, nodes
 
     @cached_property
@@ -328,13 +328,13 @@ class Search:
         With a budget: what fits, then the least recomputation. With a limit on recomputation: what
         is within it. Then the least memory, and of equal memory the least recomputation.
         """
-        over = wasted = again = 0.0
+        over = wasted = recomputed = 0.0
         if self.settings.budget is not None:
             over = max(0.0, cost.pool_bytes - self.settings.budget)
-            again = cost.recompute_seconds if not over else 0.0
+            recomputed = cost.recompute_seconds if not over else 0.0
         if self.settings.max_recompute is not None:
             wasted = max(0.0, cost.recompute_fraction - self.settings.max_recompute - 1e-12)
-        return (over, wasted, again, cost.pool_bytes, cost.recompute_seconds)
+        return (over, wasted, recomputed, cost.pool_bytes, cost.recompute_seconds)
 
     def better(self, new: Cost, old: Cost) -> bool:
         """Whether ``new`` is to be preferred, or at least no worse."""
@@ -372,8 +372,8 @@ class Search:
         near = [f for f in wider if f.cost.pool_bytes <= limit and self.is_portable(f)]
         near = [f for f in near if self.key(f.cost)[:2] <= self.key(best.cost)[:2]]
         if self.settings.budget is not None:
-            again = _PORTABLE * best.cost.recompute_seconds
-            near = [f for f in near if f.cost.recompute_seconds <= again]
+            recomputed = _PORTABLE * best.cost.recompute_seconds
+            near = [f for f in near if f.cost.recompute_seconds <= recomputed]
         chosen = min(near or [best], key=lambda found: self.key(found.cost))
         # a plan that takes no variable is preferred where it costs hardly anything
         plain = [f for f in near if f.plan.match_range == self.match_ranges[0]]

@@ -12,8 +12,8 @@ memory that the boundaries take, and drops what breaks the budget. Families of l
 - the ancestors of each node (section 4.3, approximate), on graphs of medium size;
 - prefixes of the execution order, at the cuts of :mod:`memcli.search.cutpoints`.
 
-Two things differ from the paper. A stretch may also be kept whole, as MXNet runs only marked
-nodes again. And the memory of a stretch while it is recomputed is what its gradients read plus the
+Two things differ from the paper. A stretch may also be kept whole, as MXNet recomputes only marked
+nodes. And the memory of a stretch while it is recomputed is what its gradients read plus the
 gradients that live meanwhile, which do not depend on the plan. Still this is a model of the live
 peak: plans for a ladder of budgets are judged by the exact pool.
 """
@@ -168,10 +168,10 @@ def stretches(graph: TrainingGraph, family: Family, keep: Flags) -> Stretches:
 
     kept = between(held, family.boundary.astype(np.float32))
     whole = between(saved, inside)
-    again = np.where(graph.can_recompute & operator, graph.flops[: graph.n_forward], 0.0)
-    flops = between(again, inside)
+    recomputed = np.where(graph.can_recompute & operator, graph.flops[: graph.n_forward], 0.0)
+    flops = between(recomputed, inside)
     # a kept node without a barrier is not recomputed
-    plain = np.where(keep == KEPT, again, 0.0)
+    plain = np.where(keep == KEPT, recomputed, 0.0)
     flops -= between(plain, family.boundary.astype(np.float32))
     nested = inside @ outside.T == 0  # [i, j]: nothing of i is outside of j
     earlier = np.triu(np.ones((n_sets, n_sets), bool), 1) & nested
@@ -297,10 +297,10 @@ def marks(
     """
     flags: Ints = np.zeros(graph.n_forward, np.uint8)
     cuts = []
-    for i, j, again in path:
+    for i, j, recomputed in path:
         stretch = family.inside[j] & ~family.inside[i]
         edge = family.boundary[j] & stretch
-        if again:
+        if recomputed:
             flags[stretch & ~edge] = AGAIN
             flags[edge] = keep[edge]
         if edge.any():

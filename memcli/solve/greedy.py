@@ -43,7 +43,7 @@ def relieve(start, sizes, seconds, read_ptr, reads, budget, capacity):
     memory = np.empty(capacity, np.int64)
     out_memory = np.empty(capacity, np.int64)
     last_use = np.empty(capacity, np.int64)
-    again = np.empty(capacity, np.int64)
+    recomputed = np.empty(capacity, np.int64)
     n_gap = 4 * reads.shape[0] + 64
     gap_value = np.empty(n_gap, np.int64)
     gap_begin = np.empty(n_gap, np.int64)
@@ -77,7 +77,7 @@ def relieve(start, sizes, seconds, read_ptr, reads, budget, capacity):
             gap_value,
             gap_begin,
             gap_end,
-            again,
+            recomputed,
         )
         best_score = np.inf
         best_count = 0

@@ -97,7 +97,7 @@ class ScheduleProgram:
         self.upper: list[float] = []
         self.integer: list[bool] = []
         self.keep: dict[tuple[int, int], int] = {}
-        self.again: dict[tuple[int, int], int] = {}
+        self.recomputed: dict[tuple[int, int], int] = {}
         self._build(most_extra)
 
     def _variable(self, lower: float, upper: float, cost: float, integer: bool) -> int:
@@ -123,7 +123,7 @@ class ScheduleProgram:
                 if last[v] >= j:
                     self.keep[k, v] = self._variable(float(v in inputs[j]), 1, 0, True)
                     if allowed[v]:
-                        self.again[k, v] = self._variable(0, 1, float(seconds[v]), True)
+                        self.recomputed[k, v] = self._variable(0, 1, float(seconds[v]), True)
         for k, j in enumerate(steps):
             before = steps[k - 1] if k else -1
             total = {self.keep[k, v]: float(sizes[v]) for v in range(j) if (k, v) in self.keep}
@@ -133,47 +133,47 @@ class ScheduleProgram:
                 if (k, v) not in self.keep:
                     continue
                 kept = {} if v == before else {self.keep[k - 1, v]: 1.0}
-                again = {self.again[k, v]: 1.0} if (k, v) in self.again else {}
+                recomputed = {self.recomputed[k, v]: 1.0} if (k, v) in self.recomputed else {}
                 if v < before:
-                    minus = dict.fromkeys((*kept, *again), -1.0)
+                    minus = dict.fromkeys((*kept, *recomputed), -1.0)
                     self._row(-infinity, 0, {self.keep[k, v]: 1.0, **minus})
                 # 4, with K[before, before] = 1
                 through[v] = self._variable(0, 1, 0, False)
                 minus = dict.fromkeys((*kept, self.keep[k, v]), -1.0)
-                self._row(-float(len(kept)), infinity, {through[v]: 1.0, **minus, **again})
+                self._row(-float(len(kept)), infinity, {through[v]: 1.0, **minus, **recomputed})
             for v in range(before + 1, j):
                 # first computed within the stage: what it reads is there by then
                 for u in inputs[v]:
                     if u < before:
                         terms = {self.keep[k - 1, u]: 1.0}
-                        if (k, u) in self.again:
-                            terms[self.again[k, u]] = 1.0
+                        if (k, u) in self.recomputed:
+                            terms[self.recomputed[k, u]] = 1.0
                         self._row(1, infinity, terms)
             for v in range(j):
-                if (k, v) not in self.again:
+                if (k, v) not in self.recomputed:
                     continue
                 for u in inputs[v]:
                     if u >= before:
                         continue
-                    terms = {self.again[k, v]: 1.0, self.keep[k - 1, u]: -1.0}
-                    if (k, u) in self.again:
-                        terms[self.again[k, u]] = -1.0
+                    terms = {self.recomputed[k, v]: 1.0, self.keep[k - 1, u]: -1.0}
+                    if (k, u) in self.recomputed:
+                        terms[self.recomputed[k, u]] = -1.0
                     self._row(-infinity, 0, terms)
             self._stage_memory(k, j, inputs, sizes, through)
 
     def _stage_memory(
         self, k: int, j: int, inputs: list[list[int]], sizes: NDArray[Any], through: dict[int, int]
     ) -> None:
-        again = [v for v in range(j) if (k, v) in self.again]
-        if not again:
+        recomputed = [v for v in range(j) if (k, v) in self.recomputed]
+        if not recomputed:
             return
         held = self._variable(0, 1, 0, False)
         terms = {x: -float(sizes[v]) for v, x in through.items()}
         terms[held] = 1.0
         self._row(0, 0, terms)
-        for v in again:
+        for v in recomputed:
             own = [v, *inputs[v]]
-            terms = {held: 1.0, self.again[k, v]: float(sum(sizes[u] for u in own))}
+            terms = {held: 1.0, self.recomputed[k, v]: float(sum(sizes[u] for u in own))}
             for u in own:
                 if u in through:
                     terms[through[u]] = terms.get(through[u], 0.0) - float(sizes[u])
@@ -200,7 +200,7 @@ class ScheduleProgram:
             self._row(
                 -float("inf"),
                 self.most_extra / self.scale * (1 + 1e-9),
-                {x: self.cost[x] for x in self.again.values()},
+                {x: self.cost[x] for x in self.recomputed.values()},
             )
         solver.passModel(self._model(highspy))
 
@@ -224,7 +224,11 @@ class ScheduleProgram:
         if info.primal_solution_status == 2:
             value = solver.getSolution().col_value
             bound.stages = [
-                [v for v in range(j) if (k, v) in self.again and value[self.again[k, v]] > 0.5]
+                [
+                    v
+                    for v in range(j)
+                    if (k, v) in self.recomputed and value[self.recomputed[k, v]] > 0.5
+                ]
                 for k, j in enumerate(self.steps)
             ]
         return bound

@@ -128,7 +128,7 @@ def _steps(graph: CostGraph) -> list[int]:
 
 def _sequence(graph: CostGraph, stages: list[list[int]]) -> np.ndarray:
     entries: list[int] = []
-    for j, again in enumerate(stages):
-        entries += [~v for v in sorted(again)]
+    for j, recomputed in enumerate(stages):
+        entries += [~v for v in sorted(recomputed)]
         entries.append(j)
     return np.array(entries, np.int64)

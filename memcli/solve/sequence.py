@@ -73,7 +73,7 @@ def evaluate(
 
 @compiled(nogil=True)
 def index(
-    seq, count, read_ptr, reads, last, last_use, copy_now, gap_value, gap_begin, gap_end, again
+    seq, count, read_ptr, reads, last, last_use, copy_now, gap_value, gap_begin, gap_end, recomputed
 ):
     """What the moves need to know of a sequence: its gaps and its recomputations.
 
@@ -91,20 +91,20 @@ def index(
         gap_value: filled with the value that each gap holds.
         gap_begin: filled with the step after which it does.
         gap_end: filled with the step until which it does, and which reads the value.
-        again: filled with the steps that recompute.
+        recomputed: filled with the steps that recompute.
 
     Returns:
         How many gaps, and how many recomputations there are.
     """
     gaps = 0
-    n_again = 0
+    n_recomputed = 0
     for p in range(count):
         e = seq[p]
         v = e
         if e < 0:
             v = ~e
-            again[n_again] = p
-            n_again += 1
+            recomputed[n_recomputed] = p
+            n_recomputed += 1
         for i in range(read_ptr[v], read_ptr[v + 1]):
             u = reads[i]
             last_use[copy_now[u]] = p
@@ -117,7 +117,7 @@ def index(
         last[v] = p
         copy_now[v] = p
         last_use[p] = p
-    return gaps, n_again
+    return gaps, n_recomputed
 
 
 @compiled(nogil=True)

@@ -82,8 +82,8 @@ def inspect(
     barriers = save_barriers(analysis, source)
     listed, timeline, stage_of = stages(model, shown, barriers=barriers)
     order = timeline.order
-    again = np.zeros(analysis.graph.n_nodes, bool)
-    again[order[order >= analysis.graph.n_nodes] - analysis.graph.n_nodes] = True
+    recomputed = np.zeros(analysis.graph.n_nodes, bool)
+    recomputed[order[order >= analysis.graph.n_nodes] - analysis.graph.n_nodes] = True
     # what is reserved is the plan's, as its marks are
     unreserved = MXNetModel(analysis.graph.without_reserved_blocks())
     kept = kept_entries(unreserved.graph, no_plan.recompute)
@@ -108,7 +108,7 @@ def inspect(
             strategy=plan.strategy,
             environment=dict(record.environment) if record else {},
             marked=len(source.marked()),
-            recomputed=int(again.sum()),
+            recomputed=int(recomputed.sum()),
             record=record,
             reserved_blocks=len(reserved),
             reserved_bytes=int(sum(reserved)),
@@ -122,7 +122,7 @@ def inspect(
         inputs=_inputs(analysis),
         outputs=_outputs(analysis, source),
         loss_added=analysis.loss_heads > 0,
-        kinds=operator_kinds(unreserved.graph, kept, planned_kept, again),
+        kinds=operator_kinds(unreserved.graph, kept, planned_kept, recomputed),
         forward_flops=model.forward_flops,
         baseline=baseline,
         planned=planned,
@@ -133,10 +133,10 @@ def inspect(
         state_bytes=analysis.state_bytes,
         stages=listed,
         largest=largest_tensors(
-            unreserved.graph, kept if planned_kept is None else planned_kept, again, top
+            unreserved.graph, kept if planned_kept is None else planned_kept, recomputed, top
         ),
         stage_marks=_stage_marks(source),
-        listed=_nodes(analysis, source, again),
+        listed=_nodes(analysis, source, recomputed),
         notes=[],
         under_models=under_models_in_mxnet(analysis, models),
     )
@@ -209,7 +209,7 @@ def reserved_blocks(graph: TrainingGraph) -> list[int]:
 
 
 def operator_kinds(
-    graph: TrainingGraph, kept: Ints, planned_kept: Ints | None, again: Flags
+    graph: TrainingGraph, kept: Ints, planned_kept: Ints | None, recomputed: Flags
 ) -> list[OperatorKind]:
     """The forward operators by kind, those with the largest outputs first.
 
@@ -217,7 +217,7 @@ def operator_kinds(
         graph: the training graph.
         kept: over entries, 1 for what lives until its backward in the baseline.
         planned_kept: the same under the plan; None without one.
-        again: over forward nodes, whether the plan recomputes it.
+        recomputed: over forward nodes, whether the plan recomputes it.
     """
     kinds: dict[str, OperatorKind] = {}
     for v in range(graph.n_forward):
@@ -228,7 +228,7 @@ def operator_kinds(
         row = kinds.setdefault(op, OperatorKind(op, 0, 0.0, 0, 0, nothing))
         row.count += 1
         row.flops += float(graph.flops[v])
-        row.recomputed += int(again[v])
+        row.recomputed += int(recomputed[v])
         part = slice(int(graph.first[v]), int(graph.first[v + 1]))
         sizes = graph.entry_bytes[part]
         row.output_bytes += int(sizes.sum())
@@ -238,7 +238,9 @@ def operator_kinds(
     return sorted(kinds.values(), key=lambda k: (-k.output_bytes, -k.flops, k.op))
 
 
-def largest_tensors(graph: TrainingGraph, kept: Ints, again: Flags, top: int) -> list[LargeTensor]:
+def largest_tensors(
+    graph: TrainingGraph, kept: Ints, recomputed: Flags, top: int
+) -> list[LargeTensor]:
     """The largest tensors of the pool, of equal ones the earliest first.
 
     Callers' memory (parameters, inputs, and the gradients of both) is not in the pool.
@@ -246,7 +248,7 @@ def largest_tensors(graph: TrainingGraph, kept: Ints, again: Flags, top: int) ->
     Args:
         graph: the joint graph.
         kept: over entries, 1 for what lives until its backward.
-        again: over forward nodes, whether the plan recomputes it.
+        recomputed: over forward nodes, whether the plan recomputes it.
         top: how many.
     """
     pooled = (graph.external == 0) & (graph.variable[graph.entry_node] == 0)
@@ -258,7 +260,7 @@ def largest_tensors(graph: TrainingGraph, kept: Ints, again: Flags, top: int) ->
         output = entry - int(graph.first[node])
         if node >= graph.n_forward:
             state = "gradient"
-        elif again[node]:
+        elif recomputed[node]:
             state = "both" if kept[entry] else "recomputed"
         else:
             state = "kept" if kept[entry] else "short-lived"
@@ -320,7 +322,7 @@ def _stage_marks(source: SymbolFile) -> dict[str, int]:
     return dict(marks)
 
 
-def _nodes(analysis: Analysis, source: SymbolFile, again: Flags) -> list[NodeRow]:
+def _nodes(analysis: Analysis, source: SymbolFile, recomputed: Flags) -> list[NodeRow]:
     graph = analysis.graph
     node_of = graph.node_of_position()
     sizes = graph.node_bytes()
@@ -335,7 +337,7 @@ def _nodes(analysis: Analysis, source: SymbolFile, again: Flags) -> list[NodeRow
             continue
         marked = position in marks
         mark = "merged" if position in graph.alias else ""
-        if again[found]:
+        if recomputed[found]:
             mark = "recomputed"
         elif marked:
             mark = "no effect"

@@ -8,7 +8,7 @@ recomputed at most once, and when is not free but follows from the marks.
 Steps are backward nodes in their order, which no plan changes (:mod:`memcli.graph.lifetimes`).
 Variables, of forward node ``f``, its output ``e`` and step ``s``:
 
-- ``again[f]``, ``barrier[f]``: the mark, 0 or 1, not both; ``marked = again + barrier``
+- ``recomputed[f]``, ``barrier[f]``: the mark, 0 or 1, not both; ``marked = recomputed + barrier``
 - ``run[f, s]``: the copy of ``f`` has been run when step ``s`` runs
 - ``original[e, s]``, ``copy[e, s]``: is there while step ``s`` runs
 - ``peak[b]`` of each band of sizes (:mod:`memcli.engines.mxnet.memory.size_bands`), the sum of
@@ -97,7 +97,7 @@ class PoolProgram:
     grain: int  # bytes of which every size is a multiple
     peaks: list[int]  # columns, one for each band of sizes; their sum is what a plan takes
     ceiling: float  # of that sum
-    again: dict[int, int]  # forward node -> column
+    recomputed: dict[int, int]  # forward node -> column
     barrier: dict[int, int]
     ran: dict[int, int]  # forward node -> column: its copy has run by the last step
 
@@ -139,7 +139,7 @@ class Builder:
         if self.steps[-1] != len(facts.order) - 1:
             self.steps.append(len(facts.order) - 1)
         self.nodes = np.flatnonzero(graph.can_recompute).tolist()
-        self.again = {v: self.rows.column(whole=True) for v in self.nodes}
+        self.recomputed = {v: self.rows.column(whole=True) for v in self.nodes}
         self.barrier = {v: self.rows.column(whole=True) for v in self.nodes if graph.can_barrier[v]}
         self.run: dict[tuple[int, int], int] = {}
         self._collect()
@@ -160,11 +160,11 @@ class Builder:
             waits = [int(u) for u in g.in_node[g.in_ptr[v] : g.in_ptr[v + 1]]]
             waits += [int(u) for u in g.dep_node[g.dep_ptr[v] : g.dep_ptr[v + 1]]]
             for u in waits:
-                if u not in self.again:
+                if u not in self.recomputed:
                     continue
                 if v < g.n_forward:
                     self.waits[v].add(u)
-                elif holder in self.again:
+                elif holder in self.recomputed:
                     key = (u, holder)
                     self.trigger[key] = min(at, self.trigger.get(key, at))
             for i in range(int(g.in_ptr[v]), int(g.in_ptr[v + 1])):
@@ -181,7 +181,7 @@ class Builder:
 
     def marked(self, terms: Terms, node: int, factor: float) -> None:
         """Add ``factor * marked[node]``; nothing for a node that is always kept."""
-        _add(terms, self.again.get(node), factor)
+        _add(terms, self.recomputed.get(node), factor)
         _add(terms, self.barrier.get(node), factor)
 
     def ran(self, terms: Terms, node: int, step: int, factor: float) -> None:
@@ -198,7 +198,7 @@ class Builder:
         consumers: dict[int, list[int]] = defaultdict(list)
         for v, sources in self.waits.items():
             for u in sources:
-                if v in self.again:
+                if v in self.recomputed:
                     consumers[u].append(v)
         first: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for (u, holder), place in self.trigger.items():
@@ -214,7 +214,7 @@ class Builder:
                     self.rows.at_least(terms, 0.0)
                 terms = {}
                 self.ran(terms, v, s, -1.0)
-                _add(terms, self.again[v], 1.0)
+                _add(terms, self.recomputed[v], 1.0)
                 if s >= own:
                     _add(terms, self.barrier.get(v), 1.0)
                 self.rows.at_least(terms, 0.0)
@@ -234,14 +234,14 @@ class Builder:
                 if holder == v:
                     self.rows.at_least(terms, 0.0)
                 else:
-                    _add(terms, self.again[v], -1.0)
+                    _add(terms, self.recomputed[v], -1.0)
                     self.rows.at_least(terms, -1.0)
             for g in consumers[v]:
                 for s in range(1, last + 1):
                     terms = {}
                     self.ran(terms, v, s, 1.0)
                     self.ran(terms, g, s, -1.0)
-                    _add(terms, self.again[v], -1.0)
+                    _add(terms, self.recomputed[v], -1.0)
                     self.rows.at_least(terms, -1.0)
 
     def _negated_marks(self, v: int) -> Terms:
@@ -264,20 +264,20 @@ class Builder:
                 self.marked(terms, f, 1.0)
                 rows.append((terms, 1.0))
                 continue
-            if holder in self.again:
+            if holder in self.recomputed:
                 self.marked(terms, holder, 1.0)
             rows.append((terms, 1.0))
             plain = True
         if plain:
             terms = {}
-            _add(terms, self.again.get(f), 1.0)
+            _add(terms, self.recomputed.get(f), 1.0)
             rows.append((terms, 1.0))
         for g in self.readers.get(e, ()):
-            if g in self.again:
+            if g in self.recomputed:
                 terms = {}
                 self.ran(terms, g, last, -1.0)
                 self.ran(terms, g, step, 1.0)
-                _add(terms, self.again.get(f), 1.0)
+                _add(terms, self.recomputed.get(f), 1.0)
                 rows.append((terms, 0.0))
         return rows
 
@@ -287,10 +287,10 @@ class Builder:
         place = self.steps[step]
         last = len(self.steps) - 1
         rows: list[tuple[Terms, float]] = []
-        if f not in self.again or step == 0:
+        if f not in self.recomputed or step == 0:
             return rows
         for holder, until in self.reads.get(e, {}).items():
-            if until < place or (holder != f and holder not in self.again):
+            if until < place or (holder != f and holder not in self.recomputed):
                 continue
             terms: Terms = {}
             self.ran(terms, f, step, -1.0)
@@ -301,7 +301,7 @@ class Builder:
             _add(terms, self.barrier.get(f), 1.0)
             rows.append((terms, -1.0))
         for g in self.readers.get(e, ()):
-            if g in self.again:
+            if g in self.recomputed:
                 terms = {}
                 self.ran(terms, f, step, -1.0)
                 _add(terms, self.barrier.get(f), 1.0)
@@ -408,7 +408,7 @@ class Builder:
                     self.ran(terms, f, last, 1.0)
                     self.rows.at_least(terms, 1.0)
                 for g in self.readers.get(e, ()):
-                    if g not in self.again:
+                    if g not in self.recomputed:
                         continue
                     for until in {min(step + 1, last), last} - {step}:
                         terms = dict(source)
@@ -498,20 +498,20 @@ class Builder:
         self.above: dict[int, dict[int, int]] = {}
         sources: dict[int, set[int]] = {}
         for f in self.nodes:
-            direct = {u for u in self.waits[f] if u in self.again}
+            direct = {u for u in self.waits[f] if u in self.recomputed}
             sources[f] = direct.union(*(sources[u] for u in direct))
         if sum(map(len, sources.values())) * len(self.steps) > _MOST_PATHS:
             return
         for f in self.nodes:
             self.above[f] = {}
             for u in self.waits[f]:
-                if u not in self.again:
+                if u not in self.recomputed:
                     continue
                 for above in (u, *sources[u]):
                     if above not in self.above[f]:
                         self.above[f][above] = self.rows.column()
                     path = self.above[f][above]
-                    terms: Terms = {path: 1.0, self.again[u]: -1.0}
+                    terms: Terms = {path: 1.0, self.recomputed[u]: -1.0}
                     if above == u:
                         self.rows.at_least(terms, 0.0)
                     else:
@@ -553,7 +553,7 @@ class Builder:
             max(1, grain),
             self.peaks,
             self.ceiling,
-            self.again,
+            self.recomputed,
             self.barrier,
             ran,
         )

@@ -140,7 +140,7 @@ def solve(program: PoolProgram, n_forward: int, *, time_limit: float, relaxed: b
     if solution.value_valid:
         at = np.array(solution.col_value)
         flags = np.zeros(n_forward, np.uint8)
-        for mark, columns in ((AGAIN, program.again), (BARRIER, program.barrier)):
+        for mark, columns in ((AGAIN, program.recomputed), (BARRIER, program.barrier)):
             for node, column in columns.items():
                 if at[column] > 0.5:
                     flags[node] = mark

@@ -83,7 +83,7 @@ def _heaviest_path(n_forward, in_ptr, in_node, in_ignored, turn, allowed, weight
 
 
 @compiled
-def _feasible(limit, broken, again, last, side, edge, static, may, own, far):
+def _feasible(limit, broken, recomputed, last, side, edge, static, may, own, far):
     """Whether breaks exist under which no moment needs more than ``limit`` bytes.
 
     ``least[i]``: the least cost of the breaks up to ``i``, with ``i`` the last, number 0 the start
@@ -115,7 +115,7 @@ def _feasible(limit, broken, again, last, side, edge, static, may, own, far):
             running += side[j]
             if own[j] and least[p] + running + last[j] + static[j] > limit:
                 break
-            running += again[j]
+            running += recomputed[j]
             if own[j]:
                 sure = running
                 sure_crossing = crossing
@@ -211,7 +211,7 @@ def _bound_of(
         if not own[k]:
             turn[k] = turn[k + 1]
     following = np.append(turn[1:], turn[-1])
-    broken, again, last, side, edge = (np.zeros(length, np.int64) for _ in range(5))
+    broken, recomputed, last, side, edge = (np.zeros(length, np.int64) for _ in range(5))
     # A class counts once: for the first node of the path that has it, then for the first reader.
     used: set[int] = set()
     on_path: dict[int, int] = {int(v): k for k, v in enumerate(path)}
@@ -227,7 +227,7 @@ def _bound_of(
             if foreign[e] >= following[k]:
                 broken[k] += size[e]
             if any_read[e] >= following[k]:
-                again[k] += size[e]
+                recomputed[k] += size[e]
             if any_read[e] >= turn[k]:
                 last[k] += size[e]
         held.append(usable)
@@ -246,8 +246,9 @@ def _bound_of(
                 side[k] += size[e]
     static = facts.gradients[turn]
     may = graph.can_recompute[path]
-    arrays = (broken, again, last, side, edge, static, may, own, _FAR)
-    low, high = known, int(broken.sum() + again.sum() + last.sum() + side.sum() + static.max()) + 1
+    arrays = (broken, recomputed, last, side, edge, static, may, own, _FAR)
+    most = broken.sum() + recomputed.sum() + last.sum() + side.sum() + static.max()
+    low, high = known, int(most) + 1
     if low >= high or _feasible(np.int64(low), *arrays):
         return low
     # what no plan needs is below the bound: the least feasible limit

@@ -56,8 +56,8 @@ def trace(layout, scratch, mark):
     epoch = scratch.epoch[0]
     count = layout.prefix.shape[0]
     edges = source_ptr[count]
-    again = 0.0
-    again_flops = 0.0
+    recomputed_work = 0.0
+    recomputed_flops = 0.0
     for e in range(m):
         counts[e] = least_counts[e]
         counts[m + e] = 0
@@ -110,8 +110,8 @@ def trace(layout, scratch, mark):
             count += 1
             top -= 1
             if node >= n:
-                again += work[base]
-                again_flops += flops[base]
+                recomputed_work += work[base]
+                recomputed_flops += flops[base]
             for i in range(read_ptr[base], read_ptr[base + 1]):
                 e = read_entry[i]
                 if node >= n and mark[read_node[i]] == AGAIN:
@@ -120,7 +120,7 @@ def trace(layout, scratch, mark):
                 source[edges] = e
                 edges += 1
     source_ptr[count] = edges
-    return count, again_flops, again
+    return count, recomputed_flops, recomputed_work
 
 
 @compiled

@@ -70,7 +70,7 @@ def stages(
     np.add.at(by_node, graph.entry_node, kept)
     forward_end: dict[int, int] = {}
     end: dict[int, int] = {}
-    again: dict[int, float] = {}
+    recomputed: dict[int, float] = {}
     alive: tuple[dict[int, int], dict[int, int]] = ({}, {})  # forward, backward
     live = model.live_bytes(plan.recompute, plan.match_range)
     steps = zip(
@@ -87,7 +87,7 @@ def stages(
         if node < n_forward:
             forward_end[s] = max(forward_end.get(s, 0), touched)
         elif node >= n:
-            again[s] = again.get(s, 0.0) + float(graph.flops[base])
+            recomputed[s] = recomputed.get(s, 0.0) + float(graph.flops[base])
     result: list[Stage] = []
     for s in sorted(forward_end):
         nodes = [
@@ -105,7 +105,7 @@ def stages(
                 kept_bytes=int(by_node[nodes].sum()),
                 forward_bytes=forward_end[s],
                 peak_bytes=end[s],
-                recompute_flops=again.get(s, 0.0),
+                recompute_flops=recomputed.get(s, 0.0),
                 live_forward_bytes=alive[0].get(s, 0),
                 live_backward_bytes=alive[1].get(s, 0),
             )
