@@ -104,16 +104,11 @@ def is_onnx_name(out: str) -> bool:
 
 
 def parse_caffe(
-    data: bytes, path: str, sha256: str, request: ShapesAsked, *, as_planned: bool = False
+    data: bytes, path: str, sha256: str, asked: ShapesAsked, *, as_planned: bool = False
 ) -> CaffeFile:
     """The training net of a definition, as a graph for the shapes asked for.
 
-    Args:
-        data: the file's content.
-        path: of the file.
-        sha256: of the content.
-        request: the shapes.
-        as_planned: a plan's shapes take the place of the definition's where none are asked for.
+    ``as_planned``: a plan's shapes take the place of the definition's where none are asked for.
 
     Raises:
         BadInput: no net definition, one that cannot be trained or translated, or shapes that do not
@@ -130,9 +125,9 @@ def parse_caffe(
     parsed = parse_net(whole, name)  # lines as the user sees them
     net = training_net(parsed, name)
     if record is not None and as_planned:
-        request = _as_planned(request, record)
-    free, declared = free_blobs(net, request.shapes, request.unnamed is not None)
-    bound = _bound(net, free, declared, path, sha256, request)
+        asked = _as_planned(asked, record)
+    free, declared = free_blobs(net, asked.shapes, asked.unnamed is not None)
+    bound = _bound(net, free, declared, path, sha256, asked)
     assumed = {blob.name for blob in free if blob.assumed} | set(bound.assumed)
     weights = f"{Path(path).name.split('.')[0]}.weights"
     try:
@@ -163,17 +158,17 @@ def parse_caffe(
     )
 
 
-def _as_planned(request: ShapesAsked, record: OnnxPlan) -> ShapesAsked:
+def _as_planned(asked: ShapesAsked, record: OnnxPlan) -> ShapesAsked:
     """The plan's shapes, at the batch that is asked for, where no shapes are."""
-    if request.shapes or request.unnamed is not None:
-        return request
+    if asked.shapes or asked.unnamed is not None:
+        return asked
     shapes = {name: list(shape) for name, shape in record.shapes.items()}
     leading = next((shape[0] for shape in shapes.values() if shape), None)
-    if request.batch is not None:
+    if asked.batch is not None:
         for shape in shapes.values():
             if shape and shape[0] == leading:
-                shape[0] = request.batch
-    return dataclasses.replace(request, shapes=shapes, batch=None)  # type: ignore[type-var]
+                shape[0] = asked.batch
+    return dataclasses.replace(asked, shapes=shapes, batch=None)  # type: ignore[type-var]
 
 
 def _bound(
@@ -182,7 +177,7 @@ def _bound(
     batch: int | None,
     path: str,
     sha256: str,
-    request: ShapesAsked,
+    asked: ShapesAsked,
 ) -> BoundShapes:
     """Shapes of the data, as of any ONNX file whose inputs have the shapes that the net says."""
     if not free:
@@ -193,4 +188,4 @@ def _bound(
     graph = helper.make_graph(reads, "data", inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
     file = dataclasses.replace(from_model(model, path, sha256), batch=batch)
-    return bind_shapes(file, request)
+    return bind_shapes(file, asked)
