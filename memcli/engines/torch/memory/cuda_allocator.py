@@ -15,13 +15,6 @@ import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from memcli.engines.torch.memory import kernels
-from memcli.engines.torch.memory import trace as events
-from memcli.engines.torch.memory.trace import Trace
-
 BLOCK = 512  # every size is rounded up to a multiple of it
 SMALL = 1 << 20  # the largest request that the small pool serves; the most that is not split off
 _SMALL_SEGMENT = 2 << 20
@@ -34,14 +27,20 @@ _ADDRESS_SPACE = 1 << 40
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes. ``allocated_peak``: over what was there before the step, parameters' gradients
-    included, as ``torch.cuda.max_memory_allocated`` counts. ``reserved_peak``: taken from the
-    device in all, parameters, states and inputs (``resident``) included.
+    """Bytes on a device in a training step that is not the first.
+
+    ``requested_peak`` and ``allocated_peak``: over what is there before the step, parameters'
+    gradients included, as ``torch.cuda.memory_stats`` counts ``requested_bytes`` and
+    ``allocated_bytes``, the second with what is not split off from blocks that are too long.
+    ``reserved_peak``: taken from the device in all, with parameters, states and inputs
+    (``resident``) and what cuBLAS keeps (``workspaces``).
     """
 
+    requested_peak: int
     allocated_peak: int
     reserved_peak: int
     resident: int
+    workspaces: int = 0
 
 
 class OutOfMemory(Exception):
@@ -431,83 +430,3 @@ class CachingAllocator:
 def _room(block: Block) -> int:
     after = block.after
     return block.size + (after.size if after is not None and not after.mapped else 0)
-
-
-def replay(trace: Trace, ends: list[int], log: NDArray[np.int64]) -> DeviceMemory:
-    """Play a step through the allocator.
-
-    ``ends``: the event with which each operation of the memory model ends; ``log``: what a plan
-    frees and runs again at which operation (see ``torch_kernels.State``).
-    """
-    allocator = CachingAllocator()
-    for size in trace.resident_bytes.tolist():
-        allocator.allocate(size)
-    resident, allocator.allocated_peak = allocator.allocated, allocator.allocated
-    player = _Player(trace, allocator)
-    rows = log.tolist()
-    row = begin = 0
-    for operation, end in enumerate(ends):
-        player.play(begin, end)
-        begin = end
-        while row < len(rows) and rows[row][0] == operation:
-            player.decide(rows[row][1], rows[row][2])
-            row += 1
-    player.play(begin, len(trace.kinds))
-    return DeviceMemory(allocator.allocated_peak - resident, allocator.reserved, resident)
-
-
-class _Player:
-    def __init__(self, trace: Trace, allocator: CachingAllocator) -> None:
-        self.trace = trace
-        self.allocator = allocator
-        self.address: dict[int, int] = {}  # by number of the allocation
-        self.again: dict[int, list[int]] = {}  # addresses of recomputed storages
-        self.kinds = trace.kinds.tolist()
-        self.numbers = trace.numbers.tolist()
-        self.sizes = trace.event_bytes.tolist()
-        self.skip: dict[int, int] = {}  # where second runs begin and end
-        self.second: dict[tuple[int, int], tuple[int, int]] = {}
-        begin = 0
-        for i, kind in enumerate(self.kinds):
-            if kind == events.AGAIN:
-                begin = i
-            elif kind == events.AGAIN_END:
-                self.skip[begin] = i
-                self.second[self.numbers[begin], self.sizes[begin]] = begin + 1, i
-
-    def play(self, begin: int, end: int) -> None:
-        """The events that every plan has."""
-        i = begin
-        while i < end:
-            i = self.skip.get(i, i)
-            kind, number = self.kinds[i], self.numbers[i]
-            if kind in (events.ALLOCATED, events.PARAMETER_GRADIENT):
-                self.address[number] = self.allocator.allocate(self.sizes[i])
-            elif kind == events.FREED and number in self.address:
-                self.allocator.free(self.address.pop(number))
-            i += 1
-
-    def decide(self, what: int, number: int) -> None:
-        """One row of the log."""
-        if what == kernels.FREED_FIRST:
-            self.allocator.free(self.address.pop(int(self.trace.storage_number[number]), -1))
-        elif what == kernels.FREED_AGAIN:
-            self.allocator.free(self.again[number].pop(0))
-        else:
-            self._run(number, what - kernels.RAN)
-
-    def _run(self, step: int, capture: int) -> None:
-        begin, end = self.second[step, capture]
-        here: dict[int, int] = {}
-        for i in range(begin, end):
-            number = self.numbers[i]
-            if self.kinds[i] == events.ALLOCATED:
-                here[number] = self.allocator.allocate(self.sizes[i])
-            elif self.kinds[i] == events.FREED and number in here:
-                self.allocator.free(here.pop(number))
-        trace = self.trace
-        for s in range(int(trace.first[step]), int(trace.first[step + 1])):
-            address = here.pop(int(trace.again_number[capture, s]), -1)
-            self.again.setdefault(s, []).append(address)
-        for address in here.values():
-            self.allocator.free(address)
