@@ -33,6 +33,8 @@ class Tape(TorchDispatchMode):
         self.numbers: dict[int, int] = {}  # by storage; -1: known before
         self.bytes: list[int] = []
         self.on_operator: Callable[[Any, Any, dict[str, Any], Any], None] | None = None
+        # What an operator does with memory beside its results: see ``device_temporaries``.
+        self.inside: Callable[[Any, Any, dict[str, Any], Any], list[tuple[str, Any]]] | None = None
         self._references: dict[int, Any] = {}
         self._made_by: dict[int, tuple[str, int]] = {}  # storage: node of the backward pass
 
@@ -59,16 +61,36 @@ class Tape(TorchDispatchMode):
         result = func(*args, **kwargs)
         if self.on_operator is not None:
             self.on_operator(func, args, kwargs, result)
+        if self.inside is not None:
+            self._play(self.inside(func, args, kwargs, result))
         for tensor in tensors_in(result):
-            if has_storage(tensor) and storage_key(tensor) not in self.numbers:
-                number = len(self.bytes)
-                size = tensor.untyped_storage().nbytes()
-                self.bytes.append(size)
-                self.events.append((ALLOCATED, number, size))
-                self._watch(tensor, number)
-                if torch._C._current_graph_task_id() != -1:
-                    self._made_by[storage_key(tensor)] = _node()
+            self._made(tensor)
         return result
+
+    def _made(self, tensor: Tensor) -> None:
+        """A result whose storage is new."""
+        if has_storage(tensor) and storage_key(tensor) not in self.numbers:
+            number = self._allocated(tensor.untyped_storage().nbytes())
+            self._watch(tensor, number)
+            if torch._C._current_graph_task_id() != -1:
+                self._made_by[storage_key(tensor)] = _node()
+
+    def _allocated(self, size: int) -> int:
+        number = len(self.bytes)
+        self.bytes.append(size)
+        self.events.append((ALLOCATED, number, size))
+        return number
+
+    def _play(self, acts: list[tuple[str, Any]]) -> None:
+        """What an operator takes inside itself; all of it is given back."""
+        taken: list[int] = []
+        for act, what in acts:
+            if act == "take":
+                taken.append(self._allocated(what))
+            elif act == "give":
+                self.events.append((FREED, taken[what], 0))
+            else:
+                self._made(what)
 
     def _joins(self, sum_: Any, gradient: Any) -> bool:
         """Whether an addition is autograd's own, of a gradient to the sum so far, and in place.

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
+from memcli.engines.torch.cards import Card, card_here
 from memcli.engines.torch.device_rules import as_on
+from memcli.engines.torch.device_temporaries import PRODUCTS, script_of
 from memcli.engines.torch.executor import PlannedModule
 from memcli.engines.torch.geometry import (
     geometry,
@@ -39,11 +41,13 @@ def trace(
     loss: Callable[[Any], Tensor] = total,
     *,
     device: str = "cpu",
+    card: Card | None = None,
 ) -> Trace:
     """Run one unplanned training step on fake tensors and write down everything.
 
     ``inputs``: real, fake or meta tensors, of which shapes and types count. ``device``: "cpu", or
     "cuda" for operators that save other things there (the run itself is on fake CPU tensors).
+    ``card``: of which operators' buffers are; left out, the one that is here.
 
     Raises:
         BadInput: the graph is not one of functions alone.
@@ -55,6 +59,8 @@ def trace(
         copied, given = fake_copy(module, inputs, mode)
         copied.marks = [0] * len(copied.marks)
         recorder = _Recorder(copied.program)
+        if device == "cuda":
+            recorder.follow(card or card_here())
         copied.run_class = recorder.run
         copied.watch = _watcher(recorder.tape.note)
         states = list(copied.buffers())
@@ -120,6 +126,19 @@ class _Recorder:
         self.saved_by: list[int] = []
         self.copies: dict[int, int] = {}  # storages on the tape that stand for handles
         self.second: set[int] = set()  # storages of second runs
+
+    def follow(self, card: Card) -> None:
+        """Operators take on the tape what they take inside themselves on a card."""
+        threads: set[int] = set()
+
+        def inside(func: Any, args: Any, kwargs: Any, result: Any) -> list[tuple[str, Any]]:
+            thread = int(torch._C._current_graph_task_id() != -1)
+            if func in PRODUCTS and thread not in threads:
+                threads.add(thread)
+                self.tape.note(events.WORKSPACE, thread)
+            return script_of(func, args, kwargs, result, card)
+
+        self.tape.inside = inside
 
     def run(self, program: Program, marks: Sequence[int], externals: list[Tensor]) -> Run:
         return _TracingRun(self, program, marks, externals)

@@ -1,0 +1,459 @@
+"""Memory that CUDA's operators take inside themselves: hidden copies and work buffers.
+
+What an operator gives out is seen from outside; not so the contiguous copy that it makes of an
+input that lies otherwise, or the buffer in which blocks of a reduction meet. For each operator that
+takes such memory there is a rule here, which says what is taken, in which order among the results,
+and how long it is held. Rules follow PyTorch's sources (``aten/src/ATen/native/cuda``); those of
+cuDNN's and cuBLAS's own work spaces are not among them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memcli.engines.torch.cards import Card
+from memcli.engines.torch.geometry import tensors_in
+
+aten = torch.ops.aten
+
+
+@dataclass
+class Script:
+    """What an operator takes and gives back, in order.
+
+    ``acts``: ("take", bytes), ("give", number of the one taken), ("out", a tensor).
+    """
+
+    acts: list[tuple[str, Any]] = field(default_factory=list)
+    _taken: int = 0
+
+    def take(self, size: int) -> int:
+        """A temporary of so many bytes; its number, -1 for none."""
+        if size <= 0:
+            return -1
+        self.acts.append(("take", size))
+        self._taken += 1
+        return self._taken - 1
+
+    def give(self, *numbers: int) -> None:
+        """Temporaries are given back."""
+        self.acts += [("give", number) for number in numbers if number >= 0]
+
+    def out(self, *results: Any) -> None:
+        """Results are allocated now."""
+        self.acts += [("out", tensor) for tensor in tensors_in(list(results))]
+
+    def copy(self, tensor: Any, memory_format: torch.memory_format = torch.contiguous_format) -> int:
+        """``tensor.contiguous()``: a temporary where the tensor lies otherwise."""
+        if not isinstance(tensor, Tensor) or tensor.is_contiguous(memory_format=memory_format):
+            return -1
+        return self.take(_bytes(tensor))
+
+
+Rule = Callable[[Script, Card, tuple[Any, ...], dict[str, Any], Any], None]
+_RULES: dict[Any, Rule] = {}
+# Operators that multiply matrices with cuBLAS.
+PRODUCTS = {
+    aten.mm.default,
+    aten.bmm.default,
+    aten.addmm.default,
+    aten.baddbmm.default,
+    aten.addmv.default,
+    aten.mv.default,
+    aten.dot.default,
+    aten._addmm_activation.default,
+    aten.linear.default,
+}
+
+
+def script_of(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, card: Card
+) -> list[tuple[str, Any]]:
+    """What an operator does with memory on a card beside its results; empty where nothing."""
+    rule = _RULES.get(func)
+    if rule is None:
+        return []
+    script = Script()
+    rule(script, card, args, kwargs, result)
+    return script.acts if script._taken else []
+
+
+def _rule(*operators: Any) -> Callable[[Rule], Rule]:
+    def register(rule: Rule) -> Rule:
+        for operator in operators:
+            _RULES[operator] = rule
+        return rule
+
+    return register
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _argument(args: tuple[Any, ...], position: int, otherwise: Any = None) -> Any:
+    return args[position] if len(args) > position else otherwise
+
+
+# Products of matrices: cuBLAS takes rows or columns that lie side by side.
+
+
+@_rule(aten.mm.default)
+def _mm(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    s.out(result)
+    s.give(*[s.take(_bytes(t)) for t in args[:2] if not _fits_blas(t)])
+
+
+@_rule(aten.bmm.default)
+def _bmm(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    s.out(result)
+    s.give(*[s.take(_bytes(t)) for t in args[:2] if not _fits_blas(t)])
+
+
+@_rule(aten.addmm.default, aten.baddbmm.default)
+def _addmm(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    s.out(result)
+    s.give(*[s.take(_bytes(t)) for t in args[1:3] if not _fits_blas(t)])
+
+
+def _fits_blas(tensor: Tensor) -> bool:
+    """By ``prepare_matrix_for_cublas`` and ``prepare_batch_matrix_for_cublas`` (Blas.cpp)."""
+    rows, columns = tensor.shape[-2:]
+    down, across = tensor.stride()[-2:]
+    return (across == 1 and down >= max(1, columns)) or (down == 1 and across >= max(1, rows))
+
+
+# Reductions (Reduce.cuh): blocks that share an output meet in a buffer.
+
+
+@dataclass(frozen=True)
+class _Reduction:
+    """Sizes of the buffer and of its semaphores; 0: the blocks need none."""
+
+    buffer: int
+    semaphores: int
+
+
+def reduction(
+    tensor: Tensor, dims: list[int], card: Card, *, accumulator: int, vector: int = 4
+) -> _Reduction:
+    """What a reduction takes, by ``setReduceConfig``.
+
+    Args:
+        tensor: what is reduced.
+        dims: the dimensions that go.
+        card: the card.
+        accumulator: bytes of a partial result.
+        vector: elements that a thread takes at once.
+    """
+    shape, strides, reduced = _coalesced(tensor, dims)
+    outputs = math.prod(n for n, r in zip(shape, reduced, strict=True) if not r)
+    inputs = math.prod(n for n, r in zip(shape, reduced, strict=True) if r)
+    if not outputs or not inputs:
+        return _Reduction(0, 0)
+    n_reduced = sum(reduced)
+    on_fastest = not shape or n_reduced == len(shape) or strides[0] < strides[n_reduced]
+    width, height = (inputs, outputs) if on_fastest else (outputs, inputs)
+    fastest = 1 if not shape else strides[0] if on_fastest else strides[n_reduced]
+    output_vector = 1
+    if fastest == 1:
+        if on_fastest and width > 128 and len(shape) == 1:
+            width //= vector
+        elif not on_fastest:
+            output_vector = _output_vector(tensor, shape, strides, n_reduced)
+            width //= output_vector
+    most = 512 // output_vector
+    width_2 = _power_below(width) if width < most else most
+    height_2 = _power_below(height) if height < most else most
+    block_x = min(width_2, 32)
+    block_y = min(height_2, most // block_x)
+    block_x = min(width_2, most // block_y)
+    threads = block_x * block_y
+    step_input, step_output = (block_x, 1) if on_fastest else (1, block_x * output_vector)
+    if -(-inputs // step_input) < min(block_y * 16, 256):
+        return _Reduction(0, 0)
+    step_input *= block_y
+    grid = -(-outputs // step_output)
+    values = -(-inputs // step_input)
+    target = card.processors * (card.threads // threads)
+    if values < 256 or grid > target:
+        return _Reduction(0, 0)
+    ctas = max(min(-(-target // grid), -(-values // 16)), -(-values // 256))
+    if ctas <= 1:
+        return _Reduction(0, 0)
+    buffer = accumulator * outputs * ctas
+    if not on_fastest:
+        buffer *= block_x * output_vector
+    return _Reduction(buffer, 4 * grid)
+
+
+def _power_below(number: int) -> int:
+    return 1 << max(0, number.bit_length() - 1)
+
+
+def _output_vector(tensor: Tensor, shape: list[int], strides: list[int], at: int) -> int:
+    vector = 4
+    others = [stride for d, stride in enumerate(strides) if d != at]
+    for number in [tensor.storage_offset(), shape[at], *others]:
+        while number % vector:
+            vector //= 2
+    return vector
+
+
+def _coalesced(tensor: Tensor, dims: list[int]) -> tuple[list[int], list[int], list[bool]]:
+    """Shape, strides and what is reduced as TensorIterator orders them, the fastest first."""
+    gone = {d % tensor.dim() for d in dims} if tensor.dim() else set()
+    rows = [
+        (tensor.shape[d], tensor.stride(d), d in gone)
+        for d in reversed(range(tensor.dim()))
+        if tensor.shape[d] != 1
+    ]
+    # insertion sort: reduced dimensions first, and then by the input's strides
+    out_strides: dict[int, int] = {}
+    step = 1
+    for number, (size, _, reduced) in enumerate(rows):
+        out_strides[number] = 0 if reduced else step
+        step *= 1 if reduced else size
+    order = list(range(len(rows)))
+
+    def swap(first: int, second: int) -> int:
+        if (out_strides[first] == 0) != (out_strides[second] == 0):
+            return 1 if out_strides[second] == 0 else -1
+        for strides in (out_strides, {n: row[1] for n, row in enumerate(rows)}):
+            one, other = strides[first], strides[second]
+            if one == 0 or other == 0:
+                continue
+            if one != other:
+                return 1 if one > other else -1
+            if rows[first][0] > rows[second][0]:
+                return 1
+        return 0
+
+    for i in range(1, len(order)):
+        at = i
+        for j in range(i - 1, -1, -1):
+            better = swap(order[j], order[at])
+            if better > 0:
+                order[j], order[at] = order[at], order[j]
+                at = j
+            elif better < 0:
+                break
+    shape, strides, reduced, outs = [], [], [], []
+    for number in order:
+        size, stride, is_reduced = rows[number]
+        out = out_strides[number]
+        if shape and shape[-1] * strides[-1] == stride and shape[-1] * outs[-1] == out:
+            shape[-1] *= size
+            continue
+        shape.append(size)
+        strides.append(stride)
+        reduced.append(is_reduced)
+        outs.append(out)
+    return shape, strides, reduced
+
+
+def _dims(tensor: Tensor, dims: Any) -> list[int]:
+    if dims is None or (isinstance(dims, (list, tuple)) and not dims):
+        return list(range(tensor.dim()))
+    return [dims] if isinstance(dims, int) else list(dims)
+
+
+def _reduce(
+    s: Script, card: Card, tensor: Tensor, dims: list[int], accumulator: int, vector: int = 4
+) -> None:
+    found = reduction(tensor, dims, card, accumulator=accumulator, vector=vector)
+    if found.buffer:
+        s.give(*reversed([s.take(found.buffer), s.take(found.semaphores)]))
+
+
+def _accumulator(dtype: torch.dtype) -> int:
+    if dtype.is_floating_point or dtype.is_complex:
+        return max(4, dtype.itemsize)
+    return 8
+
+
+@_rule(aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim)
+def _sum(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    tensor = args[0]
+    s.out(result)
+    dtype = kwargs.get("dtype") or tensor.dtype
+    # float16 and bfloat16 are read as they are; other types are cast before
+    direct = tensor.dtype == dtype or (
+        tensor.dtype in (torch.float16, torch.bfloat16) and dtype == torch.float32
+    )
+    copy = -1
+    if not direct and tensor.dtype != dtype:
+        copy = s.take(tensor.numel() * dtype.itemsize)
+    _reduce(s, card, tensor, _dims(tensor, _argument(args, 1)), _accumulator(dtype))
+    s.give(copy)
+
+
+# Normalization (layer_norm_kernel.cu, group_norm_kernel.cu)
+
+
+@_rule(aten.native_layer_norm.default)
+def _layer_norm(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    copies = [s.copy(args[0]), s.copy(_argument(args, 2)), s.copy(_argument(args, 3))]
+    s.out(result)
+    s.give(*copies)
+
+
+@_rule(aten.native_layer_norm_backward.default)
+def _layer_norm_backward(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    gradient, tensor, shape = args[:3]
+    copies = [s.copy(tensor)]
+    s.out(result)
+    copies.append(s.copy(gradient))
+    columns = math.prod(shape)
+    rows = tensor.numel() // max(1, columns)
+    # Long and narrow: blocks that share a column of the weights' gradients meet in buffers.
+    if rows > 64 * 1024 and columns // 32 < card.processors // 2:
+        width = 32
+        blocks_x = -(-columns // width)
+        blocks_y = 1
+        while blocks_y * 2 * blocks_x <= 4 * card.processors and blocks_y * 2 <= rows // 256:
+            blocks_y *= 2
+        buffers = [
+            s.take(blocks_y * columns * t.element_size()) for t in result[1:] if t is not None
+        ]
+        s.give(*reversed(buffers))
+    s.give(*reversed(copies))
+
+
+@_rule(aten.native_group_norm.default)
+def _group_norm(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    tensor, weight, bias, n, channels = args[:5]
+    copies = [s.copy(tensor)]
+    s.out(result)
+    statistics = [t for t in result[1:] if t.element_size() < 4]
+    copies += [s.take(t.numel() * 4) for t in statistics]
+    if weight is not None or bias is not None:
+        copies += [s.take(n * channels * 4), s.take(n * channels * 4)]
+    s.give(*reversed(copies))
+
+
+@_rule(aten.native_group_norm_backward.default)
+def _group_norm_backward(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    gradient, tensor, _, _, weight, n, channels, _, group = args[:9]
+    copies = [s.copy(gradient), s.copy(tensor)]
+    s.out(result)
+    copies += [s.take(n * channels * 4), s.take(n * channels * 4)]
+    if result[0] is not None:
+        inner = [s.take(n * group * 4), s.take(n * group * 4)]
+        if weight is not None:
+            inner.append(s.take(n * channels * 4))
+        s.give(*inner)
+    s.give(*copies)
+
+
+# Softmax (SoftMax.cu)
+
+
+@_rule(aten._softmax.default, aten._log_softmax.default)
+def _softmax(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    s.out(result)
+    s.give(s.copy(args[0]))
+
+
+@_rule(aten._softmax_backward_data.default, aten._log_softmax_backward_data.default)
+def _softmax_backward(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    s.out(result)
+    s.give(s.copy(args[0]), s.copy(args[1]))
+
+
+# Convolutions (cudnn/ConvShared.cpp)
+
+
+def _convolution_format(tensor: Tensor, weight: Tensor) -> torch.memory_format:
+    channels_last = torch.channels_last_3d if tensor.dim() == 5 else torch.channels_last
+    if tensor.dim() in (4, 5) and any(
+        torch._prims_common.suggest_memory_format(t) is channels_last for t in (tensor, weight)
+    ):
+        return channels_last
+    return torch.contiguous_format
+
+
+@_rule(aten.convolution.default)
+def _convolution(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    tensor, weight = args[:2]
+    lies = _convolution_format(tensor, weight)
+    copies = [s.copy(tensor, lies)]
+    s.out(result)
+    copies.append(s.copy(weight, lies))
+    s.give(*reversed(copies))
+
+
+@_rule(aten.convolution_backward.default)
+def _convolution_backward(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    gradient, tensor, weight, bias = args[:4]
+    mask = args[10]
+    lies = _convolution_format(tensor, weight)
+    whole = -1 if lies is torch.contiguous_format else s.copy(gradient, lies)
+    each = gradient if lies is torch.contiguous_format else None
+    held = s.copy(tensor, lies) if mask[1] else -1
+    if mask[0]:
+        s.out(result[0])
+        copies = [s.copy(each), s.copy(weight, lies)]
+        s.give(*copies)
+    if mask[1]:
+        copy = s.copy(each)
+        s.out(result[1])
+        s.give(copy)
+    s.give(held, whole)
+    if mask[2] and bias:
+        s.out(result[2])
+        dims = [0, *range(2, gradient.dim())]
+        _reduce(s, card, gradient, dims, _accumulator(gradient.dtype))
+
+
+# Pooling
+
+
+@_rule(
+    aten.max_pool2d_with_indices_backward.default,
+    aten.avg_pool2d_backward.default,
+)
+def _pool_backward(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    lies = torch._prims_common.suggest_memory_format(args[1])
+    s.out(result)
+    s.give(s.copy(args[0], lies))
+
+
+# Embeddings (Embedding.cu): indices are sorted, rows that meet are summed in segments.
+
+
+@_rule(aten.embedding_dense_backward.default)
+def _embedding_backward(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    gradient, indices = args[:2]
+    padding, scaled = _argument(args, 3, -1), _argument(args, 4, False)
+    count = indices.numel()
+    copies = [s.copy(gradient), s.copy(indices)]
+    if count <= 3072 and padding < 0 and not scaled:
+        s.out(result)
+        s.give(*copies)
+        return
+    size = indices.element_size()
+    columns = gradient.shape[-1]
+    sorted_, original = s.take(count * size), s.take(count * size)
+    s.give(*[s.take(count * size), s.take(_sort_buffer(count, size))])
+    s.out(result)
+    # the segments that the rows of one index make, in parts of NROWS_PER_THREAD each
+    part = 10
+    segments, per_segment = count, count
+    offsets = s.take(segments * size)
+    partials = s.take(count * size)
+    most = -(-count // part) + min(count, args[2])
+    sums = s.take(most * columns * 4)
+    s.give(sums, partials, offsets, original, sorted_, *copies)
+    del per_segment
+
+
+def _sort_buffer(count: int, size: int) -> int:
+    """Bytes that cub's radix sort asks for, about."""
+    return 2 * count * size + 5631
