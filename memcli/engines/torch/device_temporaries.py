@@ -81,7 +81,7 @@ def script_of(
         return []
     script = Script()
     rule(script, card, args, kwargs, result)
-    return script.acts if script._taken else []
+    return script.acts
 
 
 def _rule(*operators: Any) -> Callable[[Rule], Rule]:
@@ -282,16 +282,22 @@ def _accumulator(dtype: torch.dtype) -> int:
 def _sum(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
     tensor = args[0]
     s.out(result)
-    dtype = kwargs.get("dtype") or tensor.dtype
-    # float16 and bfloat16 are read as they are; other types are cast before
-    direct = tensor.dtype == dtype or (
-        tensor.dtype in (torch.float16, torch.bfloat16) and dtype == torch.float32
-    )
     copy = -1
-    if not direct and tensor.dtype != dtype:
-        copy = s.take(tensor.numel() * dtype.itemsize)
-    _reduce(s, card, tensor, _dims(tensor, _argument(args, 1)), _accumulator(dtype))
+    halves = (torch.float16, torch.bfloat16)
+    if tensor.dtype != result.dtype and not (
+        tensor.dtype in halves and result.dtype == torch.float32
+    ):
+        copy = s.take(tensor.numel() * result.element_size())
+    dims = _argument(args, 1, kwargs.get("dim"))
+    _reduce(s, card, tensor, _dims(tensor, dims), _accumulator(result.dtype))
     s.give(copy)
+
+
+@_rule(aten.linalg_vector_norm.default)
+def _norm(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    s.out(result)
+    dims = _argument(args, 2, kwargs.get("dim"))
+    _reduce(s, card, args[0], _dims(args[0], dims), _accumulator(result.dtype))
 
 
 # Normalization (layer_norm_kernel.cu, group_norm_kernel.cu)
@@ -306,24 +312,44 @@ def _layer_norm(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> N
 
 @_rule(aten.native_layer_norm_backward.default)
 def _layer_norm_backward(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
-    gradient, tensor, shape = args[:3]
-    copies = [s.copy(tensor)]
+    _row_norm_backward(s, card, args[0], args[1], args[2], result)
+
+
+@_rule(aten._fused_rms_norm.default)
+def _rms_norm(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    copies = [s.copy(args[0]), s.copy(_argument(args, 2))]
     s.out(result)
-    copies.append(s.copy(gradient))
+    s.give(*copies)
+
+
+@_rule(aten._fused_rms_norm_backward.default)
+def _rms_norm_backward(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    _row_norm_backward(s, card, args[0], args[1], args[2], result)
+
+
+def _row_norm_backward(
+    s: Script, card: Card, gradient: Tensor, tensor: Tensor, shape: Any, result: Any
+) -> None:
+    copies = [s.copy(tensor)]
     columns = math.prod(shape)
     rows = tensor.numel() // max(1, columns)
-    # Long and narrow: blocks that share a column of the weights' gradients meet in buffers.
-    if rows > 64 * 1024 and columns // 32 < card.processors // 2:
-        width = 32
-        blocks_x = -(-columns // width)
-        blocks_y = 1
-        while blocks_y * 2 * blocks_x <= 4 * card.processors and blocks_y * 2 <= rows // 256:
-            blocks_y *= 2
-        buffers = [
-            s.take(blocks_y * columns * t.element_size()) for t in result[1:] if t is not None
-        ]
-        s.give(*reversed(buffers))
-    s.give(*reversed(copies))
+    weights = [t for t in result[1:] if t is not None]
+    if rows <= 64 * 1024 or columns // 32 >= card.processors // 2:
+        s.out(result)
+        s.give(s.copy(gradient), *copies)
+        return
+    # Long and narrow: rows are summed in blocks of 32, and the blocks' sums by a reduction.
+    s.out(result[0])
+    first = [s.take(_bytes(t)) for t in weights]
+    copies.append(s.copy(gradient))
+    blocks = min(32 * 1024 // -(-columns // 32), -(-rows // 32))
+    sums = [s.take(blocks * columns * t.element_size()) for t in weights]
+    for held, weight in zip(first, weights, strict=True):
+        s.out(weight)
+        table = torch.empty((blocks, columns), dtype=weight.dtype, device="meta")
+        _reduce(s, card, table, [0], _accumulator(weight.dtype))
+        s.give(held)
+    s.give(*reversed(sums), *reversed(copies))
 
 
 @_rule(aten.native_group_norm.default)
@@ -361,10 +387,23 @@ def _softmax(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None
     s.give(s.copy(args[0]))
 
 
-@_rule(aten._softmax_backward_data.default, aten._log_softmax_backward_data.default)
+@_rule(aten._softmax_backward_data.default)
 def _softmax_backward(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
     s.out(result)
+    product = s.take(args[1].numel() * max(args[0].element_size(), args[1].element_size()))
+    copies = [s.copy(args[1])]
+    s.give(*copies, product)
+
+
+@_rule(aten._log_softmax_backward_data.default)
+def _log_softmax_backward(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    s.out(result)
     s.give(s.copy(args[0]), s.copy(args[1]))
+
+
+@_rule(aten.native_dropout.default)
+def _dropout(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    s.out(result[1], result[0])
 
 
 # Convolutions (cudnn/ConvShared.cpp)
@@ -394,6 +433,17 @@ def _convolution_backward(s: Script, card: Card, args: Any, kwargs: Any, result:
     gradient, tensor, weight, bias = args[:4]
     mask = args[10]
     lies = _convolution_format(tensor, weight)
+    if _is_depthwise(tensor, weight, args[9], lies):
+        copies = [s.copy(gradient)]
+        held = s.copy(tensor) if mask[1] else -1
+        if mask[1]:
+            s.out(result[1])
+        s.give(held)
+        if mask[0]:
+            s.out(result[0])
+        s.give(*copies)
+        _bias_gradient(s, card, gradient, result, mask, bias)
+        return
     whole = -1 if lies is torch.contiguous_format else s.copy(gradient, lies)
     each = gradient if lies is torch.contiguous_format else None
     held = s.copy(tensor, lies) if mask[1] else -1
@@ -405,24 +455,71 @@ def _convolution_backward(s: Script, card: Card, args: Any, kwargs: Any, result:
         copy = s.copy(each)
         s.out(result[1])
         s.give(copy)
-    s.give(held, whole)
+    if tensor.dim() > 3:
+        s.give(held, whole)
+    _bias_gradient(s, card, gradient, result, mask, bias)
+    if tensor.dim() == 3:  # it is a convolution of images one high, which stay to the end
+        s.give(held, whole)
+
+
+def _bias_gradient(
+    s: Script, card: Card, gradient: Tensor, result: Any, mask: Any, bias: Any
+) -> None:
     if mask[2] and bias:
         s.out(result[2])
         dims = [0, *range(2, gradient.dim())]
         _reduce(s, card, gradient, dims, _accumulator(gradient.dtype))
 
 
+def _is_depthwise(tensor: Tensor, weight: Tensor, groups: int, lies: torch.memory_format) -> bool:
+    """Whether PyTorch's own kernels run a convolution, by ``use_conv_depthwise``."""
+    return (
+        groups > 1
+        and tensor.dim() == 4
+        and tensor.shape[1] == groups
+        and weight.shape[0] % groups == 0
+        and lies is torch.contiguous_format
+        and tensor.dtype not in (torch.float16, torch.bfloat16)
+    )
+
+
 # Pooling
 
 
-@_rule(
-    aten.max_pool2d_with_indices_backward.default,
-    aten.avg_pool2d_backward.default,
-)
+@_rule(aten.max_pool2d_with_indices.default, aten.avg_pool2d.default)
+def _pool(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    s.out(result)
+    s.give(s.copy(args[0], torch._prims_common.suggest_memory_format(args[0])))
+
+
+@_rule(aten.max_pool2d_with_indices_backward.default, aten.avg_pool2d_backward.default)
 def _pool_backward(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
     lies = torch._prims_common.suggest_memory_format(args[1])
     s.out(result)
-    s.give(s.copy(args[0], lies))
+    s.give(s.copy(args[0], lies), s.copy(args[1], lies))
+
+
+# Others that read only what lies side by side
+
+
+@_rule(aten.reflection_pad2d.default, aten.reflection_pad1d.default, aten.cumsum.default)
+def _copying(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    s.out(result)
+    s.give(s.copy(args[0]))
+
+
+@_rule(aten.topk.default)
+def _topk(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    s.out(result)
+    s.give(s.copy(args[0]))
+
+
+@_rule(aten.sort.default)
+def _sort(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    s.out(result)
+    tensor = args[0]
+    if tensor.dim():
+        s.give(s.take(tensor.shape[_argument(args, 1, -1)] * 8))
 
 
 # Embeddings (Embedding.cu): indices are sorted, rows that meet are summed in segments.
@@ -441,19 +538,79 @@ def _embedding_backward(s: Script, card: Card, args: Any, kwargs: Any, result: A
     size = indices.element_size()
     columns = gradient.shape[-1]
     sorted_, original = s.take(count * size), s.take(count * size)
-    s.give(*[s.take(count * size), s.take(_sort_buffer(count, size))])
+    _sorting(s, count, size, args[2])
     s.out(result)
-    # the segments that the rows of one index make, in parts of NROWS_PER_THREAD each
-    part = 10
-    segments, per_segment = count, count
-    offsets = s.take(segments * size)
-    partials = s.take(count * size)
-    most = -(-count // part) + min(count, args[2])
+    # The rows of one index make a segment, long ones several of ten rows each.
+    segments, number = s.take(count * size), s.take(8)
+    ones = s.take(count * size)
+    s.give(s.take(_SCAN), ones)
+    parts, offsets = s.take(count * size), s.take(count * size)
+    s.give(s.take(_SCAN))
+    last = s.take(8)
+    most = min(count, args[2]) + count // 10
+    starts = s.take(most * size)
     sums = s.take(most * columns * 4)
-    s.give(sums, partials, offsets, original, sorted_, *copies)
-    del per_segment
+    s.give(sums, starts, last, offsets, parts, number, segments, original, sorted_, *copies)
 
 
-def _sort_buffer(count: int, size: int) -> int:
-    """Bytes that cub's radix sort asks for, about."""
-    return 2 * count * size + 5631
+@_rule(aten.index_put.default, aten.index_put_.default)
+def _index_put(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    tensor, indices, values = args[:3]
+    given = [i for i in indices if i is not None]
+    if not _argument(args, 3, False) or any(i.dtype == torch.bool for i in given):
+        return
+    s.out(result)
+    count = math.prod(torch.broadcast_shapes(*(i.shape for i in given)))
+    least, most = s.take(8), s.take(8)
+    s.give(s.take(1))
+    s.give(s.take(1))
+    s.give(most, least)
+    linear, other = s.take(count * 8), s.take(count * 8)
+    s.give(other)
+    copy = s.copy(values)
+    sorted_, original = s.take(count * 8), s.take(count * 8)
+    _sorting(s, count, 8, tensor.shape[0])
+    s.give(original, sorted_, copy, linear)
+
+
+# Bytes that cub asks for where it scans or reduces a few thousand numbers.
+_SCAN = 1279
+
+
+def _sorting(s: Script, count: int, size: int, most: int) -> None:
+    """A radix sort of indices below ``most`` with their places (cub's one sweep)."""
+    places = s.take(count * size)
+    if count <= _TILE:
+        buffer = 1
+    else:
+        passes = -(-max(1, most).bit_length() // 8)
+        double = 2 * (-(-count * size // 256) * 256)
+        buffer = double + 1024 * passes + 1024 * -(-count // _TILE) + 256 + 255
+    s.give(s.take(buffer), places)
+
+
+_TILE = 1536
+
+
+# Attention (transformers/cuda/attention_backward.cu)
+
+
+@_rule(aten._scaled_dot_product_efficient_attention_backward.default)
+def _efficient_attention_backward(
+    s: Script, card: Card, args: Any, kwargs: Any, result: Any
+) -> None:
+    gradient, query, key = args[:3]
+    copies = [s.copy(gradient.transpose(1, 2))]
+    s.out(result)
+    batch, heads, rows, width = query.shape
+    values = args[3].shape[-1]
+    product = s.take(batch * heads * rows * values * 4)
+    summed = s.take(batch * heads * rows * 4)
+    delta = s.take(batch * heads * rows * 4)
+    s.give(summed, product)
+    if query.dtype == torch.float32:
+        blocks = -(-rows // 64)
+        space = s.take(batch * heads * (blocks * 64 * -(-width // 64) * 64 * 4 + 16 * blocks))
+    else:
+        space = -1
+    s.give(delta, space, *copies)
