@@ -42,8 +42,7 @@ def measured(module: Any, inputs: list[Any], loss: Any, autocast: Any) -> dict[s
             torch.cuda.reset_peak_memory_stats()
             torch.cuda.memory._record_memory_history(context=None, clear_history=True)
             before = torch.cuda.memory_stats()
-        with autocast():
-            outputs = training_step(module, inputs, loss)
+        outputs = training_step(module, inputs, loss, casting=autocast)
         del outputs
     after = torch.cuda.memory_stats()
     for kind in ("requested_bytes", "allocated_bytes"):

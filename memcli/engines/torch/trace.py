@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
 from memcli.engines.torch.cards import Card, card_here
+from memcli.engines.torch.cuda_autocast import cuda_autocast
 from memcli.engines.torch.device_rules import as_on
 from memcli.engines.torch.device_temporaries import PRODUCTS, script_of
 from memcli.engines.torch.executor import PlannedModule
@@ -42,12 +43,14 @@ def trace(
     *,
     device: str = "cpu",
     card: Card | None = None,
+    autocast: torch.dtype | None = None,
 ) -> Trace:
     """Run one unplanned training step on fake tensors and write down everything.
 
     ``inputs``: real, fake or meta tensors, of which shapes and types count. ``device``: "cpu", or
     "cuda" for operators that save other things there (the run itself is on fake CPU tensors).
-    ``card``: of which operators' buffers are; left out, the one that is here.
+    ``card``: of which operators' buffers are; left out, the one that is here. ``autocast``: the lower
+    precision, where the forward pass and the loss run under ``torch.autocast`` of the device.
 
     Raises:
         BadInput: the graph is not one of functions alone.
@@ -67,7 +70,11 @@ def trace(
         recorder.tape.known([*copied.parameters(), *states, *tensors_in(given)])
         with recorder.tape:
             outputs = training_step(
-                copied, given, loss, lambda: recorder.tape.note(events.BACKWARD, -1)
+                copied,
+                given,
+                loss,
+                lambda: recorder.tape.note(events.BACKWARD, -1),
+                lambda: casting(device, autocast),
             )
         gradients = {
             recorder.tape.number_of(p.grad) for p in copied.parameters() if p.grad is not None
@@ -82,6 +89,15 @@ def trace(
     result.resident_bytes = np.array(list(resident.values()), np.int64)
     result.device = device
     return result
+
+
+def casting(
+    device: str, autocast: torch.dtype | None
+) -> contextlib.AbstractContextManager[Any]:
+    """The context in which tensors of the CPU are cast as autocast of a device casts its own."""
+    if autocast is None:
+        return contextlib.nullcontext()
+    return cuda_autocast(autocast) if device == "cuda" else torch.autocast(device, autocast)
 
 
 def _bytes(tensors: Any) -> int:

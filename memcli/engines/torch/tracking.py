@@ -10,6 +10,7 @@ together, what they exchange (copies of gradients, states) is not counted either
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -70,15 +71,19 @@ def training_step(
     inputs: Sequence[Any],
     loss: Callable[[Any], Tensor] = total,
     between: Callable[[], None] | None = None,
+    casting: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> Any:
     """A forward and a backward pass; the outputs, which are held all through.
 
-    ``between`` is called after the forward pass.
+    ``between`` is called after the forward pass. ``casting``: makes the context of the forward pass
+    and the loss, such as ``torch.autocast``; the backward pass is outside of it.
     """
-    outputs = module(*inputs)
-    if between is not None:
-        between()
-    loss(outputs).backward()
+    with casting():
+        outputs = module(*inputs)
+        if between is not None:
+            between()
+        value = loss(outputs)
+    value.backward()
     return outputs
 
 
