@@ -100,17 +100,27 @@ def _kernels(casts: _Casts) -> Iterator[tuple[str, Callable[..., Any]]]:
     def to(dtype_of: Callable[[Any, Any], torch.dtype]) -> Callable[[Any, Any], tuple[Any, Any]]:
         def change(args: Any, kwargs: Any) -> tuple[Any, Any]:
             dtype = dtype_of(args, kwargs)
-            return (
-                [casts.cast(a, dtype) for a in args],
-                {k: casts.cast(a, dtype) for k, a in kwargs.items()},
-            )
+            # the last first, as the compiler of PyTorch's kernels evaluates arguments
+            named = {k: casts.cast(kwargs[k], dtype) for k in reversed(kwargs)}
+            return [casts.cast(a, dtype) for a in reversed(args)][::-1], named
 
         return change
 
-    def result_in_float32(args: Any, kwargs: Any) -> tuple[Any, Any]:
-        if eligible(args[0]) and kwargs.get("dtype") is None:
-            kwargs = {**kwargs, "dtype": torch.float32}
-        return args, kwargs
+    def result_in_float32(op: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
+        names = [argument.name for argument in op._schema.arguments]
+        at = names.index("dtype")
+
+        def change(args: Any, kwargs: Any) -> tuple[Any, Any]:
+            if not eligible(args[0]):
+                return args, kwargs
+            if len(args) > at:
+                dtype = torch.float32 if args[at] is None else args[at]
+                return [*args[:at], dtype, *args[at + 1 :]], kwargs
+            if kwargs.get("dtype") is None:
+                kwargs = {**kwargs, "dtype": torch.float32}
+            return args, kwargs
+
+        return change
 
     def widest(args: Any, kwargs: Any) -> torch.dtype:
         lower = torch.get_autocast_dtype("cpu")
@@ -121,14 +131,14 @@ def _kernels(casts: _Casts) -> Iterator[tuple[str, Callable[..., Any]]]:
     for names, change in (
         (_LOWER, lower),
         (_FLOAT32, to(lambda *_: torch.float32)),
-        (_FLOAT32_RESULT, result_in_float32),
+        (_FLOAT32_RESULT, None),
         (_WIDEST, to(widest)),
     ):
         for name in names.split():
             packet, _, overload = name.partition(".")
             op = getattr(getattr(torch.ops.aten, packet, None), overload or "default", None)
             if op is not None:
-                yield name, redispatched(op, change)
+                yield name, redispatched(op, change or result_in_float32(op))
 
 
 @contextlib.contextmanager

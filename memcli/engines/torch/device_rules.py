@@ -83,6 +83,8 @@ class _AsAsked(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if self.on_card and func in _BATCH_NORMS:
+            return _with_float_statistics(result)
         if func not in _BATCH_NORM_BACKWARDS:
             return result
         _, input, weight, _, _, _, _, training, _, mask, *_ = args
@@ -91,6 +93,21 @@ class _AsAsked(TorchDispatchMode):
         return (None, *result[1:])
 
 
+def _with_float_statistics(result: Any) -> Any:
+    """A card keeps the statistics of a batch in float32 whatever the type of the batch."""
+    halves = (torch.float16, torch.bfloat16)
+    return tuple(
+        t.float() if number in (1, 2) and t is not None and t.dtype in halves else t
+        for number, t in enumerate(result)
+    )
+
+
+_BATCH_NORMS = {
+    torch.ops.aten.native_batch_norm.default,
+    torch.ops.aten._native_batch_norm_legit.default,
+    torch.ops.aten._native_batch_norm_legit.no_stats,
+    torch.ops.aten._native_batch_norm_legit_functional.default,
+}
 _BATCH_NORM_BACKWARDS = {
     torch.ops.aten.native_batch_norm_backward.default,
     torch.ops.aten.batch_norm_backward.default,

@@ -538,7 +538,7 @@ def _embedding_backward(s: Script, card: Card, args: Any, kwargs: Any, result: A
     size = indices.element_size()
     columns = gradient.shape[-1]
     sorted_, original = s.take(count * size), s.take(count * size)
-    _sorting(s, count, size, args[2])
+    _sorting(s, card, count, size, args[2])
     s.out(result)
     # The rows of one index make a segment, long ones several of ten rows each.
     segments, number = s.take(count * size), s.take(8)
@@ -569,7 +569,7 @@ def _index_put(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> No
     s.give(other)
     copy = s.copy(values)
     sorted_, original = s.take(count * 8), s.take(count * 8)
-    _sorting(s, count, 8, tensor.shape[0])
+    _sorting(s, card, count, 8, tensor.shape[0])
     s.give(original, sorted_, copy, linear)
 
 
@@ -577,19 +577,17 @@ def _index_put(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> No
 _SCAN = 1279
 
 
-def _sorting(s: Script, count: int, size: int, most: int) -> None:
+def _sorting(s: Script, card: Card, count: int, size: int, most: int) -> None:
     """A radix sort of indices below ``most`` with their places (cub's one sweep)."""
     places = s.take(count * size)
-    if count <= _TILE:
+    tile = 1536 if card.capability >= (9, 0) else 1280
+    if count <= tile:
         buffer = 1
     else:
         passes = -(-max(1, most).bit_length() // 8)
         double = 2 * (-(-count * size // 256) * 256)
-        buffer = double + 1024 * passes + 1024 * -(-count // _TILE) + 256 + 255
+        buffer = double + 1024 * passes + 1024 * -(-count // tile) + 256 + 255
     s.give(s.take(buffer), places)
-
-
-_TILE = 1536
 
 
 # Attention (transformers/cuda/attention_backward.cu)
