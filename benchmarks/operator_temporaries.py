@@ -148,14 +148,20 @@ def cases(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], Tensor]]]:
             "conv3x3": lambda x: F.conv2d(x, weight(64, 96, 3, 3), weight(64), padding=1),
             "conv1x1": lambda x: F.conv2d(x, weight(64, 96, 1, 1)),
             "conv strided": lambda x: F.conv2d(x, weight(64, 96, 3, 3), stride=2),
-            "depthwise": lambda x: F.conv2d(x, weight(96, 1, 7, 7), weight(96), padding=3, groups=96),
+            "depthwise": lambda x: F.conv2d(
+                x, weight(96, 1, 7, 7), weight(96), padding=3, groups=96
+            ),
             "grouped": lambda x: F.conv2d(x, weight(96, 24, 3, 3), groups=4),
             "max_pool": lambda x: F.max_pool2d(x, 3, 2, 1),
             "avg_pool": lambda x: F.avg_pool2d(x, 2),
             "adaptive": lambda x: F.adaptive_avg_pool2d(x, 1),
             "batch_norm": lambda x: F.batch_norm(
-                x, None, None, torch.ones(96, device="cuda", requires_grad=True),
-                torch.zeros(96, device="cuda", requires_grad=True), True,
+                x,
+                None,
+                None,
+                torch.ones(96, device="cuda", requires_grad=True),
+                torch.zeros(96, device="cuda", requires_grad=True),
+                True,
             ),
             "group_norm": lambda x: F.group_norm(x, 8, weight(96), weight(96)),
             "instance_norm": lambda x: F.instance_norm(x),

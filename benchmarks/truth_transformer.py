@@ -296,8 +296,11 @@ def main() -> int:
         if not options.json:
             print(
                 "  ".join(
-                    f"{k} {v:,.1f}" if k.endswith("mib") else
-                    f"{k} {v:+.2%}" if k.endswith("off") else f"{k} {v}"
+                    f"{k} {v:,.1f}"
+                    if k.endswith("mib")
+                    else f"{k} {v:+.2%}"
+                    if k.endswith("off")
+                    else f"{k} {v}"
                     for k, v in row.items()
                 ),
                 flush=True,

@@ -49,7 +49,9 @@ class Script:
         """Results are allocated now."""
         self.acts += [("out", tensor) for tensor in tensors_in(list(results))]
 
-    def copy(self, tensor: Any, memory_format: torch.memory_format = torch.contiguous_format) -> int:
+    def copy(
+        self, tensor: Any, memory_format: torch.memory_format = torch.contiguous_format
+    ) -> int:
         """``tensor.contiguous()``: a temporary where the tensor lies otherwise."""
         if not isinstance(tensor, Tensor) or tensor.is_contiguous(memory_format=memory_format):
             return -1
@@ -597,7 +599,7 @@ def _sorting(s: Script, card: Card, count: int, size: int, most: int) -> None:
 def _efficient_attention_backward(
     s: Script, card: Card, args: Any, kwargs: Any, result: Any
 ) -> None:
-    gradient, query, key = args[:3]
+    gradient, query = args[:2]
     copies = [s.copy(gradient.transpose(1, 2))]
     s.out(result)
     batch, heads, rows, width = query.shape

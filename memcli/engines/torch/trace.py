@@ -49,8 +49,8 @@ def trace(
 
     ``inputs``: real, fake or meta tensors, of which shapes and types count. ``device``: "cpu", or
     "cuda" for operators that save other things there (the run itself is on fake CPU tensors).
-    ``card``: of which operators' buffers are; left out, the one that is here. ``autocast``: the lower
-    precision, where the forward pass and the loss run under ``torch.autocast`` of the device.
+    ``card``: of which operators' buffers are; left out, the one that is here. ``autocast``: the
+    lower precision, where the forward pass and the loss run under ``torch.autocast`` of the device.
 
     Raises:
         BadInput: the graph is not one of functions alone.
@@ -91,9 +91,7 @@ def trace(
     return result
 
 
-def casting(
-    device: str, autocast: torch.dtype | None
-) -> contextlib.AbstractContextManager[Any]:
+def casting(device: str, autocast: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
     """The context in which tensors of the CPU are cast as autocast of a device casts its own."""
     if autocast is None:
         return contextlib.nullcontext()

@@ -67,22 +67,27 @@ def replay(
 
 def allocations(
     trace: Trace, ends: list[int], log: NDArray[np.int64]
-) -> list[tuple[int, str]]:
-    """Every allocation of a step in order: bytes, and where it is made."""
+) -> list[tuple[int, int, str]]:
+    """What a step allocates and frees in order: number of the allocation, bytes, and where.
+
+    Bytes are below 0 where it is freed.
+    """
     player = _Player(trace, CachingAllocator(), 0)
     player.step(ends, log)
     return player.made
 
 
 class _Player:
-    """Plays the events of a trace. ``made``: bytes of each allocation, and where it is made."""
+    """Plays the events of a trace. ``made``: as :func:`allocations` gives it."""
 
     def __init__(self, trace: Trace, allocator: CachingAllocator, workspace: int) -> None:
         self.trace = trace
         self.allocator = allocator
         self.workspace = workspace
         self.workspaces: set[int] = set()  # threads that have theirs
-        self.made: list[tuple[int, str]] = []
+        self.made: list[tuple[int, int, str]] = []
+        self.number: dict[int, tuple[int, int]] = {}  # of what is allocated, by address
+        self.count = 0
         self.where = ""
         self.address: dict[int, int] = {}  # by number of the allocation
         self.again: dict[int, list[int]] = {}  # addresses of recomputed storages
@@ -114,10 +119,10 @@ class _Player:
     def end(self) -> None:
         """What a step leaves goes: outputs, and the parameters' gradients."""
         for address in self.address.values():
-            self.allocator.free(address)
+            self._free(address)
         for addresses in self.again.values():
             for address in addresses:
-                self.allocator.free(address)
+                self._free(address)
         self.address.clear()
         self.again.clear()
 
@@ -130,7 +135,7 @@ class _Player:
             if kind in (events.ALLOCATED, events.PARAMETER_GRADIENT):
                 self.address[number] = self._allocate(self.sizes[i])
             elif kind == events.FREED and number in self.address:
-                self.allocator.free(self.address.pop(number))
+                self._free(self.address.pop(number))
             elif kind == events.WORKSPACE and number not in self.workspaces:
                 self.workspaces.add(number)
                 self.allocator.allocate(self.workspace)
@@ -143,15 +148,25 @@ class _Player:
     def decide(self, what: int, number: int) -> None:
         """One row of the log."""
         if what == kernels.FREED_FIRST:
-            self.allocator.free(self.address.pop(int(self.trace.storage_number[number]), -1))
+            self._free(self.address.pop(int(self.trace.storage_number[number]), -1))
         elif what == kernels.FREED_AGAIN:
-            self.allocator.free(self.again[number].pop(0))
+            self._free(self.again[number].pop(0))
         else:
             self._run(number, what - kernels.RAN)
 
     def _allocate(self, size: int) -> int:
-        self.made.append((size, self.where))
-        return self.allocator.allocate(size)
+        address = self.allocator.allocate(size)
+        if address >= 0:
+            self.made.append((self.count, size, self.where))
+            self.number[address] = self.count, size
+            self.count += 1
+        return address
+
+    def _free(self, address: int) -> None:
+        self.allocator.free(address)
+        if address in self.number:
+            number, size = self.number.pop(address)
+            self.made.append((number, -size, self.where))
 
     def _run(self, step: int, capture: int) -> None:
         begin, end = self.second[step, capture]
@@ -162,11 +177,11 @@ class _Player:
             if self.kinds[i] == events.ALLOCATED:
                 here[number] = self._allocate(self.sizes[i])
             elif self.kinds[i] == events.FREED and number in here:
-                self.allocator.free(here.pop(number))
+                self._free(here.pop(number))
         self.where = where
         trace = self.trace
         for s in range(int(trace.first[step]), int(trace.first[step + 1])):
             address = here.pop(int(trace.again_number[capture, s]), -1)
             self.again.setdefault(s, []).append(address)
         for address in here.values():
-            self.allocator.free(address)
+            self._free(address)

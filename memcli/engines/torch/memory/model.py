@@ -198,8 +198,10 @@ class TorchModel:
         """
         return replay(self.trace, self._ends, self._log(marks), workspace)
 
-    def allocations(self, marks: Marks) -> list[tuple[int, str]]:
-        """Every allocation of a step on a card in order: bytes, and where ("forward conv1").
+    def allocations(self, marks: Marks) -> list[tuple[int, int, str]]:
+        """What a step allocates and frees on a card: number, bytes, where ("forward conv1").
+
+        In order; bytes are below 0 where the allocation of that number is freed.
 
         Raises:
             ValueError: the plan recomputes without bound.
