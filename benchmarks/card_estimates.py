@@ -85,6 +85,7 @@ def one(options: argparse.Namespace) -> list[dict[str, Any]]:
     import torch
 
     from memcli.engines.torch.build import converted, loss_for, values_for
+    from memcli.engines.torch.cards import card_here
     from memcli.engines.torch.executor import PlannedModule
     from memcli.engines.torch.memory.plan_model import TorchPlanModel
     from memcli.engines.torch.record import onnx_job
@@ -119,7 +120,7 @@ def one(options: argparse.Namespace) -> list[dict[str, Any]]:
                 given = [torch.empty(i.shape, dtype=i.dtype) for i in fake.inputs]
             named = {} if kind is None else {"autocast": kind}
             model = TorchPlanModel(
-                trace(fake.module, given, loss_for(fake), device="cuda", **named)
+                trace(fake.module, given, loss_for(fake), device="cuda", card=card_here(), **named)
             )
             for budget in options.budget:
                 flags = model.none()

@@ -89,7 +89,7 @@ def run_verify(
         print_verified(console, verified)
         console.print(_verdict(planned, verified), markup=False, soft_wrap=True)
     result = verify_json(verified)
-    if verified.ok and verified.memory_ok:
+    if verified.ok is not False and verified.memory_ok:
         return 0, result
     return 1, result | {"error": error_entry(1, _verdict(planned, verified))}
 
@@ -98,8 +98,12 @@ def _verdict(planned: Model, verified: Verified) -> str:
     """The last line."""
     from memcli.formats.detect import model_path, read_source
 
-    if not verified.ok:
+    if verified.ok is False:
         return "NOT verified: results differ; do not train with this plan"
+    if verified.simulated:
+        if verified.memory_ok:
+            return "memory as estimated on a simulated card, which says nothing about bits"
+        return "more memory than estimated on a simulated card"
     if not verified.memory_ok:
         return "NOT verified: same results to the bit, but more memory than estimated"
     path = model_path(planned)

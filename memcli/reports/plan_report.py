@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -73,6 +74,7 @@ def _plan_json(planned: Planned) -> dict[str, Any]:
             "parameter_bytes": analysis.parameter_bytes,
             "parameter_gradient_bytes": analysis.parameter_gradient_bytes,
             "state_bytes": analysis.state_bytes,
+            "on_card": asdict(planned.on_card) if planned.on_card else None,
         },
         "recompute": {
             "flops": cost.recompute_flops,
@@ -250,6 +252,17 @@ def print_plan(console: Console, planned: Planned) -> None:
                 f"{format_size(planned.allocated)} of the planned, "
                 f"{format_size(planned.baseline_allocated)} as saved: MXNet adds gradients in "
                 "place and never touches the blocks that this spares",
+            ),
+        )
+    if planned.on_card is not None:
+        card = planned.on_card
+        pairs.insert(
+            4,
+            (
+                "reserved",
+                f"{format_size(card.reserved)} of the card under the plan, "
+                f"{format_size(card.baseline_reserved)} as saved, with parameters, gradients, "
+                f"inputs and cuBLAS's {format_size(card.workspaces)}; no optimizer, no context",
             ),
         )
     if planned.marked is not None:

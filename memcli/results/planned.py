@@ -82,6 +82,22 @@ class Inference:
         }
 
 
+@dataclass(frozen=True)
+class OnCard:
+    """Bytes that a process holds of a card while it trains, by the emulated CUDA allocator.
+
+    Of the graph as saved (``baseline``) and under the plan: ``allocated`` at the peak and
+    ``reserved``, parameters, states, inputs and their gradients included; ``workspaces``: what
+    cuBLAS keeps of it. No optimizer, and not CUDA's own context.
+    """
+
+    baseline_allocated: int
+    baseline_reserved: int
+    allocated: int
+    reserved: int
+    workspaces: int
+
+
 @dataclass
 class Planned:
     """A plan, what it is for, and what it comes to. Sizes in bytes, times in seconds.
@@ -119,6 +135,7 @@ class Planned:
     lower_bound_within: int = 0  # at least this
     # of a written file whose plan has nodes of its own
     inference: Inference | None = None
+    on_card: OnCard | None = None  # what CUDA's caching allocator makes of it
     marked: dict[str, int] | None = None  # steps kept, recomputed once, and at each need
     restored: list[str] = field(default_factory=list)  # what --as-training did
     split: Split | None = None  # over several workers: figures are of each

@@ -246,7 +246,10 @@ def _coalesced(tensor: Tensor, dims: list[int]) -> tuple[list[int], list[int], l
                 at = j
             elif better < 0:
                 break
-    shape, strides, reduced, outs = [], [], [], []
+    shape: list[int] = []
+    strides: list[int] = []
+    outs: list[int] = []
+    gone_too: list[bool] = []
     for number in order:
         size, stride, is_reduced = rows[number]
         out = out_strides[number]
@@ -255,9 +258,9 @@ def _coalesced(tensor: Tensor, dims: list[int]) -> tuple[list[int], list[int], l
             continue
         shape.append(size)
         strides.append(stride)
-        reduced.append(is_reduced)
+        gone_too.append(is_reduced)
         outs.append(out)
-    return shape, strides, reduced
+    return shape, strides, gone_too
 
 
 def _dims(tensor: Tensor, dims: Any) -> list[int]:

@@ -31,10 +31,11 @@ from memcli.formats.onnx.file import OnnxFile
 from memcli.formats.output import check_output
 from memcli.frameworks.figures import ModelRequest
 from memcli.graph.cost import Cost, Found, LowerBound
+from memcli.graph.training import Flags
 from memcli.quoting import shown_path
 from memcli.request import Devices, Progress, ShapeRequest
 from memcli.results.inspected import Inspected
-from memcli.results.planned import Planned, Split
+from memcli.results.planned import OnCard, Planned, Split
 from memcli.results.verified import Verified
 from memcli.search.base import Search, Settings
 from memcli.search.registry import STRATEGIES
@@ -110,8 +111,24 @@ class TorchNetwork(Network):
             baseline_allocated=known["baseline"].pool_bytes,
             allocated=cost.pool_bytes,
             marked=marked(plan, self.analysis),
+            on_card=self._on_card(plan.recompute) if self.device == "cuda" else None,
             split=self.split,
             **known,
+        )
+
+    def _on_card(self, flags: Flags) -> OnCard | None:
+        model = self.analysis.model.exact
+        try:
+            first, second = model.device_memory(model.none()), model.device_memory(flags)
+        except ValueError:  # a plan that recomputes without end
+            return None
+        there = first.resident + first.workspaces
+        return OnCard(
+            baseline_allocated=there + first.allocated_peak,
+            baseline_reserved=first.reserved_peak,
+            allocated=there + second.allocated_peak,
+            reserved=second.reserved_peak,
+            workspaces=second.workspaces,
         )
 
     def write(self, planned: Planned, out: str, force: bool) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from memcli.engines.gpus import list_gpus
 from memcli.engines.operator_times import OperatorTimes
 from memcli.engines.processes.jobs import run_job
 from memcli.engines.torch.memory.graph import training_graph
@@ -156,6 +157,8 @@ def record(
         EngineFailed: PyTorch is missing or crashed.
     """
     check_torch()
+    if job.get("device") == "cuda":
+        job = {**job, "card": next((gpu.name for gpu in list_gpus()), None)}
     result = run_job(
         "memcli.engines.torch.analyze",
         job,

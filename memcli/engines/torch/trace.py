@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
-from memcli.engines.torch.cards import Card, card_here
+from memcli.engines.torch.cards import USUAL, Card
 from memcli.engines.torch.cuda_autocast import cuda_autocast
 from memcli.engines.torch.device_rules import as_on
 from memcli.engines.torch.device_temporaries import PRODUCTS, script_of
@@ -49,7 +49,7 @@ def trace(
 
     ``inputs``: real, fake or meta tensors, of which shapes and types count. ``device``: "cpu", or
     "cuda" for operators that save other things there (the run itself is on fake CPU tensors).
-    ``card``: of which operators' buffers are; left out, the one that is here. ``autocast``: the
+    ``card``: of which operators' buffers are; left out, a usual one. ``autocast``: the
     lower precision, where the forward pass and the loss run under ``torch.autocast`` of the device.
 
     Raises:
@@ -63,7 +63,7 @@ def trace(
         copied.marks = [0] * len(copied.marks)
         recorder = _Recorder(copied.program)
         if device == "cuda":
-            recorder.follow(card or card_here())
+            recorder.follow(card or USUAL)
         copied.run_class = recorder.run
         copied.watch = _watcher(recorder.tape.note)
         states = list(copied.buffers())
