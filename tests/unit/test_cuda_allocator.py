@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import random
 import subprocess
@@ -155,7 +156,7 @@ def _check(allocator: CachingAllocator) -> None:
     """What holds of any state: nothing overlaps, nothing free lies beside something free."""
     free = [b for pool in allocator._free.values() for _, _, b in pool]
     blocks = sorted([*allocator.blocks.values(), *free], key=lambda b: b.address)
-    for one, other in zip(blocks, blocks[1:], strict=False):
+    for one, other in itertools.pairwise(blocks):
         assert one.address + one.size <= other.address
         if one.after is other:
             assert one.address + one.size == other.address
