@@ -34,10 +34,11 @@ _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph",
 class Packed:
     """What autograd holds in a saved tensor's place: the tensor, or the handle of a dropped one."""
 
-    __slots__ = ("geometry", "run", "storage", "tensor", "version")
+    __slots__ = ("geometry", "is_cast", "run", "storage", "tensor", "version")
 
     def __init__(self, run: Run | None, tensor: Tensor | None) -> None:
         self.run = run
+        self.is_cast = tensor is not None and _is_cast_parameter(tensor)
         # A function's own result comes with its history, which would hold this object: a cycle.
         self.tensor = tensor.detach() if tensor is not None and tensor.requires_grad else tensor
         self.version = -1 if tensor is None or tensor.is_inference() else tensor._version
@@ -212,6 +213,8 @@ class Run(Recomputation):
         """Storages that the step saves inside itself join those that it drops."""
         for number, packed in enumerate(pending):
             assert packed.tensor is not None
+            if packed.is_cast:
+                continue  # autocast keeps it as well, so that nothing would be gained
             key = storage_key(packed.tensor) if has_storage(packed.tensor) else None
             if key is not None and key not in self.owner:
                 mark = (self.marks[step.index] & RESULTS) or AGAIN
@@ -284,4 +287,19 @@ class Run(Recomputation):
         self._pass = None
 
 
+def _is_cast_parameter(tensor: Tensor) -> bool:
+    """Whether a tensor is autocast's copy of a parameter in the lower precision, or a view of it.
+
+    Told by its history, which is a cast of a leaf.
+    """
+    node = tensor.grad_fn
+    while node is not None and node.name() in _VIEWS and node.next_functions:
+        node = node.next_functions[0][0]
+    if node is None or node.name() != "ToCopyBackward0":
+        return False
+    source = node.next_functions[0][0]
+    return source is not None and source.name().endswith("AccumulateGrad")
+
+
+_VIEWS = {"TBackward0", "TransposeBackward0", "ViewBackward0", "PermuteBackward0"}
 _UNKNOWN: Any = object()

@@ -310,7 +310,7 @@ class _TracingRun(Run):
         if not has_storage(tensor):
             return
         key = storage_key(tensor)
-        if key not in self.owner and not step.leaves_states:
+        if key not in self.owner and not step.leaves_states and not packed.is_cast:
             if key not in self._auxiliaries:
                 storage = self._auxiliaries[key] = Storage(step.index, ~order, 0, key)
                 self.recorder.add(storage, tensor)
