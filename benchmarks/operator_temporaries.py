@@ -66,7 +66,7 @@ class Watched(TorchDispatchMode):
                 said.append((act, what))
             elif act == "give":
                 said.append((act, sizes[what]))
-            else:
+            elif act == "out":
                 key = what.untyped_storage()._cdata
                 if key in fresh and key not in outs:
                     outs.add(key)

@@ -102,7 +102,7 @@ def test_resnet_50() -> None:
     kept = {*sums[::3], names[-1]}
     third = np.array([0 if n in kept else 1 for n in names], np.uint8)
     plain, cost = model.evaluate(model.none()), model.evaluate(third)
-    assert plain.all_peak_bytes / MIB == pytest.approx(1332.9, abs=0.1)
+    assert plain.all_peak_bytes / MIB == pytest.approx(1331.0, abs=0.1)
     assert cost.all_peak_bytes / MIB == pytest.approx(647.0, abs=0.1)
     estimated = estimate_step(
         PlannedModule(module, dict(zip(names, third.tolist(), strict=True))), inputs

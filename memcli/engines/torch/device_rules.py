@@ -20,7 +20,11 @@ _DROPOUTS = {
 
 
 class _LikeCuda(TorchFunctionMode):
-    """Dropout is one kernel there and saves a mask of bytes; here it saves a mask of floats."""
+    """Functions that are other kernels there.
+
+    Dropout is one kernel and saves a mask of bytes; here it saves a mask of floats. Attention is
+    flash attention in the lower precisions and memory-efficient attention else.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -28,6 +32,8 @@ class _LikeCuda(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _DROPOUTS:
             return _dropout(*args, **kwargs)
+        if func in _ATTENTIONS:
+            return _attention(func, *args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -38,6 +44,72 @@ def _dropout(
     if inplace or not training or not 0 < p < 1:
         return torch.nn.functional.dropout(input, p, training, inplace)
     return torch.native_dropout(input, p, True)[0]
+
+
+_ATTENTIONS = {
+    torch.nn.functional.scaled_dot_product_attention,
+    torch.ops.aten.scaled_dot_product_attention,
+    torch.ops.aten.scaled_dot_product_attention.default,
+}
+_FLASH_MOST_WIDTH = 256
+
+
+def _attention(
+    func: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """By the rules of ``_fused_sdp_choice_cuda`` (transformers/cuda/sdp_utils.cpp), the usual ones.
+
+    What neither kernel takes is left to PyTorch, whose plain attention is a card's as well.
+    """
+    # autocast casts before the choice is made
+    kind = query.dtype
+    if torch.is_autocast_enabled("cpu") and kind in _CAST:
+        kind = torch.get_autocast_dtype("cpu")
+        query, key, value = (t.to(kind) for t in (query, key, value))
+        if attn_mask is not None and attn_mask.is_floating_point():
+            attn_mask = attn_mask.to(kind)
+    named = {"scale": scale, "enable_gqa": enable_gqa}
+    width, values = query.shape[-1], value.shape[-1]
+    step = 16 // kind.itemsize
+    fits = (
+        query.dim() == key.dim() == value.dim() == 4
+        and not enable_gqa
+        and kind in _CAST
+        and query.shape[1] == key.shape[1]
+        and all(t.stride(-1) == 1 for t in (query, key, value))
+    )
+    flash = kind != torch.float32 and attn_mask is None and width == values and width % 8 == 0
+    if fits and flash and width <= _FLASH_MOST_WIDTH:
+        return torch.ops.aten._scaled_dot_product_flash_attention.default(
+            query, key, value, dropout_p, is_causal, False, scale=scale
+        )[0]
+    if fits and width % step == 0 and values % step == 0 and _readable(attn_mask):
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            zero = torch.zeros((), dtype=kind, device=query.device)
+            attn_mask = torch.where(attn_mask, zero, float("-inf"))
+        if attn_mask is not None:
+            attn_mask = attn_mask.expand(*query.shape[:2], query.shape[2], key.shape[2])
+        return torch.ops.aten._scaled_dot_product_efficient_attention.default(
+            query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale
+        )[0]
+    return func(query, key, value, attn_mask, dropout_p, is_causal, **named)
+
+
+def _readable(mask: torch.Tensor | None) -> bool:
+    """Whether memory-efficient attention takes a mask as it lies: rows of whole vectors."""
+    return mask is None or (not mask.requires_grad and mask.shape[-1] % 8 == 0)
+
+
+_CAST = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class _LikeOneDnn(TorchDispatchMode):

@@ -27,7 +27,8 @@ aten = torch.ops.aten
 class Script:
     """What an operator takes and gives back, in order.
 
-    ``acts``: ("take", bytes), ("give", number of the one taken), ("out", a tensor).
+    ``acts``: ("take", bytes), ("give", number of the one taken), ("out", a tensor), ("elsewhere", a
+    tensor that is no memory of the card).
     """
 
     acts: list[tuple[str, Any]] = field(default_factory=list)
@@ -48,6 +49,10 @@ class Script:
     def out(self, *results: Any) -> None:
         """Results are allocated now."""
         self.acts += [("out", tensor) for tensor in tensors_in(list(results))]
+
+    def elsewhere(self, *results: Any) -> None:
+        """Results that the card does not hold."""
+        self.acts += [("elsewhere", tensor) for tensor in tensors_in(list(results))]
 
     def copy(
         self, tensor: Any, memory_format: torch.memory_format = torch.contiguous_format
@@ -598,6 +603,24 @@ def _sorting(s: Script, card: Card, count: int, size: int, most: int) -> None:
 # Attention (transformers/cuda/attention_backward.cu)
 
 
+@_rule(aten._scaled_dot_product_efficient_attention.default)
+def _efficient_attention(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    if not _argument(args, 5, 0.0):  # without dropout the generator's state stays on the host
+        s.elsewhere(result[2], result[3])
+
+
+@_rule(aten._scaled_dot_product_flash_attention_backward.default)
+def _flash_attention_backward(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> None:
+    query = args[1]
+    batch, heads, rows, width = query.shape
+    s.out(result)
+    rows = -(-rows // 128) * 128
+    width = -(-width // 32) * 32
+    summed = s.take(batch * heads * rows * 4)
+    gradient = s.take(batch * rows * heads * width * 4)
+    s.give(gradient, summed)
+
+
 @_rule(aten._scaled_dot_product_efficient_attention_backward.default)
 def _efficient_attention_backward(
     s: Script, card: Card, args: Any, kwargs: Any, result: Any
@@ -607,13 +630,12 @@ def _efficient_attention_backward(
     s.out(result)
     batch, heads, rows, width = query.shape
     values = args[3].shape[-1]
-    product = s.take(batch * heads * rows * values * 4)
-    summed = s.take(batch * heads * rows * 4)
+    half = query.dtype != torch.float32
+    # in the lower precisions the kernel finds what it needs of the products itself
+    product = -1 if half else s.take(batch * heads * rows * values * 4)
+    summed = -1 if half else s.take(batch * heads * rows * 4)
     delta = s.take(batch * heads * rows * 4)
     s.give(summed, product)
-    if query.dtype == torch.float32:
-        blocks = -(-rows // 64)
-        space = s.take(batch * heads * (blocks * 64 * -(-width // 64) * 64 * 4 + 16 * blocks))
-    else:
-        space = -1
+    blocks = -(-rows // 64)
+    space = s.take(batch * heads * (blocks * 64 * -(-width // 64) * 64 * 4 + 16 * blocks))
     s.give(delta, space, *copies)

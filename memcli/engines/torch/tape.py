@@ -89,6 +89,8 @@ class Tape(TorchDispatchMode):
                 taken.append(self._allocated(what))
             elif act == "give":
                 self.events.append((FREED, taken[what], 0))
+            elif act == "elsewhere":
+                self.known([what])
             else:
                 self._made(what)
 
