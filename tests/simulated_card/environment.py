@@ -4,9 +4,9 @@
 
 Then ``MEMCLI_CUDA_TORCH=FOLDER pytest tests/simulated_card``. The wheel (530 MB) goes into a folder
 of its own, in front of the path of the environment that runs this, of which nothing changes;
-everything else that memcli needs comes from there. NVIDIA's libraries must not be in the folder: the
-wheel would load them in place of the simulated ones. Their headers are fetched where the machine has
-no toolkit.
+everything else that memcli needs comes from there. NVIDIA's libraries must not be in the folder:
+the wheel would load them in place of the simulated ones. Their headers are fetched where the
+machine has no toolkit.
 """
 
 from __future__ import annotations

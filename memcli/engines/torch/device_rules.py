@@ -23,7 +23,8 @@ class _LikeCuda(TorchFunctionMode):
     """Functions that are other kernels there.
 
     Dropout is one kernel and saves a mask of bytes; here it saves a mask of floats. Attention is
-    flash attention in the lower precisions and memory-efficient attention else.
+    flash attention in the lower precisions and memory-efficient attention else. Recurrent layers
+    copy their weights into one buffer, which stays to the backward pass.
     """
 
     def __torch_function__(
@@ -34,6 +35,8 @@ class _LikeCuda(TorchFunctionMode):
             return _dropout(*args, **kwargs)
         if func in _ATTENTIONS:
             return _attention(func, *args, **kwargs)
+        if func in _RECURRENT:
+            return _recurrent(func, args, kwargs)
         return func(*args, **kwargs)
 
 
@@ -46,6 +49,47 @@ def _dropout(
     return torch.native_dropout(input, p, True)[0]
 
 
+class _Holding(torch.autograd.Function):
+    """Gives a tensor on, and holds another one until its gradient has passed."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(held)
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        ctx.saved_tensors  # noqa: B018  # it is asked for, and then let go
+        return gradient, None
+
+
+def _recurrent(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """cuDNN's layers: the weights that a graph has one by one are copied into one buffer.
+
+    What cuDNN reserves for the backward pass beside is not known.
+    """
+    lists = [a for a in (*args, *kwargs.values()) if isinstance(a, (list, tuple))]
+    weights = lists[-1] if lists else []  # behind the states, of which an LSTM has two
+    if not weights or not all(isinstance(w, torch.Tensor) for w in weights):
+        return func(*args, **kwargs)
+    size = sum(w.numel() for w in weights)
+    flat = torch.empty(size, dtype=weights[0].dtype, device=weights[0].device)
+    result = func(*args, **kwargs)
+    if not torch.is_grad_enabled() or not result[0].requires_grad:
+        return result
+    return (_Holding.apply(result[0], flat), *result[1:])
+
+
+_RECURRENT = {
+    torch.lstm,
+    torch.gru,
+    torch.rnn_tanh,
+    torch.rnn_relu,
+    torch.ops.aten.lstm.input,
+    torch.ops.aten.gru.input,
+    torch.ops.aten.rnn_tanh.input,
+    torch.ops.aten.rnn_relu.input,
+}
 _ATTENTIONS = {
     torch.nn.functional.scaled_dot_product_attention,
     torch.ops.aten.scaled_dot_product_attention,
