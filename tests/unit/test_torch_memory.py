@@ -237,7 +237,9 @@ def test_cudnn_makes_the_gradient_of_the_data_always(
     x = torch.randn(shape).to(dtype)
     models = [TorchModel(trace(graph, [x], device=d)) for d in ("cpu", "cuda")]
     cpu, cuda = (m.evaluate(m.none()).live_peak_bytes for m in models)
-    assert cuda - cpu == (x.nbytes if always else 0)
+    # on a card the statistics of half precision are in float32: two of four channels
+    statistics = 2 * 4 * 2 if dtype == torch.bfloat16 else 0
+    assert cuda - cpu == (x.nbytes if always else 0) + statistics
 
 
 def test_not_a_trace() -> None:
