@@ -554,10 +554,11 @@ def _embedding_backward(s: Script, card: Card, args: Any, kwargs: Any, result: A
     segments, number = s.take(count * size), s.take(8)
     ones = s.take(count * size)
     s.give(s.take(_SCAN), ones)
-    parts, offsets = s.take(count * size), s.take(count * size)
+    unique = min(count, args[2])
+    parts, offsets = s.take(unique * size), s.take(unique * size)
     s.give(s.take(_SCAN))
     last = s.take(8)
-    most = min(count, args[2]) + count // 10
+    most = unique + count // 10
     starts = s.take(most * size)
     sums = s.take(most * columns * 4)
     s.give(sums, starts, last, offsets, parts, number, segments, original, sorted_, *copies)
@@ -587,16 +588,22 @@ def _index_put(s: Script, card: Card, args: Any, kwargs: Any, result: Any) -> No
 _SCAN = 1279
 
 
+# Pairs that one block sorts, without any buffer.
+_ONE_BLOCK = 256 * 9
+
+
 def _sorting(s: Script, card: Card, count: int, size: int, most: int) -> None:
     """A radix sort of indices below ``most`` with their places (cub's one sweep)."""
     places = s.take(count * size)
-    tile = 1536 if card.capability >= (9, 0) else 1280
-    if count <= tile:
+    # 384 threads, each of as many pairs of 16 bytes as its registers hold
+    tile = 384 * (11 if card.capability >= (9, 0) else 10)
+    if count <= _ONE_BLOCK:
         buffer = 1
     else:
         passes = -(-max(1, most).bit_length() // 8)
-        double = 2 * (-(-count * size // 256) * 256)
-        buffer = double + 1024 * passes + 1024 * -(-count // tile) + 256 + 255
+        # from the second pass on, keys and places go to and fro between two buffers
+        double = 2 * (-(-count * size // 256) * 256) if passes > 1 else 0
+        buffer = double + 2048 * passes + 1024 * -(-count // tile) + 256 + 255
     s.give(s.take(buffer), places)
 
 
