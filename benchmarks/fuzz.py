@@ -162,17 +162,17 @@ def _read_symbol(source: Any) -> None:
 
 
 def _read_onnx(source: Any) -> None:
-    from memcli.engines.torch.planning import draws_undefined
     from memcli.engines.verification import shapes_to_verify
     from memcli.formats.caffe.file import CaffeFile
+    from memcli.formats.input_shapes import batch_dims, bind_shapes
     from memcli.formats.model_file import read_model
     from memcli.formats.onnx.export_defects import losses
-    from memcli.formats.onnx.plan import moved_notes, new_plan, planned_bytes, strip_plan
+    from memcli.formats.onnx.plan import moved_notes, planned_bytes, strip_plan
     from memcli.formats.onnx.record import OnnxPlan
     from memcli.formats.onnx.roles import tensor_roles
     from memcli.formats.onnx.scopes import scopes_of
-    from memcli.formats.onnx.shapes import batch_dims, bind_shapes
     from memcli.formats.onnx.training import as_training
+    from memcli.formats.trained_file import new_plan
     from memcli.request import ShapeRequest
 
     file = read_model(source, ShapeRequest(), as_planned=True)
@@ -184,7 +184,7 @@ def _read_onnx(source: Any) -> None:
     file.check_operators()
     scopes_of(file), batch_dims(file), file.outputs, file.element_types()
     moved_notes(file, "elsewhere/out.onnx")
-    tensor_roles(file), losses(file), as_training(file), draws_undefined(file.working)
+    tensor_roles(file), losses(file), as_training(file), file.check_trainable(False)
     shapes = bind_shapes(file, ShapeRequest()).shapes
     plan = new_plan(
         file,

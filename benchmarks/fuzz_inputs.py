@@ -35,11 +35,11 @@ from memcli.engines.mxnet.rewrites.save_barriers import BARRIER_SUFFIX
 from memcli.engines.mxnet.rewrites.split_activation_functions import Split, insert_splits
 from memcli.formats.caffe.file import CaffeFile
 from memcli.formats.detect import ModelSource, detect_format
+from memcli.formats.input_shapes import bind_shapes
 from memcli.formats.model_file import read_model
-from memcli.formats.onnx.plan import new_plan, planned_bytes
+from memcli.formats.onnx.plan import planned_bytes
 from memcli.formats.onnx.record import MARK_KEY as ONNX_MARK_KEY
 from memcli.formats.onnx.record import PLAN_KEY as ONNX_PLAN_KEY
-from memcli.formats.onnx.shapes import bind_shapes
 from memcli.formats.symbol.edits import (
     INSERTED_KEY,
     REWIRED_KEY,
@@ -50,6 +50,7 @@ from memcli.formats.symbol.edits import (
 from memcli.formats.symbol.environment import ALLOWED
 from memcli.formats.symbol.file import ADDED_KEY, MARK_KEY, ORIGINAL_MARK_KEY, SymbolFile
 from memcli.formats.symbol.record import PLAN_KEY, PlanRecord
+from memcli.formats.trained_file import new_plan
 from memcli.request import ShapeRequest
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from memcli.errors import BadInput, EngineFailed, MemcliError
 from memcli.formats.detect import Model, ModelSource, detect_format, read_model_bytes
-from memcli.formats.onnx.record import OnnxPlan
+from memcli.formats.node_plan import NodePlan
 from memcli.formats.symbol.record import PlanRecord
 from memcli.request import ShapeRequest
 from memcli.results.inspected import (
@@ -18,7 +18,7 @@ from memcli.results.inspected import (
 from memcli.units import format_size
 
 
-def record_notes(inspected: Inspected, record: PlanRecord | OnnxPlan | None) -> list[str]:
+def record_notes(inspected: Inspected, record: PlanRecord | NodePlan | None) -> list[str]:
     """Where what the plan says of itself does not hold for what is shown."""
     notes: list[str] = []
     if record is None or inspected.planned is None:
@@ -139,7 +139,7 @@ def scaled_notes(scaled: dict[str, Any] | None) -> list[str]:
 
 
 def shapes_to_verify(
-    record: PlanRecord | OnnxPlan | None, request: ShapeRequest | None
+    record: PlanRecord | NodePlan | None, request: ShapeRequest | None
 ) -> ShapeRequest:
     """The plan's shapes, with what the user says in their place.
 

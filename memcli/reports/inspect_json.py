@@ -111,7 +111,7 @@ def _onnx_json(facts: OnnxFacts) -> dict[str, Any]:
     problem = facts.problem
     return {
         "device": facts.device,
-        "opset": facts.opsets[""],
+        "opset": facts.opsets.get("", next(iter(facts.opsets.values()), 0)),
         "opsets": facts.opsets,
         "producer": facts.producer,
         "parameters": _held_json(facts.parameters),

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memcli.errors import MemcliError
-from memcli.formats.onnx.export_defects import Loss
-from memcli.formats.onnx.record import OnnxPlan
+from memcli.formats.node_plan import NodePlan
 from memcli.formats.symbol.record import PlanRecord
+from memcli.formats.trained_file import Loss
 from memcli.frameworks.figures import UnderModels
 from memcli.results.live_peak import Split
 from memcli.results.stage import Stage
@@ -95,7 +95,7 @@ class PlanFacts:
     environment: dict[str, str]
     marked: int  # nodes that the file marks
     recomputed: int  # operators that run again
-    record: PlanRecord | OnnxPlan | None
+    record: PlanRecord | NodePlan | None
     reserved_blocks: int = 0  # of MXNet's pool, in front of everything else; empty of themselves
     reserved_bytes: int = 0
 

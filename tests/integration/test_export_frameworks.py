@@ -17,8 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from memcli.cli.main import status
 from memcli.formats.onnx.file import read_onnx
-from memcli.formats.onnx.plan import new_plan, write_plan
+from memcli.formats.onnx.plan import write_plan
 from memcli.formats.onnx.training import as_training
+from memcli.formats.trained_file import new_plan
 from tests.conftest import ROOT
 
 pytest.importorskip("torch")

@@ -16,9 +16,9 @@ from memcli.errors import BadInput
 from memcli.formats.caffe.annotate import carried_plan, without_plan
 from memcli.formats.caffe.file import CaffeFile
 from memcli.formats.detect import detect_format
-from memcli.formats.onnx.plan import new_plan
 from memcli.formats.onnx.record import MARKS
 from memcli.formats.onnx.roles import tensor_roles
+from memcli.formats.trained_file import new_plan
 from tests.caffe_nets import densenet, inputs, layer, read
 
 DATA = inputs(x=(2, 3, 8, 8))

@@ -10,7 +10,7 @@ from memcli.choices import AS_PLANNED
 from memcli.engine import Answer, Network, PlanRequest
 from memcli.engines.costs import Costs
 from memcli.engines.torch.fitting import TorchFit
-from memcli.engines.torch.inspecting import inspect_onnx
+from memcli.engines.torch.inspecting import inspect_file
 from memcli.engines.torch.memory.bound import torch_bound
 from memcli.engines.torch.memory.stages import torch_stages
 from memcli.engines.torch.planning import (
@@ -19,16 +19,16 @@ from memcli.engines.torch.planning import (
     marked,
     read_for_training,
     shape_notes,
-    write_onnx_plan,
+    write_planned,
 )
 from memcli.engines.torch.record import TorchAnalysis
 from memcli.engines.torch.split import split_request
-from memcli.engines.torch.verifying import verify_onnx
+from memcli.engines.torch.verifying import verify_file
 from memcli.engines.verification import refuse_kernels
 from memcli.errors import BadInput
 from memcli.formats.detect import Model, ModelSource
-from memcli.formats.onnx.file import OnnxFile
 from memcli.formats.output import check_output
+from memcli.formats.trained_file import TrainedFile
 from memcli.frameworks.figures import ModelRequest
 from memcli.graph.cost import Cost, Found, LowerBound
 from memcli.quoting import shown_path
@@ -49,7 +49,7 @@ class TorchNetwork(Network):
 
     def __init__(
         self,
-        file: OnnxFile,
+        file: TrainedFile,
         original: tuple[str, str],
         analysis: TorchAnalysis,
         devices: Devices,
@@ -116,7 +116,7 @@ class TorchNetwork(Network):
 
     def write(self, planned: Planned, out: str, force: bool) -> None:
         """See :meth:`Network.write`."""
-        write_onnx_plan(planned, out, force)
+        write_planned(planned, out, force)
 
 
 class TorchEngine:
@@ -218,7 +218,7 @@ class TorchEngine:
             )
         if kernels not in (None, AS_PLANNED):
             raise refuse_kernels()
-        return verify_onnx(
+        return verify_file(
             planned,
             original=original,
             where_trained=devices,
@@ -239,7 +239,7 @@ class TorchEngine:
         on_progress: Progress | None = None,
     ) -> Inspected:
         """See :meth:`memcli.engine.Engine.inspect`."""
-        return inspect_onnx(
+        return inspect_file(
             source, request, dtype=dtype, top=top, models=models, on_progress=on_progress
         )
 

@@ -1,4 +1,4 @@
-"""What an ONNX file holds and where its training memory goes in PyTorch. Writes nothing."""
+"""What a file holds and where its training memory goes in PyTorch. Writes nothing."""
 
 from __future__ import annotations
 
@@ -21,12 +21,10 @@ from memcli.engines.torch.tensors import largest_tensors, node_rows, operator_ki
 from memcli.engines.verification import record_notes, shapes_to_verify
 from memcli.errors import BadInput, MemcliError
 from memcli.formats.detect import Model
+from memcli.formats.input_shapes import bind_shapes
 from memcli.formats.model_file import read_model
-from memcli.formats.onnx.export_defects import losses
-from memcli.formats.onnx.file import OnnxFile, TensorValue
-from memcli.formats.onnx.record import OnnxPlan
-from memcli.formats.onnx.roles import Leaf, Role, tensor_roles
-from memcli.formats.onnx.shapes import bind_shapes
+from memcli.formats.node_plan import NodePlan
+from memcli.formats.trained_file import Leaf, Role, TensorValue, TrainedFile
 from memcli.frameworks.figures import NO_MODELS, ModelRequest
 from memcli.graph.training import Flags
 from memcli.request import Progress, ShapeRequest
@@ -50,7 +48,7 @@ _ITEM = {"float16": 2, "bfloat16": 2, "float64": 8}
 _THE_LOSS = "(loss)"
 
 
-def inspect_onnx(
+def inspect_file(
     model: Model,
     request: ShapeRequest | None = None,
     *,
@@ -59,7 +57,7 @@ def inspect_onnx(
     models: ModelRequest = NO_MODELS,
     on_progress: Progress | None = None,
 ) -> Inspected:
-    """Look into a saved or planned ONNX file; a planned one is seen at its plan's shapes.
+    """Look into a saved or planned file; a planned one is seen at its plan's shapes.
 
     ``models``: other frameworks' buffers to show, for the network without its plan.
 
@@ -103,20 +101,18 @@ def inspect_onnx(
     return inspected
 
 
-def _file_facts(file: OnnxFile, record: OnnxPlan | None, device: str) -> Inspected:
+def _file_facts(file: TrainedFile, record: NodePlan | None, device: str) -> Inspected:
     """What is known before anything is recorded."""
-    leaves = list(tensor_roles(file).values())
+    leaves = list(file.leaves().values())
     parameters, states = _held(leaves, "parameter"), _held(leaves, "state")
-    count = Counter(
-        node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        for node in file.graph.node
-    )
+    operators = file.operators()
+    count = Counter(operators)
     kinds = [OperatorKind(op, n, 0.0, 0, 0) for op, n in count.items()]
     facts = None
     if record is not None:
         marked = sum(mark != "kept" for mark in record.marks.values())
         facts = PlanFacts(record.strategy, dict(record.environment), marked, 0, record)
-    rows = zip(file.graph.node, file.node_names, strict=True)
+    rows = zip(operators, file.node_names, strict=True)
     return Inspected(
         path=file.path,
         sha256=file.sha256,
@@ -138,12 +134,12 @@ def _file_facts(file: OnnxFile, record: OnnxPlan | None, device: str) -> Inspect
         stages=[],
         largest=[],
         stage_marks={},
-        listed=[NodeRow(i, name, n.op_type, None, None, "") for i, (n, name) in enumerate(rows)],
+        listed=[NodeRow(i, name, op, None, None, "") for i, (op, name) in enumerate(rows)],
         notes=[],
         format=file.format,
         engine="torch",
         onnx=OnnxFacts(
-            file.opsets, file.producer, file.described, device, parameters, states, losses(file)
+            file.opsets, file.producer, file.described, device, parameters, states, file.losses()
         ),
     )
 
@@ -165,7 +161,7 @@ def _add_figures(
     inspected: Inspected,
     analysis: TorchAnalysis,
     flags: Flags | None,
-    record: OnnxPlan | None,
+    record: NodePlan | None,
     top: int,
 ) -> None:
     """Everything that follows from the recorded step."""

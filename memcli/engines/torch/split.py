@@ -1,19 +1,19 @@
-"""A batch over several workers that train one ONNX model together, each with an equal part."""
+"""A batch over several workers that train one model together, each with an equal part."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from memcli.errors import BadInput
-from memcli.formats.onnx.file import OnnxFile
-from memcli.formats.onnx.shapes import batch_dims, bind_shapes
+from memcli.formats.input_shapes import batch_dims, bind_shapes
+from memcli.formats.trained_file import TrainedFile
 from memcli.quoting import shown_path
 from memcli.request import ShapeRequest
 from memcli.results.planned import Split
 
 
 def split_request(
-    file: OnnxFile, request: ShapeRequest, workers: int, parts: int = 1
+    file: TrainedFile, request: ShapeRequest, workers: int, parts: int = 1
 ) -> tuple[ShapeRequest, Split, list[str]]:
     """What each of some workers runs, where ``request`` is what all run together.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from memcli.formats.onnx.file import OnnxFile
 from memcli.formats.onnx.roles import constant_tensor
 from memcli.formats.onnx.signature import metadata, module_class, module_of, signature_kinds
 from memcli.formats.onnx.tf_layers import is_tf2onnx, tf_layers, took_tf_batchnorm
+from memcli.formats.trained_file import Loss
 from memcli.quoting import first_of, shown
 
 LossKind = Literal[
@@ -55,15 +55,6 @@ _IN_PIECES: dict[LossKind, _InPieces] = {
     ),
     "tensorflow-dropout": _InPieces(("dropout",), "Dropout", "of TensorFlow in pieces"),
 }
-
-
-@dataclass(frozen=True)
-class Loss:
-    """One thing that is not in the file any more."""
-
-    kind: LossKind
-    nodes: list[str]  # unique names of the nodes where it shows; may be empty
-    text: str  # for the user, one line
 
 
 def losses(file: OnnxFile) -> list[Loss]:
