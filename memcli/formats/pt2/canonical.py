@@ -3,7 +3,7 @@
 ``run_decompositions`` writes BatchNorm and Dropout as operators that give out what they keep for
 the backward pass or update, some without gradients of their own. Where nothing but the network
 reads those, the plain operator stands in their place: the same kernels, and states updated by the
-operator itself.
+operator itself. Shapes are changed whatever the strides, which need not be those of the export.
 """
 
 from __future__ import annotations
@@ -44,12 +44,21 @@ def canonical(graph: ExportedGraph) -> ExportedGraph:
     of = {held.value: held for held in graph.held}
     nodes = []
     for node in graph.nodes:
-        changed = _batch_norm(node, reads, updates, of) or _dropout(node, reads) or node
+        changed = _batch_norm(node, reads, updates, of) or _dropout(node, reads) or _view(node)
         nodes.append(changed)
     if all(new is old for new, old in zip(nodes, graph.nodes, strict=True)):
         return graph
     kept = tuple((buffer, value) for buffer, value in graph.updates if buffer in updates)
     return dataclasses.replace(graph, nodes=tuple(nodes), updates=kept)
+
+
+def _view(node: ExportedNode) -> ExportedNode:
+    if node.target != "torch.ops.aten.view.default":
+        return node
+    arguments = tuple(
+        dataclasses.replace(a, name="shape") if a.name == "size" else a for a in node.arguments
+    )
+    return dataclasses.replace(node, target="torch.ops.aten.reshape.default", arguments=arguments)
 
 
 def _first_alone(node: ExportedNode, reads: Mapping[str, int], most: int) -> bool:

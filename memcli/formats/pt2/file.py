@@ -505,7 +505,7 @@ def _hashed(graph: ExportedGraph, payloads: Mapping[str, Payload]) -> list[Any]:
                 [[a.name, _plain(a.value)] for a in node.arguments],
                 list(node.outputs),
                 node.gradients,
-                node.casts,
+                [[a.device, a.dtype, a.enabled] for a in node.autocast],
             ]
             for node in graph.nodes
         ),

@@ -106,12 +106,21 @@ class Named:
 
 
 @dataclass(frozen=True, slots=True)
+class Autocast:
+    """``torch.autocast`` of a part of the program."""
+
+    device: str
+    dtype: str | None  # None: the device's own
+    enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ExportedNode:
     """A call of an operator.
 
     ``outputs``: names of what it gives, in order; '' for what nothing takes, a list for a list of
-    tensors. ``gradients`` and ``casts``: whether it runs with gradients, and under the caller's
-    autocast. ``scopes``: dotted names of the modules that it stands in, outermost first.
+    tensors. ``gradients``: whether it runs with them. ``autocast``: under which, beside the
+    caller's. ``scopes``: dotted names of the modules that it stands in, outermost first.
     """
 
     name: str
@@ -119,7 +128,7 @@ class ExportedNode:
     arguments: tuple[Named, ...]
     outputs: tuple[str | tuple[str, ...], ...]
     gradients: bool = True
-    casts: bool = True
+    autocast: tuple[Autocast, ...] = ()
     scopes: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()  # of those modules
 
@@ -228,7 +237,7 @@ class _Program:
         held, inputs, order, fixed = self._inputs(signature)
         scope = {name: Ref(name) for name in [*(h.value for h in held), *order]}
         scope |= {name: value for name, value in fixed.items()}
-        self._nodes(graph, scope, "", True, True, 0)
+        self._nodes(graph, scope, "", True, (), 0)
         outputs, updates = self._outputs(signature, scope)
         in_spec, out_spec, arguments = self._call_spec()
         opsets = reader.table(raw.get("opset_version"), "opset_version")
@@ -382,7 +391,7 @@ class _Program:
         scope: dict[str, Any],
         prefix: str,
         gradients: bool,
-        casts: bool,
+        autocast: tuple[Autocast, ...],
         depth: int,
     ) -> None:
         reader = self.reader
@@ -399,7 +408,7 @@ class _Program:
             inputs = reader.rows(row.get("inputs"), place)
             if target.startswith(_HIGHER):
                 part = target[len(_HIGHER) :]
-                self._part(part, row, inputs, scope, prefix + label, gradients, casts, depth)
+                self._part(part, row, inputs, scope, prefix + label, gradients, autocast, depth)
                 continue
             if operator_of(target) is None and not is_number_function(target):
                 raise BadInput(
@@ -417,7 +426,7 @@ class _Program:
                     arguments,
                     outputs,
                     gradients,
-                    casts,
+                    autocast,
                     scopes,
                     classes,
                 )
@@ -451,7 +460,7 @@ class _Program:
         scope: dict[str, Any],
         label: str,
         gradients: bool,
-        casts: bool,
+        autocast: tuple[Autocast, ...],
         depth: int,
     ) -> None:
         """A part of the graph with a mode of its own, put in its place."""
@@ -478,7 +487,7 @@ class _Program:
                 )
             gradients = gradients and settings[:1] != [False]
         else:
-            casts = False  # what autocast casts is spelled out in the part
+            autocast = (*autocast, self._autocast(settings, place))
         inner: dict[str, Any] = {}
         parameters = reader.rows(inner_graph.get("inputs"), place)
         if len(parameters) != len(given):
@@ -490,7 +499,7 @@ class _Program:
             elif tag == "as_sym_int":
                 inner[reader.name(reader.table(held, place).get("as_name"), place)] = value
         prefix = f"{label}/"
-        self._nodes(inner_graph, inner, prefix, gradients, casts, depth + 1)
+        self._nodes(inner_graph, inner, prefix, gradients, autocast, depth + 1)
         found = [
             self._argument(output, inner, place)
             for output in reader.rows(inner_graph.get("outputs"), place)
@@ -512,6 +521,13 @@ class _Program:
         for name, value in zip(names, found, strict=False):
             if name:
                 scope[name] = value
+
+    def _autocast(self, settings: list[Any], place: str) -> Autocast:
+        device, dtype, enabled = (*settings, None, None, None)[:3]
+        known = dtype is None or (isinstance(dtype, Special) and dtype.kind == "dtype")
+        if device not in ("cpu", "cuda") or not known or not isinstance(enabled, bool):
+            raise self.reader.wrong(place, "an autocast of the CPU or a card", device)
+        return Autocast(device, None if dtype is None else dtype.name, enabled)
 
     def _node_outputs(
         self, row: dict[str, Any], scope: dict[str, Any], prefix: str, place: str

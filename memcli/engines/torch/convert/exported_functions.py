@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +12,34 @@ from torch import Tensor
 
 from memcli.engines.torch.aten_rules import again_of, draws, leaves_states, with_gradients
 from memcli.engines.torch.rules import draws_random, recomputed_by, recomputed_with_gradients
+from memcli.formats.pt2.graph import Autocast
 
 # In place of a device in an argument: where the first argument is.
 Place = str | int
+
+
+class InMode:
+    """A function as it runs in a part of the program: without gradients, or under autocast."""
+
+    def __init__(
+        self, function: Callable[..., Any], gradients: bool, autocast: tuple[Autocast, ...]
+    ) -> None:
+        self.function = function
+        self.gradients = gradients
+        self.autocast = autocast
+        self.__name__ = getattr(function, "__name__", str(function))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with contextlib.ExitStack() as stack:
+            if not self.gradients:
+                stack.enter_context(torch.no_grad())
+            for part in self.autocast:
+                dtype = None if part.dtype is None else getattr(torch, part.dtype)
+                stack.enter_context(torch.autocast(part.device, dtype, part.enabled))
+            return self.function(*args, **kwargs)
+
+    def __deepcopy__(self, memo: Any) -> InMode:
+        return self  # told by identity
 
 
 class OnDeviceOf:
@@ -57,7 +83,12 @@ class Written:
             made = made.to(into.dtype)
         if made.shape != into.shape:
             made = made.expand(into.shape)
-        return made if self.part is None else torch.as_strided_scatter(whole, made, *self.part)
+        if self.part is None:
+            return made
+        # Not as_strided_scatter: of what is written over, it lets gradients through.
+        result = whole.clone()
+        result.as_strided(*self.part).copy_(made)
+        return result
 
     def __deepcopy__(self, memo: Any) -> Written:
         return self  # told by identity
@@ -72,6 +103,15 @@ def _registered(wrapped: Any, function: Any, again: Callable[[Any], Any]) -> Any
     if leaves_states(function):
         recomputed_by(again(again_of(function)))(wrapped)
     return wrapped
+
+
+@functools.cache
+def in_mode(function: Any, gradients: bool, autocast: tuple[Autocast, ...]) -> Any:
+    """See :class:`InMode`; the function itself where it has gradients and no autocast."""
+    if gradients and not autocast:
+        return function
+    wrapped = InMode(function, gradients, autocast)
+    return _registered(wrapped, function, lambda again: in_mode(again, gradients, autocast))
 
 
 @functools.cache

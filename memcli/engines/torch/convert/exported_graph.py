@@ -25,6 +25,7 @@ from memcli.engines.torch.convert.calls import REFUSALS, Names, said
 from memcli.engines.torch.convert.exported_functions import (
     copied,
     filled,
+    in_mode,
     on_device_of,
     set_state,
     written,
@@ -32,7 +33,6 @@ from memcli.engines.torch.convert.exported_functions import (
 )
 from memcli.engines.torch.convert.onnx_graph import Converted, FreeInput
 from memcli.engines.torch.geometry import has_storage, storage_key
-from memcli.engines.torch.modes import within
 from memcli.errors import REFUSED, BadInput
 from memcli.formats.pt2.archive import Archive
 from memcli.formats.pt2.file import Payload, Pt2File, writes_in_place
@@ -336,6 +336,9 @@ class _Conversion:
             self._number(node, _SIZES[name])
             return
         function = operator_named(namespace, name, overload)
+        if name == "copy" and overload == "default":  # without a gradient of its own
+            self._call(node, self._bound(node, copied, function._schema))
+            return
         if writes_in_place(node.target):
             self._in_place(node, function, name)
             return
@@ -380,7 +383,7 @@ class _Conversion:
                 args.append(value)
             else:
                 kwargs[given.name] = value
-        called: Any = within(function, node.gradients, node.casts)
+        called: Any = in_mode(function, node.gradients, node.autocast)
         if place is not None:
             called = on_device_of(called, place)
         return _Call(called, args, kwargs, like=place is not None)
@@ -504,15 +507,11 @@ class _Conversion:
         call = self._bound(node, _functional(name, function), function._schema)
         whole = self._value(root)
         part = None
-        if root != target:
-            part = (
-                tuple(value.fake.shape),
-                value.fake.stride(),
-                value.fake.storage_offset(),
-            )
-            if not _dense(whole.fake):
+        if _place(value.fake) != _place(whole.fake):
+            part = _place(value.fake)[1:]
+            if value.fake.dtype != whole.fake.dtype or not _dense(whole.fake):
                 raise _Refusal("writes into a part of a tensor that lies in memory with gaps")
-            call.args[0] = Ref(root)
+        call.args[0] = Ref(root)
         call.function = written(call.function, part)
         fake = self._checked(self._fake(call))
         made = self._emit(call, Names.identifier(node.name.replace("/", "_")))
@@ -667,6 +666,11 @@ _SYMBOLIC: dict[str, Callable[..., Any]] = {
     "sym_sum": sum,
     "_sym_sqrt": math.sqrt,
 }
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Type and place of a tensor in its memory."""
+    return tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
 
 
 def _dense(tensor: Tensor) -> bool:
