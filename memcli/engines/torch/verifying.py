@@ -53,7 +53,7 @@ def original_of(
     beside = original_beside(planned.path, plan.original_name, plan.original_sha256, read)
     if beside is not None:
         return _as_planned(beside[0], plan), beside[1]
-    return planned.unplanned(), PLAN_TAKEN_OFF
+    return _as_planned(planned.unplanned(), plan), PLAN_TAKEN_OFF
 
 
 def _as_planned(file: TrainedFile, plan: NodePlan) -> TrainedFile:

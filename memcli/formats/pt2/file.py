@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -298,7 +299,7 @@ def read_pt2(source: ModelSource, asked: object, as_planned: bool) -> Pt2File:
 
 
 def parse_pt2(data: bytes, path: str, sha256: str) -> Pt2File:
-    """A program of an archive's bytes.
+    """A program of an archive's bytes, in training mode where its plan was made in that.
 
     Raises:
         BadInput: a damaged archive, one that holds no program or several, operators that are not
@@ -320,7 +321,12 @@ def parse_pt2(data: bytes, path: str, sha256: str) -> Pt2File:
     payloads = _payloads(archive, _stem(programs[0]), graph)
     if not graph.outputs or not any(isinstance(o, Ref) for o in graph.outputs):
         raise BadInput(f"{name}: gives no tensor, so that there is nothing to train")
-    return Pt2File(path, sha256, archive, graph, payloads)
+    file = Pt2File(path, sha256, archive, graph, payloads)
+    with contextlib.suppress(BadInput):  # who asks for the plan is told
+        plan = file.carried_plan()
+        if plan is not None and plan.as_training:
+            return file.as_training()[0]
+    return file
 
 
 def strip_pt2(source: ModelSource, out: str) -> Stripped:

@@ -298,6 +298,8 @@ class _Program:
                 argument = reader.table(row.get("arg"), "an input")
                 name = self._new(argument.get("name"), "an input")
                 target = reader.name(row.get(f"{kind}_name"), "a tensor's name")
+                if not all(target.split(".")):
+                    raise reader.wrong("a tensor's name", "a dotted name", target)
                 persistent = kind != "buffer" or reader.flag(row.get("persistent"), "persistent")
                 held.append(Held(name, target, word, persistent))
             else:

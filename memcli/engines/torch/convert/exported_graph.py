@@ -255,12 +255,7 @@ class _Conversion:
             with self.mode:
                 return torch.empty_strided(payload.sizes, payload.strides, dtype=dtype)
         assert self.archive is not None
-        if 0 in payload.sizes:
-            return torch.empty(payload.sizes, dtype=dtype)
-        data = bytearray(self.archive.read(payload.member, LARGEST_TENSOR))
-        whole = torch.frombuffer(data, dtype=torch.uint8)
-        whole = whole[: len(data) // dtype.itemsize * dtype.itemsize].view(dtype)
-        return whole.as_strided(payload.sizes, payload.strides, payload.offset).clone()
+        return tensor_of(self.archive, payload)
 
     # -- names ----------------------------------------------------------------------------------
 
@@ -598,6 +593,21 @@ def _functional(name: str, function: OpOverload) -> Callable[..., Any]:
     if name in _WRITES:
         return _WRITES[name]
     return operator_named("aten", name[:-1], function._overloadname)
+
+
+def tensor_of(archive: Archive, payload: Payload) -> Tensor:
+    """A tensor with the elements that an archive holds of it.
+
+    Raises:
+        BadInput: they are damaged.
+    """
+    dtype = getattr(torch, payload.dtype)
+    if 0 in payload.sizes:
+        return torch.empty(payload.sizes, dtype=dtype)
+    data = bytearray(archive.read(payload.member, LARGEST_TENSOR))
+    whole = torch.frombuffer(data, dtype=torch.uint8)
+    whole = whole[: len(data) // dtype.itemsize * dtype.itemsize].view(dtype)
+    return whole.as_strided(payload.sizes, payload.strides, payload.offset).clone()
 
 
 def operator_named(namespace: str, name: str, overload: str) -> OpOverload:
