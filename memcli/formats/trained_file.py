@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from memcli.errors import BadInput
 from memcli.formats.node_plan import MARKS, NodePlan
+from memcli.formats.scopes import Scopes
 from memcli.quoting import shown_path
 
 Role = Literal["parameter", "state", "constant"]
@@ -122,6 +123,9 @@ class TrainedFile(Protocol):
 
     def losses(self) -> list[Loss]:
         """What the file has lost of the network that trains."""
+
+    def scopes(self) -> Scopes:
+        """Where in the model that it was exported from each node stands."""
 
     def as_training(self) -> tuple[Any, list[str]]:
         """The file in training mode, and what was done to it; itself where nothing was."""

@@ -73,6 +73,11 @@ COSTLY = frozenset(
         "MultiHeadAttention",
         "GroupQueryAttention",
         "FusedMatMul",
+        # PyTorch
+        *("conv1d", "conv2d", "conv3d", "convolution"),
+        *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+        *("linear", "addmm", "mm", "bmm", "baddbmm", "matmul", "einsum", "bilinear"),
+        *("lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention"),
     }
 )
 _CHEAP_PART = 0.05  # of the forward pass: what all that counts as cheap by density may cost

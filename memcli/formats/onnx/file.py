@@ -23,6 +23,7 @@ from memcli.formats.onnx.hash import graph_sha256
 from memcli.formats.onnx.record import PLAN_KEY
 from memcli.formats.onnx.types import element_types
 from memcli.formats.onnx.value_inputs import with_values
+from memcli.formats.scopes import Scopes
 from memcli.formats.trained_file import Leaf, Loss, TensorValue, fitting_plan
 from memcli.quoting import shown, shown_path
 
@@ -151,6 +152,12 @@ class OnnxFile:
         from memcli.formats.onnx.export_defects import losses
 
         return losses(self)
+
+    def scopes(self) -> Scopes:
+        """Where in the model that it was exported from each node stands."""
+        from memcli.formats.onnx.scopes import scopes_of
+
+        return scopes_of(self)
 
     def as_training(self) -> tuple[OnnxFile, list[str]]:
         """See :func:`memcli.formats.onnx.training.as_training`."""

@@ -33,6 +33,8 @@ from memcli.formats.pt2.graph import (
 )
 from memcli.formats.pt2.training import in_mode, losses, mode_in_words
 from memcli.formats.pt2.values import Reader
+from memcli.formats.scopes import Path as Scope
+from memcli.formats.scopes import Scopes, dotted
 from memcli.formats.stripped import Stripped
 from memcli.formats.symbol.values import LARGEST_TENSOR
 from memcli.formats.trained_file import Leaf, Loss, Role, TensorValue, fitting_plan
@@ -171,6 +173,25 @@ class Pt2File:
     def losses(self) -> list[Loss]:
         """What is in evaluation mode."""
         return losses(self.graph)
+
+    def scopes(self) -> Scopes:
+        """The module that each node stands in; one without is with what it reads."""
+        made: dict[str, Scope] = {}
+        paths: list[Scope] = []
+        called: set[Scope] = set()
+        sequences: set[Scope] = set()
+        for node in self.graph.nodes:
+            path = dotted(node.scopes[-1]) if node.scopes else ()
+            if not path:
+                read = (name for a in node.arguments for name in references(a.value))
+                path = next((made[name] for name in read if made.get(name)), ())
+            paths.append(path)
+            made.update(dict.fromkeys(node.first_outputs, path))
+            called.update(map(dotted, node.scopes))
+            for scope, kind in zip(node.scopes, node.classes, strict=True):
+                if kind.endswith(".container.Sequential"):
+                    sequences.add(dotted(scope))
+        return Scopes("torch", paths, frozenset(called), frozenset(sequences))
 
     def as_training(self) -> tuple[Pt2File, list[str]]:
         """The program with BatchNorm, Dropout and the like in training mode, and what was set."""
