@@ -73,9 +73,9 @@ class Pt2File:
     payloads: Mapping[str, Payload] = field(repr=False)  # by name in the module
     batch: int | None = None
     assumed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     format = "pt2"
-    notes = ()
     fixed_mode = ""
     # What is fixed in the file was fixed when it was exported, in its operators as well.
     fixed_sizes = True
@@ -246,7 +246,8 @@ class Pt2File:
 
     def unplanned(self) -> Pt2File:
         """The same without its plan."""
-        return parse_pt2(self.unplanned_bytes(), self.path, self.sha256)
+        bare = parse_pt2(self.unplanned_bytes(), self.path, self.sha256)
+        return dataclasses.replace(bare, notes=self.notes)
 
     def written_as(self, out: str) -> Pt2File:
         """Itself: there is one format to write it in."""
@@ -316,7 +317,8 @@ class Pt2File:
 
 def read_pt2(source: ModelSource, asked: object, as_planned: bool) -> Pt2File:
     """:func:`parse_pt2` of what was read; the graph depends on no shapes that are asked for."""
-    return parse_pt2(source.data, source.path, source.sha256)
+    file = parse_pt2(source.data, source.path, source.sha256)
+    return dataclasses.replace(file, notes=source.notes)
 
 
 def parse_pt2(data: bytes, path: str, sha256: str) -> Pt2File:
