@@ -116,10 +116,12 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
 def command(model: str, out: str | None, force: bool, as_json: bool, **options: Any) -> int:
     """Search for what to keep and what to compute again, and write the planned graph.
 
-    MODEL is an MXNet symbol JSON, an ONNX file or a Caffe prototxt, gzipped or not; - is standard
-    input. It is never changed. Shapes that are neither in the file nor given are guessed where a
-    guess fits the graph, and shown. ONNX and Caffe are planned for PyTorch, on the CPU or, with
-    --gpu N, on CUDA; no card is needed for that. A planned Caffe net is written as OUT says:
+    MODEL is an MXNet symbol JSON, an ONNX file, a Caffe prototxt, gzipped or not, or a .pt2 of
+    torch.export; - is standard input. It is never changed. Or package.module:function, your own
+    code, which is run and gives (model, args[, kwargs[, loss]]). Shapes that are neither in the
+    file nor given are guessed where a guess fits the graph, and shown. All but MXNet's are planned
+    for PyTorch, on the CPU or, with --gpu N, on CUDA; no card is needed for that. A planned Caffe
+    net is written as OUT says:
     .prototxt, the net with the plan in comments, or .onnx, the training graph.
     For several workers (--gpu 0,1 or --workers 2) the batch is that of all together, and what is
     planned, shown and held to --budget is each one's.

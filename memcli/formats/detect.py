@@ -206,7 +206,7 @@ def _known_other(data: bytes, start: bytes) -> tuple[str, str] | None:
         if b"data.pkl" in data[:4096]:
             return (
                 "is a PyTorch checkpoint (zip), which holds no graph that memcli reads",
-                "export the model: torch.export.save(torch.export.export(model, args), 'model.pt2')",
+                "export the model: torch.export.save(torch.export.export(model, args), 'net.pt2')",
             )
         return "is a zip archive", "unpack it and give the model in it"
     if data[:1] == b"\x80" and data[1:2] in b"\x02\x03\x04\x05" and len(data) > 2:

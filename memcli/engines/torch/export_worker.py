@@ -101,9 +101,8 @@ def _checked(name: str, given: Any) -> tuple[nn.Module, tuple[Any, ...], dict[st
     if isinstance(args, Tensor):
         args = (args,)
     if not isinstance(model, nn.Module):
-        raise BadInput(
-            f"{name}: the first that it gave is a {type(model).__name__}, no module", _GIVES
-        )
+        kind = type(model).__name__
+        raise BadInput(f"{name}: the first that it gave is a {kind}, no module", _GIVES)
     if not isinstance(args, (tuple, list)) or not isinstance(kwargs or {}, dict):
         raise BadInput(f"{name}: its arguments are no tuple, or its keywords no dict", _GIVES)
     if loss is not None and not callable(loss):
@@ -138,9 +137,8 @@ def _exported(
             return torch.export.export(model, args, kwargs, dynamic_shapes=dims, strict=False)
         except Exception:
             traceback.print_exc()  # to the log
-            notes.append(
-                f"{name}: exported for the batch of {batch} alone: torch.export cannot leave it open"
-            )
+            why = "torch.export cannot leave it open"
+            notes.append(f"{name}: exported for the batch of {batch} alone: {why}")
     try:
         return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
