@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -319,6 +320,9 @@ def load(
     bound |= {name: tuple(shape) for name, shape in (shapes or {}).items()}
     if not plan:
         planned = PlannedFile(planned.file, None)
+    for loss in planned.file.losses():
+        if loss.kind in ("parameters-merged", "parameters-folded"):
+            warnings.warn(f"{shown_path(source.path)}: {loss.text}", stacklevel=2)
     module = OnnxModule(planned, bound, weights, seed)
     return module.to(device) if device is not None else module
 

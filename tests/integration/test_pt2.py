@@ -39,7 +39,7 @@ def test_a_program_is_planned_verified_stripped_and_trained(
     plan = only_json(done)
     verified, memory = plan["verify"], plan["memory"]
     assert plan["model"]["format"] == "pt2" and plan["shapes"]["image"] == [6, 3, 8, 8]
-    assert memory["planned_bytes"] < 0.8 * memory["baseline_bytes"]
+    assert memory["planned_bytes"] < 0.95 * memory["baseline_bytes"]
     for run, size in (("baseline", "baseline_bytes"), ("planned", "planned_bytes")):
         assert verified[run]["measured_bytes"] == memory[size]
     # 6 running statistics, 3 counters, the average; frozen.weight and .bias have no gradient
@@ -79,8 +79,8 @@ def test_a_decomposed_program_in_evaluation_mode_is_put_back_into_training(
     memcli: Command, tmp_path: Path
 ) -> None:
     saved(tmp_path / "net.pt2", training=False, decomposed=True)
-    (lost, dropout) = read_model(tmp_path / "net.pt2", ShapeRequest()).losses()
-    assert "3 normalizations in evaluation mode" in lost.text and len(dropout.nodes) == 0
+    (lost,) = read_model(tmp_path / "net.pt2", ShapeRequest()).losses()
+    assert "3 normalizations in evaluation mode" in lost.text
     done = memcli("plan", "net.pt2", *QUICK, "--as-training", "-o", "p.pt2", "--json", "--measure")
     plan = only_json(done)
     assert plan["as_training"][0].startswith("3 BatchNorm set to training mode")

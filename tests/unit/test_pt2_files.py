@@ -144,7 +144,7 @@ def overlapping(data: bytes) -> bytes:
     with zipfile.ZipFile(out, "a") as file:
         for number in range(40):
             other = zipfile.ZipInfo(f"{archive.folder}/extra/{number}")
-                other.file_size = other.compress_size = info.file_size
+            other.file_size = other.compress_size = info.file_size
             other.CRC, other.header_offset = info.CRC, info.header_offset
             file.filelist.append(other)
         file._didModify = True  # type: ignore[attr-defined]
