@@ -27,7 +27,7 @@ from memcli.torch.matching import Matched, check, is_legacy, match, match_by_sco
 from memcli.torch.parameter_binding import Constants, device_of, planned_on, share, step_memory
 from memcli.torch.plans import MARKS, marks_by_output, read_planned
 from memcli.torch.regions import DEVICES
-from memcli.units import format_size
+from memcli.units import distinct_sizes
 
 # Of the plan's memory, what a module may take.
 _MOST_OVER = 1.01
@@ -281,10 +281,10 @@ def _compare_peaks(
     if own <= said * _MOST_OVER:
         return
     plain = applied.memory(*args, plan=False, **kwargs).peak
+    planned, taken, unplanned = distinct_sizes(said, own, plain)
     text = (
-        f"the plan says {format_size(said)} for a training step, and this module takes "
-        f"{format_size(own)} under it ({format_size(plain)} without): the file's operators are not "
-        "the module's"
+        f"the plan says {planned} for a training step, and this module takes {taken} under it "
+        f"({unplanned} without): the file's operators are not the module's"
     )
     if any_memory:
         warnings.warn(text, stacklevel=3)

@@ -277,7 +277,7 @@ def _has_effect(node: Node) -> bool:
 
 def _hands_on(node: Node) -> bool:
     """Whether a node is a Dropout of nothing: eager hands its input on, decomposition copies it."""
-    return node.target is aten.dropout.default and len(node.args) > 1 and node.args[1] == 0
+    return node.target is aten.dropout.default and node.args[1:2] in ((0,), (0.0,))
 
 
 def _scopes(node: Node) -> list[str]:
