@@ -263,7 +263,9 @@ def _read_from_others(file: OnnxFile, missing: list[str]) -> tuple[list[str], li
                 read.setdefault(module, set()).add(name)
     merged, tied = [], []
     for name in missing:
-        others = [values[n] for n in read.get(name.rpartition(".")[0], ()) if n in values]
+        module, _, last = name.rpartition(".")
+        alike = (n for n in read.get(module, ()) if n.rpartition(".")[2] == last)
+        others = [values[n] for n in alike if n in values]
         if any(_is_uniform(tensor) for tensor in others):
             merged.append(name)
         elif others:
