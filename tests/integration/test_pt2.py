@@ -131,13 +131,13 @@ def wrong():
 
 def test_the_users_own_code_builds_a_model(memcli: Command, tmp_path: Path) -> None:
     (tmp_path / "mynets.py").write_text(BUILT)
-    done = memcli("plan", "mynets:build", *QUICK, "--batch", "32", "-o", "p.pt2", "--json")
+    options = ("--batch", "32", "-o", "p.pt2", "--json", "--measure")
+    done = memcli("plan", "mynets:build", *QUICK, *options)
     assert done.returncode == 0, done.stderr
     plan = only_json(done)
     assert plan["shapes"] == {"input": [32, 8]} and plan["loss_added"] is False
     assert "mynets:build is your code, which was run" in done.stderr
-    verified = only_json(memcli("verify", "p.pt2", "--original", "mynets:build", "--json"))
-    assert verified["ok"] and verified["gradients"]["compared"] == 6
+    assert plan["verify"]["ok"] and plan["verify"]["gradients"]["compared"] == 6
     assert next(n for n, _ in load(tmp_path / "p.pt2").named_parameters()) == "0.weight"
     wrong = memcli("plan", "mynets:wrong")
     assert wrong.returncode == 2 and "ValueError: no data here" in wrong.stderr

@@ -240,6 +240,26 @@ def test_a_plan_is_put_on_and_comes_off_byte_for_byte(data: bytes) -> None:
     assert zlib.crc32(data) == zlib.crc32(read(text).unplanned_bytes())
 
 
+class Detached(torch.nn.Module):
+    """Changes what it made where no gradient sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)
+        y.detach()[:, :2].mul_(2.0)
+        return y
+
+
+def test_writing_behind_the_back_of_gradients_is_refused(tmp_path: Path) -> None:
+    program = torch.export.export(Detached(), (torch.ones(2, 4),))
+    torch.export.save(program, tmp_path / "net.pt2")
+    with pytest.raises(BadInput, match="writes without gradients into a tensor that has one"):
+        converted((tmp_path / "net.pt2").read_bytes())
+
+
 def test_writing_in_place_gives_the_bits_of_the_program(data: bytes, tmp_path: Path) -> None:
     file = read(data)
     found = convert_exported(

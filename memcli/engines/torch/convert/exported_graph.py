@@ -63,6 +63,7 @@ _SIZES: dict[str, Callable[..., Any]] = {
 _VIEWS_IN_PLACE = frozenset(
     {"detach_", "squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_"}
 )
+_DETACHES = frozenset({"detach", "detach_"})
 _WRITES: dict[str, Callable[..., Any]] = {"copy_": copied, "fill_": filled, "zero_": zeroed}
 _TRAINED_STATES = frozenset({"_native_batch_norm_legit", "native_batch_norm"})
 
@@ -388,7 +389,7 @@ class _Conversion:
         made = self._emit(call, Names.identifier(node.name.replace("/", "_")))
         flat = [name for name in node.first_outputs]
         self._describe(made, node.name, node.operator, flat, fake)
-        trained = node.gradients and self._reads_trained(call)
+        trained = node.gradients and node.operator not in _DETACHES and self._reads_trained(call)
         single = len(node.outputs) == 1 and isinstance(node.outputs[0], str)
         if single and not isinstance(fake, (tuple, list)):
             self._take(node.outputs[0], fake, made, call, (), trained)  # type: ignore[arg-type]
@@ -494,7 +495,7 @@ class _Conversion:
                 f"writes into {what} of the program",
                 "a forward pass that is planned may not change its inputs or parameters",
             )
-        if value.trained and (not node.gradients or self._detached(target)):
+        if self.values[root].trained and (not node.gradients or self._detached(target)):
             raise _Refusal(
                 "writes without gradients into a tensor that has one",
                 "take a copy of it first (clone)",
