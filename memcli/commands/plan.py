@@ -6,7 +6,7 @@ import dataclasses
 import time
 
 from memcli.commands.about import about
-from memcli.engine import PlanRequest, engine_of
+from memcli.engine import Network, PlanRequest, engine_of
 from memcli.errors import AnswerIsNo
 from memcli.formats.detect import Model, read_source
 from memcli.graph.cost import Cost
@@ -64,41 +64,77 @@ def make_plan(
         network = engine.network(source, request, settings, asked, on_progress)
         if on_progress:
             on_progress("compiling the memory model (first run only)", None)
-        baseline = network.baseline()
-        if budget is not None:
-            settings.budget = parse_size(budget, whole=baseline.pool_bytes)
-        fits = settings.met_by(baseline)
-        # where nothing is searched for, no cost decides
-        notes = network.set_costs("roofline" if fits else settings.cost, on_progress)
-        if fits:
-            notes.append(fits_note(baseline.pool_bytes, settings.budget))
-        settings.on_progress = on_progress
-        answer = network.search(none.NAME if fits else strategy, settings)
-        planned = network.planned(
-            answer,
+        planned = plan_network(
+            network,
+            strategy,
             settings,
-            source=network.source,
-            original=network.original,
+            budget=budget,
             engine=engine.name,
-            analysis=network.analysis,
-            operator_count=network.operator_count,
-            strategy=strategy,
-            cost_of=settings.cost,
-            plan=answer.found.plan,
-            baseline=baseline,
-            cost=answer.found.cost,
-            device=network.device,
-            restored=network.restored,
-            notes=[],
-            evaluated=answer.evaluated,
-            seconds=time.monotonic() - started,
+            started=started,
+            on_progress=on_progress,
         )
-        planned.notes = [*network.notes, *notes, *planned.notes]
-        refuse_misses(planned.cost, planned.lower_bound, settings)
-        network.prove_recomputation(planned, settings)
         if out is not None:
             network.write(planned, out, force)
         return planned
+
+
+def plan_network(
+    network: Network,
+    strategy: str,
+    settings: Settings,
+    *,
+    budget: str | None,
+    engine: str,
+    started: float,
+    on_progress: Progress | None = None,
+) -> Planned:
+    """Searches for a plan of a recorded step; nothing is written.
+
+    Args:
+        network: the step.
+        strategy: the name of one of ``STRATEGIES``.
+        settings: of the search; its budget is set here.
+        budget: most memory, as ``6GiB`` or ``50%``. What fits as it is gets no plan.
+        engine: the name of the one that recorded it.
+        started: when the work began, of ``time.monotonic``.
+        on_progress: told what is being done.
+
+    Raises:
+        AnswerIsNo: no plan fits the budget, or the limit on recomputation.
+    """
+    baseline = network.baseline()
+    if budget is not None:
+        settings.budget = parse_size(budget, whole=baseline.pool_bytes)
+    fits = settings.met_by(baseline)
+    # where nothing is searched for, no cost decides
+    notes = network.set_costs("roofline" if fits else settings.cost, on_progress)
+    if fits:
+        notes.append(fits_note(baseline.pool_bytes, settings.budget))
+    settings.on_progress = on_progress
+    answer = network.search(none.NAME if fits else strategy, settings)
+    planned = network.planned(
+        answer,
+        settings,
+        source=network.source,
+        original=network.original,
+        engine=engine,
+        analysis=network.analysis,
+        operator_count=network.operator_count,
+        strategy=strategy,
+        cost_of=settings.cost,
+        plan=answer.found.plan,
+        baseline=baseline,
+        cost=answer.found.cost,
+        device=network.device,
+        restored=network.restored,
+        notes=[],
+        evaluated=answer.evaluated,
+        seconds=time.monotonic() - started,
+    )
+    planned.notes = [*network.notes, *notes, *planned.notes]
+    refuse_misses(planned.cost, planned.lower_bound, settings)
+    network.prove_recomputation(planned, settings)
+    return planned
 
 
 def fits_note(size: int, budget: int | None) -> str:

@@ -12,5 +12,6 @@ backward pass, when the recomputation is over: nothing is to be set for it.
 
 from memcli.torch.applied import AppliedModel, apply
 from memcli.torch.loaded import OnnxModule, load
+from memcli.torch.planning import Plan, plan
 
-__all__ = ["AppliedModel", "OnnxModule", "apply", "load"]
+__all__ = ["AppliedModel", "OnnxModule", "Plan", "apply", "load", "plan"]

@@ -83,7 +83,7 @@ class Run(Recomputation):
         record: Record | None = None
         if mark & RESULTS and made:
             record = self._record(step, values, generators)
-        if mark & AUXILIARY and not step.leaves_states:
+        if mark & AUXILIARY and step.saves_alike:
             record = self._own_auxiliaries(step, values, pending, made, record, generators)
         if record is not None:
             record.storages = made

@@ -39,11 +39,13 @@ def trace(
     loss: Callable[[Any], Tensor] = total,
     *,
     device: str = "cpu",
+    closed_over: bool = False,
 ) -> Trace:
     """Run one unplanned training step on fake tensors and write down everything.
 
     ``inputs``: real, fake or meta tensors, of which shapes and types count. ``device``: "cpu", or
     "cuda" for operators that save other things there (the run itself is on fake CPU tensors).
+    ``closed_over``: ``loss`` may read real tensors of its own.
 
     Raises:
         BadInput: the graph is not one of functions alone.
@@ -51,7 +53,7 @@ def trace(
     """
     if not isinstance(module, PlannedModule):
         module = PlannedModule(module)
-    with FakeTensorMode() as mode, as_on(device):
+    with FakeTensorMode(allow_non_fake_inputs=closed_over) as mode, as_on(device):
         copied, given = fake_copy(module, inputs, mode)
         copied.marks = [0] * len(copied.marks)
         recorder = _Recorder(copied.program)
@@ -277,7 +279,7 @@ class _TracingRun(Run):
         if not has_storage(tensor):
             return
         key = storage_key(tensor)
-        if key not in self.owner and not step.leaves_states:
+        if key not in self.owner and step.saves_alike:
             if key not in self._auxiliaries:
                 storage = self._auxiliaries[key] = Storage(step.index, ~order, 0, key)
                 self.recorder.add(storage, tensor)

@@ -104,13 +104,17 @@ def fake_copy(
 
 
 def estimate_step(
-    module: PlannedModule, inputs: Sequence[Any], loss: Callable[[Any], Tensor] = total
+    module: PlannedModule,
+    inputs: Sequence[Any],
+    loss: Callable[[Any], Tensor] = total,
+    closed_over: bool = False,
 ) -> StepMemory:
     """The memory of a step, found on fake tensors: no data, no arithmetic.
 
     ``inputs`` may be real, fake or meta tensors; only their shapes and types count.
+    ``closed_over``: ``loss`` may read real tensors of its own.
     """
-    with FakeTensorMode() as mode, as_on("cpu"):
+    with FakeTensorMode(allow_non_fake_inputs=closed_over) as mode, as_on("cpu"):
         fake_module, fake_inputs = fake_copy(module, inputs, mode)
         return measure_step(fake_module, fake_inputs, loss)
 
