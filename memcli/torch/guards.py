@@ -10,7 +10,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+)
 from torch.fx import Node
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from memcli.engines.torch.aten_rules import draws
+from memcli.engines.torch.geometry import tensors_in
+from memcli.engines.torch.rules import OwnRules
 
 aten = torch.ops.aten
 
@@ -26,6 +38,59 @@ RAN_FOR_VALUES = frozenset(
 )
 # Operators that are run for a value before each call, at most.
 _MOST = 64
+
+
+class OfShape(OwnRules):
+    """An operator whose result has a shape that depends on values, with the one it has here."""
+
+    def __init__(self, function: Any, shapes: Any) -> None:
+        self.function = function
+        self.shapes = shapes
+        self.__name__ = str(function.overloadpacket.__name__)
+        self.draws = draws(function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(t, FakeTensor) for t in tensors_in([list(args), kwargs])):
+            return empty_of(self.shapes)
+        return self.function(*args, **kwargs)
+
+    def again(self, *args: Any, **kwargs: Any) -> Any:
+        """The same."""
+        return self(*args, **kwargs)
+
+
+def shapes_of(function: Any, kwargs: dict[str, Any], *args: Any) -> Any:
+    """Sizes, types and devices of what an operator gives."""
+    return pytree.tree_map(
+        lambda t: (tuple(t.shape), t.dtype, t.device) if isinstance(t, Tensor) else t,
+        function(*args, **kwargs),
+    )
+
+
+def empty_of(shapes: Any) -> Any:
+    """Tensors of such sizes, types and devices."""
+    if isinstance(shapes, tuple) and len(shapes) == 3 and isinstance(shapes[1], torch.dtype):
+        return torch.empty(shapes[0], dtype=shapes[1], device=shapes[2])
+    return type(shapes)(empty_of(item) for item in shapes)
+
+
+class Answering(TorchDispatchMode):
+    """Gives what a recording read of tensors, in its order, where these have no data."""
+
+    def __init__(self, answers: Sequence[Any]) -> None:
+        super().__init__()
+        self.answers = list(answers)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        try:
+            return func(*args, **(kwargs or {}))
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            if not self.answers:
+                raise
+            answer = self.answers.pop(0)
+            return empty_of(answer) if isinstance(error, DynamicOutputShapeException) else answer
 
 
 class Guard:

@@ -83,7 +83,7 @@ def record_step(
     device = "cuda" if on_card else "cpu"
     try:
         span = Span(autocast_now(tuple({"cpu", device})))
-        eager = eager_memory(model, forward, args, kwargs, loss, span, device)
+        eager = eager_memory(model, forward, args, kwargs, loss, span, recording.answers, device)
         with span.off():
             recorded = trace(
                 detached(recording, {}, span),

@@ -10,6 +10,7 @@ allocates and rounds as the module does.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import operator
@@ -33,11 +34,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from memcli.engines.torch.aten_rules import draws
 from memcli.engines.torch.geometry import geometry, has_storage, storage_key, tensors_in
+from memcli.engines.torch.kernel_rules import LikeKernels
 from memcli.engines.torch.rules import OwnRules
 from memcli.errors import BadInput
 from memcli.torch.eager import Fakes, untraced, without_data
 from memcli.torch.export_guards import Attribute, nothing_lost
-from memcli.torch.guards import RAN_FOR_VALUES, Guard, value_of
+from memcli.torch.guards import RAN_FOR_VALUES, Guard, OfShape, empty_of, shapes_of, value_of
 from memcli.torch.inplace import UPDATING, grouped
 from memcli.torch.outputs import OutputForm
 from memcli.torch.regimes import (
@@ -76,6 +78,7 @@ class Recording:
     scopes: dict[str, str]
     never: set[str]
     inside: dict[str, list[str]]
+    answers: list[Any]  # what Python read of tensors, in order
     names: dict[str, Tensor]  # parameters and buffers that are read
     input_names: list[str]
     written: set[Attribute] = field(default_factory=set)
@@ -114,7 +117,7 @@ def record(
         recorder = _Recorder(model, fakes, real, given, leaves, names)
         fake_args, fake_kwargs = pytree.tree_unflatten(given, structure)
         with _refusing(model), torch.enable_grad(), untraced(), recorder.recording(), fakes.mode:
-            with enable_python_dispatcher(), recorder:
+            with LikeKernels(), enable_python_dispatcher(), recorder:
                 output = forward(*fake_args, **fake_kwargs)
         result = recorder.result(output)
     result.written = written
@@ -225,7 +228,7 @@ class _Recorder(SchemaCheckMode):
         self.never: set[Node] = set()
         self.constants: dict[str, Tensor] = {}
         self.guards: list[Guard] = []
-        self.scopes: dict[str, str] = {}
+        self.answers: list[Any] = []
         self.scope: list[str] = []
         self.paused = 0
         self.grads: dict[int, bool] = {}
@@ -259,7 +262,11 @@ class _Recorder(SchemaCheckMode):
             if func in RAN_FOR_VALUES:
                 return self._value(func, args, kwargs)
             self._gradients_asked_for(args, kwargs)
-            result = func(*args, **kwargs)
+            try:
+                result = func(*args, **kwargs)
+            except DynamicOutputShapeException:
+                result = self._of_shape(func, args, kwargs)
+                func = OfShape(func, self.answers[-1])
         self._note(func, args, kwargs, result)
         return result
 
@@ -372,7 +379,8 @@ class _Recorder(SchemaCheckMode):
                     "forward makes a tensor in a way that no operator shows",
                     "make tensors with PyTorch's functions",
                 )
-            self.constants[name] = tensor.detach()
+            with _outside_of_modes():
+                self.constants[name] = tensor.detach()
         node = self.graph.create_node("get_attr", name, name=_identifier(name))
         self._know(tensor, node)
         if has_storage(tensor):
@@ -387,9 +395,11 @@ class _Recorder(SchemaCheckMode):
         where = geometry(tensor)
         for other in reversed([*self.held, *self.fake_of.values()]):
             if has_storage(other) and storage_key(other) == key and geometry(other) == where:
-                node = self.graph.call_function(aten.detach.default, (self._node(other),))
+                node = self._node(other)
+                if other.requires_grad:
+                    node = self.graph.call_function(aten.detach.default, (node,))
+                    self._scoped(node)
                 self._know(tensor, node)
-                self._scoped(node)
                 return node
         return None
 
@@ -434,7 +444,7 @@ class _Recorder(SchemaCheckMode):
             func, torch.is_grad_enabled(), None if autocast == self.ambient else autocast
         )
         mapped, named = self._mapped(tuple(args)), self._mapped(kwargs)
-        name = func.overloadpacket.__name__ if hasattr(func, "overloadpacket") else func.__name__
+        name = str(func.overloadpacket.__name__) if hasattr(func, "overloadpacket") else func.__name__
         node = self.graph.create_node("call_function", target, mapped, named, name=name)
         self._scoped(node)
         for tensor in tensors_in([list(args), kwargs]):
@@ -512,9 +522,15 @@ class _Recorder(SchemaCheckMode):
                     f"{type(self.model).__name__}'s forward branches on random numbers{_line()}",
                     "switch that off while training under a plan (LayerDrop: layerdrop=0.0)",
                 )
+            self.answers.append(known)
             return known
         if guard.too_long:
             raise _branches(type(self.model).__name__, "that the network computes")
+        self._evaluate(guard, reads)
+        self.answers.append(guard.value)
+        return guard.value
+
+    def _evaluate(self, guard: Guard, reads: Sequence[str]) -> None:
         values = {**{n: self.real[n] for n in reads if n in self.real}, **self.constants}
         if any(
             isinstance(t, Tensor) and (t.is_meta or hasattr(t, "fake_mode"))
@@ -527,7 +543,23 @@ class _Recorder(SchemaCheckMode):
         with torch.no_grad(), _outside_of_modes():
             guard.value = guard.evaluate(self.real_given, values.__getitem__)
         self.guards.append(guard)
-        return guard.value
+
+    def _of_shape(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """An operator whose result has a shape that depends on values: known beforehand, too."""
+        guard = Guard.of(
+            functools.partial(shapes_of, func, kwargs), self._mapped(tuple(args)), self.placeholders
+        )
+        drawn = any(draws(n.target) for n in guard.nodes if n.op == "call_function")
+        changed = {first for first, _ in self.ranges}
+        if guard.too_long or drawn or any(n in changed for n in guard.nodes):
+            raise BadInput(
+                f"the shapes in {type(self.model).__name__}'s forward depend on what it computes: "
+                f"{func}{_line()}",
+                "use operators whose results have one shape (torch.where, masks)",
+            )
+        self._evaluate(guard, [str(n.target) for n in guard.nodes if n.op == "get_attr"])
+        self.answers.append(guard.value)
+        return empty_of(guard.value)
 
     def result(self, output: Any) -> Recording:
         """The recording; ``output``: what the call gave."""
@@ -554,6 +586,7 @@ class _Recorder(SchemaCheckMode):
             scopes=scopes,
             never={step_of.get(n.name, n.name) for n in never if n.name not in alone},
             inside=inside,
+            answers=self.answers,
             names={
                 str(n.target): self.real[str(n.target)]
                 for n in graph.nodes

@@ -63,6 +63,7 @@ class Span:
         """Ends it."""
         if self.entered:
             self.entered.pop().close()
+            torch.clear_autocast_cache()  # as the outermost does
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:

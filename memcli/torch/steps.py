@@ -18,6 +18,7 @@ from memcli.engines.torch.tape import ALLOCATED, FREED, Tape
 from memcli.engines.torch.tracking import StepMemory, total
 from memcli.errors import BadInput
 from memcli.torch.eager import Fakes, untraced, without_data
+from memcli.torch.guards import Answering
 from memcli.torch.inplace import Together
 from memcli.torch.recording import Recording
 from memcli.torch.regimes import Span
@@ -133,6 +134,7 @@ def eager_memory(
     kwargs: Mapping[str, Any],
     loss: Loss,
     span: Span,
+    answers: Sequence[Any] = (),
     device: str = "cpu",
 ) -> StepMemory:
     """The memory of a training step of the module without any plan; nothing is computed.
@@ -147,7 +149,8 @@ def eager_memory(
         fake_args, fake_kwargs = pytree.tree_unflatten(given, structure)
         known = [fakes.of(tensor) for tensor in real.values()]
         tape.known([*known, *tensors_in(given)])
-        with span.off(), untraced(), torch.enable_grad(), fakes.mode, as_on(device), tape:
+        answering = Answering(answers)
+        with span.off(), untraced(), torch.enable_grad(), fakes.mode, as_on(device), tape, answering:
             span.enter()
             output = forward(*fake_args, **fake_kwargs)
             found = loss(output)

@@ -119,7 +119,8 @@ class PlanState:
         kinds = {"cpu", *(p.device.type for p in model.parameters())}
         span, loss = Span(autocast_now(tuple(kinds))), self.marks.loss
         if not plan or entry.marks is None:
-            return eager_memory(model, self.plain(model), args, kwargs, loss, span)
+            answers = entry.recording.answers
+            return eager_memory(model, self.plain(model), args, kwargs, loss, span, answers)
         leaves = pytree.tree_leaves((args, kwargs))
         with span.off():
             return estimate_step(

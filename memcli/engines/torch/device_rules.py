@@ -11,6 +11,8 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from memcli.engines.torch.kernel_rules import LikeKernels
+
 _DROPOUTS = {
     torch.dropout,
     torch.nn.functional.dropout,
@@ -120,5 +122,5 @@ def _run_by_cudnn(input: torch.Tensor, weight: torch.Tensor | None) -> bool:
 def as_on(device: str) -> Iterator[None]:
     """Fake CPU runs inside save and make what the device ("cpu" or "cuda") would."""
     like: contextlib.AbstractContextManager[Any] = _LikeOneDnn() if device == "cpu" else _LikeCuda()
-    with like, _AsAsked(on_card=device != "cpu"):
+    with LikeKernels(), like, _AsAsked(on_card=device != "cpu"):
         yield

@@ -266,6 +266,7 @@ class _TracingRun(Run):
         return made
 
     def pack(self, tensor: Tensor) -> Packed:
+        self._cast_of_leaf(tensor)
         packed = _TracedPacked(self, tensor, self.tape)
         if self._pending is not None:
             self._pending.append(packed)
