@@ -69,8 +69,7 @@ class Together(OwnRules):
         """The same with other constants among its arguments."""
         other = copy.copy(self)
         other.parts = [
-            part._replace(args=change(part.args), kwargs=change(part.kwargs))
-            for part in self.parts
+            part._replace(args=change(part.args), kwargs=change(part.kwargs)) for part in self.parts
         ]
         return other
 
@@ -164,9 +163,7 @@ def grouped(
             if node.op != "call_function":
                 of[node] = result.node_copy(node, of.__getitem__)
         _add_step(result, body, of, states)
-        inside[of[body[-1]].name if len(body) == 1 else _step_of(of, body)] = [
-            n.name for n in body
-        ]
+        inside[of[body[-1]].name if len(body) == 1 else _step_of(of, body)] = [n.name for n in body]
         number = end + 1
     return result, inside
 
@@ -212,14 +209,10 @@ def _add_step(
         for position, node in enumerate(body)
     ]
     parts = [p._replace(args=_referred(p.args), kwargs=_referred(p.kwargs)) for p in parts]
-    changed = [
-        inputs[state] for node in body for state in states.get(node, ()) if state in inputs
-    ]
+    changed = [inputs[state] for node in body for state in states.get(node, ()) if state in inputs]
     function = Together(parts, [number[n] for n in given], len(number), sorted(set(changed)))
     name = body[-1].name
-    step = graph.create_node(
-        "call_function", function, tuple(of[n] for n in inputs), {}, name=name
-    )
+    step = graph.create_node("call_function", function, tuple(of[n] for n in inputs), {}, name=name)
     step.meta.update(body[-1].meta)
     if len(given) == 1:
         of[given[0]] = step

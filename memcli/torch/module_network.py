@@ -16,14 +16,14 @@ from memcli.engines.torch.engine import TorchNetwork
 from memcli.engines.torch.fitting import torch_breakdown
 from memcli.engines.torch.memory.graph import training_graph
 from memcli.engines.torch.memory.plan_model import TorchPlanModel
-from memcli.engines.torch.memory.stages import torch_stages  # noqa: F401
 from memcli.engines.torch.record import TorchAnalysis
-from memcli.engines.torch.tracking import StepMemory
 from memcli.engines.torch.trace import trace
+from memcli.engines.torch.tracking import StepMemory
 from memcli.errors import BadInput
 from memcli.graph.cost import Cost
 from memcli.request import Devices
 from memcli.results.planned import Planned
+from memcli.torch.proof import OperatorLog, log_of_graph, prove
 from memcli.torch.recording import Recording, record
 from memcli.torch.regimes import Span, autocast_now
 from memcli.torch.steps import (
@@ -83,10 +83,15 @@ def record_step(
     device = "cuda" if on_card else "cpu"
     try:
         span = Span(autocast_now(tuple({"cpu", device})))
-        eager = eager_memory(model, forward, args, kwargs, loss, span, recording.answers, device)
+        log = OperatorLog()
+        eager = eager_memory(
+            model, forward, args, kwargs, loss, span, recording.answers, device, log
+        )
+        plain = detached(recording, {}, span)
+        prove(log, log_of_graph(plain, leaves, span, device), name)
         with span.off():
             recorded = trace(
-                detached(recording, {}, span),
+                plain,
                 leaves,
                 flat_loss(recording, loss, span),
                 device=device,
@@ -147,18 +152,14 @@ class ModuleNetwork(TorchNetwork):
         analysis = step.analysis
         devices = Devices() if analysis.trace.device == "cpu" else Devices((0,))
         source: Any = analysis.file
-        super().__init__(
-            source, (source.name, source.sha256), analysis, devices, None, [], notes
-        )
+        super().__init__(source, (source.name, source.sha256), analysis, devices, None, [], notes)
         self.step = step
 
     def baseline(self) -> Cost:
         """What the module itself takes: Python's local variables hold tensors, too."""
         cost = super().baseline()
         peak = max(self.step.eager.peak, cost.pool_bytes)
-        return dataclasses.replace(
-            cost, pool_bytes=peak, live_peak_bytes=peak, total_bytes=peak
-        )
+        return dataclasses.replace(cost, pool_bytes=peak, live_peak_bytes=peak, total_bytes=peak)
 
     def write(self, planned: Planned, out: str, force: bool) -> None:
         """A module's plan is written by :meth:`memcli.torch.Plan.save`."""

@@ -5,18 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import json
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from memcli.choices import OPTIMIZERS
-from memcli.commands.plan import plan_network
+from memcli.engines.plan_search import plan_network
 from memcli.engines.runtime import reserve_or_default
 from memcli.errors import AnswerIsNo, BadInput
 from memcli.results.planned import Planned
@@ -213,9 +210,7 @@ def autocast_as(autocast: Any, model: nn.Module) -> Any:
     if autocast is False:
         return under(tuple((k, False, d) for k, _, d in autocast_now((kind,))))
     if not isinstance(autocast, torch.dtype):
-        raise BadInput(
-            "autocast is a type to compute in", "torch.bfloat16, torch.float16 or False"
-        )
+        raise BadInput("autocast is a type to compute in", "torch.bfloat16, torch.float16 or False")
     return torch.autocast(kind, dtype=autocast)
 
 

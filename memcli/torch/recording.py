@@ -116,9 +116,17 @@ def record(
         given = [fakes.fresh(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         recorder = _Recorder(model, fakes, real, given, leaves, names)
         fake_args, fake_kwargs = pytree.tree_unflatten(given, structure)
-        with _refusing(model), torch.enable_grad(), untraced(), recorder.recording(), fakes.mode:
-            with LikeKernels(), enable_python_dispatcher(), recorder:
-                output = forward(*fake_args, **fake_kwargs)
+        with (
+            _refusing(model),
+            torch.enable_grad(),
+            untraced(),
+            recorder.recording(),
+            fakes.mode,
+            LikeKernels(),
+            enable_python_dispatcher(),
+            recorder,
+        ):
+            output = forward(*fake_args, **fake_kwargs)
         result = recorder.result(output)
     result.written = written
     return result
@@ -315,7 +323,7 @@ class _Recorder(SchemaCheckMode):
                 return original(*args, **kwargs)
             return self._custom(cls, original, args, kwargs)
 
-        replaced = (
+        replaced: tuple[tuple[Any, str, Any], ...] = (
             (nn.Module, "__call__", called),
             (torch.autocast, "__enter__", entering),
             (torch.autocast, "__exit__", leaving),
@@ -444,7 +452,9 @@ class _Recorder(SchemaCheckMode):
             func, torch.is_grad_enabled(), None if autocast == self.ambient else autocast
         )
         mapped, named = self._mapped(tuple(args)), self._mapped(kwargs)
-        name = str(func.overloadpacket.__name__) if hasattr(func, "overloadpacket") else func.__name__
+        name = (
+            str(func.overloadpacket.__name__) if hasattr(func, "overloadpacket") else func.__name__
+        )
         node = self.graph.create_node("call_function", target, mapped, named, name=name)
         self._scoped(node)
         for tensor in tensors_in([list(args), kwargs]):

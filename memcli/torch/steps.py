@@ -20,6 +20,7 @@ from memcli.errors import BadInput
 from memcli.torch.eager import Fakes, untraced, without_data
 from memcli.torch.guards import Answering
 from memcli.torch.inplace import Together
+from memcli.torch.proof import OperatorLog
 from memcli.torch.recording import Recording
 from memcli.torch.regimes import Span
 
@@ -53,9 +54,9 @@ def leaf_names(forward: Callable[..., Any], args: Sequence[Any], kwargs: Any) ->
     """Names of the leaves of ``(args, kwargs)``: those of forward's parameters, with numbers."""
     try:
         bound = inspect.signature(forward).bind(*args, **kwargs)
-        positional = [
-            name for name in bound.signature.parameters if name in bound.arguments
-        ][: len(args)]
+        positional = [name for name in bound.signature.parameters if name in bound.arguments][
+            : len(args)
+        ]
     except (TypeError, ValueError):
         positional = []
     positional += [f"input_{n}" for n in range(len(positional), len(args))]
@@ -136,10 +137,12 @@ def eager_memory(
     span: Span,
     answers: Sequence[Any] = (),
     device: str = "cpu",
+    log: OperatorLog | None = None,
 ) -> StepMemory:
     """The memory of a training step of the module without any plan; nothing is computed.
 
-    Tensors that Python holds in local variables are alive for as long as in a real step.
+    Tensors that Python holds in local variables are alive for as long as in a real step. ``log``:
+    takes down the operators of the forward pass.
     """
     fakes = Fakes(CPU)
     leaves, structure = pytree.tree_flatten((tuple(args), dict(kwargs)))
@@ -149,10 +152,20 @@ def eager_memory(
         fake_args, fake_kwargs = pytree.tree_unflatten(given, structure)
         known = [fakes.of(tensor) for tensor in real.values()]
         tape.known([*known, *tensors_in(given)])
-        answering = Answering(answers)
-        with span.off(), untraced(), torch.enable_grad(), fakes.mode, as_on(device), tape, answering:
+        if log is not None:
+            tape.on_operator = log.note
+        with (
+            span.off(),
+            untraced(),
+            torch.enable_grad(),
+            fakes.mode,
+            as_on(device),
+            tape,
+            Answering(answers),
+        ):
             span.enter()
             output = forward(*fake_args, **fake_kwargs)
+            tape.on_operator = None
             found = loss(output)
             span.leave()
             found.backward()

@@ -12,7 +12,7 @@ import functools
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -309,5 +309,5 @@ def _subclass(cls: Any) -> type:
 
 
 def _made_again(cls: type) -> Any:
-    under = class_under_plan(cls)
+    under: Any = class_under_plan(cls)
     return under.__new__(under)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+
 class OwnRules:
     """A function that says itself how it runs a second time.
 
