@@ -12,6 +12,7 @@ backward pass, when the recomputation is over: nothing is to be set for it.
 
 from memcli.torch.applied import AppliedModel, apply
 from memcli.torch.loaded import OnnxModule, load
+from memcli.torch.module_fit import Fit, fit
 from memcli.torch.planning import Plan, plan
 
-__all__ = ["AppliedModel", "OnnxModule", "Plan", "apply", "load", "plan"]
+__all__ = ["AppliedModel", "Fit", "OnnxModule", "Plan", "apply", "fit", "load", "plan"]
