@@ -323,7 +323,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     failed = 0
     print(
-        f"{'architecture':<17} {'plain':>9} {'planned':>9} {'part':>6} {'again':>6} {'plan s':>6}  MiB"
+        f"{'architecture':<17} {'plain':>9} {'planned':>9} {'part':>6} {'again':>6} {'plan s':>6}"
     )
     for name in options.only or ARCHITECTURES:
         package, make = ARCHITECTURES[name]

@@ -11,7 +11,7 @@ from torch import nn
 
 from memcli.engines.batch_series import BatchSeries
 from memcli.engines.costs import Costs
-from memcli.engines.fit_search import Answer, Finished
+from memcli.engines.fit_search import Answer, Evaluated, Finished
 from memcli.engines.runtime import reserve_or_default
 from memcli.engines.torch.fitting import TorchFit
 from memcli.engines.torch.memory.bound import torch_bound
@@ -119,6 +119,15 @@ class ModuleFit(TorchFit):
         self.device = network.device
         self.restored = []
         self.notes = list(network.notes)
+
+    def unplanned_at(self, batch: int) -> Evaluated | None:
+        """A batch as the module itself runs it."""
+        one = super().unplanned_at(batch)
+        if one is None:
+            return None
+        cost = self.module_batches.networks[batch].baseline()
+        analysis = self.module_batches.analyses[batch]
+        return Evaluated(one.plan, cost, self.breakdown(analysis, cost.pool_bytes))
 
     def finished(self, answer: Answer[TorchAnalysis]) -> Finished:
         """See :meth:`FitSearch.finished`."""

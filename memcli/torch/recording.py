@@ -323,7 +323,15 @@ class _Recorder(SchemaCheckMode):
                 return original(*args, **kwargs)
             return self._custom(cls, original, args, kwargs)
 
+        def hooking(hooks: Any) -> Any:
+            if threading.get_ident() == here and not self.paused:
+                name = type(hooks).__name__
+                raise _checkpointed() if "checkpoint" in name else _hooked(name)
+            return hooked(hooks)
+
+        hooked = torch.autograd.graph.saved_tensors_hooks.__enter__
         replaced: tuple[tuple[Any, str, Any], ...] = (
+            (torch.autograd.graph.saved_tensors_hooks, "__enter__", hooking),
             (nn.Module, "__call__", called),
             (torch.autocast, "__enter__", entering),
             (torch.autocast, "__exit__", leaving),
@@ -534,11 +542,16 @@ class _Recorder(SchemaCheckMode):
                 )
             self.answers.append(known)
             return known
-        if guard.too_long:
+        if self._is_computed(guard, reads):
             raise _branches(type(self.model).__name__, "that the network computes")
         self._evaluate(guard, reads)
         self.answers.append(guard.value)
         return guard.value
+
+    def _is_computed(self, guard: Guard, reads: Sequence[str]) -> bool:
+        """Whether a value takes what is trained, which runs by other kernels without gradients."""
+        trained = any(self.real[n].requires_grad for n in reads if n in self.real)
+        return trained or guard.too_long
 
     def _evaluate(self, guard: Guard, reads: Sequence[str]) -> None:
         values = {**{n: self.real[n] for n in reads if n in self.real}, **self.constants}
@@ -561,13 +574,15 @@ class _Recorder(SchemaCheckMode):
         )
         drawn = any(draws(n.target) for n in guard.nodes if n.op == "call_function")
         changed = {first for first, _ in self.ranges}
-        if guard.too_long or drawn or any(n in changed for n in guard.nodes):
+        reads = [str(n.target) for n in guard.nodes if n.op == "get_attr"]
+        computed = self._is_computed(guard, reads)
+        if computed or drawn or any(n in changed for n in guard.nodes):
             raise BadInput(
                 f"the shapes in {type(self.model).__name__}'s forward depend on what it computes: "
                 f"{func}{_line()}",
                 "use operators whose results have one shape (torch.where, masks)",
             )
-        self._evaluate(guard, [str(n.target) for n in guard.nodes if n.op == "get_attr"])
+        self._evaluate(guard, reads)
         self.answers.append(guard.value)
         return empty_of(guard.value)
 
@@ -651,6 +666,13 @@ def _checkpointed() -> BadInput:
     return BadInput(
         "the model recomputes by itself (torch.utils.checkpoint)",
         "switch that off (transformers: gradient_checkpointing_disable()): the plan does it",
+    )
+
+
+def _hooked(name: str) -> BadInput:
+    return BadInput(
+        f"forward changes how tensors are saved ({name}), which the plan does",
+        "train without it, or put it around the call",
     )
 
 
