@@ -146,7 +146,9 @@ def _tensors(leaves: Sequence[Any]) -> list[Tensor]:
 
 
 class ModuleNetwork(TorchNetwork):
-    """The step of a live module; see :class:`TorchNetwork`."""
+    """The step of a live module; see :class:`TorchNetwork`. ``call``: the one recorded."""
+
+    call: Any
 
     def __init__(self, step: Step, notes: list[str]) -> None:
         analysis = step.analysis

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from memcli.choices import OPTIMIZERS
 from memcli.engines.plan_search import plan_network
@@ -19,13 +22,41 @@ from memcli.errors import AnswerIsNo, BadInput
 from memcli.results.planned import Planned
 from memcli.search.base import Settings
 from memcli.time_limit import deadline
-from memcli.torch.module_network import ModuleNetwork, marks_of, record_step
-from memcli.torch.regimes import autocast_now, under
+from memcli.torch.module_network import ModuleNetwork, device_of_step, marks_of, record_step
+from memcli.torch.recording import Recording
+from memcli.torch.regimes import Autocast, autocast_now, under
+from memcli.torch.saving import save_module
 from memcli.torch.steps import Loss, default_loss
 from memcli.torch.under_plan import Marks, put_under, state_of, take_off
 from memcli.units import format_size, parse_size
 
 STRATEGY = "auto"
+
+
+class Call:
+    """The call that was planned: its module, and its inputs without their data."""
+
+    def __init__(self, model: nn.Module, args: Any, kwargs: Any, autocast: Autocast) -> None:
+        self.model = weakref.ref(model)
+        self._autocast = autocast
+        leaves, self._structure = pytree.tree_flatten((tuple(args), dict(kwargs)))
+        self._leaves = [
+            leaf.detach().to("meta") if isinstance(leaf, Tensor) else leaf for leaf in leaves
+        ]
+        self._device = device_of_step(model, leaves)
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Such inputs, zeros."""
+        leaves = [
+            torch.zeros_like(leaf, device=self._device) if isinstance(leaf, Tensor) else leaf
+            for leaf in self._leaves
+        ]
+        args, kwargs = pytree.tree_unflatten(leaves, self._structure)
+        return args, kwargs
+
+    def autocast(self) -> Any:
+        """As it was."""
+        return under(self._autocast)
 
 
 class Plan:
@@ -34,9 +65,11 @@ class Plan:
     ``print(plan)`` is the table of ``memcli plan``; ``planned`` is everything that is known of it.
     """
 
-    def __init__(self, planned: Planned, marks: Marks) -> None:
+    def __init__(self, planned: Planned, marks: Marks, recording: Recording, call: Call) -> None:
         self.planned = planned
         self.marks = marks
+        self._recording = recording
+        self._call = call
 
     @property
     def baseline_bytes(self) -> int:
@@ -69,6 +102,41 @@ class Plan:
             f"<memcli.torch.Plan of {self.planned.source.name}: "
             f"{format_size(self.baseline_bytes)} -> {format_size(self.planned_bytes)}>"
         )
+
+    def save(
+        self, path: str | os.PathLike[str], model: nn.Module | None = None, *, force: bool = False
+    ) -> None:
+        """Writes the module, exported by ``torch.export``, with the plan in its extra files.
+
+        Args:
+            path: of the ``.pt2`` file.
+            model: the module, where the one that was planned is gone or has been copied.
+            force: replace the file where it exists.
+
+        Raises:
+            BadInput: ``torch.export`` cannot follow the module or makes another graph of it, or
+                the file cannot be written.
+        """
+        found = model if model is not None else self._call.model()
+        if found is None:
+            raise BadInput("the module that was planned is gone", "give it: save(path, model)")
+        was = take_off(found)
+        try:
+            args, kwargs = self._call.arguments()
+            with self._call.autocast():
+                save_module(
+                    path,
+                    found,
+                    args,
+                    kwargs,
+                    self._recording,
+                    self.planned,
+                    self.marks.marks,
+                    force,
+                )
+        finally:
+            if was:
+                put_under(found, self.marks)
 
     def apply(self, model: nn.Module) -> Any:
         """Has a module train under the plan, in place; gives the same object.
@@ -169,6 +237,8 @@ def made_plan(network: ModuleNetwork, planned: Planned, loss: Loss) -> Plan:
             loss=loss,
             name=network.original[0],
         ),
+        network.step.recording,
+        network.call,
     )
 
 
@@ -189,8 +259,12 @@ def recorded_network(
         )
     with autocast_as(autocast, model):
         step = record_step(model, forward, args, kwargs, step_loss)
+        kinds = {"cpu", *(p.device.type for p in model.parameters())}
+        call = Call(model, args, kwargs, autocast_now(tuple(sorted(kinds))))
     notes.append(f"the loss is {loss_words(loss, step.recording.form.own_loss)}")
-    return ModuleNetwork(step, notes), step_loss
+    network = ModuleNetwork(step, notes)
+    network.call = call
+    return network, step_loss
 
 
 def loss_words(loss: Loss | None, own: bool) -> str:

@@ -79,6 +79,7 @@ class Recording:
     never: set[str]
     inside: dict[str, list[str]]
     answers: list[Any]  # what Python read of tensors, in order
+    operators: list[tuple[str, Any]]  # in the order in which they run, with the step of each
     names: dict[str, Tensor]  # parameters and buffers that are read
     input_names: list[str]
     written: set[Attribute] = field(default_factory=set)
@@ -612,6 +613,11 @@ class _Recorder(SchemaCheckMode):
             never={step_of.get(n.name, n.name) for n in never if n.name not in alone},
             inside=inside,
             answers=self.answers,
+            operators=[
+                (step_of.get(n.name, n.name), getattr(n.target, "function", n.target))
+                for n in self.graph.nodes
+                if n.op == "call_function" and n.target is not operator.getitem
+            ],
             names={
                 str(n.target): self.real[str(n.target)]
                 for n in graph.nodes

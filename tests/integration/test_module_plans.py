@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,7 +118,7 @@ def test_a_module_under_a_plan_trains_to_the_same_bits_in_the_memory_planned(
         assert (result.measured, result.measured_baseline) == (result.planned, result.baseline)
 
 
-def test_the_object_stays_the_users_own_and_is_given_back() -> None:
+def test_the_object_stays_the_users_own_and_is_given_back(tmp_path: Path) -> None:
     """Class, attributes, signature, copies and pickles, until the plan is taken off."""
     torch.manual_seed(0)
     model = Branching().train()
@@ -140,6 +142,13 @@ def test_the_object_stays_the_users_own_and_is_given_back() -> None:
     assert torch.equal(plain.eval()(x), model.eval()(x))
     assert len(seen) == 2
     handle.remove()
+    path = tmp_path / "planned.pt2"
+    plan.save(path)
+    extra = {"memcli.plan.json": ""}
+    program = torch.export.load(path, extra_files=extra)
+    marks = [mark for _, _, mark in json.loads(extra["memcli.plan.json"])["nodes"]]
+    assert len(marks) == sum(node.op == "call_function" for node in program.graph.nodes)
+    assert 0 < sum(mark != "kept" for mark in marks) < len(marks)
     plan.remove(model)
     assert type(model) is Branching
     assert model.__dict__.keys() == before.keys()
