@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 _TOLD = {
     "transformers.utils.import_utils": {"is_fake_tensor": False},
 }
+
+
+_here = threading.local()
 
 
 @contextlib.contextmanager
@@ -84,8 +88,11 @@ class Fakes:
 def without_data(model: nn.Module, fakes: Fakes) -> Iterator[dict[str, Tensor]]:
     """The module has fake parameters and buffers; {dotted name: what was there}.
 
-    Names are those of the first place where a tensor is; tied ones have one.
+    Names are those of the first place where a tensor is; tied ones have one. Modules in it that
+    are under plans of their own run without them.
     """
+    before = is_without_data()
+    _here.without_data = True
     real: dict[str, Tensor] = {}
     seen: set[int] = set()
     undo: list[tuple[dict[str, Any], str, Any]] = []
@@ -110,5 +117,11 @@ def without_data(model: nn.Module, fakes: Fakes) -> Iterator[dict[str, Tensor]]:
                     )
         yield real
     finally:
+        _here.without_data = before
         for table, name, value in reversed(undo):
             table[name] = value
+
+
+def is_without_data() -> bool:
+    """Whether a module of this thread runs on fake parameters now."""
+    return bool(getattr(_here, "without_data", False))

@@ -534,6 +534,7 @@ class _Recorder(SchemaCheckMode):
         reads = [str(n.target) for n in guard.nodes if n.op == "get_attr"]
         if any(node in changed for node in guard.nodes):
             raise _branches(type(self.model).__name__, "that is computed in place")
+        self._refuse_changed(guard)
         if any(draws(n.target) for n in guard.nodes if n.op == "call_function"):
             known = value_of(guard)
             if known is None:
@@ -548,6 +549,16 @@ class _Recorder(SchemaCheckMode):
         self._evaluate(guard, reads)
         self.answers.append(guard.value)
         return guard.value
+
+    def _refuse_changed(self, guard: Guard) -> None:
+        """A value of a buffer that the call has changed is another one before it."""
+        for state in {state for states in self.states.values() for state in states}:
+            if state in guard.nodes:
+                raise BadInput(
+                    f"forward reads the value of the buffer {state.target} that it changes"
+                    f"{_line()}",
+                    "count in Python, outside of forward; BatchNorm: give a momentum",
+                )
 
     def _is_computed(self, guard: Guard, reads: Sequence[str]) -> bool:
         """Whether a value takes what is trained, which runs by other kernels without gradients."""
@@ -583,6 +594,7 @@ class _Recorder(SchemaCheckMode):
                 f"{func}{_line()}",
                 "use operators whose results have one shape (torch.where, masks)",
             )
+        self._refuse_changed(guard)
         self._evaluate(guard, reads)
         self.answers.append(guard.value)
         return empty_of(guard.value)

@@ -24,6 +24,7 @@ from memcli.engines.torch.executor import PlannedModule
 from memcli.engines.torch.program import attribute
 from memcli.engines.torch.tracking import StepMemory, estimate_step
 from memcli.errors import BadInput
+from memcli.torch.eager import is_without_data
 from memcli.torch.export_guards import Attribute, settings_of
 from memcli.torch.parameter_binding import Constants, planned_on
 from memcli.torch.recording import Recording, record
@@ -268,7 +269,8 @@ def _subclass(cls: Any) -> type:
         state = state_of(self)
         if state is None:
             return cls.forward(self, *args, **kwargs)
-        if not self.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        trains = self.training and torch.is_grad_enabled()
+        if not trains or is_without_data() or torch.compiler.is_compiling():
             return state.plain(self)(*args, **kwargs)
         return state.run(self, args, kwargs)
 
