@@ -10,12 +10,14 @@ allocates and rounds as the module does.
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 import hashlib
 import json
 import operator
 import threading
 import traceback
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,26 +136,16 @@ def record(
 
 
 def _refuse_object(leaf: Any) -> None:
-    if isinstance(leaf, Tensor) or leaf is None or type(leaf) in (bool, int, float, str, complex):
+    """Objects that forward may change, as it does with a cache of keys and values."""
+    plain = (Tensor, bool, int, float, complex, str, bytes, type, enum.Enum, torch.dtype)
+    fixed = (torch.device, torch.layout, torch.memory_format, types.FunctionType, slice)
+    if leaf is None or isinstance(leaf, (*plain, *fixed)):
         return
-    if isinstance(leaf, (torch.dtype, torch.device)):
-        return
-    if any(True for _ in _tensors_of(leaf)):
-        raise BadInput(
-            f"forward is given a {type(leaf).__name__} that holds tensors and that it may change",
-            "train without it (use_cache=False), or give tensors, lists, tuples or dicts",
-        )
-
-
-def _tensors_of(value: Any) -> Iterator[Tensor]:
-    for item in vars(value).values() if hasattr(value, "__dict__") else ():
-        if isinstance(item, Tensor):
-            yield item
-        elif isinstance(item, (list, tuple)):
-            yield from (t for t in item if isinstance(t, Tensor))
-            for other in item:
-                if hasattr(other, "__dict__") and not isinstance(other, type):
-                    yield from (t for t in vars(other).values() if isinstance(t, Tensor))
+    raise BadInput(
+        f"forward is given a {type(leaf).__name__}, an object that it may change",
+        "give tensors and numbers, in lists, tuples or dicts; a cache that forward makes itself "
+        "(use_cache=True without past_key_values) works",
+    )
 
 
 @contextlib.contextmanager

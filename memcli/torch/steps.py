@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
@@ -14,8 +15,10 @@ from torch.utils import _pytree as pytree
 from memcli.engines.torch.device_rules import as_on
 from memcli.engines.torch.executor import PlannedModule
 from memcli.engines.torch.geometry import tensors_in
+from memcli.engines.torch.memory.plan_model import TorchPlanModel
 from memcli.engines.torch.tape import ALLOCATED, FREED, Tape
-from memcli.engines.torch.tracking import StepMemory, total
+from memcli.engines.torch.trace import trace
+from memcli.engines.torch.tracking import StepMemory, estimate_step, total
 from memcli.errors import BadInput
 from memcli.torch.eager import Fakes, untraced, without_data
 from memcli.torch.guards import Answering
@@ -26,6 +29,7 @@ from memcli.torch.regimes import Span
 
 Loss = Callable[[Any], Tensor]
 CPU = torch.device("cpu")
+CUDA_BLOCK = 512  # to whose multiples PyTorch's allocator rounds sizes up
 
 
 def default_loss(output: Any) -> Tensor:
@@ -173,7 +177,41 @@ def eager_memory(
         gradients = {tape.number_of(p.grad) for p in known if p.grad is not None} - {-1}
         events = list(tape.events)
         del output
-    return profile(events, tape.bytes, gradients)
+    block = CUDA_BLOCK if device == "cuda" else 1
+    return profile(events, [-(-size // block) * block for size in tape.bytes], gradients)
+
+
+def planned_memory(
+    recording: Recording,
+    marks: Mapping[str, int],
+    leaves: Sequence[Any],
+    loss: Loss,
+    span: Span,
+    device: str,
+) -> StepMemory:
+    """The memory of a training step of the recorded graph under a plan; nothing is computed.
+
+    For the CPU, a run of the executor without data. A card's allocator rounds sizes, and its
+    operators save other things: there by the exact model that plans are searched with.
+    """
+    with span.off():
+        if device == "cpu":
+            return estimate_step(
+                detached(recording, marks, span),
+                leaves,
+                flat_loss(recording, loss, span),
+                closed_over=True,
+            )
+        recorded = trace(
+            detached(recording, {}, span),
+            leaves,
+            flat_loss(recording, loss, span),
+            device=device,
+            closed_over=True,
+        )
+    flags = np.array([marks.get(name, 0) for name in recorded.names], np.uint8)
+    cost = TorchPlanModel(recorded).exact.evaluate(flags)
+    return StepMemory(peak=cost.live_peak_bytes, all_peak=cost.all_peak_bytes)
 
 
 def profile(

@@ -22,14 +22,14 @@ from torch.utils import _pytree as pytree
 
 from memcli.engines.torch.executor import PlannedModule
 from memcli.engines.torch.program import attribute
-from memcli.engines.torch.tracking import StepMemory, estimate_step
+from memcli.engines.torch.tracking import StepMemory
 from memcli.errors import BadInput
 from memcli.torch.eager import is_without_data
 from memcli.torch.export_guards import Attribute, settings_of
 from memcli.torch.parameter_binding import Constants, planned_on
 from memcli.torch.recording import Recording, record
 from memcli.torch.regimes import Span, all_left, autocast_now
-from memcli.torch.steps import Loss, default_loss, detached, eager_memory, flat_loss, leaf_names
+from memcli.torch.steps import Loss, default_loss, eager_memory, leaf_names, planned_memory
 
 _STATE = "_memcli_plan"
 # Graphs for other inputs or modes that are held; the oldest goes.
@@ -119,17 +119,13 @@ class PlanState:
         entry = self.entry(model, args, kwargs)
         kinds = {"cpu", *(p.device.type for p in model.parameters())}
         span, loss = Span(autocast_now(tuple(kinds))), self.marks.loss
-        if not plan or entry.marks is None:
-            answers = entry.recording.answers
-            return eager_memory(model, self.plain(model), args, kwargs, loss, span, answers)
         leaves = pytree.tree_leaves((args, kwargs))
-        with span.off():
-            return estimate_step(
-                detached(entry.recording, entry.marks, span),
-                leaves,
-                flat_loss(entry.recording, loss, span),
-                closed_over=True,
-            )
+        tensors = [*model.parameters(), *(t for t in leaves if isinstance(t, Tensor))]
+        device = "cuda" if any(t.is_cuda for t in tensors) else "cpu"
+        if plan and entry.marks is not None:
+            return planned_memory(entry.recording, entry.marks, leaves, loss, span, device)
+        answers = entry.recording.answers
+        return eager_memory(model, self.plain(model), args, kwargs, loss, span, answers, device)
 
     def entry(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
