@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -165,7 +166,7 @@ def eager_memory(
             fakes.mode,
             as_on(device),
             tape,
-            Answering(answers),
+            Answering(answers) if answers else contextlib.nullcontext(),
         ):
             span.enter()
             output = forward(*fake_args, **fake_kwargs)
