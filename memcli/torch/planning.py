@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from memcli.choices import OPTIMIZERS
 from memcli.engines.plan_search import plan_network
 from memcli.engines.runtime import reserve_or_default
+from memcli.engines.torch.tracking import StepMemory
 from memcli.errors import AnswerIsNo, BadInput
 from memcli.results.planned import Planned
 from memcli.search.base import Settings
@@ -27,7 +28,7 @@ from memcli.torch.recording import Recording
 from memcli.torch.regimes import Autocast, autocast_now, under
 from memcli.torch.saving import save_module
 from memcli.torch.steps import Loss, default_loss
-from memcli.torch.under_plan import Marks, put_under, state_of, take_off
+from memcli.torch.under_plan import Marks, memory_of, put_under, state_of, take_off
 from memcli.units import format_size, parse_size
 
 STRATEGY = "auto"
@@ -151,6 +152,15 @@ class Plan:
         """
         put_under(model, self.marks)
         return model
+
+    def memory(
+        self, model: nn.Module, *args: Any, without_plan: bool = False, **kwargs: Any
+    ) -> StepMemory:
+        """Bytes of a training step of a module under the plan; nothing is computed.
+
+        What ``model.memory(*args, **kwargs)`` gives where the module has no ``memory`` of its own.
+        """
+        return memory_of(model, args, kwargs, not without_plan)
 
     def remove(self, model: nn.Module) -> Any:
         """Makes a module what it was before :meth:`apply`; gives the same object."""

@@ -229,15 +229,16 @@ def state_of(model: nn.Module) -> PlanState | None:
     return found
 
 
-_classes: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()
+_classes: weakref.WeakKeyDictionary[type, dict[bool, type]] = weakref.WeakKeyDictionary()
 
 
 def put_under(model: nn.Module, marks: Marks) -> None:
     """Has a module train under a plan, in place of another one that it may be under."""
     take_off(model)
+    free = not hasattr(model, "memory")  # else the name is the module's own
     own = model.__dict__.pop("forward", None)
     model.__dict__[_STATE] = PlanState(marks, own)
-    model.__class__ = class_under_plan(type(model))
+    model.__class__ = class_under_plan(type(model), free)
 
 
 def take_off(model: nn.Module) -> bool:
@@ -252,14 +253,29 @@ def take_off(model: nn.Module) -> bool:
     return True
 
 
-def class_under_plan(cls: type) -> type:
-    """The subclass that modules of a class have under a plan."""
-    if cls not in _classes:
-        _classes[cls] = _subclass(cls)
-    return _classes[cls]
+def class_under_plan(cls: type, with_memory: bool) -> type:
+    """The subclass that modules of a class have under a plan, with a method ``memory`` or not."""
+    found = _classes.setdefault(cls, {})
+    if with_memory not in found:
+        found[with_memory] = _subclass(cls, with_memory)
+    return found[with_memory]
 
 
-def _subclass(cls: Any) -> type:
+def memory_of(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plan: bool
+) -> StepMemory:
+    """Bytes of a training step on such inputs; nothing is computed.
+
+    Raises:
+        BadInput: the module is under no plan, or the call cannot be recorded.
+    """
+    state = state_of(model)
+    if state is None:
+        raise BadInput("this module is under no plan", "plan.apply(model)")
+    return state.memory(model, args, kwargs, plan)
+
+
+def _subclass(cls: Any, with_memory: bool) -> type:
     @functools.wraps(cls.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state = state_of(self)
@@ -278,10 +294,7 @@ def _subclass(cls: Any) -> type:
         Raises:
             BadInput: the call cannot be recorded.
         """
-        state = state_of(self)
-        if state is None:
-            raise BadInput("this module is under no plan", "plan.apply(model)")
-        return state.memory(self, args, kwargs, plan)
+        return memory_of(self, args, kwargs, plan)
 
     def enter(self: nn.Module) -> nn.Module:
         return self
@@ -290,22 +303,23 @@ def _subclass(cls: Any) -> type:
         take_off(self)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
-        return _made_again, (cls,), self.__dict__.copy()
+        return _made_again, (cls, with_memory), self.__dict__.copy()
 
-    members = {
+    members: dict[str, Any] = {
         _STATE: True,
         "forward": forward,
-        "memory": memory,
-        "__enter__": enter,
-        "__exit__": leave,
         "__reduce_ex__": reduce,
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
     }
+    if with_memory:
+        members["memory"] = memory
+    if not hasattr(cls, "__enter__"):
+        members |= {"__enter__": enter, "__exit__": leave}
     return type(cls)(cls.__name__, (cls,), members)
 
 
-def _made_again(cls: type) -> Any:
-    under: Any = class_under_plan(cls)
+def _made_again(cls: type, with_memory: bool) -> Any:
+    under: Any = class_under_plan(cls, with_memory)
     return under.__new__(under)

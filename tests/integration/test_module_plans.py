@@ -157,6 +157,27 @@ def test_the_object_stays_the_users_own_and_is_given_back(tmp_path: Path) -> Non
     assert type(model) is Branching
 
 
+def test_a_part_of_the_users_that_is_called_memory_stays_theirs() -> None:
+    """The plan's figure is had from the plan then."""
+
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory = nn.Sequential(*(nn.Linear(16, 16) for _ in range(4)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.memory(torch.tanh(x)).sigmoid()
+
+    torch.manual_seed(0)
+    model, x = Remembers().train(), torch.randn(32, 16)
+    plain = copy.deepcopy(model)
+    plan = memcli.torch.plan(model, x, budget="90%", time_limit=LIMIT)
+    plan.apply(model)
+    assert isinstance(model.memory, nn.Sequential)
+    assert plan.memory(model, x).peak == plan.planned_bytes
+    assert same_step(plain, model, x)
+
+
 def test_other_calls_are_recorded_by_what_forward_reads_of_them() -> None:
     """Values of inputs, plain attributes and shapes; each call runs what the module runs."""
     torch.manual_seed(0)
