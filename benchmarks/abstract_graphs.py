@@ -18,7 +18,7 @@ from pathlib import Path
 
 from memcli.commands.solve import solve_file
 from memcli.errors import AnswerIsNo
-from memcli.solve.base import Settings
+from memcli.solve.base import ScheduleSettings
 
 # graph, budget in percent, extra compute in percent wanted (None: infeasible), the better exact
 # solver's seconds (None: no exact solver has it)
@@ -71,7 +71,7 @@ def main() -> int:
         layered = name.startswith("n")
         folder = options.folder / ("layered-graphs" if layered else "checkmate-graphs")
         limit = options.layered_limit if layered else options.time_limit
-        settings = Settings(time_limit=limit, seed=options.seed)
+        settings = ScheduleSettings(time_limit=limit, seed=options.seed)
         goal = "-" if wanted == 100 else "none" if wanted is None else f"{wanted:.2f}"
         within = "-" if exact is None else f"{exact / 10:.1f}"
         try:

@@ -6,7 +6,7 @@
                                      [--log rows.jsonl]
 
 For each file and strategy ``memcli plan`` and ``memcli verify``, the real commands: one training
-step of the graph as saved and of the planned one by MXNet on the CPU, each in a process of its
+step of the baseline and of the planned one by MXNet on the CPU, each in a process of its
 own. By default the smallest files that together have every operator of the folder; ``--all``
 takes all up to ``--most-nodes``. Shapes come from an ``index.tsv`` in the folder where there is
 one, and ``--halve`` tries pictures of half the width and height first. ``--plan-seconds`` is the

@@ -3,14 +3,14 @@
     python benchmarks/corpus_plans.py FOLDER [--only GLOB ...] [--most-nodes N] [--workers 1]
                                       [--log rows.jsonl] [--plot scale.svg]
 
-For each file: memory as saved, under the classic search on the file's own stage marks where it
-has some (the memonger strategy, which equals the original; ``benchmarks/original_search.py``
+For each file: the baseline's memory, under the classic search on the file's own stage marks where
+it has some (the memonger strategy, which equals the original; ``benchmarks/original_search.py``
 compares the two), and under ``auto``; then the planned graph is written, bound by MXNet with the
 environment that the plan names, and MXNet's own ``Total`` compared with the plan's. Rows are
-printed as they come, and appended to ``--log``, so that a run can be continued. The summary has
-the median of memory and how near the proven bound is, whether ``auto`` is worse than the classic
-search anywhere, and how the time to plan grows with the nodes: the exponent of a line through log
-nodes and log seconds (``--plot`` draws it; needs matplotlib).
+printed as they come, and appended to ``--log``, so that a run can be continued. The summary has the
+median of memory and how near the proven bound is, whether ``auto`` is worse than the classic search
+anywhere, and how the time to plan grows with the nodes: the exponent of a line through log nodes
+and log seconds (``--plot`` draws it; needs matplotlib).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 from estimate_corpus import index_shapes
 
 from memcli.engines.costs import set_costs
-from memcli.engines.mxnet.forms import analyze_variants
+from memcli.engines.mxnet.forms import analyze_forms
 from memcli.engines.mxnet.memory.bounds import reported_bound
 from memcli.engines.mxnet.planning import environment_of, marked_file, read_symbol, search_forms
 from memcli.engines.mxnet.record import ask_mxnet
@@ -37,7 +37,7 @@ from memcli.errors import MemcliError
 from memcli.formats.symbol.file import SymbolFile
 from memcli.request import ShapeRequest
 from memcli.search.base import Settings
-from memcli.search.over_forms import search_variants
+from memcli.search.over_forms import search_spaces
 
 
 def check(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def check(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
             request.shapes = json.loads(sidecar.read_text())
         row["operators"] = source.operator_count
         started = time.monotonic()
-        graphs = analyze_variants(source, request, rewrite=True, environment="best")
+        graphs = analyze_forms(source, request, rewrite=True, environment="best")
         analysis = graphs[0].analysis
         set_costs(graphs, "roofline", "cpu")
         base = analysis.model.evaluate(analysis.model.none())
@@ -60,7 +60,7 @@ def check(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
         row["analysis_seconds"] = time.monotonic() - started
         row["unplanned_mb"] = base.total_bytes / 2**20
         if analysis.graph.stage_at:
-            classic, _, _ = search_variants(
+            classic, _, _ = search_spaces(
                 [analysis.search_space()], "memonger", Settings(environment="default")
             )
             row["classic_mb"] = classic.cost.total_bytes / 2**20
@@ -124,7 +124,7 @@ def summary(rows: list[dict[str, Any]], plot: str | None) -> None:
             part = np.median([r["auto_mb"] / r["unplanned_mb"] for r in some])
             again = np.median([r["auto_recompute"] for r in some])
             print(
-                f"{text}: {len(some)} graphs, median memory {part:.1%} of unplanned, median "
+                f"{text}: {len(some)} graphs, median memory {part:.1%} of the baseline, median "
                 f"recomputation {again:.0%} of a forward pass"
             )
             near = [r["bound_mb"] / r["pool_mb"] for r in some if r["pool_mb"]]

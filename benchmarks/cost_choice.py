@@ -4,9 +4,9 @@
         [--rounds 9] [--time-limit SECONDS] [--threads N]
 
 GRAPH: MXNet symbols; none: the examples. Each is planned once by each cost. Then one process binds
-the graph as saved and all plans on MXNet's plain kernels (MXNET_MKLDNN_ENABLED=0) and trains a step
+the baseline and all plans on MXNet's plain kernels (MXNET_MKLDNN_ENABLED=0) and trains a step
 of each in every round, in turns. Of each plan: the median over the rounds of its step's time to
-that of the graph as saved in the same round, by the clock and by processor time, which other work
+that of the baseline in the same round, by the clock and by processor time, which other work
 on the machine hardly touches; and the median of the first plan's to the second's.
 """
 

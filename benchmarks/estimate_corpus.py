@@ -1,4 +1,4 @@
-"""Estimate against MXNet over a folder of symbol files: unplanned, and under plans.
+"""Estimate against MXNet over a folder of symbol files: the baseline, and under plans.
 
     python benchmarks/estimate_corpus.py FOLDER [--plans 2] [--only GLOB ...] [--batch N]
 

@@ -64,7 +64,13 @@ _LONGEST_MESSAGE = 700
 _MOST_SHRINKING = 200  # inputs that break a rule as the first did, in a round
 # For a process of readers: a bomb ends in MemoryError, and not the machine.
 _ADDRESS_SPACE = 8 << 30
-_FILE_OF = {"symbol": "json", "onnx": "onnx", "caffe": "prototxt", "costs": "json"}
+_FILE_OF = {
+    "symbol": "json",
+    "onnx": "onnx",
+    "pt2": "pt2",
+    "caffe": "prototxt",
+    "costs": "json",
+}
 
 
 @dataclass
@@ -117,6 +123,8 @@ def read(base: Base, data: bytes) -> bool:
     with about(source):
         if source.format == "mxnet-symbol":
             _read_symbol(source)
+        elif source.format == "pt2":
+            _read_program(source)
         else:
             _read_onnx(source)
     return True
@@ -162,17 +170,17 @@ def _read_symbol(source: Any) -> None:
 
 
 def _read_onnx(source: Any) -> None:
-    from memcli.engines.torch.planning import draws_undefined
     from memcli.engines.verification import shapes_to_verify
     from memcli.formats.caffe.file import CaffeFile
+    from memcli.formats.input_shapes import batch_dims, bind_shapes
     from memcli.formats.model_file import read_model
     from memcli.formats.onnx.export_defects import losses
-    from memcli.formats.onnx.plan import moved_notes, new_plan, planned_bytes, strip_plan
+    from memcli.formats.onnx.plan import moved_notes, planned_bytes, strip_plan
     from memcli.formats.onnx.record import OnnxPlan
     from memcli.formats.onnx.roles import tensor_roles
     from memcli.formats.onnx.scopes import scopes_of
-    from memcli.formats.onnx.shapes import batch_dims, bind_shapes
     from memcli.formats.onnx.training import as_training
+    from memcli.formats.trained_file import new_plan
     from memcli.request import ShapeRequest
 
     file = read_model(source, ShapeRequest(), as_planned=True)
@@ -184,7 +192,7 @@ def _read_onnx(source: Any) -> None:
     file.check_operators()
     scopes_of(file), batch_dims(file), file.outputs, file.element_types()
     moved_notes(file, "elsewhere/out.onnx")
-    tensor_roles(file), losses(file), as_training(file), draws_undefined(file.working)
+    tensor_roles(file), losses(file), as_training(file), file.check_trainable(False)
     shapes = bind_shapes(file, ShapeRequest()).shapes
     plan = new_plan(
         file,
@@ -201,6 +209,33 @@ def _read_onnx(source: Any) -> None:
     planned = parse_onnx(planned_bytes(file, plan), file.path)
     assert planned.plan() is not None, "the record that was put on is not read"
     assert strip_plan(planned).exact, "the plan that was put on does not come off"
+
+
+def _read_program(source: Any) -> None:
+    from memcli.engines.verification import shapes_to_verify
+    from memcli.formats.input_shapes import batch_dims, bind_shapes
+    from memcli.formats.model_file import read_model
+    from memcli.formats.node_plan import NodePlan
+    from memcli.formats.pt2.file import parse_pt2
+    from memcli.formats.pt2.nesting import parsed
+    from memcli.formats.trained_file import new_plan
+    from memcli.request import ShapeRequest
+
+    file = read_model(source, ShapeRequest())
+    carried = file.carried_plan()
+    if carried is not None:
+        assert NodePlan.from_text(carried.to_text()) == carried
+        shapes_to_verify(carried, None)
+        file = file.unplanned()
+    file.scopes(), batch_dims(file), file.outputs, file.leaves(), file.losses(), file.described
+    file.operators(), file.as_training(), parsed(file.graph.in_spec), parsed(file.graph.out_spec)
+    shapes = bind_shapes(file, ShapeRequest()).shapes
+    marks = dict.fromkeys(file.node_names, "again")
+    plan = new_plan(file, marks, strategy="auto", shapes=shapes, dtype="float32")
+    planned = parse_pt2(file.planned_bytes(plan), file.path, file.sha256)
+    assert planned.plan() is not None, "the record that was put on is not read"
+    same = planned.unplanned_bytes() == file.archive.data
+    assert same, "the plan that was put on does not come off"
 
 
 def judge_reader(base: Base, data: bytes) -> tuple[str, Finding | None]:
@@ -374,7 +409,8 @@ _COMMANDS: dict[str, list[list[str]]] = {
         ["solve", "--time-limit", "1", "--budget", "70%", "-o", "OUT"],
     ],
 }
-_COMMANDS["onnx"] = _COMMANDS["symbol"]
+_COMMANDS["onnx"] = _COMMANDS["pt2"] = _COMMANDS["symbol"]
+_COMMANDS["planned pt2"] = _COMMANDS["planned onnx"]
 _COMMANDS["caffe"] = [c for c in _COMMANDS["symbol"] if c[0] != "fit"]
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gzip
+import io
 import json
 import math
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,14 +34,15 @@ from memcli.engines.mxnet.rewrites.reserved_blocks import (
     waiting_arguments,
 )
 from memcli.engines.mxnet.rewrites.save_barriers import BARRIER_SUFFIX
-from memcli.engines.mxnet.rewrites.split_activation_functions import Split, insert_splits
+from memcli.engines.mxnet.rewrites.split_activation_functions import SplitActivation, insert_splits
 from memcli.formats.caffe.file import CaffeFile
 from memcli.formats.detect import ModelSource, detect_format
+from memcli.formats.input_shapes import bind_shapes
 from memcli.formats.model_file import read_model
-from memcli.formats.onnx.plan import new_plan, planned_bytes
+from memcli.formats.onnx.plan import planned_bytes
 from memcli.formats.onnx.record import MARK_KEY as ONNX_MARK_KEY
 from memcli.formats.onnx.record import PLAN_KEY as ONNX_PLAN_KEY
-from memcli.formats.onnx.shapes import bind_shapes
+from memcli.formats.pt2.file import Pt2File
 from memcli.formats.symbol.edits import (
     INSERTED_KEY,
     REWIRED_KEY,
@@ -50,6 +53,7 @@ from memcli.formats.symbol.edits import (
 from memcli.formats.symbol.environment import ALLOWED
 from memcli.formats.symbol.file import ADDED_KEY, MARK_KEY, ORIGINAL_MARK_KEY, SymbolFile
 from memcli.formats.symbol.record import PLAN_KEY, PlanRecord
+from memcli.formats.trained_file import new_plan
 from memcli.request import ShapeRequest
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -243,7 +247,7 @@ ONNX_OPERATORS = [
     "Constant",
     "ConstantOfShape",
     "Expand",
-    "Split",
+    "SplitActivation",
     "Squeeze",
     "Unsqueeze",
     "Pad",
@@ -351,7 +355,7 @@ def edit_json(draw: Draw, tree: Any) -> None:
         del holder[key]
     elif kind == 4 and isinstance(holder, list):
         holder.insert(draw(st.integers(0, len(holder))), copy.deepcopy(value))
-    elif kind == 4 or kind == 5:
+    elif kind in {4, 5}:
         if isinstance(holder, dict):
             holder[draw(st.sampled_from(_KEYS) | texts)] = draw(texts | simple_values)
         else:
@@ -513,7 +517,7 @@ _CAFFE_WORDS = [
     "Dropout",
     "BatchNorm",
     "Scale",
-    "Split",
+    "SplitActivation",
     "TRAIN",
     "TEST",
     "layer",
@@ -601,6 +605,58 @@ def mutated_bytes(draw: Draw, data: bytes) -> bytes:
     return bytes(made)
 
 
+# -- archives ----------------------------------------------------------------------------------
+
+
+def mutated_archive(draw: Draw, data: bytes) -> bytes:
+    """An archive with a member changed as what it is, left out, twice, renamed or packed."""
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        members = [(name, file.read(name)) for name in file.namelist()]
+    packed = False
+    for _ in range(draw(_COUNTS)):
+        texts = [k for k, (_, content) in enumerate(members) if _is_json(content)]
+        kind = draw(st.integers(0, 9))
+        at = draw(st.sampled_from(range(len(members))))
+        name, content = members[at]
+        if kind <= 5 and texts:
+            at = draw(st.sampled_from(texts))
+            name, content = members[at]
+            members[at] = name, mutated_json(draw, content)
+        elif kind == 6:
+            members[at] = name, mutated_bytes(draw, content)
+        elif kind == 7:
+            members[at] = draw(st.sampled_from(_MEMBER_NAMES)), content
+        elif kind == 8 and len(members) > 1:
+            del members[at]
+        else:
+            packed = True
+    out = io.BytesIO()
+    compression = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
+    with zipfile.ZipFile(out, "w", compression) as file:
+        for name, content in members:
+            file.writestr(zipfile.ZipInfo(name), content, compression)
+    return out.getvalue()
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        return isinstance(json.loads(content), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+_MEMBER_NAMES = [
+    "net/extra/memcli.plan.json",
+    "net/models/other.json",
+    "net/data/weights/w0",
+    "../net/evil",
+    "/net/evil",
+    "other/archive_format",
+    "net",
+    "net/",
+    "net/\x07",
+]
+
 # -- all formats -------------------------------------------------------------------------------
 
 
@@ -619,6 +675,8 @@ def mutations(draw: Draw, bases: list[Base], bytes_too: bool = True) -> tuple[Ba
             data = mutated_json(draw, data)
         elif name.endswith(".onnx"):
             data = mutated_onnx(draw, data)
+        elif name.endswith(".pt2"):
+            data = mutated_archive(draw, data)
         else:
             data = mutated_text(draw, data)
     if not packed:
@@ -638,6 +696,7 @@ def unmutated_bases() -> list[Base]:
         Base("net.onnx", _convolutions().SerializeToString(), "onnx"),
         Base("shapes.onnx", _shapes().SerializeToString(), "onnx"),
         Base("functions.onnx", _functions().SerializeToString(), "onnx"),
+        Base("net.pt2", _program(), "pt2"),
         Base("net.prototxt", _CAFFE.encode(), "caffe"),
         Base("older.prototxt", _OLDER_CAFFE.encode(), "caffe"),
         Base("costs.json", _node_link(), "costs"),
@@ -652,7 +711,7 @@ def planned_bases(bases: list[Base]) -> list[Base]:
     for base in bases:
         if base.name in ("net.json", "older.json"):
             made.append(_planned_symbol(base))
-        elif base.kind in ("onnx", "caffe"):
+        elif base.kind in ("onnx", "caffe", "pt2"):
             made.append(_planned_onnx(base))
     packed = gzip.compress(made[0].data, 1, mtime=0)
     return [*made, Base("planned-net.json.gz", packed, "symbol", True)]
@@ -667,7 +726,7 @@ def _planned_symbol(base: Base) -> Base:
         return next(k for k, node in enumerate(raw["nodes"]) if node["name"] == name)
 
     if base.name == "net.json":
-        raw, _ = insert_splits(raw, [Split(position("act1"), 2)])
+        raw, _ = insert_splits(raw, [SplitActivation(position("act1"), 2)])
         raw, _ = insert_identities(raw, [position("conv0")], BARRIER_SUFFIX)
         first = Reservation(position("bn0"), 2, 0, 8, [4096, 1024], "float32")
         raw, _ = insert_reservation(raw, first)
@@ -718,10 +777,156 @@ def _planned_onnx(base: Base) -> Base:
         memory={"baseline_bytes": 4096, "planned_bytes": 2048},
         recompute={"fraction": 0.25},
     )
+    if isinstance(file, Pt2File):
+        return Base(f"planned-{base.name}", file.planned_bytes(plan), base.kind, True)
     if isinstance(file, CaffeFile):
         plan = dataclasses.replace(plan, base_sha256=file.sha256)
         return Base(f"planned-{base.name}", file.annotated(plan), base.kind, True)
     return Base(f"planned-{base.name}", planned_bytes(file, plan), base.kind, True)
+
+
+def _program() -> bytes:
+    """An exported program, as torch.export.save writes it: two layers, states, an open batch."""
+    nodes: list[dict[str, Any]] = []
+    metas: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
+    symbol = {"expr_str": "Symbol('s7', positive=True, integer=True)", "hint": {"as_int": 4}}
+
+    def meta(shape: list[int], dtype: int = 7, trained: bool = False) -> dict[str, Any]:
+        strides = [math.prod(abs(n) for n in shape[k + 1 :]) for k in range(len(shape))]
+        return {
+            "dtype": dtype,
+            "sizes": [{"as_expr": symbol} if n < 0 else {"as_int": n} for n in shape],
+            "requires_grad": trained,
+            "device": {"type": "cpu", "index": None},
+            "strides": [{"as_int": n} for n in strides],
+            "storage_offset": {"as_int": 0},
+            "layout": 7,
+        }
+
+    def call(name: str, op: str, shape: list[int] | None, **given: Any) -> None:
+        inputs = [
+            {"name": key.rstrip("_"), "arg": {tag: value}, "kind": 1}
+            for key, (tag, value) in given.items()
+        ]
+        output: dict[str, Any] = {"as_tensor": {"name": name}}
+        if shape is None:
+            output = {"as_sym_int": {"as_name": name}}
+            numbers[name] = {"as_expr": symbol}
+        else:
+            metas[name] = meta(shape)
+        stack = "L__self__,,m.Net;L__self__c,c,torch.nn.modules.conv.Conv2d"
+        nodes.append(
+            {
+                "target": f"torch.ops.aten.{op}",
+                "inputs": inputs,
+                "outputs": [output],
+                "metadata": {"nn_module_stack": stack},
+                "name": name,
+            }
+        )
+
+    def tensor(name: str) -> tuple[str, Any]:
+        return "as_tensor", {"name": name}
+
+    weights = {
+        "c.weight": ([4, 3, 3, 3], 7, "parameter"),
+        "n.weight": ([4], 7, "parameter"),
+        "n.bias": ([4], 7, "parameter"),
+        "n.running_mean": ([4], 7, "buffer"),
+        "n.running_var": ([4], 7, "buffer"),
+        "n.seen": ([], 5, "buffer"),
+        "l.weight": ([2, 256], 7, "parameter"),
+    }
+    specs: list[dict[str, Any]] = []
+    members: dict[str, bytes] = {}
+    config: dict[str, Any] = {}
+    for number, (target, (shape, dtype, kind)) in enumerate(weights.items()):
+        value = f"p_{target.replace('.', '_')}"
+        argument = {"arg": {"name": value}, f"{kind}_name": target}
+        specs.append({kind: argument | ({"persistent": True} if kind == "buffer" else {})})
+        metas[value] = meta(shape, dtype, kind == "parameter")
+        members[f"data/weights/w{number}"] = bytes(math.prod(shape) * (8 if dtype == 5 else 4))
+        config[target] = {
+            "path_name": f"w{number}",
+            "is_param": kind == "parameter",
+            "use_pickle": False,
+            "tensor_meta": meta(shape, dtype, kind == "parameter"),
+        }
+    for value, shape, dtype in (("x", [-1, 3, 8, 8], 7), ("y", [-1], 5)):
+        specs.append({"user_input": {"arg": {"as_tensor": {"name": value}}}})
+        metas[value] = meta(shape, dtype)
+    specs.append({"constant_input": {"name": "scale", "value": {"as_int": 2}}})
+    call("size", "sym_size.int", None, self_=tensor("x"), dim=("as_int", 0))
+    call(
+        "conv2d",
+        "conv2d.default",
+        [-1, 4, 8, 8],
+        input=tensor("x"),
+        weight=tensor("p_c_weight"),
+        bias=("as_none", True),
+        stride=("as_ints", [1, 1]),
+        padding=("as_ints", [1, 1]),
+    )
+    call("add_", "add_.Tensor", [], self_=tensor("p_n_seen"), other=("as_int", 1))
+    call(
+        "norm",
+        "batch_norm.default",
+        [-1, 4, 8, 8],
+        input=tensor("conv2d"),
+        weight=tensor("p_n_weight"),
+        bias=tensor("p_n_bias"),
+        running_mean=tensor("p_n_running_mean"),
+        running_var=tensor("p_n_running_var"),
+        training=("as_bool", True),
+        momentum=("as_float", 0.1),
+        eps=("as_float", 1e-5),
+        cudnn_enabled=("as_bool", True),
+    )
+    call("relu_", "relu_.default", [-1, 4, 8, 8], self_=tensor("norm"))
+    sizes = [{"as_name": "size"}, {"as_int": -1}]
+    call("view", "view.default", [-1, 256], self_=tensor("relu_"), size=("as_sym_ints", sizes))
+    call(
+        "drop",
+        "dropout.default",
+        [-1, 256],
+        input=tensor("view"),
+        p=("as_float", 0.1),
+        train=("as_bool", True),
+    )
+    call("linear", "linear.default", [-1, 2], input=tensor("drop"), weight=tensor("p_l_weight"))
+    call("loss", "cross_entropy_loss.default", [], self_=tensor("linear"), target=tensor("y"))
+    program = {
+        "graph_module": {
+            "graph": {
+                "inputs": [],
+                "outputs": [{"as_tensor": {"name": "loss"}}],
+                "nodes": nodes,
+                "tensor_values": metas,
+                "sym_int_values": numbers,
+                "sym_bool_values": {},
+            },
+            "signature": {
+                "input_specs": specs,
+                "output_specs": [{"user_output": {"arg": {"as_tensor": {"name": "loss"}}}}],
+            },
+            "module_call_graph": [],
+        },
+        "opset_version": {"aten": 10},
+        "range_constraints": {"s7": {"min_val": 1, "max_val": 64}},
+        "schema_version": {"major": 8, "minor": 20},
+        "torch_version": "2.13.0",
+    }
+    members["data/weights/net_weights_config.json"] = json.dumps({"config": config}).encode()
+    members["data/constants/net_constants_config.json"] = b'{"config": {}}'
+    members["models/net.json"] = json.dumps(program).encode()
+    members["data/sample_inputs/net.pt"] = b"\x80\x02."
+    members["archive_format"], members["byteorder"] = b"pt2", b"little"
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for name, content in members.items():
+            file.writestr(zipfile.ZipInfo(f"net/{name}"), content)
+    return out.getvalue()
 
 
 class _Symbol:
@@ -919,7 +1124,7 @@ def _shapes() -> onnx.ModelProto:
     nodes.append(node("Reshape", ["s", "wanted"], ["turned"], "turned"))
     nodes.append(node("Reshape", ["turned", "shape"], ["back"], "back"))
     nodes.append(node("Constant", [], ["k"], "k", value=numpy_helper.from_array(np.array([3, 1]))))
-    nodes.append(node("Split", ["back"], ["p", "q"], "parts", axis=2))
+    nodes.append(node("SplitActivation", ["back"], ["p", "q"], "parts", axis=2))
     nodes.append(node("Concat", ["q", "p"], ["swapped"], "swapped", axis=-1))
     nodes.append(node("MatMul", ["swapped", "out"], ["z"], "matmul"))
 

@@ -1,4 +1,4 @@
-"""Memory against depth, as saved, under each system's technique, and under ``auto``.
+"""Memory against depth, of the baseline, under each system's technique, and under ``auto``.
 
     python benchmarks/growth.py [--only densenet|resnet] [--time-limit SECONDS] [--plot growth.svg]
                                 [--log rows.jsonl] [--json]
@@ -28,7 +28,7 @@ from memcli.reports.console import notes_console
 from memcli.reports.tables import new_table
 from memcli.units import MIB
 
-_AS_SAVED = "as saved"
+_BASELINE = "baseline"
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ def measure(
         if limit is not None:
             given += ["--time-limit", f"{limit:g}"]
         plan = bench.memcli("plan", model, *given)
-        if _AS_SAVED not in have:
-            rows.append(Row(name, depth, _AS_SAVED, plan["memory"]["baseline_bytes"], 0.0))
-            have.add(_AS_SAVED)
+        if _BASELINE not in have:
+            rows.append(Row(name, depth, _BASELINE, plan["memory"]["baseline_bytes"], 0.0))
+            have.add(_BASELINE)
         again = plan["recompute"]["fraction"]
         rows.append(Row(name, depth, technique, plan["memory"]["planned_bytes"], again))
     return rows
@@ -115,7 +115,7 @@ def exponent(rows: Sequence[Row]) -> float:
 
 def by_technique(name: str, rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows of one sweep, the smallest depth first."""
-    groups: dict[str, list[Row]] = {_AS_SAVED: []}
+    groups: dict[str, list[Row]] = {_BASELINE: []}
     groups.update({technique: [] for technique in SWEEPS[name].techniques})
     for row in sorted(rows, key=lambda row: row.depth):
         if row.sweep == name:

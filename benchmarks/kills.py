@@ -260,9 +260,9 @@ class Killer:
                 tried.faults.append("no last line that says it was interrupted")
         if tried.kind != "start" and ("Traceback" in tried.errors or "Error:" in tried.errors):
             tried.faults.append("traceback")
-        stray = [p for p in (own / "tmp").rglob("*")]
+        stray = list((own / "tmp").rglob("*"))
         stray += [p for p in (own / "out").iterdir() if p != out]
-        stray += [p for p in (own / "state").rglob(".memcli-*")]
+        stray += list((own / "state").rglob(".memcli-*"))
         if stray:
             tried.faults.append(f"stray files: {[p.name for p in stray]}")
         if out is not None and out.exists():

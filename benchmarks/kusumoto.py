@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from memcli.formats.cost_graphs.chainer_text import parse_chainer_text
-from memcli.solve.base import Settings
+from memcli.solve.base import ScheduleSettings
 from memcli.solve.least_peak import least_peak
 from memcli.solve.lower_sets import LowerSets
 from memcli.solve.search import nothing, prepare, solve
@@ -88,7 +88,7 @@ def main() -> int:
         sequence = family.schedule(chain)
         theirs = simulate(graph, np.where(sequence < 0, ~sequence, sequence))
         plain = simulate(graph, plain_schedule(graph))
-        settings = Settings(time_limit=options.time_limit, prove=False)
+        settings = ScheduleSettings(time_limit=options.time_limit, prove=False)
         same = solve(graph, theirs.peak, settings)
         lowest = least_peak(graph, settings, options.time_limit, nothing)
         cheap = solve(graph, lowest.least_peak, settings, start=lowest.least)

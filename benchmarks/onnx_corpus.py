@@ -5,8 +5,8 @@
 
 For each file ``memcli plan FILE --as-training --measure``: one real training step of the graph as
 saved and of the planned one, each in a process of its own, with made-up weights where the file has
-none. Columns: memory as saved and planned by the model (MiB), the same measured, how far the
-estimate is off, what runs again, how many outputs, gradients and states are equal to the bit.
+none. Columns: memory, baseline and planned, by the model (MiB), the same measured, how far the
+estimate is off, what is recomputed, how many outputs, gradients and states are equal to the bit.
 What is refused is listed with the reason. Rows are appended to ``--log``, to go on from there.
 """
 
@@ -124,7 +124,7 @@ def main() -> None:
     )
     print(f"\n{len(rows)} files: {len(planned)} planned, {len(verified)} verified to the bit")
     if parts:
-        print(f"memory under the plan, median: {parts[len(parts) // 2]:.0%} of as saved")
+        print(f"memory under the plan, median: {parts[len(parts) // 2]:.0%} of the baseline")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ process of its own with ``mx.gpu`` standing for ``mx.cpu``; memcli's ``--strateg
 default environment, ``--strategy auto`` in both environments, and ``auto`` within the memory that
 the original reached (least recomputation). Every MB is MXNet's own ``Total N MB allocated``: the
 planned file is written, and bound in a fresh process with the plan's environment set. ``at least``
-is what no plan is proven to get under, ``again`` the FLOPs that the engine runs again, as a part of
-one forward pass; with ``--proofs`` what every plan within the original's memory has to run again is
-proven beside it (of the graph as saved and of its rewritten forms; two minutes each for the LSTM,
+is what no plan is proven to get under, ``again`` the FLOPs that the engine recomputes, as a part of
+one forward pass; with ``--proofs`` what every plan within the original's memory has to recompute is
+proven beside it (of the baseline and of its rewritten forms; two minutes each for the LSTM,
 seconds for the others).
 
 Networks are taken from FOLDER (``seed-*.json`` or ``.json.gz``, shapes of graphs with many inputs
@@ -38,7 +38,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from memcli.engines.mxnet.forms import analyze_variants
+from memcli.engines.mxnet.forms import analyze_forms
 from memcli.engines.mxnet.memory.bounds import recompute_bound
 from memcli.engines.mxnet.planning import read_symbol
 from memcli.engines.mxnet.record import analyze
@@ -192,8 +192,8 @@ def original(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def proof(job: dict[str, Any]) -> dict[str, Any]:
-    """What every plan within ``job['mb']`` runs again at least, as a part of a forward pass."""
-    forms = analyze_variants(
+    """What every plan within ``job['mb']`` recomputes at least, as a part of a forward pass."""
+    forms = analyze_forms(
         read_symbol(job["model"]),
         ShapeRequest(shapes=job["shapes"]),
         rewrite=True,
@@ -264,7 +264,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         work = Path(folder)
         # plan notes its file as the newest plan; that is of no interest to the user.
         os.environ["XDG_STATE_HOME"] = str(work / "state")
-        notes.print(f"{name}: unplanned", highlight=False)
+        notes.print(f"{name}: baseline", highlight=False)
         model, shapes = obtain(network, options.graphs, work)
         unplanned = in_process(work, "bind", {"model": str(model), "shapes": shapes})["mb"]
         results = {}
@@ -277,7 +277,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             results[label] = run_memcli(work, text, model, shapes)
         proven = None
         if options.proofs:
-            notes.print(f"{name}: what has to run again", highlight=False)
+            notes.print(f"{name}: what has to be recomputed", highlight=False)
             job = {"model": str(model), "shapes": shapes, "mb": least}
             proven = in_process(work, "proof", job)["least"]
     return {
@@ -347,7 +347,7 @@ def main() -> None:
         "--graph", choices=list(NETWORKS), action="append", help="this one alone; repeatable"
     )
     parser.add_argument(
-        "--proofs", action="store_true", help="prove how little can be run again in that memory"
+        "--proofs", action="store_true", help="prove how little can be recomputed in that memory"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     options = parser.parse_args()

@@ -17,7 +17,7 @@ EXAMPLES = _HERE.parent / "examples"
 @dataclass
 class Line:
     """A network under one technique. ``estimated`` and ``measured`` in bytes, of feature maps and
-    their gradients; ``again`` the FLOPs that run again, as a part of one forward pass."""
+    their gradients; ``again`` the FLOPs that are recomputed, as a part of one forward pass."""
 
     technique: str
     estimated: float
@@ -38,7 +38,7 @@ class Goal:
 
 @dataclass
 class Outcome:
-    """One system's block. ``lines[0]`` is the network as saved; ratios are to its memory plus
+    """One system's block. ``lines[0]`` is the baseline; ratios are to its memory plus
     ``fixed`` bytes that no technique changes, where the published figure has them in it."""
 
     system: str
@@ -49,7 +49,7 @@ class Outcome:
     fixed: float = 0.0
 
     def ratio(self, line: Line) -> float:
-        """Of a line's memory to that as saved: measured where both were."""
+        """Of a line's memory to that of the baseline: measured where both were."""
         base = self.lines[0]
         if line.measured is not None and base.measured is not None:
             return (line.measured + self.fixed) / (base.measured + self.fixed)
@@ -98,7 +98,7 @@ class Workbench:
     def torch_lines(
         self, model: str, batch: int, techniques: dict[str, list[str]], *, verify: bool
     ) -> list[Line]:
-        """The ONNX file as saved and under each technique's options.
+        """The ONNX file without a plan and under each technique's options.
 
         With ``verify`` a real step of each is trained on the CPU; without, only estimates.
         """
@@ -110,7 +110,7 @@ class Workbench:
             plan = self.memcli("plan", model, *given, *options, "-o", out, "--force")
             memory = plan["memory"]
             line = Line(technique, memory["planned_bytes"], again=plan["recompute"]["fraction"])
-            base = Line("as saved", memory["baseline_bytes"])
+            base = Line("baseline", memory["baseline_bytes"])
             if verify:
                 run = self.memcli("verify", out, *given, ok=(0, 1))
                 line.measured = run["planned"]["measured_bytes"]
@@ -124,7 +124,7 @@ class Workbench:
     def time_steps(self, model: str, lines: list[Line]) -> None:
         """Step times of the file and of all that was planned from it, as ``lines`` have them.
 
-        In turns in one process: ``step_seconds`` is the plan's ratio times the median as saved.
+        In turns in one process: ``step_seconds`` is the plan's ratio times the baseline's median.
         """
         command = [sys.executable, str(_HERE / "step_times.py"), model, *self.shown, "--json"]
         rows = json.loads(self._run(command))["rows"]

@@ -42,7 +42,7 @@ class MxnetSystem:
             memory = plan["memory"]
             if not lines:
                 total = in_process(bench.folder, "bind", {"model": str(model), "shapes": shapes})
-                lines.append(Line("as saved", memory["baseline_bytes"], total["mb"] * MIB))
+                lines.append(Line("baseline", memory["baseline_bytes"], total["mb"] * MIB))
             total = in_process(
                 bench.folder, "bind", {"model": str(out), "shapes": shapes}, plan["environment"]
             )

@@ -3,7 +3,7 @@
     python benchmarks/seed_systems.py [--only NAME ...] [--no-verify] [--json] [--log rows.jsonl]
 
 A block for each system: the figures that it published, and here, on the same network at the same
-batch: memory as saved, under the system's own technique, and under ``auto``. MXNet rows are
+batch: memory of the baseline, under the system's own technique, and under ``auto``. MXNet rows are
 MXNet's own ``Total`` for the written file, bound in a fresh process; PyTorch rows are measured in
 a real step on the CPU (``--no-verify``: estimates alone). Cards and versions of frameworks differ,
 so it is ratios that are compared. Exit status 1 where one of memcli's own goals is not met.

@@ -121,7 +121,7 @@ def luatorch(bench: Workbench, verify: bool) -> Outcome:
         {"plan optmemory-4": ["--strategy", "optmemory-4"], "auto": []},
         verify=verify,
     )
-    planned[0].technique = "PyTorch, as saved"
+    planned[0].technique = "PyTorch, baseline"
     outcome = Outcome(
         "LuaTorch -optMemory 0..4",
         f"DenseNet-BC, 100 layers, growth 12, batch {_BATCH}",
@@ -149,7 +149,7 @@ def luatorch(bench: Workbench, verify: bool) -> Outcome:
 
 
 def tensorflow(bench: Workbench, verify: bool) -> Outcome:
-    """The largest batch in 12 GB: as saved, with layers that run again whole, under ``auto``."""
+    """The largest batch in 12 GB: baseline, with layers recomputed whole, under ``auto``."""
     model = "densenet-121-cifar.onnx"
     bench.script(
         "make_network.py",
@@ -181,9 +181,9 @@ def tensorflow(bench: Workbench, verify: bool) -> Outcome:
             "--time-limit",
             "10",
         )
-        batches["as saved"] = found["unplanned"]["batch"]
+        batches["baseline"] = found["unplanned"]["batch"]
         batches[technique] = found["planned"]["batch"]
-    base = batches["as saved"]
+    base = batches["baseline"]
     for technique, batch in batches.items():
         # memory for an image, which is what a larger batch comes from
         lines.append(Line(f"{technique}: batch {batch}", 12e9 / batch))
@@ -221,7 +221,7 @@ def caffe(bench: Workbench, verify: bool) -> Outcome:
         outcome.goals.append(
             Goal(
                 f"{technique}: memory grows with depth^{slope:.2f}, at most 1.1 "
-                f"(as saved {exponent(groups['as saved']):.2f})",
+                f"(baseline {exponent(groups['baseline']):.2f})",
                 slope <= 1.1,
             )
         )

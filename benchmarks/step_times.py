@@ -1,4 +1,4 @@
-"""Step times of a network as saved and under several plans, in turns in one process.
+"""Step times of a network without a plan and under several plans, in turns in one process.
 
     python benchmarks/step_times.py MODEL.onnx PLANNED.onnx ... [--batch N] [--rounds 7] [--json]
 
@@ -62,7 +62,7 @@ def step_of(path: str, plan: bool, shapes: Shapes, device: torch.device) -> Call
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", help="the network as saved")
+    parser.add_argument("model", help="the baseline")
     parser.add_argument("planned", nargs="+")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--rounds", type=int, default=7)
@@ -95,7 +95,7 @@ def main() -> None:
         return
     table = new_table(
         f"A training step on {device}: median of {rounds} rounds",
-        [("file", "left"), ("seconds", "right"), ("against as saved", "right")],
+        [("file", "left"), ("seconds", "right"), ("against the baseline", "right")],
     )
     for row in rows:
         table.add_row(

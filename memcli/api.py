@@ -429,7 +429,7 @@ def solve(
         AnswerIsNo: no schedule meets the budget, or none was found.
     """
     from memcli.commands.solve import solve_file, write_solution
-    from memcli.solve.base import Settings as SolveSettings
+    from memcli.solve.base import ScheduleSettings as SolveSettings
 
     settings = SolveSettings(time_limit=time_limit, seed=seed)
     solved = solve_file(

@@ -59,7 +59,7 @@ MEMORY_MODELS = {
     "torch7-1": "with optnet: gradients shared by liveness",
     "torch7-2": "with shareGradInput: gradients shared by module type",
     "torch7-3": "and Concats of dense blocks in one buffer",
-    "torch7-4": "and their BatchNorms' outputs in one, run again",
+    "torch7-4": "and their BatchNorms' outputs in one, recomputed",
 }
 # All of these.
 ALL = "all"

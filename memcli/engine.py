@@ -41,7 +41,7 @@ class PlanRequest:
 
 
 @dataclass
-class Answer:
+class SearchAnswer:
     """The plan that a search ended with.
 
     Args:
@@ -103,14 +103,29 @@ class Network(ABC):
         """
 
     @abstractmethod
-    def search(self, strategy: str, settings: Settings) -> Answer:
-        """The best plan that a strategy finds, exact to the bit."""
+    def search(self, strategy: str, settings: Settings) -> SearchAnswer:
+        """Find a plan that is exact to the bit.
+
+        Args:
+            strategy: its name, of ``STRATEGIES``.
+            settings: what the user asks for.
+
+        Raises:
+            BadInput: the strategy has no plan for the graph, or hints name no node.
+        """
 
     @abstractmethod
     def estimate(self, strategy: str, settings: Settings) -> tuple[Found, dict[str, str]]:
-        """A strategy's plan as far as its figures go, and the variables that it needs.
+        """A strategy's plan as far as its figures go.
 
         No file is made of it, so that what only a file needs is left out.
+
+        Args:
+            strategy: its name, of ``STRATEGIES``.
+            settings: what the user asks for.
+
+        Returns:
+            The plan, and the environment variables that it needs.
         """
 
     @abstractmethod
@@ -122,7 +137,7 @@ class Network(ABC):
         """
 
     @abstractmethod
-    def planned(self, answer: Answer, settings: Settings, **known: Any) -> Planned:
+    def planned(self, answer: SearchAnswer, settings: Settings, **known: Any) -> Planned:
         """A plan with its stages and bounds, and what this engine alone knows of it.
 
         Args:
@@ -138,7 +153,12 @@ class Network(ABC):
 
     @abstractmethod
     def write(self, planned: Planned, out: str, force: bool) -> None:
-        """Writes the model with its plan, whole or not at all.
+        """Write the model with its plan, whole or not at all.
+
+        Args:
+            planned: what was found.
+            out: path of the file to write.
+            force: whether a file that is there is replaced.
 
         Raises:
             BadInput: the file cannot be written, or exists and ``force`` is false.
@@ -183,7 +203,12 @@ class Engine(Protocol):
         """
 
     def check_output(self, source: ModelSource, out: str | None, force: bool) -> None:
-        """Refuses a name that the planned model cannot be written to.
+        """Refuse a name that the planned model cannot be written to.
+
+        Args:
+            source: the model.
+            out: path of the file to write; None: standard output.
+            force: whether a file that is there is replaced.
 
         Raises:
             BadInput: which, and why.
@@ -204,7 +229,14 @@ class Engine(Protocol):
         asked: PlanRequest,
         on_progress: Progress | None = None,
     ) -> Network:
-        """Reads a model and records its training step in every form that a plan may be for.
+        """Read a model and record its training step in every form that a plan may be for.
+
+        Args:
+            source: the model.
+            request: shapes and types.
+            settings: of the search.
+            asked: what the plan is for.
+            on_progress: told what is going on.
 
         Raises:
             BadInput: a file, shapes or operators that cannot be.

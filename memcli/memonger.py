@@ -14,7 +14,7 @@ are tried, and the same nodes marked, as by the planner that came with the paper
   original would mark everything, which saves nothing.
 - Operators that draw random numbers or keep state are never marked (MXNet would run them twice
   and silently give wrong gradients), nor are operators without inputs. The original marks all.
-- A BatchNorm that is computed again gets ``cudnn_off``: cuDNN's would update the moving
+- A BatchNorm that is recomputed gets ``cudnn_off``: cuDNN's would update the moving
   statistics twice. On the CPU that changes nothing.
 - The symbol that is given is not changed, in no attribute.
 - Costs come from memcli's exact model of MXNet's memory plan, fed by one bind in a process of
@@ -351,11 +351,11 @@ def _classic_flags(subject: _Subject, found: ClassicPass) -> Flags:
     node_of = graph.node_of_position()
     flags = np.zeros(graph.n_forward, np.uint8)
     kept = np.zeros(graph.n_forward, np.uint8)
-    for position, again in found.mark.items():
+    for position, recomputed in found.mark.items():
         # Equal nodes are one when MXNet trains; it is kept if one of them is.
         node = node_of.get(graph.alias.get(position, position))
         if node is not None:
-            (flags if again else kept)[node] = 1
+            (flags if recomputed else kept)[node] = 1
     flags[kept == 1] = 0
     return flags & graph.can_recompute
 

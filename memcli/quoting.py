@@ -57,8 +57,10 @@ def shown_path(path: object) -> str:
 
 
 def shown_message(text: str) -> str:
-    """A whole message on one line, nothing unprintable in it, cut in the middle where it is long:
-    it begins with the file, and ends with the reason."""
+    """A whole message on one line, nothing unprintable in it, cut in the middle where it is long.
+
+    It begins with the file, and ends with the reason.
+    """
     return cut(printable(" ".join(text.split())), _LONGEST_MESSAGE)
 
 

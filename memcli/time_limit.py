@@ -49,9 +49,14 @@ def search_end(at: float | None, kept: float = 0.0) -> float | None:
 
 
 def finished_by(at: float | None, work: Callable[[], T], otherwise: T) -> T:
-    """What ``work`` returns, or ``otherwise`` where it has not ended by the deadline.
+    """What ``work`` returns, unless it takes longer than a deadline.
 
     It is then left to itself in a thread of its own, so it must change nothing that others see.
+
+    Args:
+        at: the deadline, by ``time.monotonic()``; None: there is none.
+        work: what to do.
+        otherwise: the result where it has not ended by the deadline.
     """
     if at is None:
         return work()

@@ -20,7 +20,10 @@ _folder: str | None = None
 def tell(pipe: int, command: int, folder: str | None) -> None:
     """From now on what is made is told to ``pipe``.
 
-    ``command``: the process that was started. ``folder``: where its own temporary folder is.
+    Args:
+        pipe: a file descriptor.
+        command: the process that was started.
+        folder: where its own temporary folder is.
     """
     global _pipe, _command, _folder
     _pipe, _command, _folder = pipe, command, folder

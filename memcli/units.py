@@ -30,7 +30,11 @@ _LONGEST = 40  # of what is repeated of the user's text
 
 
 def parse_size(text: str, *, whole: int | None = None) -> int:
-    """Bytes meant by ``6GiB``, ``6G`` (the same), ``800MB`` or ``80%`` (of ``whole`` bytes).
+    """The bytes that a text means: ``6GiB``, ``6G`` (the same), ``800MB`` or ``80%``.
+
+    Args:
+        text: as the user gives it.
+        whole: bytes that a percentage is of; None: percentages are refused.
 
     Raises:
         BadInput: not a size, without a unit, not positive, or a percentage with nothing to be part

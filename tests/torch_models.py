@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memcli.formats.onnx.file import read_onnx
-from memcli.formats.onnx.plan import new_plan, write_plan
+from memcli.formats.onnx.plan import write_plan
+from memcli.formats.trained_file import new_plan
 
 # What a plan that drops a lot drops.
 CHEAP = (

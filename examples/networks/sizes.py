@@ -14,7 +14,7 @@ _RESNETS = {
     200: (3, 24, 36, 3),
     # Stands for the "1,000-layer" network of arXiv 1604.06174, whose division into stages we do
     # not know. Chosen among several to match its figure: ResNet-152 with a longer third stage, 1001
-    # convolutions with those on shortcuts; the classic form takes 48,023 MiB unplanned at batch 32.
+    # convolutions with those on shortcuts; the classic form's baseline is 48,023 MiB at batch 32.
     1000: (3, 8, 318, 3),
 }
 _BASIC_RESNETS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}

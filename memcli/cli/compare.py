@@ -41,12 +41,19 @@ from memcli.search.registry import STRATEGIES
     "budgets",
     metavar="SIZE",
     multiple=True,
-    help="A row for the least recomputation that fits SIZE (6GiB, 800MB, or 50% of unplanned), "
+    help="A row for the least recomputation that fits SIZE (6GiB, 800MB, or 50% of the baseline),  "
     "found by auto, or by the first --strategy where auto is not among them. Repeatable. "
     f"[default: {', '.join(DEFAULT_BUDGETS)}]",
 )
-@click.option("--time-limit", type=SECONDS, metavar="SECONDS", help="Stop each row then.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the searches.")
+@click.option(
+    "--time-limit",
+    type=SECONDS,
+    metavar="SECONDS",
+    help="Maximum search time of each row, in seconds.",
+)
+@click.option(
+    "--seed", type=SEED, default=0, show_default=True, help="Random seed of the searches."
+)
 @kernels_option
 @click.option(
     "--environment",

@@ -26,11 +26,11 @@ from memcli.quoting import STANDARD
 @click.option("--force", is_flag=True, help="Replace FILE where it exists.")
 @json_option
 def command(planned: str, target: str, out: str | None, force: bool, as_json: bool) -> int:
-    """Write the plan of PLANNED, an ONNX file, as a Python script that needs no memcli.
+    """Write the plan of PLANNED, an ONNX file or .pt2, as a Python script that needs no memcli.
 
     The script says which layers or modules are wrapped together, and has the function that wraps
     them, recompute(model); its head gives the memory and the recomputation of just that, which is
-    coarser than the plan. Without -o it goes to standard output.
+    less fine than the plan. Without -o it goes to standard output.
     """
     from memcli.commands.export import export
     from memcli.formats.output import check_output, write_output

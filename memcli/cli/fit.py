@@ -64,9 +64,11 @@ from memcli.units import format_size, parse_size, parse_size_or_zero
     "--time-limit",
     type=SECONDS,
     metavar="SECONDS",
-    help="Stop each search for a plan then; there are a few.",
+    help="Maximum time of each search for a plan, in seconds; there are a few.",
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the searches.")
+@click.option(
+    "--seed", type=SEED, default=0, show_default=True, help="Random seed of the searches."
+)
 @kernels_option
 @click.option(
     "--environment",

@@ -14,9 +14,8 @@ from typing import Any
 
 import click
 
-from memcli import milp_solver as highs
-from memcli import time_limit, unfinished
-from memcli.cli.entry import run as run  # where programs of earlier versions look for it
+from memcli import milp_solver, time_limit, unfinished
+from memcli.cli.entry import run as run  # noqa: PLC0414, where programs of earlier versions look
 from memcli.cli.json_errors import asks_for_json, error_object
 from memcli.cli.output import OutputFailed, watch_output
 from memcli.errors import AnswerIsNo, MemcliError
@@ -99,7 +98,7 @@ def work(arguments: list[str] | None = None) -> None:
     gc.set_threshold(_OBJECTS, 20, 100)
     code = status(arguments)
     unfinished.done(code)
-    if highs.left_behind() or time_limit.left_behind():
+    if milp_solver.left_behind() or time_limit.left_behind():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -162,6 +162,10 @@ def written_to(out: str, what: str = "the planned graph") -> str:
 def gpu_numbers(text: str | None, workers: int = 1) -> tuple[int, ...]:
     """The cards of ``--gpu``; none where it is not given.
 
+    Args:
+        text: numbers with commas.
+        workers: of ``--workers``.
+
     Raises:
         BadInput: not the numbers of cards, one twice, or ``--workers`` beside it.
     """
@@ -198,7 +202,7 @@ def cost_option(command: F) -> F:
         type=click.Choice(COSTS),
         default="roofline",
         show_default=True,
-        help="What running an operator again costs: a roofline of its FLOPs and bytes, FLOPs "
+        help="What recomputing an operator costs: a roofline of its FLOPs and bytes, FLOPs "
         "alone, or its time measured on the device.",
     )(command)
 
@@ -255,6 +259,13 @@ def parse_shapes(
     imports: tuple[str, ...] = (),
 ) -> ShapeRequest:
     """The user's shapes.
+
+    Args:
+        shapes: texts of ``--shape``.
+        batch: of ``--batch``.
+        dtype: of ``--dtype``.
+        frozen: globs of ``--frozen``.
+        imports: files of ``--import``.
 
     Raises:
         BadInput: text that is no shape, a name given twice, an impossible batch.

@@ -61,7 +61,7 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
 @click.option(
     "--budget",
     metavar="SIZE",
-    help="Most memory, as 6GiB (6G), 800MB, or 50% of unplanned. What fits without a plan is "
+    help="Most memory, as 6GiB (6G), 800MB, or 50% of the baseline. What fits without a plan is "
     "written as it is.",
 )
 @click.option(
@@ -108,10 +108,12 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
     "--time-limit",
     type=SECONDS,
     metavar="SECONDS",
-    help="Be done then, counted from the start of the command, with the best plan found. Loading "
-    "and analyzing the model cannot be interrupted. [default: a fixed amount of work]",
+    help="Maximum seconds from the start of the command; the plan is the best found by then. "
+    "Loading and analyzing the model cannot be interrupted. [default: a fixed amount of work]",
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of searches and of verify.")
+@click.option(
+    "--seed", type=SEED, default=0, show_default=True, help="Random seed of searches and of verify."
+)
 @click.option(
     "--environment",
     type=click.Choice(["best", "default"]),
@@ -131,12 +133,14 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in DESCRIP
 @workers_option
 @json_option
 def command(model: str, out: str | None, force: bool, as_json: bool, **options: Any) -> int:
-    """Search for what to keep and what to compute again, and write the planned graph.
+    """Search for what to keep and what to recompute, and write the planned graph.
 
-    MODEL is an MXNet symbol JSON, an ONNX file or a Caffe prototxt, gzipped or not; - is standard
-    input. It is never changed. Shapes that are neither in the file nor given are guessed where a
-    guess fits the graph, and shown. ONNX and Caffe are planned for PyTorch, on the CPU or, with
-    --gpu N, on CUDA; no card is needed for that. A planned Caffe net is written as OUT says:
+    MODEL is an MXNet symbol JSON, an ONNX file, a Caffe prototxt, gzipped or not, or a .pt2 of
+    torch.export; - is standard input. It is never changed. Or package.module:function, your own
+    code, which is run and gives (model, args[, kwargs[, loss]]). Shapes that are neither in the
+    file nor given are guessed where a guess fits the graph, and shown. All but MXNet's are planned
+    for PyTorch, on the CPU or, with --gpu N, on CUDA; no card is needed for that. A planned Caffe
+    net is written as OUT says:
     .prototxt, the net with the plan in comments, or .onnx, the training graph.
     For several workers (--gpu 0,1 or --workers 2) the batch is that of all together, and what is
     planned, shown and held to --budget is each one's.

@@ -28,9 +28,16 @@ _STRATEGY_HELP = "Search strategy: " + "; ".join(f"{k}: {v}" for k, v in SOLVE_S
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="Stop then, with the best so far.",
+    help="Maximum search time in seconds; the answer is then the best so far.",
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, metavar="N", help="Of the search.")
+@click.option(
+    "--seed",
+    type=SEED,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Random seed of the search.",
+)
 @click.option(
     "--strategy",
     type=click.Choice(list(SOLVE_STRATEGIES)),
@@ -49,20 +56,20 @@ def command(
     strategy: str,
     as_json: bool,
 ) -> int:
-    """Find in which order to compute a graph's nodes, some of them again, within a memory budget.
+    """Find a schedule of a graph's nodes, with recomputation, within a memory budget.
 
     GRAPH is networkx node-link JSON with a time and a memory for each node (cost_cpu and
     cost_ram, or duration and out_cost), or a Chainer graph in the text format of Kusumoto et al.
-    The schedule lists node ids; a node that is there twice is computed again. Each use reads the
+    The schedule lists node ids; a node that is there twice is recomputed. Each use reads the
     latest computation before it, which is freed after its last use.
     """
     from memcli.commands.solve import solve_file, write_solution
     from memcli.reports.console import output_console, progress_bar
     from memcli.reports.solve_report import print_solved, solve_json
-    from memcli.solve.base import Settings
+    from memcli.solve.base import ScheduleSettings
 
     refuse_json_beside(out, as_json)
-    settings = Settings(time_limit=time_limit, seed=seed, strategy=strategy)
+    settings = ScheduleSettings(time_limit=time_limit, seed=seed, strategy=strategy)
     with progress_bar("solving") as report:
         solved = solve_file(
             graph, settings, budget=budget, out=out, force=force, on_progress=report

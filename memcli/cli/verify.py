@@ -89,7 +89,7 @@ def run_verify(
         print_verified(console, verified)
         console.print(_verdict(planned, verified), markup=False, soft_wrap=True)
     result = verify_json(verified)
-    if verified.ok and verified.memory_ok:
+    if verified.ok is not False and verified.memory_ok:
         return 0, result
     return 1, result | {"error": error_entry(1, _verdict(planned, verified))}
 
@@ -98,8 +98,12 @@ def _verdict(planned: Model, verified: Verified) -> str:
     """The last line."""
     from memcli.formats.detect import model_path, read_source
 
-    if not verified.ok:
+    if verified.ok is False:
         return "NOT verified: results differ; do not train with this plan"
+    if verified.simulated:
+        if verified.memory_ok:
+            return "memory as estimated on a simulated card, which says nothing about bits"
+        return "more memory than estimated on a simulated card"
     if not verified.memory_ok:
         return "NOT verified: same results to the bit, but more memory than estimated"
     path = model_path(planned)
@@ -132,7 +136,9 @@ def _verdict(planned: Model, verified: Verified) -> str:
     help="What trains an MXNet graph. auto: MXNet, but PyTorch on cards that MXNet's build has no "
     "code for. ONNX files are trained by PyTorch.",
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of parameters and inputs.")
+@click.option(
+    "--seed", type=SEED, default=0, show_default=True, help="Random seed for parameters and inputs."
+)
 @click.option(
     "--steps",
     type=click.IntRange(0, 10_000),
@@ -144,8 +150,8 @@ def _verdict(planned: Model, verified: Verified) -> str:
     "--kernels",
     type=click.Choice([PLAIN, DEFAULT, "both"]),
     help="MXNet on the CPU. plain: as planned, on MXNet's own kernels; default: as MXNet starts, "
-    "with oneDNN and without the plan's variables; both: as planned, and how the same takes "
-    "as MXNet starts. [default: both, where a step takes no more than some seconds]",
+    "with oneDNN and without the plan's variables; both: as planned, and beside "
+    "it as MXNet starts. [default: both, where a step takes no more than some seconds]",
 )
 @shape_options
 @frozen_option

@@ -59,8 +59,8 @@ def compare(
         source, request, devices, training=training, timed=settings.cost == "measured"
     )
     with about(source):
-        asked = PlanRequest(devices=devices, training=training)
-        network = engine.network(source, request, settings, asked, on_progress)
+        plan_request = PlanRequest(devices=devices, training=training)
+        network = engine.network(source, request, settings, plan_request, on_progress)
         if on_progress:
             on_progress("compiling the memory model (first run only)", None)
         notes = [*network.notes, *network.set_costs(settings.cost, on_progress)]
@@ -105,8 +105,13 @@ def search_rows(
 ) -> list[Row]:
     """A row for every strategy and every budget, with those on the frontier marked.
 
-    ``search``: of a strategy's name, the budget as asked for, and settings. ``whole``: bytes of
-    the unplanned graph, which percentages are of. For the rest see :func:`compare`.
+    Args:
+        search: called with a strategy's name, the budget as asked for, and settings; gives its row.
+        strategies: names; none: all that have a plan for every graph.
+        budgets: sizes, as the user gives them; none: a ladder of percentages.
+        whole: bytes of the baseline, which percentages are of.
+        settings: what the user asks for.
+        on_progress: told what is going on.
 
     Raises:
         MemcliError: none of the strategies could be run; the first one's reason.
@@ -115,12 +120,12 @@ def search_rows(
     within = _BUDGET_STRATEGY if _BUDGET_STRATEGY in names else names[0]
     # the frontier begins at the graph as it is
     shown = names if none.NAME in names else [none.NAME, *names]
-    asked: list[tuple[str, str | None]] = [(name, None) for name in shown]
-    asked += [(within, text) for text in dict.fromkeys(budgets or DEFAULT_BUDGETS)]
+    rows_asked: list[tuple[str, str | None]] = [(name, None) for name in shown]
+    rows_asked += [(within, text) for text in dict.fromkeys(budgets or DEFAULT_BUDGETS)]
     rows: list[Row] = []
     problems: list[MemcliError] = []
-    for number, (name, wanted) in enumerate(asked):
-        report = _row_progress(on_progress, number, len(asked), name, wanted)
+    for number, (name, wanted) in enumerate(rows_asked):
+        report = _row_progress(on_progress, number, len(rows_asked), name, wanted)
         size = None if wanted is None else parse_size(wanted, whole=whole)
         mine = dataclasses.replace(settings, budget=size, on_progress=report)
         started = time.monotonic()
@@ -136,7 +141,7 @@ def search_rows(
             row.problem = error.message
             rows.append(row)
         rows[-1].seconds = time.monotonic() - started
-    if len(problems) == len(asked) - (none.NAME in shown and none.NAME not in names):
+    if len(problems) == len(rows_asked) - (none.NAME in shown and none.NAME not in names):
         raise problems[0]
     mark_frontier(rows)
     return rows
@@ -149,7 +154,15 @@ def row_of(
     settings: Settings,
     environment: dict[str, str],
 ) -> Row:
-    """The row of a plan; how long its search took is filled in by :func:`search_rows`."""
+    """The row of a plan; how long its search took is filled in by :func:`search_rows`.
+
+    Args:
+        found: the plan, with its cost.
+        strategy: that found it.
+        budget: that it was found for, as the user gives it.
+        settings: of the search.
+        environment: variables that the plan needs.
+    """
     cost = found.cost
     return Row(
         strategy=strategy,

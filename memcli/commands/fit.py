@@ -39,7 +39,7 @@ def fit(
     (MXNet) their gradients, and feature maps; not what the engine and its libraries take for
     themselves (context, workspaces, rounding of blocks).
 
-    Each batch that is looked at is recorded by the engine itself. The unplanned answer was seen to
+    Each batch that is looked at is recorded by the engine itself. The baseline's answer was seen to
     fit and the next batch seen not to. The planned answer was seen to fit under the plan that is
     returned, and the next batch seen not to fit under any plan that was found, one that was
     searched for at that very batch among them (unless ``rounds`` such searches in a row went
@@ -78,12 +78,19 @@ def fit(
         started = time.monotonic()
         kept = reserve_or_default(reserve, engine.name, cpu=cpu, memory=memory)
         settings = dataclasses.replace(settings, on_progress=on_progress)
-        asked = PlanRequest(None, strategy in AS_PUBLISHED, devices, training)
+        plan_request = PlanRequest(None, strategy in AS_PUBLISHED, devices, training)
         search = engine.fit_search(
-            source, request, settings, asked, room(memory, kept), strategy, optimizer, on_progress
+            source,
+            request,
+            settings,
+            plan_request,
+            room(memory, kept),
+            strategy,
+            optimizer,
+            on_progress,
         )
         found = search.answer()
-        made = search.finished(found)
+        finished = search.finished(found)
         fitted = Fitted(
             source=search.source,
             sha256=search.original[1],
@@ -93,14 +100,16 @@ def fit(
             reserve_assumed=kept.assumed,
             optimizer=optimizer,
             strategy=strategy,
-            unplanned=found.unplanned,
-            planned=dataclasses.replace(found.planned, cost=made.cost, breakdown=made.breakdown),
-            analysis=made.analysis,
-            operator_count=made.operator_count,
-            form=made.form,
-            plan=made.plan,
-            environment=made.environment,
-            notes=[*search.notes, *made.notes],
+            baseline=found.baseline,
+            planned=dataclasses.replace(
+                found.planned, cost=finished.cost, breakdown=finished.breakdown
+            ),
+            analysis=finished.analysis,
+            operator_count=finished.operator_count,
+            form=finished.form,
+            plan=finished.plan,
+            environment=finished.environment,
+            notes=[*search.notes, *finished.notes],
             searches=search.searches,
             batches=search.looked_at,
             seconds=time.monotonic() - started,
@@ -117,6 +126,10 @@ def fit(
 
 def room(memory: int, kept: Reserve) -> int:
     """Bytes that a step may take.
+
+    Args:
+        memory: bytes of the device.
+        kept: what of it is left free.
 
     Raises:
         AnswerIsNo: the engine alone is assumed to take everything.

@@ -7,19 +7,17 @@ import time
 
 from memcli.commands.about import about
 from memcli.engine import Engine, PlanRequest, engine_of
-from memcli.engines.runtime import Reserve, reserve_or_default
-from memcli.errors import AnswerIsNo, BadInput
+from memcli.engines.plan_search import WholeStep, plan_network
+from memcli.engines.runtime import reserve_or_default
+from memcli.errors import BadInput
 from memcli.formats.detect import Model, read_source
 from memcli.frameworks.cards import CARDS
-from memcli.graph.cost import Cost
 from memcli.request import CPU, Devices, Progress, ShapeRequest
-from memcli.results.planned import Planned, recorded_recomputation
-from memcli.results.step_total import Breakdown, StepTotal
-from memcli.search import none
+from memcli.results.planned import Planned
 from memcli.search.base import Settings
 from memcli.search.registry import AS_PUBLISHED
 from memcli.time_limit import deadline
-from memcli.units import distinct_sizes, parse_size
+from memcli.units import parse_size
 
 
 def make_plan(
@@ -82,59 +80,30 @@ def make_plan(
         engine.check_output(source, out, force)
         if budget is not None and not budget.strip().endswith("%"):
             parse_size(budget)
-        started = time.monotonic()
-        settings = dataclasses.replace(settings, deadline=deadline(settings.time_limit))
-        asked = PlanRequest(budget, strategy in AS_PUBLISHED, devices, training)
-        network = engine.network(source, request, settings, asked, on_progress)
-        if on_progress:
-            on_progress("compiling the memory model (first run only)", None)
-        baseline = network.baseline()
         on_card = bool(devices.gpus) or (memory is not None and not cpu)
-        kept = reserve_or_default(reserve, engine.name, cpu=not on_card, memory=memory)
-        parts = network.breakdown(baseline.pool_bytes, optimizer)
-        if budget is not None:
-            settings.budget = parse_size(budget, whole=baseline.pool_bytes)
-        elif memory is not None:
-            settings.budget = pool_budget(parts, memory, kept)
-        fits = settings.met_by(baseline)
-        # where nothing is searched for, no cost decides
-        notes = network.set_costs("roofline" if fits else settings.cost, on_progress)
-        if fits:
-            notes.append(fits_note(baseline.pool_bytes, settings.budget))
-        settings.on_progress = on_progress
-        answer = network.search(none.NAME if fits else strategy, settings)
-        planned = network.planned(
-            answer,
-            settings,
-            source=network.source,
-            original=network.original,
-            engine=engine.name,
-            analysis=network.analysis,
-            operator_count=network.operator_count,
-            strategy=strategy,
-            cost_of=settings.cost,
-            plan=answer.found.plan,
-            baseline=baseline,
-            cost=answer.found.cost,
-            device=network.device,
-            restored=network.restored,
-            notes=[],
-            evaluated=answer.evaluated,
-            seconds=time.monotonic() - started,
-        )
-        planned.notes = [*network.notes, *notes, *planned.notes]
-        planned.step_total = StepTotal(
+        whole = WholeStep(
             optimizer=optimizer,
-            baseline=parts,
-            planned=network.breakdown(planned.cost.pool_bytes, optimizer),
-            reserve=kept.bytes,
-            reserve_assumed=kept.assumed,
+            reserve=reserve_or_default(reserve, engine.name, cpu=not on_card, memory=memory),
             on_card=on_card,
             memory=memory,
             card=CARDS[card].title if card else "",
         )
-        refuse_misses(planned.cost, planned.lower_bound, settings)
-        network.prove_recomputation(planned, settings)
+        started = time.monotonic()
+        settings = dataclasses.replace(settings, deadline=deadline(settings.time_limit))
+        plan_request = PlanRequest(budget, strategy in AS_PUBLISHED, devices, training)
+        network = engine.network(source, request, settings, plan_request, on_progress)
+        if on_progress:
+            on_progress("compiling the memory model (first run only)", None)
+        planned = plan_network(
+            network,
+            strategy,
+            settings,
+            budget=budget,
+            whole=whole,
+            engine=engine.name,
+            started=started,
+            on_progress=on_progress,
+        )
         if out is not None:
             network.write(planned, out, force)
         return planned
@@ -144,60 +113,3 @@ def devices_of(engine: Engine, devices: Devices, memory: int | None, *, cpu: boo
     """What is planned for: a card where the memory is a card's and figures differ by device."""
     on_card = memory is not None and not cpu and engine.plans_for_devices
     return Devices((0,)) if on_card and devices == CPU else devices
-
-
-def pool_budget(parts: Breakdown, memory: int, kept: Reserve) -> int:
-    """What activations may take where a whole step may take ``memory`` bytes.
-
-    Raises:
-        AnswerIsNo: the rest alone takes more.
-    """
-    least = parts.beside_pool + parts.update + kept.bytes
-    room = memory - parts.beside_pool - kept.bytes
-    if room > 0 and least <= memory:
-        return room
-    have, needed, runtime = distinct_sizes(memory, least, kept.bytes)
-    assumed = f" ({kept.assumed}, assumed)" if kept.assumed else ""
-    raise AnswerIsNo(
-        f"no plan fits {have}: parameters, their gradients, the optimizer and the engine itself "
-        f"take {needed} before any activation",
-        f"{runtime} of it are the engine's{assumed}; --reserve SIZE says otherwise, and an "
-        "optimizer that keeps less (--optimizer sgd) or --frozen takes less",
-        {"memory": {"beside_activations_bytes": least}},
-    )
-
-
-def fits_note(size: int, budget: int | None) -> str:
-    """What the user is told where there is nothing to do."""
-    have, most = distinct_sizes(size, budget or size)
-    return f"fits as saved: {have} of the {most} of the budget; nothing is recomputed or rewritten"
-
-
-def refuse_misses(cost: Cost, lower_bound: int, settings: Settings) -> None:
-    """Raises AnswerIsNo where the best plan breaks a limit that the user set."""
-    if settings.budget is not None and cost.pool_bytes > settings.budget:
-        budget, least, bound = distinct_sizes(settings.budget, cost.pool_bytes, lower_bound)
-        within = "" if settings.time_limit is None else " within the time limit"
-        raise AnswerIsNo(
-            f"no plan found{within} fits {budget}: the least is {least} with "
-            f"{cost.recompute_fraction:.0%} of the forward pass recomputed",
-            f"nothing can get under {bound} at these shapes; a smaller --batch needs less"
-            if lower_bound
-            else "a longer --time-limit or a smaller --batch may help",
-            _nearest(cost, lower_bound),
-        )
-    limit = settings.max_recompute
-    if limit is not None and cost.recompute_fraction > limit + 1e-12:
-        raise AnswerIsNo(
-            f"no plan found recomputes at most {limit:.1%} of the forward pass: the least is "
-            f"{cost.recompute_fraction:.1%}",
-            nearest=_nearest(cost, lower_bound),
-        )
-
-
-def _nearest(cost: Cost, lower_bound: int) -> dict[str, object]:
-    """What ``plan --json`` says of the best plan where it breaks a limit."""
-    memory = {"planned_bytes": cost.pool_bytes, "live_peak_bytes": cost.live_peak_bytes}
-    if lower_bound:
-        memory["lower_bound_bytes"] = lower_bound
-    return {"memory": memory, "recompute": recorded_recomputation(cost)}

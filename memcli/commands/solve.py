@@ -16,7 +16,7 @@ from memcli.graph.cost_graph import CostGraph
 from memcli.quoting import shown_path
 from memcli.request import Progress
 from memcli.results.solved import Solved
-from memcli.solve.base import Best, Settings
+from memcli.solve.base import BestSchedule, ScheduleSettings
 from memcli.solve.least_peak import least_peak
 from memcli.solve.search import nothing, prepare, solve
 from memcli.solve.simulator import plain_schedule, simulate, working_set_bound
@@ -50,14 +50,22 @@ def parse_cost_graph(data: bytes, name: str) -> CostGraph:
 
 def solve_file(
     path: str,
-    settings: Settings,
+    settings: ScheduleSettings,
     *,
     budget: str | None = None,
     out: str | None = None,
     force: bool = False,
     on_progress: Progress = nothing,
 ) -> Solved:
-    """Find a schedule for the graph in ``path``.
+    """Find a schedule for a graph of costs.
+
+    Args:
+        path: of the graph's file.
+        settings: seed and time limit.
+        budget: as the user gives it; None: the least peak is searched.
+        out: path of the schedule's file; None: it is not written.
+        force: whether a file that is there is replaced.
+        on_progress: told what is going on.
 
     Raises:
         BadInput: a bad file, budget or output.
@@ -101,13 +109,19 @@ def solve_file(
     )
 
 
-def _cheapest(graph: CostGraph, lowest: Best, settings: Settings, progress: Progress) -> Best:
+def _cheapest(
+    graph: CostGraph, lowest: BestSchedule, settings: ScheduleSettings, progress: Progress
+) -> BestSchedule:
     """The least time at the least peak; the peak's own schedule is one to begin with."""
-    left = Settings(**{**vars(settings), "time_limit": settings.time_limit - lowest.elapsed})
+    left = ScheduleSettings(
+        **{**vars(settings), "time_limit": settings.time_limit - lowest.elapsed}
+    )
     return solve(graph, lowest.least_peak, left, progress, start=lowest.least)
 
 
-def _no(found: Best, limit: int, bound: int, settings: Settings, progress: Progress) -> AnswerIsNo:
+def _no(
+    found: BestSchedule, limit: int, bound: int, settings: ScheduleSettings, progress: Progress
+) -> AnswerIsNo:
     """Why not, and the nearest budget that is met."""
     if found.infeasible and found.least_peak > bound:
         # Proven at once, so there is time to say what would do.

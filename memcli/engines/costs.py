@@ -1,4 +1,4 @@
-"""What it costs to run an operator again: FLOPs, a roofline, or times measured on the device."""
+"""What it costs to recompute an operator: FLOPs, a roofline, or times measured on the device."""
 
 from __future__ import annotations
 
@@ -100,14 +100,23 @@ class Costs:
 def set_costs(
     graphs: Sequence[_Form], cost: str, device: str, on_progress: Progress | None = None
 ) -> list[str]:
-    """Give all variants of a network the cost that searches minimize; notes on how it was had.
+    """Give all forms of a network the cost of operators that searches minimize.
 
-    Operators are timed on the first variant, the graph as saved; see :class:`Costs`.
+    Operators are timed on the first form, the graph as given; see :class:`Costs`.
+
+    Args:
+        graphs: the forms.
+        cost: as in ``Settings.cost``.
+        device: that operators are timed on.
+        on_progress: told what is going on.
+
+    Returns:
+        Notes on how the cost was had.
 
     Raises:
         EngineFailed: MXNet or the device is missing, where operators are to be timed.
     """
     costs = Costs(cost, device, on_progress)
-    for variant in graphs:
-        costs.give(variant.analysis)
+    for form in graphs:
+        costs.give(form.analysis)
     return costs.notes

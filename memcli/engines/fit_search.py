@@ -42,10 +42,10 @@ class Candidate(Generic[A]):
 
 
 @dataclass
-class Answer(Generic[A]):
+class FitAnswer(Generic[A]):
     """Both sides, and the plan at its batch."""
 
-    unplanned: Side
+    baseline: Side
     planned: Side
     plan: Plan
     analysis: A
@@ -71,9 +71,9 @@ class Finished:
 class FitSearch(ABC, Generic[A]):
     """The search itself.
 
-    ``batches``: the model as saved. ``rewritten``: the graph that plans are made for, where that
+    ``batches``: the model as given. ``rewritten``: the graph that plans are made for, where that
     is another one. ``available``: bytes that a step may take.
-    ``costs``: of running operators again, given to every batch that plans are looked at.
+    ``costs``: of recomputing operators, given to every batch that plans are looked at.
     """
 
     source: Source
@@ -110,7 +110,7 @@ class FitSearch(ABC, Generic[A]):
         return len(self.batches.analyses) + len(self.batches.refused)
 
     @abstractmethod
-    def finished(self, answer: Answer[A]) -> Finished:
+    def finished(self, answer: FitAnswer[A]) -> Finished:
         """The plan of an answer with what the engine puts into its file.
 
         Raises:
@@ -146,8 +146,8 @@ class FitSearch(ABC, Generic[A]):
         """Choices of MXNet's match ranges to evaluate a plan under."""
         return [(DEFAULT_MATCH_RANGE,)]
 
-    def unplanned_at(self, batch: int) -> Evaluated | None:
-        """A batch as saved."""
+    def baseline_at(self, batch: int) -> Evaluated | None:
+        """The baseline at a batch; None where the engine refuses it."""
         analysis = self.batches.at(batch)
         if analysis is None:
             return None
@@ -163,7 +163,7 @@ class FitSearch(ABC, Generic[A]):
         return Evaluated(plan, cost, self.breakdown(analysis, cost.pool_bytes))
 
     def all_at(self, batch: int) -> list[Evaluated]:
-        """Every plan found so far, and the graph as saved, at a batch; [] where it is refused."""
+        """Every plan found so far, and the baseline, at a batch; [] where it is refused."""
         analysis = self.rewritten.at(batch)
         if analysis is None:
             return []
@@ -180,9 +180,9 @@ class FitSearch(ABC, Generic[A]):
                     found.append(one)
         return found
 
-    def need_unplanned(self, batch: int) -> int | None:
-        """Bytes of a batch as saved."""
-        one = self.unplanned_at(batch)
+    def need_baseline(self, batch: int) -> int | None:
+        """Bytes of a batch of the baseline; None where the engine refuses it."""
+        one = self.baseline_at(batch)
         return None if one is None else one.breakdown.total
 
     def need_planned(self, batch: int) -> int | None:
@@ -210,13 +210,13 @@ class FitSearch(ABC, Generic[A]):
             settings.on_progress = lambda text, part=None: report(f"plan at batch {batch:,}", part)
         self.candidates.append(Candidate(self.found(analysis, settings), analysis))
 
-    def plan(self, unplanned_batch: int) -> int:
+    def plan(self, baseline_batch: int) -> int:
         """The largest batch under plans that are searched for where the answer may be.
 
-        First at the largest batch as saved. Then, as long as that helps, at the first batch that
-        did not fit. Last, where there is memory to spare, for less recomputation.
+        First at the largest batch of the baseline. Then, as long as that helps, at the first batch
+        that did not fit. Last, where there is memory to spare, for less recomputation.
         """
-        start = max(unplanned_batch, 1)
+        start = max(baseline_batch, 1)
         self.search_at(start)
         need, fixed = self.need_planned(start) or 0, self.fixed(start)
         guess = int(start * (self.available - fixed) / max(1, need - fixed))
@@ -249,12 +249,18 @@ class FitSearch(ABC, Generic[A]):
         return one.beside_pool - one.inputs - one.input_gradients
 
     def side(self, batch: int, one: Evaluated, need: Callable[[int], int | None]) -> Side:
-        """The figures of an answer, and what one more would need."""
+        """The figures of an answer, and what one more would need.
+
+        Args:
+            batch: the answer; 0 where nothing fits.
+            one: what was evaluated there.
+            need: bytes of a batch.
+        """
         more = need(batch + 1)
         problem = "" if more is not None else self.batches.refused.get(batch + 1, "")
         return Side(batch, one.breakdown, one.cost, more, problem)
 
-    def answer(self) -> Answer[A]:
+    def answer(self) -> FitAnswer[A]:
         """Both sides.
 
         Raises:
@@ -262,7 +268,7 @@ class FitSearch(ABC, Generic[A]):
             EngineFailed: the engine is missing or crashed.
         """
         available, batches = self.available, self.batches
-        bare = largest(self.need_unplanned, available, seen=batches.cheap())
+        bare = largest(self.need_baseline, available, seen=batches.cheap())
         if not bare and batches.at(1) is None:
             raise AnswerIsNo(
                 f"no batch fits {format_size(available)}, and {batches.engine} refuses batch 1: "
@@ -270,7 +276,7 @@ class FitSearch(ABC, Generic[A]):
             )
         answer = self.plan(bare)
         best = self.best_at(max(answer, 1))
-        before = self.unplanned_at(max(bare, 1))
+        before = self.baseline_at(max(bare, 1))
         assert before is not None
         if not answer:
             parts = best.breakdown
@@ -278,7 +284,7 @@ class FitSearch(ABC, Generic[A]):
                 available, parts.total, before.breakdown.total, parts.beside_pool, parts.pool
             )
             raise AnswerIsNo(
-                f"not even batch 1 fits {most}: it needs {planned} planned, {saved} as saved",
+                f"not even batch 1 fits {most}: it needs {planned} planned, {saved} baseline",
                 f"of the planned, {rest} are parameters, gradients, optimizer, states and inputs, "
                 f"and {maps} feature maps",
                 {
@@ -288,8 +294,8 @@ class FitSearch(ABC, Generic[A]):
             )
         analysis = self.rewritten.at(answer)
         assert analysis is not None
-        return Answer(
-            unplanned=self.side(bare, before, self.need_unplanned),
+        return FitAnswer(
+            baseline=self.side(bare, before, self.need_baseline),
             planned=self.side(answer, best, self.need_planned),
             plan=best.plan,
             analysis=analysis,

@@ -45,7 +45,10 @@ class Gpu:
 def list_gpus(timeout: float = 20.0) -> list[Gpu]:
     """All cards that nvidia-smi shows, in the order of the PCI bus; [] where there is none.
 
-    ``timeout`` in seconds. Never raises: a driver that does not answer is no driver.
+    Never raises: a driver that does not answer is no driver.
+
+    Args:
+        timeout: seconds.
     """
     program = shutil.which("nvidia-smi")
     if program is None:
@@ -99,9 +102,14 @@ def visible_gpus() -> list[Gpu]:
 
 
 def visible_gpu(number: int, instead: str) -> Gpu:
-    """The card that CUDA will number so.
+    """The card that CUDA gives a number.
 
-    Raises EngineFailed, with ``instead`` as what to do, where there is none.
+    Args:
+        number: as CUDA counts visible cards.
+        instead: what the user can do where there is none.
+
+    Raises:
+        EngineFailed: there is no such card.
     """
     gpus = visible_gpus()
     if not gpus:
@@ -121,9 +129,14 @@ def visible_gpu(number: int, instead: str) -> Gpu:
 def check_gpu(number: int) -> Gpu:
     """The card that ``--gpu number`` means, if MXNet as installed here can train on it.
 
-    Raises EngineFailed, saying why not: no card, no such card, a compute capability that the CUDA
-    build has no machine code for, no MXNet, or its CPU build. Whether the CUDA libraries load is
-    seen when the engine's process imports MXNet.
+    Whether the CUDA libraries load is seen when the engine's process imports MXNet.
+
+    Args:
+        number: as CUDA counts visible cards.
+
+    Raises:
+        EngineFailed: says why not: no card, no such card, a compute capability that the CUDA build
+            has no machine code for, no MXNet, or its CPU build.
     """
     from memcli.engines.mxnet.shim import INSTALL_HINT, is_cuda_build, library_path
 
@@ -174,5 +187,5 @@ def _capability(text: str) -> tuple[int, int] | None:
 
 def _mebibytes(text: str) -> int:
     """Bytes of ``24576 MiB``; 0 for ``[N/A]``."""
-    number = text.split()[0] if text.split() else ""
+    number = text.split(maxsplit=1)[0] if text.split() else ""
     return (whole_number(number) or 0) << 20

@@ -50,7 +50,9 @@ class KindTimer(ABC):
     def time_kind(self, kind: Mapping[str, Any], left: float) -> tuple[float, float]:
         """Seconds of one run within a graph, by the clock and of the processor.
 
-        ``left``: seconds that all of this may take.
+        Args:
+            kind: what to run, as the job describes it.
+            left: seconds that all of this may take.
 
         Raises:
             SkippedKind: it is not to be run.
@@ -106,10 +108,15 @@ class KindTimer(ABC):
 def timed_runs(
     run: Callable[[], object], wait: Callable[[], object], repeats: int, left: float
 ) -> tuple[list[float], list[float]]:
-    """Seconds of ``repeats`` warm runs (fewer where slow): by the clock, and of the processor.
+    """Seconds of ``repeats`` runs (fewer where slow), clock and processor, after a warm-up.
 
-    ``wait`` returns once the device is done with all that was started. ``left``: seconds that
-    these runs may take.
+    ``wait`` returns once the device is done with all that was started.
+
+    Args:
+        run: starts one run.
+        wait: returns once the device is done with all that was started.
+        repeats: runs.
+        left: seconds that these runs may take.
     """
     started = time.perf_counter()
     run()
@@ -132,7 +139,9 @@ def timed_runs(
 def timing_order(kinds: Sequence[Mapping[str, Any]], kind_of: Sequence[int]) -> list[int]:
     """Kinds in the order to time them: one of each operator first, then by what hangs on them.
 
-    ``kind_of``: the kind of each node, negative where it has none.
+    Args:
+        kinds: as the job describes them.
+        kind_of: the kind of each node, negative where it has none.
     """
     uses = Counter(kind_of)
     share = {k: uses[k] * kind["roofline"] for k, kind in enumerate(kinds)}

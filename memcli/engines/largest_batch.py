@@ -1,4 +1,4 @@
-"""The largest batch that fits, by as few looks at batches as can be."""
+"""The largest batch that fits, asking about as few batches as can be."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ def largest(
 ) -> int:
     """A batch that fits with the next one that does not; 0 where batch 1 does not fit.
 
-    ``need``: bytes of a batch, None where it cannot be had. ``seen``: batches that cost little to
-    look at. ``guess``: where to begin beyond them, by default where they point to.
+    The steps double, or go where the line through what is known points to, then halve the rest. The
+    returned batch was seen to fit and the next one seen not to, so the answer does not rest on
+    memory growing with the batch. Where it does not grow (a greedy pool may need less for a larger
+    batch), a still larger batch that fits is not ruled out.
 
-    The steps double, or go where the line through what is known points to, then halve the rest.
-    The returned batch was seen to fit and the next one seen not to, so the answer does not rest
-    on memory growing with the batch. Where it does not grow (a greedy pool may need less for a
-    larger batch), a still larger batch that fits is not ruled out.
+    Args:
+        need: bytes of a batch, None where it cannot be had.
+        available: bytes.
+        seen: batches that cost little to look at.
+        guess: where to begin beyond them, by default where they point to.
     """
     known: dict[int, int | None] = {}
 

@@ -49,9 +49,11 @@ class LiveMemory:
 def cpu_memory(allocate: Callable[[int], Any]) -> LiveMemory:
     """The best way that works here to read the bytes this process has allocated.
 
-    ``allocate(n)`` makes the engine hold n bytes for as long as its result lives; a way counts as
-    working if it sees that. (It does not where another allocator, such as jemalloc, has been
-    put in the C library's place; then the resident pages are all there is.)
+    Args:
+        allocate: ``allocate(n)`` makes the engine hold n bytes for as long as its result lives. A
+            way counts as working if it sees that. (It does not where another allocator, such as
+            jemalloc, has been put in the C library's place; then the resident pages are all there
+            is.)
     """
     for read, method in ((_mallinfo2(), "mallinfo2"), (_malloc_info(), "malloc_info")):
         if read is None:
@@ -129,7 +131,7 @@ def return_pages_at_once() -> None:
 
 
 def _mallinfo2() -> Callable[[], int] | None:
-    """glibc 2.33 and newer. (``mallinfo`` of older ones counts in 32 bits.)"""
+    """The counter of glibc 2.33 and newer; ``mallinfo`` of older ones counts in 32 bits."""
     try:
         function = ctypes.CDLL(None).mallinfo2
     except (OSError, AttributeError):

@@ -105,11 +105,18 @@ def run_timings(
     workdir: Path | None = None,
     on_progress: Progress | None = None,
 ) -> Timings:
-    """Has ``worker`` (a module with a :class:`memcli.engines.kind_timer.KindTimer`) time kinds.
+    """Have a worker time kinds of operators.
 
-    ``remaining``: given the kinds that are done, the part of the job that says what to time; None
-    where nothing is left. ``limit``: seconds for all timing. Starts the engine again where an
-    operator crashes it.
+    The engine is started anew where an operator crashes it.
+
+    Args:
+        worker: a module with a :class:`memcli.engines.kind_timer.KindTimer`.
+        job: what to do, as JSON.
+        remaining: given the kinds that are done, the part of the job that says what to time; None
+            where nothing is left.
+        limit: seconds for all timing.
+        workdir: folder for large files.
+        on_progress: told what is going on.
 
     Raises:
         EngineFailed: the engine or the device is missing, or crashed before any operator.
@@ -188,8 +195,13 @@ def operator_times(
 ) -> OperatorTimes:
     """Times of all nodes from those of kinds.
 
-    ``kinds``: rows with ``op`` and ``roofline``; ``kind_of``: the kind of each node, ``NAMES`` or
-    ``NOTHING``; ``started``: by the monotonic clock.
+    Args:
+        kinds: rows with ``op`` and ``roofline``, seconds.
+        kind_of: the kind of each node, ``NAMES`` or ``NOTHING``.
+        found: times of the kinds.
+        device: that kinds were timed on.
+        machine: whose roofline stands in where a kind has no time.
+        started: when timing began, by the monotonic clock.
     """
     skipped = {k: found.skipped.get(k, "time") for k in range(len(kinds)) if k not in found.seconds}
     results = []

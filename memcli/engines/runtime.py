@@ -37,6 +37,9 @@ class Reserve:
     assumed: str = ""
 
 
+NOTHING = Reserve(0)
+
+
 def default_reserve(engine: str, *, cpu: bool, memory: int | None) -> Reserve:
     """What ``mxnet`` or ``torch`` is assumed to take for itself, of ``memory`` bytes in all.
 

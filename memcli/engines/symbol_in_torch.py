@@ -34,7 +34,7 @@ _USABLE = 0.7
 def torch_marks(file: SymbolFile, steps: list[dict[str, Any]]) -> Flags:
     """What PyTorch keeps and drops where MXNet runs the file's marks.
 
-    A marked node is dropped and made again. Behind a save barrier, an identity that memcli put in
+    A marked node is dropped and recomputed. Behind a save barrier, an identity that memcli put in
     and that is not marked, MXNet keeps what the node made: so does PyTorch.
     """
     marked = file.marked()
@@ -65,8 +65,17 @@ def verify_symbol_in_torch(
     """Train a step of an MXNet symbol and of its plan in PyTorch, and compare.
 
     MXNet is asked for shapes, on the CPU. Estimates are PyTorch's for the tensors that the plan
-    keeps there, not the pool of MXNet that the plan was made for. ``why``: why PyTorch runs it.
-    ``steps``: as in ``torch_runs.train``.
+    keeps there, not the pool of MXNet that the plan was made for.
+
+    Args:
+        planned_model: its path, or what was read.
+        original: the baseline's path; None: it is taken from the planned file.
+        gpu: number of the card, None for the CPU.
+        seed: of random numbers.
+        steps: as in ``torch_runs.train``.
+        request: shapes in place of the plan's.
+        why: why PyTorch runs it.
+        on_progress: told what is going on.
 
     Raises:
         BadInput: no plan, no original, shapes unknown, operators that are not converted.

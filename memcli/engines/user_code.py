@@ -52,7 +52,10 @@ def refuse_unknown(raw: Mapping[str, Any], imports: Sequence[str]) -> None:
 def refuse_unregistered(kind: str, raw: Mapping[str, Any], names: Sequence[str]) -> BadInput:
     """The refusal of a user operator that none of the files has registered.
 
-    ``names``: of the nodes in the file, by position.
+    Args:
+        kind: its ``op_type``.
+        raw: the symbol file's content.
+        names: of the nodes in the file, by position.
     """
     places = [
         name

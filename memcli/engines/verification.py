@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from memcli.errors import BadInput, EngineFailed, MemcliError
 from memcli.formats.detect import Model, ModelSource, detect_format, read_model_bytes
-from memcli.formats.onnx.record import OnnxPlan
+from memcli.formats.node_plan import NodePlan
 from memcli.formats.symbol.record import PlanRecord
 from memcli.request import ShapeRequest
 from memcli.results.inspected import (
@@ -18,7 +18,7 @@ from memcli.results.inspected import (
 from memcli.units import format_size
 
 
-def record_notes(inspected: Inspected, record: PlanRecord | OnnxPlan | None) -> list[str]:
+def record_notes(inspected: Inspected, record: PlanRecord | NodePlan | None) -> list[str]:
     """Where what the plan says of itself does not hold for what is shown."""
     notes: list[str] = []
     if record is None or inspected.planned is None:
@@ -38,7 +38,13 @@ def record_notes(inspected: Inspected, record: PlanRecord | OnnxPlan | None) -> 
 
 
 def scaled_request(request: ShapeRequest, old: int, new: int) -> ShapeRequest:
-    """The shapes with a leading dimension of ``old``, or a multiple, scaled to ``new``."""
+    """The shapes with another batch.
+
+    Args:
+        request: the shapes.
+        old: the batch; leading dimensions that are a multiple of it are scaled.
+        new: what the batch becomes.
+    """
     shapes = {
         n: [s[0] // old * new, *s[1:]] if s and s[0] % old == 0 else s
         for n, s in request.shapes.items()
@@ -70,8 +76,13 @@ def original_beside(
 ) -> tuple[HashedFile, str] | None:
     """The file that a plan was made from, in the plan's folder or the current one, and where it is.
 
-    A file of that name is looked into only where its SHA-256 is the record's. ``read`` may raise
-    MemcliError: a file that cannot be read is not the one.
+    A file of that name is looked into only where its SHA-256 is the record's.
+
+    Args:
+        planned_path: of the planned file.
+        name: the original's, by the record.
+        sha256: the original's, by the record.
+        read: reads a file; may raise MemcliError, as a file that cannot be read is not the one.
     """
     for folder in {os.path.dirname(os.path.abspath(planned_path)), os.getcwd()}:
         path = os.path.join(folder, os.path.basename(name))
@@ -95,9 +106,14 @@ def fit_batch(
     needed_by: Callable[[Bound], int],
     analysis_of: Callable[[ShapeRequest], Bound],
 ) -> tuple[Bound, dict[str, Any] | None]:
-    """The analysis at a batch whose unplanned step fits ``free`` bytes, and what was changed.
+    """The analysis at a batch whose baseline step fits ``free`` bytes, and what was changed.
 
-    ``asked``: the batch of ``analysis``. ``needed_by``: bytes that verifying takes at most.
+    Args:
+        analysis: of the graph.
+        asked: the batch of ``analysis``.
+        free: bytes that verifying may take.
+        needed_by: bytes that verifying takes at most, of an analysis.
+        analysis_of: the analysis at other shapes.
 
     Raises:
         EngineFailed: not even a batch of one fits.
@@ -139,7 +155,7 @@ def scaled_notes(scaled: dict[str, Any] | None) -> list[str]:
 
 
 def shapes_to_verify(
-    record: PlanRecord | OnnxPlan | None, request: ShapeRequest | None
+    record: PlanRecord | NodePlan | None, request: ShapeRequest | None
 ) -> ShapeRequest:
     """The plan's shapes, with what the user says in their place.
 

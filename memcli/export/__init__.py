@@ -1,0 +1,1 @@
+"""A plan as groups of layers for a framework's own checkpoints."""

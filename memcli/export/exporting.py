@@ -1,4 +1,4 @@
-"""From a planned ONNX file to groups of layers that a framework's own checkpoints can wrap."""
+"""From a planned file to groups of layers that a framework's own checkpoints can wrap."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from memcli.export.module_groups import ModuleSearch
 from memcli.export.run_groups import RunSearch
 from memcli.export.scopes import Group, Grouping, ScopeCosts
 from memcli.formats.detect import Model
-from memcli.formats.onnx.file import OnnxFile, read_onnx
-from memcli.formats.onnx.scopes import Scopes, scopes_of
+from memcli.formats.model_file import read_model
+from memcli.formats.registry import FORMATS
+from memcli.formats.scopes import Scopes
+from memcli.formats.trained_file import TrainedFile
 from memcli.marks import AUXILIARY, RESULTS
 from memcli.quoting import shown_path
-from memcli.request import Progress
+from memcli.request import Progress, ShapeRequest
 from memcli.results.exported import Exported, WrappedGroup
 
 # What a policy of PyTorch's selective checkpointing can count, by the operators of the file.
@@ -28,9 +30,15 @@ _KINDS = {
     "ConvTranspose": "convolution",
     "Gemm": "product",
     "MatMul": "product",
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), "convolution"),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), "convolution"),
+    **dict.fromkeys(("linear", "addmm", "mm", "bmm", "matmul"), "product"),
 }
 # PyTorch may run a product within one of these, or make several of it.
-_HIDE_PRODUCTS = {"Softmax", "Einsum", "LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention"}
+_HIDE_PRODUCTS = {
+    *("Softmax", "Einsum", "LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention"),
+    *("einsum", "lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention"),
+}
 
 
 def export_plan(model: Model, target: str, on_progress: Progress | None = None) -> Exported:
@@ -41,19 +49,25 @@ def export_plan(model: Model, target: str, on_progress: Progress | None = None) 
         AnswerIsNo: nothing that the framework can wrap takes less memory than no plan.
         EngineFailed: PyTorch, whose memory is counted, is missing or crashed.
     """
-    file = read_onnx(model)
+    file: TrainedFile = read_model(model, ShapeRequest(), as_planned=True)
     path = file.path
+    if file.format == "pt2" and target != "torch":
+        raise BadInput(
+            f"{shown_path(path)}: is a program of PyTorch, which {target} has no layers of",
+            "--to torch writes the modules to wrap",
+        )
     plan = file.plan()
     if plan is None:
+        out = f"planned.{FORMATS[file.format].ending}"
         raise BadInput(
             f"{shown_path(path)}: carries no plan to export",
-            f"make one first: memcli plan {shown_path(path)} -o planned.onnx",
+            f"make one first: memcli plan {shown_path(path)} -o {out}",
         )
     analysis = analyze_file(file, shapes_to_verify(plan, None), plan.device, on_progress)
     if on_progress:
         on_progress("grouping layers", None)
     flags = flags_of(file, analysis, plan.marks)
-    scopes = scopes_of(file)
+    scopes = file.scopes()
     names = [step["name"] for step in analysis.steps]
     at = places(analysis)
     costs = ScopeCosts(analysis.model, flags)
@@ -142,7 +156,7 @@ def _heavy(analysis: TorchAnalysis) -> NDArray[np.bool_]:
     operators = [step["op"] for step in analysis.steps]
     counted = set(_KINDS)
     if _HIDE_PRODUCTS.intersection(operators):
-        counted -= {"Gemm", "MatMul"}
+        counted -= {operator for operator, kind in _KINDS.items() if kind == "product"}
     return np.array([operator in counted for operator in operators], bool)
 
 
@@ -152,7 +166,7 @@ def _made(analysis: TorchAnalysis) -> NDArray[np.int64]:
     return (total[trace.first[1:]] - total[trace.first[:-1]]).astype(np.int64)
 
 
-def _dotted(scopes: Scopes, file: OnnxFile) -> Scopes:
+def _dotted(scopes: Scopes, file: TrainedFile) -> Scopes:
     """Modules for PyTorch: names with dots that stand in no scope are paths of modules."""
     if scopes.origin == "torch":
         return scopes

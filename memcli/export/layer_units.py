@@ -63,9 +63,14 @@ def units_of(
 ) -> list[Unit]:
     """Units in an order in which each comes after all that it reads.
 
-    ``paths``, ``names``, ``made``: of each step the scope, the node's name and the bytes that it
-    makes. A scope that holds most of the tensors is looked into; a unit whose steps depend on
-    others in between is cut into its steps.
+    A scope that holds most of the tensors is looked into; a unit whose steps depend on others in
+    between is cut into its steps.
+
+    Args:
+        paths: of each step, its scope.
+        names: of each step, its node's name.
+        made: of each step, the bytes that it makes.
+        flow: what reads what.
     """
     keys = _keys(paths, names, made)
     while True:

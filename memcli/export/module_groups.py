@@ -37,8 +37,11 @@ class ModuleSearch:
         self.candidates = self._candidates(paths, frozenset(sequences), callable_)
 
     def search(self) -> Grouping:
-        """The best groups found: those that the plan drops, or all modules of one depth, with some
-        put in, taken out or opened."""
+        """The best groups found.
+
+        Those that the plan drops, or all modules of one depth, with some put in, taken out or
+        opened.
+        """
         starts = [self.costs.grouping(self._dropped_by_plan())]
         for depth in sorted({len(group.scopes[0]) for group in self.candidates}):
             level = [g for g in self.candidates if len(g.scopes) == 1 and len(g.scopes[0]) == depth]
@@ -64,8 +67,11 @@ class ModuleSearch:
         return found
 
     def _with(self, found: Grouping, group: Group) -> list[list[Group]]:
-        """Without a group that is there, or with what is inside of it; with one that is not, in
-        the place of those that it shares steps with."""
+        """What groups become where one is changed.
+
+        Without a group that is there, or with what is inside of it; with one that is not, in the
+        place of those that it shares steps with.
+        """
         same = [g for g in found.groups if g.steps == group.steps]
         rest = [g for g in found.groups if not (g.steps & group.steps)]
         trials = [[*rest, group], [*rest, self._saving(group)]]

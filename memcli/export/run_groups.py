@@ -10,9 +10,9 @@ import numpy as np
 from memcli.export.layer_units import Unit
 from memcli.export.scopes import MOST_EVALUATIONS, PASSES, STARTS, Group, Grouping, ScopeCosts
 
-# Runs to start from end at every so manieth narrow place.
+# Strides, in narrow places: runs to start from end at every stride-th of them.
 _EVERY = (1, 2, 4)
-# What is made again for its every reader rather than in a group of its own: nothing is computed.
+# What is recomputed for its every reader rather than in a group of its own: nothing is computed.
 _COPIES = ("Concat",)
 
 
@@ -38,8 +38,11 @@ class RunSearch:
         self.flow = costs.flow
 
     def search(self) -> Grouping:
-        """The best runs found. They end behind what the plan keeps, or where little is handed on;
-        the ends of the best of these are then moved about."""
+        """The best runs found.
+
+        They end behind what the plan keeps, or where little is handed on; the ends of the best of
+        these are then moved about.
+        """
         starts: list[tuple[tuple[float, float], list[Unit], list[Unit], list[bool]]] = []
         for repeated in self._repeated():
             copied = {unit.path for unit in repeated}
@@ -95,8 +98,10 @@ class RunSearch:
         return _Narrow(len(units), ends)
 
     def _repeated(self) -> list[list[Unit]]:
-        """Copies that more than one unit reads: in a group of their own they would stay as its
-        output. None of them, those that the plan drops, or all."""
+        """Copies that more than one unit reads: none of them, those that the plan drops, or all.
+
+        In a group of their own they would stay as its output.
+        """
         of = {step: k for k, unit in enumerate(self.units) for step in unit.steps}
         operators = self.costs.model.trace.operators
         every, dropped = [], []

@@ -1,10 +1,10 @@
 """A plan in terms of whole functions: which runs of layers, or modules, to wrap as checkpoints.
 
-What ``torch.utils.checkpoint``, ``tf.recompute_grad`` and ``jax.checkpoint`` offer is coarser than
-a plan: a function is wrapped, its inputs and outputs stay, and everything inside is dropped and
-made again when the backward pass comes to it. Here is what such groups cost, by the exact memory
-model; :mod:`memcli.export.run_groups` and :mod:`memcli.export.module_groups` find groups whose
-insides the plan drops, and move them about while that gets better.
+What ``torch.utils.checkpoint``, ``tf.recompute_grad`` and ``jax.checkpoint`` offer is less fine
+than a plan: a function is wrapped, its inputs and outputs stay, and everything inside is dropped
+and recomputed when the backward pass comes to it. Here is what such groups cost, by the exact
+memory model; :mod:`memcli.export.run_groups` and :mod:`memcli.export.module_groups` find groups
+whose insides the plan drops, and move them about while that gets better.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ STARTS = 2
 
 @dataclass(frozen=True)
 class Group:
-    """Wrapped together: steps, the scopes that they are, and steps whose result stays all the
-    same (a policy says so)."""
+    """Wrapped together: steps, and the scopes that they are.
+
+    ``saves``: steps whose result stays all the same (a policy says so).
+    """
 
     scopes: tuple[Path, ...]
     steps: frozenset[int]
@@ -84,8 +86,8 @@ class ScopeCosts:
     def grouping(self, groups: Iterable[Group], repeated: Sequence[Unit] = ()) -> Grouping:
         """What groups cost: the figure for what is wrapped, not for the plan.
 
-        A group runs again as a whole, up to what is asked for, saved results or not: while it does,
-        it takes as much as if none were saved.
+        A group is recomputed as a whole, up to what is asked for, saved results or not: while it
+        does, it takes as much as if none were saved.
         """
         listed = tuple(groups)
         marks = self.marks(listed, repeated)
@@ -101,8 +103,10 @@ class ScopeCosts:
         return Grouping(listed, tuple(repeated), marks, cost)
 
     def marks(self, groups: Sequence[Group], repeated: Sequence[Unit] = ()) -> Flags:
-        """The groups as a plan: dropped is what is read within its own group alone, and what a
-        function saves inside itself."""
+        """The groups as a plan.
+
+        Dropped is what is read within its own group alone, and what a function saves inside itself.
+        """
         flow = self.flow
         group_of = {step: g for g, group in enumerate(groups) for step in group.steps}
         copied = {step for unit in repeated for step in unit.steps}
@@ -117,9 +121,9 @@ class ScopeCosts:
                 escapes[step] |= bool(flow.given_out[storage]) or -1 in within
             else:
                 escapes[step] |= bool(flow.given_out[storage]) or within != {group_of[step]}
-        for g, group in enumerate(groups):
+        for group in groups:
             for step in group.steps:
-                stays = escapes[step] or step in groups[g].saves
+                stays = escapes[step] or step in group.saves
                 marks[step] = (KEPT if stays else AGAIN) | AUXILIARY
         for step in copied:
             marks[step] = KEPT if escapes[step] else EACH | AUXILIARY

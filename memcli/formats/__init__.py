@@ -1,0 +1,1 @@
+"""Files of models: read, checked, and written with a plan."""

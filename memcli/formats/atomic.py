@@ -22,10 +22,15 @@ def write_atomically(
 ) -> None:
     """Puts ``data`` at ``path`` in one step; no reader ever sees a part of it.
 
-    The bytes go to a temporary file in the same folder, are flushed to the disk, and take the
-    name last. The temporary file is removed whatever happens, an interrupt from the keyboard
-    included. A file that is replaced passes its permissions on; a symbolic link is followed.
-    ``asked_for``: the user named the file, and is told of it where the command is interrupted.
+    The bytes go to a temporary file in the same folder, are flushed to the disk, and take the name
+    last. The temporary file is removed whatever happens, an interrupt from the keyboard included. A
+    file that is replaced passes its permissions on; a symbolic link is followed.
+
+    Args:
+        path: of the file.
+        data: all of it.
+        overwrite: whether a file that is there is replaced.
+        asked_for: the user named the file, and is told of it where the command is interrupted.
 
     Raises:
         BadInput: the path is empty, a folder or no regular file, its folder is missing or not

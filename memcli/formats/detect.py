@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import importlib
 import io
 import os
 import stat
@@ -15,6 +16,7 @@ from typing import BinaryIO, TypeAlias
 
 from memcli.errors import BadInput
 from memcli.formats.caffe.detect import looks_like_caffe
+from memcli.formats.import_string import BUILDER, is_import_string
 from memcli.formats.registry import FORMATS, ModelFormat
 from memcli.quoting import STANDARD, shown, shown_path
 
@@ -27,7 +29,7 @@ _FREE_UNPACKED = 64 << 20
 _LARGEST_RATIO = 200
 
 _GZIP = b"\x1f\x8b"
-_WANTED = "memcli reads MXNet symbol JSON, ONNX and Caffe prototxt"
+_WANTED = "memcli reads MXNet symbol JSON, ONNX, Caffe prototxt and .pt2 of torch.export"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class ModelSource:
     data: bytes = field(repr=False)  # gzip taken off
     sha256: str  # of what was read, as stored
     format: str  # the name of one of FORMATS
+    notes: tuple[str, ...] = ()  # told to the user where the model is read
 
     @property
     def kind(self) -> ModelFormat:
@@ -55,12 +58,18 @@ Model: TypeAlias = "str | os.PathLike[str] | ModelSource"
 def read_source(model: Model) -> ModelSource:
     """A model's bytes and what they are; what was read already comes back as it is.
 
+    ``package.module:function``, where no such file is there, is the user's code, which is run.
+
     Raises:
         BadInput: as :func:`read_model_bytes` and :func:`detect_format`.
     """
     if isinstance(model, ModelSource):
         return model
     path = os.fspath(model)
+    if is_import_string(path):
+        module, _, function = BUILDER.partition(":")
+        built: ModelSource = getattr(importlib.import_module(module), function)(path)
+        return built
     data, sha256 = read_model_bytes(path)
     return ModelSource(path, data, sha256, detect_format(data, shown_path(path)))
 
@@ -197,7 +206,7 @@ def _known_other(data: bytes, start: bytes) -> tuple[str, str] | None:
         if b"data.pkl" in data[:4096]:
             return (
                 "is a PyTorch checkpoint (zip), which holds no graph that memcli reads",
-                "export the model to ONNX",
+                "export the model: torch.export.save(torch.export.export(model, args), 'net.pt2')",
             )
         return "is a zip archive", "unpack it and give the model in it"
     if data[:1] == b"\x80" and data[1:2] in b"\x02\x03\x04\x05" and len(data) > 2:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from memcli.formats.caffe.file import parse_caffe
+from typing import Any
+
 from memcli.formats.detect import Model, read_source
-from memcli.formats.onnx.file import OnnxFile, read_onnx
-from memcli.formats.onnx.shapes import ShapesAsked
+from memcli.formats.input_shapes import ShapesAsked
 
 
-def read_model(model: Model, asked: ShapesAsked, *, as_planned: bool = False) -> OnnxFile:
-    """An ONNX file, or a Caffe net as the graph that it becomes at the shapes asked for.
+def read_model(model: Model, asked: ShapesAsked, *, as_planned: bool = False) -> Any:
+    """The file of a model: a :class:`memcli.formats.trained_file.TrainedFile` of its format.
 
-    ``as_planned``: a net's plan gives the shapes that are not asked for.
+    A Caffe net is read as the graph that it becomes at the shapes asked for; ``as_planned``: its
+    plan gives the shapes that are not asked for.
 
     Raises:
-        BadInput: it cannot be read, or is neither.
+        BadInput: it cannot be read, or PyTorch does not train such files.
     """
     source = read_source(model)
-    if source.kind.depends_on_shapes:
-        return parse_caffe(source.data, source.path, source.sha256, asked, as_planned=as_planned)
-    return read_onnx(source)
+    return source.kind.read(source, asked, as_planned)

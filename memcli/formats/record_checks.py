@@ -74,7 +74,13 @@ def read_record(
 ) -> dict[str, Any]:
     """The fields of a record, all checked; keys that a later memcli may add are passed over.
 
-    ``mend``: what to do about a record that cannot be read. ``optional``: may be missing.
+    Args:
+        text: a JSON object.
+        where: the file and the place in it, for messages.
+        fields: names, and what checks each.
+        schema: the newest version that is understood.
+        mend: what to do about a record that cannot be read.
+        optional: names of fields that may be missing.
 
     Raises:
         BadInput: not such a text; the message begins with ``where`` and names the field.

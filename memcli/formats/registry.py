@@ -10,11 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from memcli.errors import BadInput
 from memcli.formats.caffe.detect import looks_like_caffe
 from memcli.formats.protobuf import looks_like_onnx
+from memcli.formats.pt2.archive import looks_like_pt2
+from memcli.quoting import shown_path
 
 if TYPE_CHECKING:
     from memcli.formats.detect import ModelSource
+    from memcli.formats.input_shapes import ShapesAsked
     from memcli.formats.stripped import Stripped
 
 
@@ -29,6 +33,7 @@ class ModelFormat:
         engine: name of the engine that trains such models.
         recognizes: whether bytes (gzip taken off) are such a file.
         stripping: ``module:function`` that takes a plan off; see :meth:`strip`.
+        reading: ``module:function`` that reads a file that PyTorch trains; '' for other engines'.
         next_step: what to do with a verified file of that path, for the last line of a report.
         naming: ``module:function`` that refuses names of planned files; '' where all will do.
         depends_on_shapes: whether the graph that a file stands for depends on the shapes.
@@ -42,6 +47,7 @@ class ModelFormat:
     engine: str
     recognizes: Callable[[bytes], bool]
     stripping: str
+    reading: str = ""
     next_step: Callable[[str], str] | None = None
     naming: str = ""
     depends_on_shapes: bool = False
@@ -55,6 +61,18 @@ class ModelFormat:
             BadInput: no plan, or one that cannot be taken off.
         """
         return _function(self.stripping)(source, out)
+
+    def read(self, source: ModelSource, asked: ShapesAsked, as_planned: bool) -> Any:
+        """The file as PyTorch's engine takes it; see :func:`memcli.formats.model_file.read_model`.
+
+        Raises:
+            BadInput: it cannot be read, or another engine trains such files.
+        """
+        if not self.reading:
+            raise BadInput(
+                f"{shown_path(source.path)}: is {self.noun}, which PyTorch does not train"
+            )
+        return _function(self.reading)(source, asked, as_planned)
 
     def check_name(self, out: str) -> None:
         """Refuses a name that does not say how a planned file is to be written.
@@ -94,6 +112,7 @@ FORMATS: dict[str, ModelFormat] = {
             engine="torch",
             recognizes=lambda data: looks_like_caffe(data) == "net",
             stripping="memcli.formats.stripping:strip_caffe",
+            reading="memcli.formats.caffe.file:read_caffe",
             # Caffe itself knows of no plan
             next_step=lambda path: f"memcli.torch.load({path!r})",
             naming="memcli.formats.caffe.file:check_caffe_output",
@@ -106,8 +125,20 @@ FORMATS: dict[str, ModelFormat] = {
             engine="torch",
             recognizes=looks_like_onnx,
             stripping="memcli.formats.stripping:strip_onnx",
+            reading="memcli.formats.onnx.file:read_planned_onnx",
             exports=True,
             certain=False,
+        ),
+        ModelFormat(
+            name="pt2",
+            noun="an exported PyTorch program",
+            ending="pt2",
+            engine="torch",
+            recognizes=looks_like_pt2,
+            stripping="memcli.formats.pt2.file:strip_pt2",
+            reading="memcli.formats.pt2.file:read_pt2",
+            next_step=lambda path: f"memcli.torch.load({path!r})",
+            exports=True,
         ),
     )
 }

@@ -8,8 +8,8 @@ import os
 from memcli.errors import BadInput
 from memcli.formats.caffe.annotate import carried_plan, without_plan
 from memcli.formats.detect import ModelSource
+from memcli.formats.node_plan import NodePlan
 from memcli.formats.onnx.plan import moved_notes, strip_plan
-from memcli.formats.onnx.record import OnnxPlan
 from memcli.formats.stripped import Stripped
 from memcli.formats.symbol.file import SymbolFile
 from memcli.formats.symbol.record import PlanRecord
@@ -78,7 +78,7 @@ def _stripped(
     path: str,
     kind: str,
     data: bytes,
-    plan: PlanRecord | OnnxPlan | None,
+    plan: PlanRecord | NodePlan | None,
     marks: int,
     notes: list[str],
 ) -> Stripped:

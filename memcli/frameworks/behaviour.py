@@ -31,7 +31,7 @@ class Behaviour:
 
     @property
     def normalises(self) -> bool:
-        """Whether it is a BatchNorm, which can run again before its backward."""
+        """Whether it is a BatchNorm, which can be recomputed before its backward."""
         return self.module == _BATCH_NORM
 
     @property

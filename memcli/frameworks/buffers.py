@@ -79,10 +79,13 @@ def module_buffers(
 ) -> list[Buffer]:
     """All buffers that are not parameters.
 
-    ``with_gradient``: over forward nodes, whether a gradient passes through. ``statistics``: over
-    forward nodes, bytes of the mean and deviation that BatchNorm saves. ``joined``: see above.
-    ``rerun``: dense layers' BatchNorms share their outputs, too, and run again before they are
-    read in the backward pass.
+    Args:
+        graph: the training graph.
+        with_gradient: over forward nodes, whether a gradient passes through.
+        statistics: over forward nodes, bytes of the mean and deviation that BatchNorm saves.
+        joined: see :mod:`memcli.frameworks.buffers`.
+        rerun: dense layers' BatchNorms share their outputs, too, and are recomputed before they are
+            read in the backward pass.
     """
     return _Buffers(graph, with_gradient, statistics, joined, rerun).all()
 

@@ -16,7 +16,7 @@ from memcli.graph.training import Ints, TrainingGraph
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """Who owns which buffer: as modules have them, or joined and run again, and what is shared."""
+    """Who owns which buffer: as modules have them, or joined and recomputed, and what is shared."""
 
     share: Callable[[list[Buffer]], tuple[list[Storage], int]]
     joined: bool = False

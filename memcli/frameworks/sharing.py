@@ -69,6 +69,9 @@ def by_type(buffers: list[Buffer]) -> tuple[list[Storage], int]:
 
     Returns:
         The storages, and how many buffers could not be where the scheme has them.
+
+    Args:
+        buffers: of the network.
     """
     result = unshared([b for b in buffers if b.key is None])
     storages: dict[str, list[_Turns]] = {}

@@ -1,0 +1,1 @@
+"""The training graph, and what its operators and plans cost, whatever the engine."""

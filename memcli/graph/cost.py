@@ -39,7 +39,7 @@ class Cost:
 
     @property
     def time_fraction(self) -> float:
-        """Time of what runs again as a part of one forward pass, by the model's cost."""
+        """Time of what is recomputed as a part of one forward pass, by the model's cost."""
         return self.recompute_seconds / self.forward_seconds if self.forward_seconds else 0.0
 
 
@@ -65,5 +65,13 @@ class LowerBound:
 
 
 def gap(bound: int, planned: int) -> float:
-    """How far a plan may be from the best possible, as a part of it; 0 is proven best."""
+    """How far a plan's memory may be from the least possible.
+
+    Args:
+        bound: bytes that no plan gets under.
+        planned: bytes that the plan takes.
+
+    Returns:
+        A part of ``planned``, 0 to 1; 0 proves that no plan takes less.
+    """
     return max(0.0, 1.0 - bound / planned) if planned else 0.0

@@ -34,7 +34,7 @@ class CostGraph:
         return float(self.seconds.sum())
 
     def inputs(self, value: int) -> NDArray[np.int64]:
-        """What ``value`` reads."""
+        """The values that ``value`` reads, rising."""
         return self.reads[self.read_ptr[value] : self.read_ptr[value + 1]]
 
     @classmethod
@@ -46,7 +46,16 @@ class CostGraph:
         reads: list[list[int]],
         name: str = "",
     ) -> CostGraph:
-        """From Python lists; ``reads[v]`` may name a value twice and need not be sorted."""
+        """A graph from Python lists.
+
+        Args:
+            ids: the file's names, in execution order.
+            seconds: time to compute each value, in the file's own unit.
+            sizes: bytes of each value.
+            reads: of each value, places of the values that it reads; may repeat one and need not be
+                sorted.
+            name: the graph's.
+        """
         unique = [sorted(set(r)) for r in reads]
         pointer = np.zeros(len(ids) + 1, np.int64)
         np.cumsum([len(r) for r in unique], out=pointer[1:])

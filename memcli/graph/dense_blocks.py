@@ -76,7 +76,14 @@ class DenseBlocks:
         return frozenset(layer.end for layer in self.layers)
 
     def pieces(self, concat: int) -> list[int]:
-        """What a Concat puts together where all that can be rebuilt is: entries, in order."""
+        """What a Concat puts together where all Concats are rebuilt that can be.
+
+        Args:
+            concat: a Concat of :attr:`parent`.
+
+        Returns:
+            Entries, in order.
+        """
         result: list[int] = []
         while True:
             result[:0] = self.added[concat]

@@ -22,6 +22,16 @@ def mapped(node, of_node, mark, owner, n):
     A recomputed node's copy, and the backward of a recomputed node, read copies where there are
     some; all others read the originals (``Gradient`` in gradient.cc). Behind a save barrier only
     the node's own gradient reads the copy.
+
+    Args:
+        node: of the graph without marks, that is read.
+        of_node: that reads it; from ``n`` on a recomputed copy.
+        mark: over forward nodes, the plan.
+        owner: over nodes, the forward node that a backward node belongs to, -1 for others.
+        n: nodes of the graph without marks.
+
+    Returns:
+        ``node``, or ``n + node`` for its recomputed copy.
     """
     if node >= mark.shape[0] or not mark[node]:
         return node
@@ -35,7 +45,23 @@ def mapped(node, of_node, mark, owner, n):
 
 @compiled
 def execution_order(n, in_ptr, in_node, dep_ptr, dep_node, owner, heads, mark):
-    """Depth-first post-order from the outputs, inputs before control dependencies (nnvm)."""
+    """The order in which the engine runs a graph under a plan.
+
+    Depth-first post-order from the outputs, inputs before control dependencies, as nnvm has it.
+
+    Args:
+        n: nodes of the graph without marks.
+        in_ptr: nodes + 1; inputs of node ``v`` are ``in_node[in_ptr[v]:in_ptr[v + 1]]``.
+        in_node: over inputs, the node that is read.
+        dep_ptr: nodes + 1, the same for control dependencies.
+        dep_node: over control dependencies, the node that is waited for.
+        owner: over nodes, the forward node that a backward node belongs to, -1 for others.
+        heads: over outputs of the graph, the node that makes it.
+        mark: over forward nodes, the plan.
+
+    Returns:
+        Nodes, each once; ``n + f`` is the recomputed copy of forward node ``f``.
+    """
     seen = np.zeros(2 * n, np.uint8)
     order = np.empty(2 * n, np.int64)
     stack = np.empty(2 * n + 1, np.int64)

@@ -123,7 +123,17 @@ def _product(values: Sequence[int]) -> int:
 def forward_flops(
     op: str, attrs: Mapping[str, str], inputs: Sequence[Shape], outputs: Sequence[Shape]
 ) -> float:
-    """FLOPs of one run of a forward operator, given the shapes of its inputs and outputs."""
+    """FLOPs of one run of a forward operator, given the shapes of its inputs and outputs.
+
+    Args:
+        op: the operator's name.
+        attrs: its attributes, as the file spells them.
+        inputs: shapes of what it reads.
+        outputs: shapes of what it makes.
+
+    Returns:
+        A multiplication with its addition counts as two.
+    """
     if op in _FREE or not outputs:
         return 0.0
     out = _product(outputs[0])
@@ -229,7 +239,14 @@ def _einsum_flops(subscripts: str, inputs: Sequence[Shape], out: int) -> float:
 def backward_flops(
     op: str, inputs: Sequence[Shape], outputs: Sequence[Shape], forward: float
 ) -> float:
-    """FLOPs of a backward operator whose forward operator takes ``forward``."""
+    """FLOPs of one run of a backward operator.
+
+    Args:
+        op: the backward operator's name.
+        inputs: shapes of what it reads.
+        outputs: shapes of what it makes.
+        forward: FLOPs of its forward operator.
+    """
     if op.startswith("_backward_") and forward > 0:
         return 2.0 * forward
     if op in _FREE or not outputs:

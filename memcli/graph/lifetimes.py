@@ -42,7 +42,12 @@ class Spans:
     entries: Ints  # whose size each span has
 
     def summed(self, size: Ints, length: int) -> Ints:
-        """Over places: the sum of what has a block there; ``size`` over entries."""
+        """Over places in the order: the sum of what has a block there.
+
+        Args:
+            size: over entries, in any unit.
+            length: how many places there are.
+        """
         return np.asarray(
             _sum_spans(self.classes, self.starts, self.ends, size[self.entries], length)
         )
@@ -68,7 +73,11 @@ class Lifetimes:
     least_spans: Spans  # what ``least`` sums up
 
     def weighed(self, weight: Ints) -> Lifetimes:
-        """The same with other sizes: ``weight`` over entries, equal for entries of one size."""
+        """The same facts with other sizes.
+
+        Args:
+            weight: over entries, equal for entries of one size.
+        """
         weight = np.where(self.bytes > 0, weight, 0)
         length = len(self.order)
         return replace(

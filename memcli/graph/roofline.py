@@ -38,11 +38,6 @@ class Machine:
     launch_seconds: float
     kernels: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
-    @property
-    def ridge(self) -> float:
-        """FLOPs for each byte at which the two roofs meet."""
-        return self.flops_per_second / self.bytes_per_second
-
 
 # Time between the starts of two kernels. Empty CUDA kernels without synchronization can be started
 # every 3 microseconds at best (measured at the University of Virginia, "CUDA kernel
@@ -185,7 +180,14 @@ _READS_TWICE = frozenset(
 
 
 def machine_named(name: str) -> Machine:
-    """The preset of that name, or of a card as nvidia-smi names it; the default for all else."""
+    """The preset of a name.
+
+    Args:
+        name: of a preset (``MACHINES``), or of a card as nvidia-smi prints it.
+
+    Returns:
+        The default machine where no preset fits.
+    """
     preset = MACHINES.get(name.strip().lower())
     if preset is not None:
         return preset
@@ -260,13 +262,21 @@ def _uses_stored_statistics(graph: TrainingGraph, node: int) -> bool:
 
 
 def work_seconds(flops: Floats, moved: Floats, machine: Machine = DEFAULT_MACHINE) -> Floats:
-    """Seconds of operators by their FLOPs and the bytes that they move; no launch."""
+    """Seconds that operators take by the roofline, without their launch.
+
+    Args:
+        flops: of each operator.
+        moved: bytes that each reads and writes.
+        machine: whose roofs they run under.
+    """
     return np.maximum(flops / machine.flops_per_second, moved / machine.bytes_per_second)
 
 
 def kernel_of(graph: TrainingGraph, node: int) -> str:
-    """The operator, and what decides which kernel runs it: groups of a convolution, the function
-    of an activation."""
+    """The operator, and what decides which kernel runs it.
+
+    That is the groups of a convolution and the function of an activation.
+    """
     op = graph.op(node)
     attrs = graph.kinds[graph.kind[node]].attrs
     if op in ("Convolution", "Convolution_v1", "Deconvolution"):
@@ -291,18 +301,3 @@ def roofline_seconds(graph: TrainingGraph, machine: Machine = DEFAULT_MACHINE) -
                 seconds[v] = max(flops[v] / own[0], moved[v] / own[1])
     operators = graph.kind[: graph.n_forward] >= 0
     return np.where(operators, seconds + machine.launch_seconds, 0.0)
-
-
-def equivalent_flops(seconds: Floats, machine: Machine = DEFAULT_MACHINE) -> Floats:
-    """What ``machine`` would compute at its peak in these seconds: times as a number of FLOPs."""
-    return seconds * machine.flops_per_second
-
-
-def roofline_flops(graph: TrainingGraph, machine: Machine = DEFAULT_MACHINE) -> Floats:
-    """``roofline_seconds`` as FLOPs at the peak rate, over forward nodes.
-
-    A convolution that is bound by arithmetic has its own FLOPs (and the launch); one that is
-    bound by memory has what the machine could have computed meanwhile. Stands in for
-    ``graph.flops`` wherever recomputation is to be counted in time.
-    """
-    return equivalent_flops(roofline_seconds(graph, machine), machine)

@@ -15,13 +15,25 @@ def stage_of_nodes(graph: TrainingGraph, cuts: list[list[int]]) -> Ints:
 
     A stage ends with the last node of its cut. Sums of gradients belong to the stage of what
     they sum up.
+
+    Args:
+        graph: the training graph.
+        cuts: forward nodes of each cut.
+
+    Returns:
+        Over all nodes: the number of the stage, from 0.
     """
     ends = sorted({max(cut) for cut in cuts if cut})
     return with_gradients(graph, np.searchsorted(ends, np.arange(graph.n_forward), side="left"))
 
 
 def with_gradients(graph: TrainingGraph, forward: Ints) -> Ints:
-    """Stage numbers of every node, from those of forward nodes; see :func:`stage_of_nodes`."""
+    """Stage numbers of every node from those of forward nodes; see :func:`stage_of_nodes`.
+
+    Args:
+        graph: the training graph.
+        forward: over forward nodes, the stage.
+    """
     stage = np.zeros(graph.n_nodes, np.int64)
     stage[: graph.n_forward] = forward
     previous = int(stage[graph.n_forward - 1]) if graph.n_forward else 0
@@ -34,7 +46,15 @@ def with_gradients(graph: TrainingGraph, forward: Ints) -> Ints:
 
 
 def default_cuts(graph: TrainingGraph, wanted: int = 8) -> list[list[int]]:
-    """Places that divide a graph without a plan into about ``wanted`` parts of equal bytes."""
+    """Cuts that divide a graph without a plan into parts of about equal bytes.
+
+    Args:
+        graph: the training graph.
+        wanted: about how many parts.
+
+    Returns:
+        Forward nodes of each cut.
+    """
     sizes = graph.operator_bytes()
     total = np.cumsum(sizes)
     if not len(total) or not total[-1]:

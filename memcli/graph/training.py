@@ -155,8 +155,10 @@ class TrainingGraph:
         return total
 
     def operator_bytes(self) -> Ints:
-        """Over forward nodes: bytes of all outputs; 0 for variables, which are the caller's, and
-        for what reserves blocks."""
+        """Over forward nodes: bytes of all outputs.
+
+        0 for variables, which are the caller's, and for what reserves blocks.
+        """
         sizes = self.node_bytes()[: self.n_forward]
         sizes[(self.variable[: self.n_forward] == 1) | (self.reserving == 1)] = 0
         return sizes
@@ -186,7 +188,7 @@ class Plan:
     """What to recompute: a mark for each forward node, and what the engine must run with."""
 
     strategy: str
-    recompute: Flags  # over forward nodes: 0 kept, 1 recomputed, 2 recomputed behind a barrier
+    recompute: Flags  # over forward nodes: the marks of memcli.marks
     cuts: list[list[int]] = field(default_factory=list)  # kept forward nodes, a list for each cut
     match_range: int = 16
     # elements of blocks of the pool that the plan reserves, largest first

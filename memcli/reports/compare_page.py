@@ -24,7 +24,12 @@ dd { margin: 0 0 .2rem 7.5rem; }
 
 
 def comparison_page(compared: Comparison, svg: bytes) -> bytes:
-    """The page, in UTF-8. ``svg``: the picture as :func:`memcli.reports.plot.draw` gives it."""
+    """The page, in UTF-8.
+
+    Args:
+        compared: what is shown.
+        svg: the picture as :func:`memcli.reports.plot.draw` gives it.
+    """
     notes: list[str] = []
     base = compared.baseline.pool_bytes
     head = "".join(_cell("th", text, side) for text, side in COLUMNS)

@@ -30,7 +30,9 @@ _MOST_ROWS = 100
 def compare_json(compared: Comparison, plot: str | None = None) -> dict[str, Any]:
     """The object of ``compare --json``. Sizes in bytes, times in seconds.
 
-    ``plot``: the file that the plot was written to.
+    Args:
+        compared: what is shown.
+        plot: the file that the plot was written to.
     """
     analysis = compared.analysis
     return {
@@ -118,13 +120,13 @@ def comparison_facts(compared: Comparison) -> list[tuple[str, str]]:
     live = f" (live peak {format_size(base.live_peak_bytes)})"
     pairs = [
         ("inputs", shown_inputs(compared.analysis)),
-        ("unplanned", f"{format_size(base.pool_bytes)}{'' if compared.device else live}"),
+        ("baseline", f"{format_size(base.pool_bytes)}{'' if compared.device else live}"),
         ("lower bound", f"{format_size(compared.lower_bound)} (of every plan of this kind)"),
     ]
     pairs.append(
         (
             "cost",
-            f"{COST_WORDS[compared.cost_of]}, of running operators again: what plans "
+            f"{COST_WORDS[compared.cost_of]}, of recomputing operators: what plans "
             "within a budget minimize",
         )
     )
@@ -136,7 +138,7 @@ def comparison_facts(compared: Comparison) -> list[tuple[str, str]]:
 def print_comparison(console: Console, compared: Comparison) -> None:
     """The whole report of ``memcli compare`` but its last line."""
     table = new_table(
-        "Memory and recomputation (part: of unplanned; FLOPs, cost: of a forward pass)", COLUMNS
+        "Memory and recomputation (part: of baseline; FLOPs, cost: of a forward pass)", COLUMNS
     )
     notes: list[str] = []
     rows = [cells(row, compared.baseline.pool_bytes, notes) for row in compared.rows]

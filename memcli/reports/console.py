@@ -42,7 +42,8 @@ class PlainConsole(Console):
 def output_console(*, to_notes: bool = False) -> Console:
     """For tables and the last line.
 
-    ``to_notes``: on standard error, where standard output is for the planned graph.
+    Args:
+        to_notes: on standard error, where standard output is for the planned graph.
     """
     plain = not (sys.stderr if to_notes else sys.stdout).isatty()
     return PlainConsole(

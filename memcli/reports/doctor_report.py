@@ -19,13 +19,20 @@ class Check(Protocol):
     """What a report needs of :class:`memcli.engines.doctor.Check`."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What is checked."""
+
     @property
-    def ok(self) -> bool | None: ...
+    def ok(self) -> bool | None:
+        """Whether it works; None for something optional that is not here."""
+
     @property
-    def detail(self) -> str: ...
+    def detail(self) -> str:
+        """What was found."""
+
     @property
-    def mend(self) -> str: ...
+    def mend(self) -> str:
+        """What the user can do about it; "" where nothing needs to be done."""
 
 
 def word(ok: bool | None) -> str:

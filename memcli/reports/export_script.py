@@ -35,7 +35,7 @@ Operations are told by their scopes: jax.named_scope, modules of Flax, layers of
 }
 _WHOLE = (
     "What goes into a group and comes out of it stays, what is between is dropped, and all of it "
-    "runs again, once, when the backward pass comes to it."
+    "is recomputed, once, when the backward pass comes to it."
 )
 _DIFFERS = {
     "torch": "The plan itself is finer: memcli.torch.apply(planned file, model) follows it "
@@ -50,7 +50,12 @@ _MOST = 1 << 16
 
 
 def export_script(exported: Exported, module: str = "recompute_plan") -> str:
-    """The script's text. ``module``: the name under which it will be imported."""
+    """The script's text.
+
+    Args:
+        exported: the groups.
+        module: the name under which it will be imported.
+    """
     name = f"recompute_{exported.target}.py"
     source = (Path(emitted.__path__[0]) / name).read_text(encoding="utf-8")
     tree = ast.parse(source)
@@ -73,12 +78,12 @@ def header(exported: Exported, module: str) -> str:
     )
     written = (
         f"Written by memcli {__version__} from the plan in {_safe(e.source.name)}: {count} "
-        f"group{'s' if count != 1 else ''} of {what}s run again in the backward pass."
+        f"group{'s' if count != 1 else ''} of {what}s recomputed in the backward pass."
     )
     figures = (
         f"Memory of a training step at {shapes or 'the shapes of the plan'} ({e.analysis.dtype}), "
-        f"feature maps and their gradients, as PyTorch on {e.plan.device} takes it, and what runs "
-        "again, in parts of a forward pass's FLOPs and of its time by the roofline:"
+        f"feature maps and their gradients, as PyTorch on {e.plan.device} takes it, and what is "
+        "recomputed, in parts of a forward pass's FLOPs and of its time by the roofline:"
     )
     return "\n\n".join(
         [
@@ -102,7 +107,7 @@ def _safe(text: str) -> str:
 
 
 def _constants(exported: Exported) -> str:
-    lines = [f"# {_WHAT[exported.target].capitalize()}s that run again together."]
+    lines = [f"# {_WHAT[exported.target].capitalize()}s that are recomputed together."]
     lines.append("GROUPS: list[tuple[str, ...]] = [")
     for group in exported.groups:
         lines += _entry(group)

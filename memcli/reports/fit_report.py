@@ -16,8 +16,8 @@ from memcli.units import distinct_sizes, format_size
 def fit_json(fitted: Fitted) -> dict[str, Any]:
     """The object of ``fit --json``. Sizes in bytes, times in seconds.
 
-    Where nothing fits unplanned, that side's ``batch`` is 0, its figures are those of batch 1, and
-    ``ratio`` is null.
+    Where no batch of the baseline fits, that side's ``batch`` is 0, its figures are those of batch
+    1, and ``ratio`` is null.
     """
     cost = fitted.planned.cost
     return {
@@ -30,7 +30,7 @@ def fit_json(fitted: Fitted) -> dict[str, Any]:
         "reserve_assumed": fitted.reserve_assumed or None,
         "optimizer": fitted.optimizer,
         "strategy": fitted.strategy,
-        "unplanned": _side_json(fitted.unplanned),
+        "unplanned": _side_json(fitted.baseline),
         "planned": _side_json(fitted.planned)
         | {
             "found_by": fitted.plan.strategy,
@@ -66,12 +66,12 @@ def _side_json(side: Side) -> dict[str, Any]:
 
 
 def breakdown_table(console: Console, fitted: Fitted) -> None:
-    """Where the memory goes at the largest batch, unplanned and planned."""
+    """Where the memory goes at the largest batch, baseline and planned."""
     table = new_table(
         "The largest batch, and where its memory goes (MiB)",
-        [("", "left"), ("unplanned", "right"), ("planned", "right")],
+        [("", "left"), ("baseline", "right"), ("planned", "right")],
     )
-    sides = [fitted.unplanned, fitted.planned]
+    sides = [fitted.baseline, fitted.planned]
     rows = [["batch", *(f"{s.batch:,}" if s.fits else "1 (does not fit)" for s in sides)]]
 
     def row(label: str, sizes: list[int]) -> None:
@@ -106,12 +106,12 @@ def breakdown_table(console: Console, fitted: Fitted) -> None:
 def print_fitted(console: Console, fitted: Fitted) -> None:
     """The whole report of ``memcli fit`` but its last line."""
     breakdown_table(console, fitted)
-    sides = {"unplanned": fitted.unplanned, "planned": fitted.planned}
+    sides = {"baseline": fitted.baseline, "planned": fitted.planned}
     if fitted.ratio is None:
-        batch = f"{fitted.planned.batch:,} planned; unplanned not even 1"
+        batch = f"{fitted.planned.batch:,} planned; baseline not even 1"
     else:
         batch = (
-            f"{fitted.planned.batch:,} planned, {fitted.unplanned.batch:,} unplanned: "
+            f"{fitted.planned.batch:,} planned, {fitted.baseline.batch:,} baseline: "
             f"{fitted.ratio:.2f} times"
         )
     strategy = fitted.strategy

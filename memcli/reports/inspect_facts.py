@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from memcli.quoting import shown as quoted
 from memcli.quoting import shown_path
 from memcli.reports.tables import flops, percent
-from memcli.results.inspected import Held, Inspected, OnnxFacts
+from memcli.results.inspected import Inspected, OnnxFacts, TensorCount
 from memcli.units import format_size
 
 
@@ -75,7 +75,7 @@ def _symbol_file(inspected: Inspected) -> list[tuple[str, str]]:
 
 
 def _onnx_file(inspected: Inspected, onnx: OnnxFacts) -> list[tuple[str, str]]:
-    known = inspected.unplanned is not None
+    known = inspected.baseline is not None
     run = f", of which {inspected.operators} run" if known else ""
     gradients = "as much again"
     if inspected.plan is not None and inspected.plan.record and inspected.plan.record.frozen:
@@ -99,7 +99,7 @@ def _onnx_file(inspected: Inspected, onnx: OnnxFacts) -> list[tuple[str, str]]:
     return pairs
 
 
-def _held(held: Held) -> str:
+def _held(held: TensorCount) -> str:
     if not held.count:
         return "none"
     tied = f", {held.tied} more names for some of them (tied)" if held.tied else ""
@@ -112,8 +112,8 @@ def _plan_facts(inspected: Inspected) -> list[tuple[str, str]]:
     if plan is None:
         return [("plan", "none: nothing is recomputed")]
     pairs: list[tuple[str, str]] = []
-    ran = f"{plan.marked} nodes marked, {plan.recomputed} operators run again"
-    if inspected.unplanned is None:
+    ran = f"{plan.marked} nodes marked, {plan.recomputed} operators recomputed"
+    if inspected.baseline is None:
         ran = f"{plan.marked} nodes marked"
     if plan.record is None:
         pairs.append(("plan", f"marks of the file, not made by memcli: {ran}"))
@@ -155,7 +155,7 @@ def _shapes(shapes: dict[str, list[int]]) -> str:
 
 def _record_figures(memory: dict[str, int], recompute: dict[str, int | float]) -> str:
     words = {
-        "baseline_bytes": "as saved",
+        "baseline_bytes": "baseline",
         "planned_bytes": "planned",
         "live_peak_bytes": "live peak",
         "lower_bound_bytes": "lower bound",

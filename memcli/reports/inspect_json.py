@@ -9,18 +9,18 @@ from memcli.reports.models_report import models_json
 from memcli.reports.plan_report import stage_json
 from memcli.results.inspected import (
     Figures,
-    Held,
     Inspected,
     LargeTensor,
     OnnxFacts,
     OperatorKind,
     PlanFacts,
+    TensorCount,
 )
-from memcli.results.live_peak import Split
+from memcli.results.live_peak import PeakParts
 
 
 def recomputed_part(inspected: Inspected) -> float:
-    """FLOPs that the plan runs again, as a part of a forward pass's."""
+    """FLOPs that the plan recomputes, as a part of a forward pass's."""
     if inspected.planned is None or not inspected.forward_flops:
         return 0.0
     return inspected.planned.recompute_flops / inspected.forward_flops
@@ -31,7 +31,7 @@ def inspect_json(inspected: Inspected, *, nodes: bool = False) -> dict[str, Any]
 
     Of a file that cannot be planned, figures are null, and ``problem`` says why.
     """
-    known = inspected.unplanned is not None
+    known = inspected.baseline is not None
     result: dict[str, Any] = {
         "schema": 1,
         "engine": inspected.engine,
@@ -60,7 +60,7 @@ def inspect_json(inspected: Inspected, *, nodes: bool = False) -> dict[str, Any]
         if known
         else None,
         "live_peak": {
-            "baseline": _figures_json(inspected.unplanned),
+            "baseline": _figures_json(inspected.baseline),
             "planned": _figures_json(inspected.planned),
         },
         "operators": [_kind_json(kind, known) for kind in inspected.kinds],
@@ -79,14 +79,14 @@ def inspect_json(inspected: Inspected, *, nodes: bool = False) -> dict[str, Any]
 
 
 def _memory_json(inspected: Inspected) -> dict[str, int | None]:
-    unplanned, planned, shown = inspected.unplanned, inspected.planned, inspected.shown
+    baseline, planned, shown = inspected.baseline, inspected.planned, inspected.shown
     result = {
-        "baseline_bytes": unplanned.pool_bytes if unplanned else None,
+        "baseline_bytes": baseline.pool_bytes if baseline else None,
         "planned_bytes": planned.pool_bytes if planned else None,
         "live_peak_bytes": shown.live_peak_bytes if shown else None,
         "lower_bound_bytes": inspected.lower_bound if shown else None,
-        "baseline_live_peak_bytes": unplanned.live_peak_bytes if unplanned else None,
-        "baseline_kept_bytes": unplanned.kept_bytes if unplanned else None,
+        "baseline_live_peak_bytes": baseline.live_peak_bytes if baseline else None,
+        "baseline_kept_bytes": baseline.kept_bytes if baseline else None,
         "kept_bytes": shown.kept_bytes if shown else None,
         "parameter_bytes": inspected.parameter_bytes,
         "parameter_gradient_bytes": inspected.parameter_gradient_bytes,
@@ -94,8 +94,8 @@ def _memory_json(inspected: Inspected) -> dict[str, int | None]:
     }
     if inspected.engine == "torch":
         result |= {
-            "baseline_with_gradients_bytes": unplanned.with_parameter_gradients
-            if unplanned
+            "baseline_with_gradients_bytes": baseline.with_parameter_gradients
+            if baseline
             else None,
             "with_gradients_bytes": shown.with_parameter_gradients if shown else None,
         }
@@ -111,7 +111,7 @@ def _onnx_json(facts: OnnxFacts) -> dict[str, Any]:
     problem = facts.problem
     return {
         "device": facts.device,
-        "opset": facts.opsets[""],
+        "opset": facts.opsets.get("", next(iter(facts.opsets.values()), 0)),
         "opsets": facts.opsets,
         "producer": facts.producer,
         "parameters": _held_json(facts.parameters),
@@ -123,7 +123,7 @@ def _onnx_json(facts: OnnxFacts) -> dict[str, Any]:
     }
 
 
-def _held_json(held: Held) -> dict[str, int]:
+def _held_json(held: TensorCount) -> dict[str, int]:
     return {
         "tensors": held.count,
         "elements": held.elements,
@@ -163,7 +163,7 @@ def _plan_json(plan: PlanFacts | None) -> dict[str, Any] | None:
     return result
 
 
-def _split_json(split: Split) -> dict[str, int]:
+def _split_json(split: PeakParts) -> dict[str, int]:
     return {
         "feature_map_bytes": split.feature_maps,
         "gradient_bytes": split.gradients,

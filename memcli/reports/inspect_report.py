@@ -15,7 +15,7 @@ from memcli.reports.models_report import models_table
 from memcli.reports.plan_report import LIVE_STAGES, stage_table
 from memcli.reports.tables import add_folded, clip, facts, flops, mib, new_table, percent
 from memcli.results.inspected import Figures, Inspected, LargeTensor, NodeRow, OperatorKind
-from memcli.results.live_peak import Split
+from memcli.results.live_peak import PeakParts
 from memcli.units import format_size
 
 # Rows of a table of inputs or operator kinds before its middle is folded.
@@ -27,7 +27,7 @@ _SCREEN_ROWS = 5
 def next_step(inspected: Inspected) -> str:
     """The last line: which command comes next."""
     path = shlex.quote(printable(inspected.path))
-    if inspected.unplanned is None:
+    if inspected.baseline is None:
         return "no figures: standard error says what stands in their way"
     if inspected.plan is None:
         onnx = inspected.onnx
@@ -58,11 +58,11 @@ def print_inspected(
         full: every table; without, what fits one screen.
         top: how many of the largest tensors; None: as many as fit, with ``full`` all there are.
     """
-    if full or inspected.unplanned is None:
+    if full or inspected.baseline is None:
         _print_full(console, inspected)
     else:
         facts(console, short_facts(inspected))
-        step_table(console, inspected, inspected.unplanned)
+        step_table(console, inspected, inspected.baseline)
         live_operator_table(console, inspected, _SCREEN_ROWS)
         largest_table(console, inspected.largest[: _SCREEN_ROWS if top is None else top])
     if inspected.under_models is not None:
@@ -76,8 +76,8 @@ def _print_full(console: Console, inspected: Inspected) -> None:
     facts(console, model_facts(inspected))
     tensor_table(console, inspected)
     kind_table(console, inspected)
-    if inspected.unplanned is not None:
-        step_table(console, inspected, inspected.unplanned)
+    if inspected.baseline is not None:
+        step_table(console, inspected, inspected.baseline)
         live_operator_table(console, inspected)
         live_stage_table(console, inspected)
         if inspected.stages:
@@ -105,7 +105,7 @@ def tensor_table(console: Console, inspected: Inspected) -> None:
 
 def kind_table(console: Console, inspected: Inspected) -> None:
     """Operators by kind."""
-    if inspected.unplanned is None:
+    if inspected.baseline is None:
         count_table(console, inspected.kinds)
         return
     columns = [
@@ -117,7 +117,7 @@ def kind_table(console: Console, inspected: Inspected) -> None:
     ]
     title = "Operators (MiB; kept: of the outputs, what the backward pass reads)"
     if inspected.planned is not None:
-        columns += [("planned", "right"), ("run again", "right")]
+        columns += [("planned", "right"), ("recomputed", "right")]
         title = "Operators (MiB; kept: read by the backward; planned: under the plan)"
     if inspected.engine == "torch":  # whose operators keep more than their outputs
         title = "Operators (MiB; kept for the backward pass, with masks, indices, statistics)"
@@ -153,10 +153,10 @@ def count_table(console: Console, kinds: list[OperatorKind]) -> None:
         console.print(table)
 
 
-def step_table(console: Console, inspected: Inspected, unplanned: Figures) -> None:
-    """The memory of a step, unplanned and planned side by side."""
-    sides = [unplanned] + ([inspected.planned] if inspected.planned else [])
-    columns = [("memory of a training step, MiB", "left"), ("unplanned", "right")]
+def step_table(console: Console, inspected: Inspected, baseline: Figures) -> None:
+    """The memory of a step, baseline and planned side by side."""
+    sides = [baseline] + ([inspected.planned] if inspected.planned else [])
+    columns = [("memory of a training step, MiB", "left"), ("baseline", "right")]
     if inspected.planned is not None:
         columns += [("planned", "right"), ("part", "right")]
     table = new_table("", columns)
@@ -195,10 +195,10 @@ def step_table(console: Console, inspected: Inspected, unplanned: Figures) -> No
         rows.append(["recomputed, FLOPs (part: of a forward)", "0", again, part])
     add_folded(table, rows)
     console.print(table)
-    peaks = [("live peak at", _at(unplanned))]
+    peaks = [("live peak at", _at(baseline))]
     if inspected.planned is not None:
         peaks = [
-            ("unplanned peak at", _at(unplanned)),
+            ("baseline peak at", _at(baseline)),
             ("planned peak at", _at(inspected.planned)),
         ]
     facts(console, peaks)
@@ -214,13 +214,13 @@ _LIVE_COLUMNS = [("feature maps", "right"), ("gradients", "right")]
 def _live_columns(inspected: Inspected) -> list[tuple[str, str]]:
     if inspected.planned is None:
         return [*_LIVE_COLUMNS, ("total", "right")]
-    return [*_LIVE_COLUMNS, ("recomputed", "right"), ("total", "right"), ("unplanned", "right")]
+    return [*_LIVE_COLUMNS, ("recomputed", "right"), ("total", "right"), ("baseline", "right")]
 
 
-def _live_cells(inspected: Inspected, split: Split, unplanned: Split) -> list[str]:
+def _live_cells(inspected: Inspected, split: PeakParts, baseline: PeakParts) -> list[str]:
     cells = [mib(split.feature_maps), mib(split.gradients)]
     if inspected.planned is not None:
-        return [*cells, mib(split.recomputed), mib(split.total), mib(unplanned.total)]
+        return [*cells, mib(split.recomputed), mib(split.total), mib(baseline.total)]
     return [*cells, mib(split.total)]
 
 
@@ -231,8 +231,10 @@ def live_operator_table(console: Console, inspected: Inspected, most: int = _FEW
         [("operator", "left"), *_live_columns(inspected)],
     )
     shown = inspected.shown.by_operator if inspected.shown else {}
-    before = inspected.unplanned.by_operator if inspected.unplanned else {}
-    groups = {op: (shown.get(op, Split()), before.get(op, Split())) for op in [*shown, *before]}
+    before = inspected.baseline.by_operator if inspected.baseline else {}
+    groups = {
+        op: (shown.get(op, PeakParts()), before.get(op, PeakParts())) for op in [*shown, *before]
+    }
     if most < len(groups):  # the largest, and the others in one row
         largest = sorted(groups, key=lambda op: -max(split.total for split in groups[op]))[:most]
         others = [groups[op] for op in groups if op not in largest]
@@ -246,8 +248,8 @@ def live_operator_table(console: Console, inspected: Inspected, most: int = _FEW
         console.print(table)
 
 
-def _added(splits: Sequence[Split]) -> Split:
-    return Split(
+def _added(splits: Sequence[PeakParts]) -> PeakParts:
+    return PeakParts(
         sum(split.feature_maps for split in splits),
         sum(split.gradients for split in splits),
         sum(split.recomputed for split in splits),
@@ -261,7 +263,7 @@ def live_stage_table(console: Console, inspected: Inspected) -> None:
         [("#", "right"), ("up to", "left"), *_live_columns(inspected)],
     )
     shown = inspected.shown.by_stage if inspected.shown else []
-    before = inspected.unplanned.by_stage if inspected.unplanned else []
+    before = inspected.baseline.by_stage if inspected.baseline else []
     rows = [
         [str(stage.index), stage.last, *_live_cells(inspected, now, then)]
         for stage, now, then in zip(inspected.stages, shown, before, strict=True)

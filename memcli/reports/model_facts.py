@@ -32,7 +32,7 @@ def ending(kind: str) -> str:
     return FORMATS[kind].ending
 
 
-# What stands for the cost of running an operator again (see Settings.cost).
+# What stands for the cost of recomputing an operator (see Settings.cost).
 COST_WORDS = {
     "roofline": "time by the roofline",
     "flops": "FLOPs",
@@ -41,7 +41,7 @@ COST_WORDS = {
 
 
 def time_share(cost: Cost, cost_of: str) -> str:
-    """What runs again in time, where that was what the search minimized."""
+    """What is recomputed in time, where that was what the search minimized."""
     if cost_of == "flops":
         return ""
     return f" ({percent(cost.time_fraction)} of its {COST_WORDS[cost_of]})"

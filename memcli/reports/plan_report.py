@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -76,6 +77,7 @@ def _plan_json(planned: Planned) -> dict[str, Any]:
             "parameter_bytes": analysis.parameter_bytes,
             "parameter_gradient_bytes": analysis.parameter_gradient_bytes,
             "state_bytes": analysis.state_bytes,
+            "on_card": asdict(planned.on_card) if planned.on_card else None,
         },
         "recompute": {
             "flops": cost.recompute_flops,
@@ -130,7 +132,7 @@ def stage_table(console: Console, stages: list[Stage], title: str = _POOL_STAGES
             ("ops", "right"),
             ("kept", "right"),
             *((heading, "right") for heading in passes),
-            ("again", "right"),
+            ("recomputed", "right"),
         ],
     )
     rows = []
@@ -216,7 +218,7 @@ def print_plan(console: Console, planned: Planned) -> None:
     pairs = [
         ("inputs", f"{shown}{more} ({analysis.dtype})"),
         ("strategy", f"{strategy} ({planned.evaluated} plans tried in {planned.seconds:.1f} s)"),
-        ("as saved", f"{format_size(base.pool_bytes)}{_live(base)}"),
+        ("baseline", f"{format_size(base.pool_bytes)}{_live(base)}"),
         ("planned", f"{format_size(cost.pool_bytes)} = {percent(part)} of it{_live(cost)}"),
         (
             "recomputed",
@@ -251,8 +253,20 @@ def print_plan(console: Console, planned: Planned) -> None:
             (
                 "taken",
                 f"{format_size(planned.allocated)} of the planned, "
-                f"{format_size(planned.baseline_allocated)} as saved: MXNet adds gradients in "
-                "place and never touches the blocks that this spares",
+                f"{format_size(planned.baseline_allocated)} of the baseline: MXNet adds gradients "
+                "in place and never touches the blocks that this leaves unused",
+            ),
+        )
+    if planned.on_card is not None:
+        card = planned.on_card
+        pairs.insert(
+            4,
+            (
+                "reserved",
+                f"{format_size(card.reserved)} of the card under the plan, "
+                f"{format_size(card.baseline_reserved)} by the baseline, with parameters, "
+                f"gradients, inputs and cuBLAS's {format_size(card.workspaces)}; no optimizer, no "
+                "context",
             ),
         )
     if planned.marked is not None:

@@ -22,7 +22,7 @@ ENDINGS = ("svg", "png", "html")
 _SIZE = (9.0, 5.6)  # inches
 _PNG_DPI = 150
 _LABEL_WIDTH = 26  # characters of a label's line
-_COLOURS = {"frontier": "#0b6e4f", "other": "#8a8f98", "unplanned": "#b3261e", "text": "#1f2328"}
+_COLOURS = {"frontier": "#0b6e4f", "other": "#8a8f98", "baseline": "#b3261e", "text": "#1f2328"}
 
 
 @dataclass
@@ -97,7 +97,11 @@ def label_of(rows: Sequence[Row]) -> str:
 def draw(compared: Comparison, kind: str) -> bytes:
     """The picture as an SVG or PNG file; the same figures give the same bytes.
 
-    Needs no display. ``kind``: ``svg`` or ``png``.
+    Needs no display.
+
+    Args:
+        compared: what is shown.
+        kind: ``svg`` or ``png``.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -133,7 +137,7 @@ def _compose(figure: Any, compared: Comparison) -> None:
         share = axes.secondary_xaxis(
             "top", functions=(lambda x: 100 * x / base, lambda part: part * base / 100)
         )
-        share.set_xlabel("% of unplanned")
+        share.set_xlabel("% of the baseline")
         share.spines["top"].set_visible(False)
     name = shown_path(compared.source.name)
     inputs = list(compared.analysis.inputs.items())
@@ -150,7 +154,7 @@ def _compose(figure: Any, compared: Comparison) -> None:
         linewidth=1.2,
         label="lower bound of every plan",
     )
-    axes.axvline(base, color=_COLOURS["unplanned"], linestyle="--", linewidth=1.0, zorder=1)
+    axes.axvline(base, color=_COLOURS["baseline"], linestyle="--", linewidth=1.0, zorder=1)
     best = [p for p in found if p.on_frontier]
     if best:
         axes.step(
@@ -185,14 +189,14 @@ def _compose(figure: Any, compared: Comparison) -> None:
         marker="D",
         markersize=9,
         markerfacecolor="none",
-        markeredgecolor=_COLOURS["unplanned"],
+        markeredgecolor=_COLOURS["baseline"],
         markeredgewidth=1.4,
         zorder=5,
-        label="unplanned",
+        label="baseline",
     )
     labelled = [(p.x, p.y, p.label) for p in found]
     if not any(p.x == base and p.y == 0 for p in found):
-        labelled.append((base, 0.0, "unplanned"))
+        labelled.append((base, 0.0, "baseline"))
     corners = _step_corners([(p.x, p.y) for p in best] + [(right, p.y) for p in best[-1:]])
     lines = [corners, [(base, -top), (base, top)], [(bound, -top), (bound, top)]]
     _place_labels(figure, axes, labelled, lines, (base, 0.0))
@@ -210,7 +214,7 @@ def _place_labels(
     axes: Any,
     labelled: Sequence[tuple[float, float, str]],
     lines: Sequence[Sequence[tuple[float, float]]],
-    unplanned: tuple[float, float],
+    baseline: tuple[float, float],
 ) -> None:
     """Put each label at the nearest free place around its point, with a line to it where far.
 
@@ -224,8 +228,8 @@ def _place_labels(
     scale = figure.dpi / 72
     frame = axes.get_window_extent(renderer)
     spots = [axes.transData.transform((x, y)) for x, y, _ in labelled]
-    # a marker is 10 pixels wide, that of the unplanned graph 17
-    halves = [5 if (x, y) != unplanned else 9 for x, y, _ in labelled]
+    # a marker is 10 pixels wide, that of the baseline graph 17
+    halves = [5 if (x, y) != baseline else 9 for x, y, _ in labelled]
     taken = [
         Bbox.from_bounds(x - half, y - half, 2 * half, 2 * half)
         for (x, y), half in zip(spots, halves, strict=True)

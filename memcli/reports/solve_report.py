@@ -36,7 +36,7 @@ def print_solved(console: Console, solved: Solved) -> None:
     """The recomputations, and what the schedule takes."""
     graph = solved.graph
     table = new_table(
-        "Computed again",
+        "Recomputed",
         [
             ("step", "right"),
             ("node", "left"),

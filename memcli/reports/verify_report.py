@@ -163,6 +163,7 @@ def print_verified(console: Console, verified: Verified) -> None:
             *shared,
             *_bits(verified),
             ("memory", _memory(verified)),
+            *_reserved(verified),
             *_default_kernels(verified.kernels),
             ("device", f"{verified.device}; memory by {verified.method}"),
             ("original", verified.original),
@@ -176,6 +177,8 @@ def _bits(verified: Verified) -> list[tuple[str, str]]:
         "gradients": verified.gradients,
         "states": verified.states,
     }
+    if verified.simulated:
+        return [("bits", "not compared: a simulated card computes nothing")]
     if verified.ok:
         counted = ", ".join(f"{part.compared} {kind}" for kind, part in kinds.items())
         return [("bits", f"equal: {counted}")]
@@ -190,6 +193,17 @@ def _memory(verified: Verified) -> str:
     runs = ((PLANNED, verified.planned), (BASELINE, verified.baseline))
     rows = ", ".join(f"{name} {run.over:+.1%}" for name, run in runs)
     return f"as estimated: {rows} (up to {MOST_OVER:+.0%} is)"
+
+
+def _reserved(verified: Verified) -> list[tuple[str, str]]:
+    """What CUDA's allocator takes from the card, parameters and all, by its emulation beside."""
+    rows = [
+        f"{name} {format_size(run.estimated_reserved_bytes)} estimated, "
+        f"{format_size(run.reserved_bytes)} measured"
+        for name, run in ((BASELINE, verified.baseline), (PLANNED, verified.planned))
+        if run.reserved_bytes and run.estimated_reserved_bytes
+    ]
+    return [("reserved", "; ".join(rows))] if rows else []
 
 
 _KERNEL_NAMES = {PLAIN: "plain (as planned)", DEFAULT: "oneDNN (as MXNet starts)"}

@@ -9,17 +9,17 @@ from typing import Any
 from rich.console import Console
 
 from memcli.reports.tables import mib, new_table, step_time
-from memcli.results.planned import Split
+from memcli.results.planned import BatchSplit
 from memcli.results.verified import Compared, WorkerRun
 from memcli.units import format_size
 
 
-def split_json(split: Split) -> dict[str, int]:
+def split_json(split: BatchSplit) -> dict[str, int]:
     """How many workers, and their samples."""
     return {"workers": split.workers, "batch": split.batch, "batch_each": split.each}
 
 
-def split_text(split: Split) -> str:
+def split_text(split: BatchSplit) -> str:
     """The same in words."""
     return f"{split.workers}, each with {split.each} of the batch of {split.batch}"
 
@@ -74,7 +74,7 @@ def workers_table(
     console.print(table)
 
 
-def workers_facts(split: Split, workers: list[WorkerRun]) -> list[tuple[str, str]]:
+def workers_facts(split: BatchSplit, workers: list[WorkerRun]) -> list[tuple[str, str]]:
     """What is the same for all."""
     gradients = max(worker.gradient_bytes for worker in workers)
     buckets = max(worker.bucket_bytes for worker in workers)

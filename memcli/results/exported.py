@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from memcli.formats.onnx.record import OnnxPlan
+from memcli.formats.node_plan import NodePlan
 from memcli.results.planned import Source, Step
 
 
@@ -43,7 +43,7 @@ class Exported:
     """What is wrapped, and what it costs beside the plan and no plan at all."""
 
     source: Source
-    plan: OnnxPlan
+    plan: NodePlan
     target: str
     origin: str
     analysis: Step
@@ -58,7 +58,7 @@ class Exported:
     output: str | None = None
 
     def fraction(self, cost: ExportCost) -> float:
-        """FLOPs that run again, of one forward pass."""
+        """FLOPs that are recomputed, as a part of one forward pass's."""
         return cost.recompute_flops / max(self.analysis.model.forward_flops, 1.0)
 
     def to_json(self) -> dict[str, Any]:

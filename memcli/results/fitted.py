@@ -41,7 +41,7 @@ class Fitted:
     reserve: int
     optimizer: str
     strategy: str  # as asked for
-    unplanned: Side
+    baseline: Side
     planned: Side
     analysis: Step  # of the baseline, at the planned batch
     operator_count: int  # nodes that compute something
@@ -65,8 +65,8 @@ class Fitted:
 
     @property
     def ratio(self) -> float | None:
-        """Planned batch over unplanned batch; None where nothing fits unplanned."""
-        return self.planned.batch / self.unplanned.batch if self.unplanned.batch else None
+        """Planned batch over the baseline's; None where no batch of the baseline fits."""
+        return self.planned.batch / self.baseline.batch if self.baseline.batch else None
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``fit --json`` prints."""

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memcli.errors import MemcliError
-from memcli.formats.onnx.export_defects import Loss
-from memcli.formats.onnx.record import OnnxPlan
+from memcli.formats.node_plan import NodePlan
 from memcli.formats.symbol.record import PlanRecord
+from memcli.formats.trained_file import Loss
 from memcli.frameworks.figures import UnderModels
-from memcli.results.live_peak import Split
+from memcli.results.live_peak import PeakParts
 from memcli.results.stage import Stage
 
 
 @dataclass
-class Tensor:
+class NamedTensor:
     """An input or an output of the graph."""
 
     name: str
@@ -37,7 +37,7 @@ class OperatorKind:
     output_bytes: int
     kept_bytes: int  # of the outputs, what the backward pass reads, with nothing recomputed
     planned_kept_bytes: int | None = None
-    recomputed: int = 0  # how many run again
+    recomputed: int = 0  # how many are recomputed
     folded: int = 0  # more of them in the file that do not run: known before, or read by nobody
 
 
@@ -80,9 +80,9 @@ class Figures:
     recompute_flops: float
     peak_at: str  # the node that runs when most is alive
     peak_in: str  # 'forward', 'backward' or 'recomputation'
-    split: Split
-    by_operator: dict[str, Split] = field(default_factory=dict)
-    by_stage: list[Split] = field(default_factory=list)
+    split: PeakParts
+    by_operator: dict[str, PeakParts] = field(default_factory=dict)
+    by_stage: list[PeakParts] = field(default_factory=list)
     # PyTorch: the live peak with the gradients of parameters, which come up during the backward
     with_parameter_gradients: int | None = None
 
@@ -94,14 +94,14 @@ class PlanFacts:
     strategy: str
     environment: dict[str, str]
     marked: int  # nodes that the file marks
-    recomputed: int  # operators that run again
-    record: PlanRecord | OnnxPlan | None
+    recomputed: int  # operators that are recomputed
+    record: PlanRecord | NodePlan | None
     reserved_blocks: int = 0  # of MXNet's pool, in front of everything else; empty of themselves
     reserved_bytes: int = 0
 
 
 @dataclass
-class Held:
+class TensorCount:
     """Tensors of one role that a file gives. ``size`` in bytes; ``tied`` ones counted once."""
 
     count: int
@@ -118,8 +118,8 @@ class OnnxFacts:
     producer: str
     described: str  # the file, in words
     device: str  # cpu or cuda, that the figures are of
-    parameters: Held
-    states: Held
+    parameters: TensorCount
+    states: TensorCount
     losses: list[Loss]
     # Why there are no figures: what cannot be planned, or PyTorch is missing
     problem: MemcliError | None = None
@@ -129,7 +129,7 @@ class OnnxFacts:
 class Inspected:
     """Everything that ``memcli inspect`` tells. Sizes in bytes.
 
-    ``unplanned`` None: the file's facts alone are known, and ``onnx.problem`` says why.
+    ``baseline`` None: the file's facts alone are known, and ``onnx.problem`` says why.
     """
 
     path: str
@@ -137,12 +137,12 @@ class Inspected:
     nodes: int
     operators: int
     dtype: str
-    inputs: list[Tensor]
-    outputs: list[Tensor]
+    inputs: list[NamedTensor]
+    outputs: list[NamedTensor]
     loss_added: bool
     kinds: list[OperatorKind]
     forward_flops: float
-    unplanned: Figures | None
+    baseline: Figures | None
     planned: Figures | None
     plan: PlanFacts | None
     lower_bound: int
@@ -165,8 +165,8 @@ class Inspected:
 
     @property
     def shown(self) -> Figures | None:
-        """The planned figures, without a plan the unplanned ones."""
-        return self.planned or self.unplanned
+        """The planned figures, without a plan the baseline ones."""
+        return self.planned or self.baseline
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``inspect --json`` prints."""

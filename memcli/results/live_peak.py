@@ -22,7 +22,7 @@ PARTS = (FEATURE_MAPS, GRADIENTS, RECOMPUTED)
 
 
 @dataclass
-class Split:
+class PeakParts:
     """Bytes by part: forward tensors, backward tensors, and copies of recomputed ones."""
 
     feature_maps: int = 0
@@ -72,16 +72,16 @@ class LivePeak:
         """Bytes alive."""
         return sum(tensor.size for tensor in self.tensors)
 
-    def split(self) -> Split:
+    def split(self) -> PeakParts:
         """All of it, by part."""
-        whole = Split()
+        whole = PeakParts()
         for tensor in self.tensors:
             whole.add(tensor.part, tensor.size)
         return whole
 
-    def grouped(self, key: Callable[[LiveTensor], K]) -> dict[K, Split]:
+    def grouped(self, key: Callable[[LiveTensor], K]) -> dict[K, PeakParts]:
         """By any property of the tensors."""
-        groups: dict[K, Split] = {}
+        groups: dict[K, PeakParts] = {}
         for tensor in self.tensors:
-            groups.setdefault(key(tensor), Split()).add(tensor.part, tensor.size)
+            groups.setdefault(key(tensor), PeakParts()).add(tensor.part, tensor.size)
         return groups

@@ -55,7 +55,7 @@ class Step(Protocol):
 
 
 @dataclass(frozen=True)
-class Split:
+class BatchSplit:
     """How many workers there are, and how many samples they have together and each."""
 
     workers: int
@@ -81,6 +81,22 @@ class Inference:
             "baseline_inference_bytes": self.baseline_bytes,
             "inference_bytes": self.planned_bytes,
         }
+
+
+@dataclass(frozen=True)
+class OnCard:
+    """Bytes that a process holds of a card while it trains, by the emulated CUDA allocator.
+
+    Of the graph as saved (``baseline``) and under the plan: ``allocated`` at the peak and
+    ``reserved``, parameters, states, inputs and their gradients included; ``workspaces``: what
+    cuBLAS keeps of it. No optimizer, and not CUDA's own context.
+    """
+
+    baseline_allocated: int
+    baseline_reserved: int
+    allocated: int
+    reserved: int
+    workspaces: int
 
 
 @dataclass
@@ -120,10 +136,11 @@ class Planned:
     lower_bound_within: int = 0  # at least this
     # of a written file whose plan has nodes of its own
     inference: Inference | None = None
+    on_card: OnCard | None = None  # what CUDA's caching allocator makes of it
     marked: dict[str, int] | None = None  # steps kept, recomputed once, and at each need
     restored: list[str] = field(default_factory=list)  # what --as-training did
     step_total: StepTotal | None = None  # of the whole training step
-    split: Split | None = None  # over several workers: figures are of each
+    split: BatchSplit | None = None  # over several workers: figures are of each
     output: str | None = None
 
     @property
@@ -154,7 +171,7 @@ def recorded_memory(baseline: Cost, cost: Cost, lower_bound: int) -> dict[str, i
 
 
 def recorded_recomputation(cost: Cost) -> dict[str, int | float]:
-    """What a written file says of what its plan runs again."""
+    """What a written file says of what its plan recomputes."""
     return {
         "flops": cost.recompute_flops,
         "forward_flops": cost.forward_flops,

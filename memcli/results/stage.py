@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 @dataclass
 class Stage:
-    """Sizes in bytes. ``forward_bytes`` and ``peak_bytes``: the pool at the end of the stage's
-    forward and of its backward. ``live_forward_bytes`` and ``live_backward_bytes``: of the tensors
-    alive, the most while they run; None where the former are that already (PyTorch)."""
+    """One stage of a plan. Sizes in bytes.
+
+    ``forward_bytes`` and ``peak_bytes``: the pool at the end of the stage's forward and of its
+    backward. ``live_forward_bytes`` and ``live_backward_bytes``: of the tensors alive, the most
+    while they run; None where the former are that already (PyTorch).
+    """
 
     index: int
     first: str

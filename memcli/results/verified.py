@@ -13,11 +13,14 @@ from memcli.errors import EngineFailed
 from memcli.units import format_size
 
 if TYPE_CHECKING:
-    from memcli.results.planned import Split
+    from memcli.results.planned import BatchSplit
 
 # The two graphs of a verification.
 BASELINE = "baseline"
 PLANNED = "planned"
+
+# The device where libraries stand in for a card: memory is counted, and nothing is computed.
+SIMULATED_CARD = "simulated card"
 
 # So much more than estimated, as a part of it, is no confirmation any more.
 MOST_OVER = 0.05
@@ -48,6 +51,7 @@ class Run:
     step_seconds: float | None
     workspace_bytes: int
     reserved_bytes: int = 0  # what CUDA's caching allocator took from the card, where it was asked
+    estimated_reserved_bytes: int = 0  # the same by its emulation, with parameters and work spaces
     granularity_bytes: int = 0
 
     @property
@@ -122,7 +126,7 @@ class Verified:
     engine: str = "mxnet"
     # Where several workers trained together: runs above are the most that any of them took,
     # compared are all their arrays.
-    split: Split | None = None
+    split: BatchSplit | None = None
     workers: list[WorkerRun] = field(default_factory=list)
     # MXNet on the CPU: PLAIN and DEFAULT, those of them that were asked for.
     kernels: dict[str, KernelRuns] = field(default_factory=dict)
@@ -130,8 +134,15 @@ class Verified:
     beside_estimate: list[str] = field(default_factory=list)
 
     @property
-    def ok(self) -> bool:
-        """Whether every array is equal to the bit."""
+    def simulated(self) -> bool:
+        """Whether a simulated card ran the steps, on which no bit means anything."""
+        return self.device == SIMULATED_CARD
+
+    @property
+    def ok(self) -> bool | None:
+        """Whether every array is equal to the bit; None where that cannot be told."""
+        if self.simulated:
+            return None
         return all_equal((self.outputs, self.gradients, self.states))
 
     @property
@@ -177,7 +188,13 @@ def all_equal(parts: Iterable[Compared]) -> bool:
 def result_notes(
     first: dict[str, Any], second: dict[str, Any], compared: dict[str, Compared]
 ) -> list[str]:
-    """What is odd about two steps' results, in words; counts what is not finite in ``compared``."""
+    """What is odd about two steps' results, in words.
+
+    Args:
+        first: what one step returned.
+        second: what the other returned.
+        compared: by kind; what is not finite is counted in it.
+    """
     notes = []
     for kind in ("outputs", "gradients", "states"):
         bad = int(first["nonfinite"][kind])
@@ -195,7 +212,16 @@ def result_notes(
 def compare_files(
     first: Path, second: Path, name_of: Callable[[str, int], str]
 ) -> dict[str, Compared]:
-    """Compare all arrays of two steps, bit by bit; ``name_of(kind, index)`` of an array."""
+    """Compare all arrays of two steps, bit by bit.
+
+    Args:
+        first: the file of one step's arrays (``.npz``).
+        second: the other's.
+        name_of: the name of an array, of its kind and index.
+
+    Returns:
+        By kind: ``outputs``, ``gradients``, ``states``.
+    """
     kinds = {"out": "outputs", "grad": "gradients", "aux": "states"}
     result = {kind: Compared() for kind in kinds.values()}
     with np.load(first) as a, np.load(second) as b:

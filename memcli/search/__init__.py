@@ -1,0 +1,1 @@
+"""Searches for plans, whatever the engine: strategies behind `Strategy` and `SearchSpace`."""

@@ -45,7 +45,11 @@ def anneal(
     total_steps: int,
     lowest: float,
 ) -> float:
-    """One part of a walk over plans of ``space``; see :class:`memcli.search.space.Walk`."""
+    """One part of a walk over plans of ``space``, each evaluated by the space itself.
+
+    The arguments after the first two, and the result, are those of
+    :class:`memcli.search.space.Walk`.
+    """
     undo_node = np.zeros(max(64, len(state)), np.int64)
     undo_mark = np.zeros(max(64, len(state)), np.uint8)
 

@@ -37,17 +37,34 @@ def _next(rng):
 
 @compiled
 def below(rng, limit):
+    """A random whole number.
+
+    Args:
+        rng: one word, the state of the random numbers; changed.
+        limit: above every result, at least 1.
+
+    Returns:
+        Of 0 to ``limit - 1``, each as likely.
+    """
     return np.int64((_next(rng) >> np.uint64(33)) % np.uint64(limit))
 
 
 @compiled
 def unit(rng):
+    """A random number of [0, 1), of 53 bits. ``rng``: as for :func:`below`."""
     return (_next(rng) >> np.uint64(11)) / 9007199254740992.0
 
 
 @compiled
 def hardness(part):
-    """How far penalties have grown by a part of a walk, 0 to 1."""
+    """How far penalties have grown by a part of a walk, 0 to 1.
+
+    Args:
+        part: of the walk that is done, 0 to 1.
+
+    Returns:
+        0 while penalties are what they begin at, 1 where they are what they end at.
+    """
     return max(0.0, (part - _MILD) / (1.0 - _MILD))
 
 
@@ -65,7 +82,16 @@ def _penalties(p, hard):
 
 @compiled
 def ceiling_of(p, energy, hard):
-    """The most bytes of pool that are no more than an energy by themselves."""
+    """The largest pool that does not exceed an energy by itself, whatever the plan recomputes.
+
+    Args:
+        p: parameters of the energy, ``N_PARAMETERS`` of them.
+        energy: not to be exceeded.
+        hard: how far penalties have grown, 0 to 1, see :func:`hardness`.
+
+    Returns:
+        Bytes.
+    """
     over, _ = _penalties(p, hard)
     if not over or p[MEMORY] * p[BUDGET] >= energy:
         return energy / p[MEMORY]
@@ -74,11 +100,23 @@ def ceiling_of(p, energy, hard):
 
 @compiled
 def energy_of(p, pool, flops, work, hard):
-    """What is minimized: memory and work, with penalties for what breaks a limit.
+    """What annealing minimizes: memory and work, with penalties for what breaks a limit.
 
-    ``hard``: 1 for the penalties that plans are judged by, less for those of :func:`hardness`. A
-    plan a little over a limit is then worth what it saves, as in Lagrange's relaxation: the way
-    from a good plan to a better one often leads through such.
+    A plan a little over a limit is worth what it saves while penalties are low, as in Lagrange's
+    relaxation: the way from a good plan to a better one often leads through such.
+
+    Args:
+        p: parameters, ``N_PARAMETERS`` of them: prices of a byte (``MEMORY``) and of a second
+            (``WORK``), limits in bytes (``BUDGET``) and FLOPs (``LIMIT``), and prices of what is
+            beyond them (``OVER``, ``WASTED``; ``OVER_FIRST`` and ``WASTED_FIRST`` at the start of a
+            walk).
+        pool: bytes that the plan takes.
+        flops: that it recomputes.
+        work: seconds, by the cost of operators, that it recomputes.
+        hard: 1 for the penalties that plans are judged by, less for those of :func:`hardness`.
+
+    Returns:
+        The energy, without a unit; least is best.
     """
     over, wasted = _penalties(p, hard)
     return (
@@ -152,7 +190,10 @@ def _copy_part(rng, state, nodes, third, group_ptr, group_of, group_node, undo_n
 
 @compiled
 def cross(rng, state, nodes, others, undo_node, undo_mark):
-    """A stretch of nodes takes the marks that it has in another good plan."""
+    """A stretch of nodes takes the marks that it has in another good plan.
+
+    As crossover in genetic algorithms. Arguments and result: see :func:`propose`.
+    """
     n = nodes.shape[0]
     other = others[below(rng, others.shape[0])]
     length = np.int64(n ** (_SHORT + (_LONG - _SHORT) * unit(rng)))
@@ -181,7 +222,30 @@ def propose(
     undo_node,
     undo_mark,
 ):
-    """Change ``state`` a little; the number of changes, which ``undo_*`` remember."""
+    """Change a plan a little.
+
+    Args:
+        rng: one word, the state of the random numbers; changed.
+        state: over forward nodes, marks; changed.
+        nodes: forward nodes to decide on, rising.
+        weights: over ``nodes``, running sums of how often each is chosen.
+        third: over forward nodes, 1 where the mark ``THIRD`` may be set.
+        group_ptr: groups + 1; alike nodes of group ``g`` are ``group_node[group_ptr[g]:group_ptr[g
+            + 1]]``.
+        group_of: over forward nodes, the group of each.
+        group_node: forward nodes by group.
+        costly_ptr: forward nodes + 1; to keep so that ``v`` is not recomputed:
+            ``costly_node[costly_ptr[v]:costly_ptr[v + 1]]``.
+        costly_node: forward nodes.
+        costly_chance: how often costly operators are kept, 0 to 1.
+        copy_chance: how often a part of the network takes the marks of one like it, 0 to 1.
+        others: plans x forward nodes, marks of other good plans; may have no rows.
+        undo_node: room for the nodes that are changed; filled.
+        undo_mark: room for the marks that they had; filled.
+
+    Returns:
+        How many changes are in ``undo_node`` and ``undo_mark``; to undo them, the last comes first.
+    """
     count = 0
     n = nodes.shape[0]
     if others.shape[0] and unit(rng) < _CROSSED:

@@ -13,7 +13,11 @@ _MOST_NODES = 8000
 
 
 def explore(search: Search) -> None:
-    """The strategies that take no time, all plans of tiny graphs, many initial plans."""
+    """Consider the plans of strategies that take little time, and many initial plans.
+
+    Of tiny graphs all plans. Large graphs, and forms that a better one has superseded, get initial
+    plans by cuts alone.
+    """
     if search.graph.stage_at:
         memonger.search_marks(search, "memonger")
     none.run(search)

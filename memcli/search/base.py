@@ -50,7 +50,7 @@ class Settings:
     environment: str = "best"
     # plain: MXNet's own kernels run every plan; any: a plan may need oneDNN's or cuDNN's
     kernels: str = "plain"
-    cost: str = "roofline"  # what searches take as the cost of running an operator again
+    cost: str = "roofline"  # what searches take as the cost of recomputing an operator
     rewrite: bool = True  # whether the plan may put save barriers into the graph
     seed: int = 0
     on_progress: Callable[[str, float | None], None] | None = None
@@ -59,6 +59,9 @@ class Settings:
         """Whether a model fits the budget as it is, so that there is nothing to search for.
 
         Not where the user asks for nodes to be recomputed in any case.
+
+        Args:
+            baseline: the cost of recomputing nothing.
         """
         budget = self.budget
         return budget is not None and baseline.pool_bytes <= budget and not self.recompute
@@ -92,12 +95,12 @@ class Search:
         self.until = settings.ends()
         self._evaluation_seconds = 0.0
         self.hinted_keep = match_names(graph, settings.keep, "--keep")
-        self.hinted_again = match_names(graph, settings.recompute, "--recompute")
-        both = self.hinted_keep & self.hinted_again
+        self.hinted_recompute = match_names(graph, settings.recompute, "--recompute")
+        both = self.hinted_keep & self.hinted_recompute
         if both:
             name = graph.names[min(both)]
             raise BadInput(f"node '{name}' is named by --keep and by --recompute")
-        for node in self.hinted_again:
+        for node in self.hinted_recompute:
             if not graph.can_recompute[node]:
                 raise BadInput(
                     f"--recompute: node '{graph.names[node]}' ({graph.op(node)}) cannot be run "
@@ -137,10 +140,10 @@ class Search:
         recomputed are not among them.
         """
         starts, nodes = kept_instead_of_recomputing(self.graph, self.space.seconds)
-        if self.hinted_again:
-            again = np.isin(nodes, list(self.hinted_again))
-            gone = np.concatenate([[0], np.cumsum(again)])
-            return starts - gone[starts], nodes[~again]
+        if self.hinted_recompute:
+            recomputed = np.isin(nodes, list(self.hinted_recompute))
+            gone = np.concatenate([[0], np.cumsum(recomputed)])
+            return starts - gone[starts], nodes[~recomputed]
         return starts, nodes
 
     @cached_property
@@ -149,7 +152,15 @@ class Search:
         return self.space.block_sizes if self.settings.rewrite else NO_BLOCKS
 
     def without_recomputing(self, flags: Flags, nodes: Ints | Sequence[int]) -> Flags:
-        """The marks with all kept that it takes so that none of ``nodes`` is recomputed."""
+        """The marks of a plan under which some operators are not recomputed.
+
+        Args:
+            flags: over forward nodes, marks; left as they are.
+            nodes: forward nodes that are not to be recomputed.
+
+        Returns:
+            Over forward nodes: ``flags`` with all of :attr:`kept_instead` kept.
+        """
         starts, instead = self.kept_instead
         chosen = np.zeros(len(starts) - 1, bool)
         chosen[np.asarray(nodes, np.int64)] = True
@@ -206,7 +217,15 @@ class Search:
         return self.space.best_of_all(self.key)
 
     def prove(self, seconds: float) -> tuple[int, Flags | None]:
-        """A lower bound of every plan's memory, bytes, and the plan of its solver, if any."""
+        """A lower bound of every plan's memory, by an exact solver.
+
+        Args:
+            seconds: that it may take, roughly.
+
+        Returns:
+            The bound in bytes, 0 where none is proven, and the marks of the solver's plan, if it
+            has one.
+        """
         return self.space.prove(seconds, min(found.cost.pool_bytes for found in self.tried))
 
     @property
@@ -245,16 +264,29 @@ class Search:
         return min(needed, _ANSWER * max(0.0, self.until - self.started))
 
     def progress(self, text: str, fraction: float | None = None) -> None:
-        """Say what is going on."""
+        """Say what is going on.
+
+        Args:
+            text: a few words.
+            fraction: of the work that is done, 0 to 1; None where that is unknown.
+        """
         if self.settings.on_progress:
             self.settings.on_progress(text, fraction)
 
     def admissible(self, flags: Flags, *, portable: bool = False) -> Flags:
-        """The marks with the user's hints, as the engine carries them out."""
+        """The marks with the user's hints, as the engine carries them out.
+
+        Args:
+            flags: over forward nodes, any marks; left as they are.
+            portable: as the engine's plainest kernels carry them out.
+
+        Returns:
+            Over forward nodes: a plan that the engine runs.
+        """
         flags = np.where(self.graph.can_recompute, flags, KEPT).astype(np.uint8)
         flags[(flags == THIRD) & (self.third_mark == 0)] = KEPT
         flags[list(self.hinted_keep)] = KEPT
-        flags[[v for v in self.hinted_again if flags[v] & RESULTS == KEPT]] = AGAIN
+        flags[[v for v in self.hinted_recompute if flags[v] & RESULTS == KEPT]] = AGAIN
         return self.space.as_run(flags, portable=portable)
 
     def consider(
@@ -302,18 +334,18 @@ class Search:
         return Found(replace(found.plan, match_range=best.match_range), best)
 
     def key(self, cost: Cost) -> tuple[float, ...]:
-        """What is least is best, under the settings.
+        """What plans are compared by under the settings: the least tuple is the best plan.
 
-        With a budget: what fits, then the least recomputation. With a limit on recomputation:
-        what is within it. Then the least memory, and of equal memory the least recomputation.
+        With a budget: what fits, then the least recomputation. With a limit on recomputation: what
+        is within it. Then the least memory, and of equal memory the least recomputation.
         """
-        over = wasted = again = 0.0
+        over = wasted = recomputed = 0.0
         if self.settings.budget is not None:
             over = max(0.0, cost.pool_bytes - self.settings.budget)
-            again = cost.recompute_seconds if not over else 0.0
+            recomputed = cost.recompute_seconds if not over else 0.0
         if self.settings.max_recompute is not None:
             wasted = max(0.0, cost.recompute_fraction - self.settings.max_recompute - 1e-12)
-        return (over, wasted, again, cost.pool_bytes, cost.recompute_seconds)
+        return (over, wasted, recomputed, cost.pool_bytes, cost.recompute_seconds)
 
     def better(self, new: Cost, old: Cost) -> bool:
         """Whether ``new`` is to be preferred, or at least no worse."""
@@ -351,8 +383,8 @@ class Search:
         near = [f for f in wider if f.cost.pool_bytes <= limit and self.is_portable(f)]
         near = [f for f in near if self.key(f.cost)[:2] <= self.key(best.cost)[:2]]
         if self.settings.budget is not None:
-            again = _PORTABLE * best.cost.recompute_seconds
-            near = [f for f in near if f.cost.recompute_seconds <= again]
+            recomputed = _PORTABLE * best.cost.recompute_seconds
+            near = [f for f in near if f.cost.recompute_seconds <= recomputed]
         chosen = min(near or [best], key=lambda found: self.key(found.cost))
         # a plan that takes no variable is preferred where it costs hardly anything
         plain = [f for f in near if f.plan.match_range == self.match_ranges[0]]

@@ -1,20 +1,20 @@
-"""``cheap``: run again only what costs next to nothing.
+"""``cheap``: recompute only what costs next to nothing.
 
 Source: Pleiss et al., "Memory-Efficient Implementation of DenseNets", arXiv 1707.06990: Concat
 and BatchNorm outputs are recomputed, convolutions never are. Here for any graph. In PyTorch, which
 keeps any set of tensors, that is all there is to it. MXNet allows less:
 
 - The gradient of a kept operator reads the operator's original inputs. A convolution that is not
-  to run again is kept, so *all inputs of convolutions stay in memory*, and marking their makers
-  would only add a copy. A save barrier is no way round it: behind one, the convolution runs
-  again. No plan without costly recomputation gets under the sum of those inputs.
+  to recompute is kept, so *all inputs of convolutions stay in memory*, and marking their makers
+  would only add a copy. A save barrier is no way round it: behind one, the convolution is
+  recomputed. No plan without costly recomputation gets under the sum of those inputs.
 - What can go is what no costly operator's gradient reads: Concat outputs behind which a BatchNorm
   stands, residual sums, outputs of BatchNorm, large inputs of pooling.
 - A cheap node whose output a costly gradient reads is kept as well; where its own gradient reads
-  other tensors, a save barrier lets those go, and the cheap node runs again for itself.
+  other tensors, a save barrier lets those go, and the cheap node is recomputed for itself.
 
 In both, a chain of cheap nodes that restart from one another (residual sums) is alive all at once
-when its last one runs again, so some of them are kept, by bytes.
+when its last one is recomputed, so some of them are kept, by bytes.
 
 Costly is what is so by its name, or by its density: the least FLOPs per byte at which all
 that is cheaper sums up to at most 5% of the forward pass.
@@ -73,6 +73,11 @@ COSTLY = frozenset(
         "MultiHeadAttention",
         "GroupQueryAttention",
         "FusedMatMul",
+        # PyTorch
+        *("conv1d", "conv2d", "conv3d", "convolution"),
+        *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+        *("linear", "addmm", "mm", "bmm", "baddbmm", "matmul", "einsum", "bilinear"),
+        *("lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention"),
     }
 )
 _CHEAP_PART = 0.05  # of the forward pass: what all that counts as cheap by density may cost
@@ -111,42 +116,51 @@ def read_by_gradients(graph: TrainingGraph, holders: Bools) -> Bools:
 
 
 def plans(search: Search, costly: Bools, barriers: bool) -> list[tuple[Flags, list[list[int]]]]:
-    """Marks that run no costly node again, with the cuts that they keep."""
+    """Plans that recompute no costly node.
+
+    Args:
+        search: the search on a graph.
+        costly: over forward nodes, whether recomputing the node is too much.
+        barriers: whether nodes may be kept behind save barriers.
+
+    Returns:
+        Of each plan the marks, and the nodes of each cut that it keeps.
+    """
     graph = search.graph
     cheap = ~costly & (graph.can_recompute == 1)
     pinned = np.zeros(graph.n_forward, bool)
     if graph.keeps_inputs:
         pinned = read_by_gradients(graph, ~cheap)
     keep = keep_marks(search, barriers)
-    again: Ints = np.where(cheap & ~pinned, AGAIN, KEPT).astype(np.uint8)
+    recomputed: Ints = np.where(cheap & ~pinned, AGAIN, KEPT).astype(np.uint8)
     held = cheap & pinned
-    again[held] = keep[held]
-    result: list[tuple[Flags, list[list[int]]]] = [(again.astype(np.uint8), [])]
-    sizes = np.where(again == AGAIN, graph.operator_bytes(), 0)
+    recomputed[held] = keep[held]
+    result: list[tuple[Flags, list[list[int]]]] = [(recomputed.astype(np.uint8), [])]
+    sizes = np.where(recomputed == AGAIN, graph.operator_bytes(), 0)
     # of a cut, what a costly operator makes or reads is kept as it is
     cuts = []
     for cut in search.cuts:
-        nodes = [v for v in cut.nodes if again[v] == AGAIN]
+        nodes = [v for v in cut.nodes if recomputed[v] == AGAIN]
         if nodes:
             cuts.append(CutPoint(cut.after, nodes, int(sizes[nodes].sum()), 0))
     for part in _PARTS:
         kept, _, _ = cut_pass(graph, cuts, sizes, int(sizes.sum()) // part)
-        flags = again.astype(np.uint8)
+        flags = recomputed.astype(np.uint8)
         for cut in kept:
             flags[cut.nodes] = keep[cut.nodes]
         result.append((flags, [c.nodes for c in kept]))
     # small tensors are not worth it
     for percentile in (50, 75, 90):
-        chosen = (again == AGAIN) & (sizes > 0)
+        chosen = (recomputed == AGAIN) & (sizes > 0)
         if chosen.any():
-            flags = again.astype(np.uint8)
+            flags = recomputed.astype(np.uint8)
             flags[chosen & (sizes < np.percentile(sizes[chosen], percentile))] = KEPT
             result.append((flags, []))
     return result
 
 
 def run(search: Search) -> None:
-    """All variants of both meanings of costly, with and without save barriers."""
+    """Consider the plans of both meanings of costly, with and without save barriers."""
     graph = search.graph
     seen: set[bytes] = set()
     search.consider(NAME, search.space.none(), [])

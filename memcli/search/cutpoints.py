@@ -139,7 +139,18 @@ def _cheapest_of_runs(cuts: list[CutPoint]) -> list[CutPoint]:
 def cut_pass(
     graph: TrainingGraph, cuts: list[CutPoint], sizes: Ints, threshold: int
 ) -> tuple[list[CutPoint], int, int]:
-    """Threshold pass over found cuts: ``(kept cuts, save_size, max_size)``, bytes."""
+    """Keep the cuts that end stages of more than a threshold: one pass over them in order.
+
+    Args:
+        graph: the training graph.
+        cuts: in the order of the graph.
+        sizes: over forward nodes, bytes of their outputs.
+        threshold: bytes that are summed up before a cut is kept.
+
+    Returns:
+        The cuts that are kept, bytes that they keep (what they pin included), and bytes of the
+        largest stage between them.
+    """
     running = np.concatenate([[0], np.cumsum(sizes)])
     start = 0
     kept: list[CutPoint] = []
@@ -156,7 +167,7 @@ def cut_pass(
 
 
 def recompute_all_but(graph: TrainingGraph, cuts: list[list[int]]) -> Flags:
-    """Flags that recompute everything the engine can run twice, except the nodes of ``cuts``."""
+    """The plan that recomputes everything that can be, except the nodes of ``cuts``."""
     flags = graph.can_recompute.copy()
     for cut in cuts:
         flags[cut] = 0

@@ -4,7 +4,7 @@ Source: Kusumoto, Inoue, Watanabe, Akiba and Koyama, "A Graph Theoretic Framewor
 Algorithms for Memory-Efficient Backpropagation", NeurIPS 2019, arXiv 1905.11722. A lower set is a
 set of forward nodes that contains all that its members read; its boundary are the members that
 others read. A canonical strategy is a growing sequence of lower sets: boundaries are kept, and what
-lies between two lower sets is run again when the backward pass gets there (section 3). Section
+lies between two lower sets is recomputed when the backward pass gets there (section 3). Section
 4.2's dynamic programming keeps, for each lower set and each amount of recomputation, the least
 memory that the boundaries take, and drops what breaks the budget. Families of lower sets:
 
@@ -12,8 +12,8 @@ memory that the boundaries take, and drops what breaks the budget. Families of l
 - the ancestors of each node (section 4.3, approximate), on graphs of medium size;
 - prefixes of the execution order, at the cuts of :mod:`memcli.search.cutpoints`.
 
-Two things differ from the paper. A stretch may also be kept whole, as MXNet runs only marked
-nodes again. And the memory of a stretch while it runs again is what its gradients read plus the
+Two things differ from the paper. A stretch may also be kept whole, as MXNet recomputes only marked
+nodes. And the memory of a stretch while it is recomputed is what its gradients read plus the
 gradients that live meanwhile, which do not depend on the plan. Still this is a model of the live
 peak: plans for a ladder of budgets are judged by the exact pool.
 """
@@ -141,7 +141,16 @@ def _sorted_family(graph: TrainingGraph, rows: Bools) -> Family:
 
 
 def stretches(graph: TrainingGraph, family: Family, keep: Flags) -> Stretches:
-    """Memory and work between each pair of sets, with boundaries marked as in ``keep``."""
+    """Memory and work between each pair of lower sets.
+
+    Args:
+        graph: the training graph.
+        family: the lower sets.
+        keep: over forward nodes, the mark of a boundary's node: ``KEPT`` or behind a save barrier.
+
+    Returns:
+        Matrices, sets x sets, of which only those above the diagonal are used.
+    """
     n_sets = len(family.inside)
     operator = graph.variable[: graph.n_forward] == 0
     sizes = graph.operator_bytes() / _KIB
@@ -159,10 +168,10 @@ def stretches(graph: TrainingGraph, family: Family, keep: Flags) -> Stretches:
 
     kept = between(held, family.boundary.astype(np.float32))
     whole = between(saved, inside)
-    again = np.where(graph.can_recompute & operator, graph.flops[: graph.n_forward], 0.0)
-    flops = between(again, inside)
-    # a kept node without a barrier does not run again
-    plain = np.where(keep == KEPT, again, 0.0)
+    recomputed = np.where(graph.can_recompute & operator, graph.flops[: graph.n_forward], 0.0)
+    flops = between(recomputed, inside)
+    # a kept node without a barrier is not recomputed
+    plain = np.where(keep == KEPT, recomputed, 0.0)
     flops -= between(plain, family.boundary.astype(np.float32))
     nested = inside @ outside.T == 0  # [i, j]: nothing of i is outside of j
     earlier = np.triu(np.ones((n_sets, n_sets), bool), 1) & nested
@@ -183,8 +192,12 @@ def stretches(graph: TrainingGraph, family: Family, keep: Flags) -> Stretches:
 
 @compiled
 def _solve(kept, whole, running, level, levels, budget, least, came_set, came_level, came_kind):
-    """Fill ``least[j, t]``: the least memory of what is kept up to set ``j`` with recomputation
-    ``t``; the steps that lead there into ``came_*``. Kind 1: the stretch runs again, 0: kept."""
+    """Fill in the least memory of what is kept up to each set, by amount of recomputation.
+
+    ``least[j, t]`` is that of the best way to set ``j`` with ``t`` levels of recomputation;
+    ``came_*[j, t]`` tell its last stretch: from which set and level it came, and its kind, 1
+    recomputed or 0 kept.
+    """
     n = kept.shape[0]
     for j in range(n):
         for t in range(levels + 1):
@@ -222,17 +235,25 @@ class Solver:
         step = max(forward_flops, 1.0) / self.levels
         finite = np.where(np.isfinite(pairs.flops), pairs.flops, 0)
         self.fine = np.rint(finite / step).astype(np.int64)
-        self.coarse = np.zeros((n, n), np.int64)
+        self.rounded_up = np.zeros((n, n), np.int64)
         shape = (n, self.levels + 1)
         self.least = np.zeros(shape)
         self.came = tuple(np.zeros(shape, np.int64) for _ in range(3))
 
     def solve(self, budget: float, *, free: bool = False) -> list[tuple[int, int, bool]] | None:
-        """Stretches ``(i, j, runs again)`` of the least recomputation within ``budget`` KiB, or
-        with ``free`` of any recomputation and the least memory kept; None where none fits."""
+        """The plan of the least recomputation within a budget.
+
+        Args:
+            budget: KiB.
+            free: any recomputation, and the least memory kept, instead.
+
+        Returns:
+            Of each stretch the numbers of the sets that it lies between, and whether it is
+            recomputed; in order. None where nothing fits.
+        """
         pairs = self.pairs
         levels = 0 if free else self.levels
-        level = self.coarse if free else self.fine
+        level = self.rounded_up if free else self.fine
         _solve(
             pairs.kept, pairs.whole, pairs.running, level, levels, budget, self.least, *self.came
         )
@@ -263,13 +284,23 @@ class Solver:
 def marks(
     graph: TrainingGraph, family: Family, path: list[tuple[int, int, bool]], keep: Flags
 ) -> tuple[Flags, list[list[int]]]:
-    """The marks of a sequence of lower sets, and its boundaries."""
+    """The marks of a sequence of lower sets, and its boundaries.
+
+    Args:
+        graph: the training graph.
+        family: the lower sets.
+        path: stretches, as :meth:`Solver.solve` gives them.
+        keep: as for :func:`stretches`.
+
+    Returns:
+        Marks over forward nodes, and the kept nodes of each boundary.
+    """
     flags: Ints = np.zeros(graph.n_forward, np.uint8)
     cuts = []
-    for i, j, again in path:
+    for i, j, recomputed in path:
         stretch = family.inside[j] & ~family.inside[i]
         edge = family.boundary[j] & stretch
-        if again:
+        if recomputed:
             flags[stretch & ~edge] = AGAIN
             flags[edge] = keep[edge]
         if edge.any():
@@ -292,7 +323,7 @@ def family_list(search: Search) -> list[Family]:
 
 
 def run(search: Search) -> None:
-    """Plans of a ladder of budgets, for each family and both ways to keep a tensor."""
+    """Consider plans of a ladder of budgets, for each family and both ways to keep a tensor."""
     graph = search.graph
     seen: set[bytes] = set()
     search.consider(NAME, search.space.none(), [])

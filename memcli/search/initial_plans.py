@@ -1,8 +1,8 @@
 """Initial plans: what a person would try first, in many sizes.
 
 Each keeps a set of tensors and recomputes everything else: the tensors at cuts of the graph, for
-several sets of cuts and many stage sizes, or the tensors that are read again much later than they
-are made (residual sums, states, the pieces of a dense block).
+several sets of cuts and many stage sizes, or the tensors whose last reader runs much later than
+they are made (residual sums, states, the pieces of a dense block).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Candidate = tuple[Flags, list[list[int]]]
 
 
 def consider_initial_plans(search: Search, strategy: str) -> None:
-    """Evaluate all of them, each at the default match range."""
+    """Consider all of them, or what the size of the graph allows, at the default match range."""
     for number, (flags, cuts) in enumerate(_distinct(search)):
         if search.out_of_time or number >= max(_LEAST, _WORK // search.graph.n_nodes):
             return
@@ -79,7 +79,7 @@ def _all(search: Search) -> Iterator[Candidate]:
 
 
 def concat_pieces(search: Search) -> list[int]:
-    """What Concats put together, other Concats aside: enough to make all of a dense block again.
+    """What Concats put together, other Concats aside: enough to recompute all of a dense block.
 
     (Pleiss et al., arXiv 1707.06990, keep the same tensors, and recompute Concat and BatchNorm.)
     """

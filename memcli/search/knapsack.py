@@ -77,8 +77,11 @@ def _spread(found: list[Found], count: int) -> list[Found]:
 def _fill(
     search: Search, found: Found, order: Ints, ranges: tuple[int, ...], strategy: str
 ) -> None:
-    """Of the plans that do not recompute the first operators of ``order``, the last that fits the
-    budget, or the first within the limit; remembers it."""
+    """Consider one plan with as many costly operators kept as the budget allows.
+
+    Of the plans that do not recompute the first operators of ``order``: the last that fits the
+    budget, or without one the first within the limit on recomputation.
+    """
     budget = search.settings.budget
     order = order[found.plan.recompute[order] == AGAIN]
     low, high = 0, len(order) + 1  # too few, too many

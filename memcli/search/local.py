@@ -99,7 +99,7 @@ class _Annealer:
         graph = search.graph
         self.search = search
         last = last_forward_use(graph)
-        fixed = search.hinted_keep | search.hinted_again
+        fixed = search.hinted_keep | search.hinted_recompute
         self.nodes = np.array(
             [
                 v
@@ -189,7 +189,7 @@ class _Annealer:
 
 
 def _parameters(search: Search, scale: float, least_memory: bool) -> NDArray[np.float64]:
-    """Weights of the energy: memory as a part of the unplanned graph's, work of a forward pass.
+    """Weights of the energy: memory as a part of the baseline's, work of a forward pass.
 
     ``least_memory``: as if there were no budget.
     """
@@ -295,7 +295,9 @@ def _first_chains(search: Search, annealer: _Annealer, most: int) -> list[_Chain
 def refine(search: Search, part: float = 1.0) -> None:
     """Improve the best of the plans tried so far.
 
-    ``part`` of the usual work; with less than all of it a time limit allows no further rounds.
+    Args:
+        search: with at least one plan tried; otherwise nothing is done.
+        part: of the usual work, 0 to 1; below 1 no further rounds follow while time is left.
     """
     if not search.tried or search.out_of_time:
         return
@@ -369,14 +371,14 @@ def _rounds(search: Search, annealer: _Annealer, work: int, salt: int) -> _Chain
 
 
 def remember(search: Search, chain: _Chain) -> None:
-    """Put a chain's best plan among the candidates."""
+    """Put the best plan of a chain among the candidates."""
     cuts = search.kept_cuts(chain.flags)
     found = search.consider(NAME, chain.flags, cuts, chain.match_range, chain.reserved)
     found.plan.notes["seed"] = search.settings.seed
 
 
 def explore(search: Search) -> None:
-    """The initial plans."""
+    """Consider the initial plans."""
     consider_initial_plans(search, NAME)
     if not search.tried:  # a graph of one operator has nothing to choose from
         search.consider(NAME, search.space.none(), [])

@@ -12,9 +12,14 @@ from memcli.search.base import Search
 
 
 def keep_marks(search: Search, barriers: bool) -> Flags:
-    """Over forward nodes: how to mark a node whose output is to be kept.
+    """How to mark each node where its output is to be kept.
 
-    ``barriers``: behind a save barrier where keeping would hold the node's inputs as well.
+    Args:
+        search: the search on a graph.
+        barriers: behind a save barrier where keeping would hold the node's inputs as well.
+
+    Returns:
+        Over forward nodes: ``KEPT`` or ``BARRIER``.
     """
     marks = np.full(search.graph.n_forward, KEPT, np.uint8)
     if barriers:
@@ -22,8 +27,14 @@ def keep_marks(search: Search, barriers: bool) -> Flags:
     return marks
 
 
-def again_between(search: Search, cuts: Iterable[list[int]], barriers: bool) -> Flags:
-    """Marks that run everything again that can be, except the nodes of ``cuts``."""
+def recompute_between(search: Search, cuts: Iterable[list[int]], barriers: bool) -> Flags:
+    """The plan that recomputes everything that can be, except the nodes of ``cuts``.
+
+    Args:
+        search: the search on a graph.
+        cuts: forward nodes to keep, a list for each cut.
+        barriers: as for :func:`keep_marks`.
+    """
     graph = search.graph
     keep = keep_marks(search, barriers)
     flags = np.where(graph.can_recompute, AGAIN, KEPT).astype(np.uint8)

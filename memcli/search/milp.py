@@ -23,7 +23,7 @@ _SECONDS = 20.0  # where the user sets no limit
 
 
 def run(search: Search) -> None:
-    """Candidates of the quick strategies, then the program; the bound goes into the notes."""
+    """Consider plans of the quick strategies, then the program's; the bound goes into the notes."""
     dp.run(search)
     sqrt.run(search)
     if search.out_of_time or not search.space.is_provable:

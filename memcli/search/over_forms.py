@@ -1,4 +1,4 @@
-"""Searches over several forms of one network: the graph as saved, and rewritten ones.
+"""Searches over several forms of one network: the graph as given, and rewritten ones.
 
 All forms are explored. Those whose best plan so far is close to the best are searched briefly, and
 the best one after that is searched in depth.
@@ -28,19 +28,31 @@ _EXPLORE = 0.5
 
 
 def search_plan(space: SearchSpace, strategy: str, settings: Settings) -> tuple[Found, Search]:
-    """Run a strategy on one graph; the best plan, and the search with all it tried."""
+    """Run a strategy on one graph.
+
+    Args:
+        space: the step that is planned.
+        strategy: its name, of ``STRATEGIES``.
+        settings: what the user asks for.
+
+    Returns:
+        The best plan, and the search with all it tried.
+
+    Raises:
+        BadInput: hints that name no node, or a strategy that has no plan for the graph.
+    """
     search = Search(space, settings)
     STRATEGIES[strategy].run(search)
     return search.answer(), search
 
 
-def search_variants(
+def search_spaces(
     spaces: Sequence[SearchSpace], strategy: str, settings: Settings
 ) -> tuple[Found, int, int]:
     """Run a strategy on several forms of one network.
 
     Args:
-        spaces: of each form, the one as saved first.
+        spaces: of each form, the graph as given first.
         strategy: its name.
         settings: what the user asks for; the time limit is for all forms together.
 
@@ -59,7 +71,16 @@ def search_variants(
 
 
 def most_promising(spaces: Sequence[SearchSpace], strategy: str, settings: Settings) -> int:
-    """The index of the form of one network that a strategy gets furthest on in a brief search."""
+    """The form on which a strategy gets furthest in a brief search.
+
+    Args:
+        spaces: of each form of one network.
+        strategy: its name, of ``STRATEGIES``.
+        settings: what the user asks for.
+
+    Returns:
+        The index of the form.
+    """
     settings = replace(settings, deadline=settings.ends())
     searches, _ = _explored(spaces, strategy, settings)
     return _index(spaces, _best_first(searches)[0][1])
@@ -87,7 +108,7 @@ def _explored(
     end = settings.ends()
     for number, search in enumerate(searches):
         _give_time(search, end, _EXPLORE if refine else 1.0, len(searches) - number)
-        # with no time at all there is still a plan, of the graph as saved
+        # with no time at all there is still a plan, of the graph as given
         if search is searches[0] or search.seconds_left > 0:
             chosen.run_explore(search)
     searches = [search for search in searches if search.tried]

@@ -43,7 +43,7 @@ ALL: tuple[Strategy, ...] = (
     ),
     Strategy(
         "cheap",
-        "run again only what costs next to nothing, no convolutions",
+        "recompute only what costs next to nothing, no convolutions",
         f"{_SEARCH}.cheap:run",
     ),
     Strategy("dp", "dynamic programming over lower sets (Kusumoto et al.)", f"{_SEARCH}.dp:run"),
@@ -76,7 +76,7 @@ ALL: tuple[Strategy, ...] = (
     ),
     _published(
         "optmemory-3",
-        "LuaTorch's DenseNet: Concats of dense blocks are made again",
+        "LuaTorch's DenseNet: Concats of dense blocks are recomputed",
         _OPTMEMORY,
         name="optmemory-3",
         level=3,
@@ -97,12 +97,12 @@ ALL: tuple[Strategy, ...] = (
     ),
     _published(
         "recompute-grad",
-        "TensorFlow's efficient DenseNet: dense layers run again as a whole",
+        "TensorFlow's efficient DenseNet: dense layers are recomputed as a whole",
         f"{_SEARCH}.published.recompute_grad:run",
     ),
     _published(
         "caffe-dense",
-        "Caffe's DenseBlock: all in dense layers but convolutions runs again, and Concats",
+        "Caffe's DenseBlock: all in dense layers but convolutions is recomputed, and Concats",
         _CAFFE,
         name="caffe-dense",
         ultra=False,

@@ -20,12 +20,13 @@ _STRIDES = (1, 2, 3, 4, 6, 9)
 _WORK = 5_000_000
 # Not a mark: keep what it takes that the operator is not recomputed.
 KEEP_INSTEAD = 3
-# A role, what to do with it, every how manieth node of it, and whether the others are recomputed.
+# A role, what to do with it, the stride in which its nodes are taken, and whether the others are
+# recomputed.
 Move = tuple[int, int, int, bool]
 
 
 def consider_roles(search: Search, strategy: str) -> None:
-    """Coordinate descent from the best plans so far; remembers what it ends at."""
+    """Coordinate descent over roles from the best plans so far; considers what it ends at."""
     if not search.tried:
         return
     chance = random.Random(search.settings.seed)

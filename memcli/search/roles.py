@@ -15,6 +15,13 @@ def find_roles(graph: TrainingGraph) -> tuple[Ints, Ints, Ints]:
 
     A role is an operator, the operators that it reads from and that read it, and the resolution
     of what it makes: the shape but for batch and channels, or the whole shape of a matrix.
+
+    Args:
+        graph: the training graph.
+
+    Returns:
+        Starts of the groups (groups + 1); over forward nodes the group of each; forward nodes by
+        group: those of group ``g`` are the third's ``[starts[g]:starts[g + 1]]``.
     """
     readers: list[set[str]] = [set() for _ in range(graph.n_forward)]
     sources: list[list[str]] = [[] for _ in range(graph.n_forward)]

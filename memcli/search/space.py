@@ -59,7 +59,7 @@ class Walk(Protocol):
         lowest: float,
         /,
     ) -> float:
-        """Go ``steps`` of ``total_steps``, of which ``done`` are done.
+        """Go some steps of a chain.
 
         Args:
             state: over forward nodes, the current plan; changed.
@@ -83,10 +83,11 @@ class Walk(Protocol):
                 (0: none), and those of the best plan, both changed; the sizes that such a block
                 may have, elements, sorted.
             rng: one word, the state of the random numbers; changed.
+            steps: to go now.
             first_temperature: of all steps' first, in the unit of the energy.
             last_temperature: of all steps' last.
-            done: see above.
-            total_steps: see above.
+            done: steps of the chain that were gone before.
+            total_steps: of the whole chain.
             lowest: the energy of ``best``; infinite where it has none yet.
 
         Returns:
@@ -118,7 +119,7 @@ class SearchSpace(Protocol):
     @property
     @abstractmethod
     def seconds(self) -> Floats:
-        """Over forward nodes: what each costs to run again, in any one unit."""
+        """Over forward nodes: what each costs to recompute, in any one unit."""
 
     @property
     @abstractmethod
@@ -212,7 +213,14 @@ class SearchSpace(Protocol):
         return False
 
     def best_of_all(self, key: Callable[[Cost], Any]) -> Flags | None:
-        """The best of all plans there are, by ``key``, least is best; None where too many."""
+        """The best of all plans there are, by trying each.
+
+        Args:
+            key: of a plan's cost; the least is best.
+
+        Returns:
+            Marks over forward nodes; None where there are too many plans.
+        """
         return None
 
     def prove(self, seconds: float, ceiling: int) -> tuple[int, Flags | None]:
@@ -242,7 +250,14 @@ class SearchSpace(Protocol):
         return NO_BLOCKS
 
     def first_blocks(self, flags: Flags) -> Ints:
-        """Blocks to begin with for a plan, elements, and places for more (0)."""
+        """Blocks that annealing begins to reserve for a plan.
+
+        Args:
+            flags: over forward nodes, the marks.
+
+        Returns:
+            Elements of each block; 0 for a place where one more may be reserved.
+        """
         return NO_BLOCKS
 
     def without_needless(

@@ -2,7 +2,7 @@
 
 Source: Chen, Xu, Zhang and Guestrin, "Training Deep Nets with Sublinear Memory Cost", arXiv
 1604.06174. Section 4.1, Algorithm 2, builds a gradient graph from a mirror count ``m(v)``: how
-often each node is run again. MXNet runs a node again once at most, so here ``m(v)`` is 0 or 1,
+often each node is recomputed. MXNet recomputes a node once at most, so here ``m(v)`` is 0 or 1,
 and what section 4.3 does by recursion (``m(v) > 1``) has no counterpart. Algorithm 3 chooses
 ``m``: outputs are summed up in topological order, and at the first candidate behind which more
 than a budget ``b`` has been summed up the candidate is kept (``m = 0``) and the sum starts anew;
@@ -21,7 +21,7 @@ import math
 
 from memcli.search.base import Search
 from memcli.search.cutpoints import CutPoint, cut_pass
-from memcli.search.marks import again_between
+from memcli.search.marks import recompute_between
 
 NAME = "sqrt"
 _GRID = 9  # budgets between B / sqrt 2 and B * sqrt 2
@@ -60,7 +60,7 @@ def run(search: Search) -> None:
                 if search.out_of_time:
                     return
                 nodes = [c.nodes for c in kept]
-                found = search.consider(NAME, again_between(search, nodes, barriers), nodes)
+                found = search.consider(NAME, recompute_between(search, nodes, barriers), nodes)
                 found.plan.notes["budget_bytes"] = budget
     if not search.tried:
         search.consider(NAME, search.space.none(), [])

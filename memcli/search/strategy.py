@@ -42,16 +42,21 @@ class Strategy:
     for_any_graph: bool = True
 
     def run_explore(self, search: Search) -> None:
-        """Considers candidates."""
+        """Consider candidates."""
         _loaded(self.explore)(search, **self.arguments)
 
     def run_refine(self, search: Search, part: float) -> None:
-        """Improves the best candidate, with a part of the usual work, if there is such a step."""
+        """Improve the best candidate, where the strategy has such a step.
+
+        Args:
+            search: with the candidates so far.
+            part: of the usual work, 0 to 1.
+        """
         if self.refine is not None:
             _loaded(self.refine)(search, part)
 
     def run(self, search: Search) -> None:
-        """Searches for plans of one graph; the answer is :meth:`Search.answer`."""
+        """Search for plans of one graph; the answer is :meth:`Search.answer`."""
         self.run_explore(search)
         self.run_refine(search, 1.0)
 

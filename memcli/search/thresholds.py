@@ -36,7 +36,7 @@ class ClassicPass:
 
 
 def is_parameter_name(name: str) -> bool:
-    """The classic rule: a parameter is told by the end of its name, ``data`` is none."""
+    """Whether the classic search takes a variable for a parameter: by the end of its name."""
     return name != "data" and name.endswith(_PARAMETER_ENDINGS)
 
 
@@ -45,6 +45,10 @@ def classic_pass(rows: Sequence[ClassicRow], threshold: int) -> ClassicPass:
 
     A mark ``True`` is a possible cut of its own; several nodes in a row with one other mark are
     one cut, kept or recomputed together.
+
+    Args:
+        rows: in depth-first order of the graph.
+        threshold: bytes that are summed up before a cut is kept.
     """
     mark: dict[int, bool] = {}
     kept: list[list[int]] = []
@@ -78,9 +82,12 @@ def classic_pass(rows: Sequence[ClassicRow], threshold: int) -> ClassicPass:
 def classic_thresholds(outcome: Callable[[int], tuple[int, int]], trials: int) -> Iterator[int]:
     """The thresholds, in MB, that the classic search tries, in its order.
 
-    ``outcome(threshold)`` gives ``(save_size, max_size)`` in bytes of that threshold's pass.
     Three steps of ``sqrt(saved * largest / 2)`` from 0, then ``trials`` even steps from the
     smallest largest stage up to ``sqrt(2)`` times the last guess.
+
+    Args:
+        outcome: of a threshold in MB, ``save_size`` and ``max_size`` in bytes of its pass.
+        trials: how many even steps.
     """
     threshold = 0
     smallest: int | None = None

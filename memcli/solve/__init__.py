@@ -1,1 +1,1 @@
-"""Plans for graphs of costs: which values to compute again, when, and in what order."""
+"""Plans for graphs of costs: which values to recompute, when, and in what order."""

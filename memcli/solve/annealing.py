@@ -14,16 +14,30 @@ from memcli.solve.sequence import closure, draw, evaluate, index, spliced
 def anneal(
     start, sizes, seconds, read_ptr, reads, budget, capacity, steps, hot, cold, weight, seed, floor
 ):
-    """Anneal from ``start`` for ``steps`` proposals.
+    """Anneal a sequence within a budget.
 
-    ``hot`` and ``cold`` are the first and last temperature and ``weight`` the price of a byte
-    over budget for one step, all in the unit of ``seconds``; the price is adapted so that a fifth
-    to a half of what is visited fits. Ends early once a fitting sequence takes no more than
-    ``floor``.
+    Ends early once a fitting sequence takes no more than ``floor``.
 
-    Returns ``(best, best_time, current, weight, lowest, lowest_peak)``: the best sequence that
-    fits (empty, and infinity, where none was seen), the last visited, the last price, and, where
-    none was seen that fits, the sequence of least peak with that peak.
+    Args:
+        start: the sequence, as for :func:`memcli.solve.sequence.evaluate`.
+        sizes: over values, bytes.
+        seconds: over values, in the graph's unit.
+        read_ptr: values + 1; value ``v`` reads ``reads[read_ptr[v]:read_ptr[v + 1]]``.
+        reads: values.
+        budget: bytes.
+        capacity: the longest sequence.
+        steps: proposals.
+        hot: the first temperature, in the unit of ``seconds``.
+        cold: the last one.
+        weight: price of a byte over budget for one step, in the unit of ``seconds``; adapted so
+            that a fifth to a half of what is visited fits.
+        seed: of random numbers.
+        floor: a time that need not be improved on.
+
+    Returns:
+        ``(best, best_time, current, weight, lowest, lowest_peak)``: the best sequence that fits
+        (empty, and infinity, where none was seen), the last visited, the last price, and, where
+        none was seen that fits, the sequence of least peak with that peak.
     """
     n = sizes.shape[0]
     random = np.empty(1, np.uint64)
@@ -41,7 +55,7 @@ def anneal(
     out_memory = np.empty(capacity, np.int64)
     memory = np.empty(capacity, np.int64)
     last_use = np.empty(capacity, np.int64)
-    again = np.empty(capacity, np.int64)
+    recomputed = np.empty(capacity, np.int64)
     n_gap = 4 * reads.shape[0] + 64
     gap_value = np.empty(n_gap, np.int64)
     gap_begin = np.empty(n_gap, np.int64)
@@ -68,8 +82,18 @@ def anneal(
     count = capacity - begin
     seq[:count] = out[begin:]
     memory[:count] = out_memory[begin:]
-    gaps, n_again = index(
-        seq, count, read_ptr, reads, last, last_use, copy_now, gap_value, gap_begin, gap_end, again
+    gaps, n_recomputed = index(
+        seq,
+        count,
+        read_ptr,
+        reads,
+        last,
+        last_use,
+        copy_now,
+        gap_value,
+        gap_begin,
+        gap_end,
+        recomputed,
     )
     if over == 0:
         best = seq[:count].copy()
@@ -91,7 +115,7 @@ def anneal(
             changed = step
         heat *= cooling
         kind = draw(random)
-        if n_again == 0:
+        if n_recomputed == 0:
             kind = 0.0
         length = -1
         ceiling = time + weight * over - heat * math.log(1.0 - draw(random))
@@ -119,13 +143,13 @@ def anneal(
                 candidate,
             )
         elif kind < 0.75:
-            begin_drop, end_drop = _some_again(again, n_again, random)
+            begin_drop, end_drop = _some_recomputed(recomputed, n_recomputed, random)
             length = spliced(seq, count, begin_drop, end_drop, -1, found, 0, candidate)
         elif kind < 0.88:
-            p = again[int(draw(random) * n_again)]
+            p = recomputed[int(draw(random) * n_recomputed)]
             length = _shift(seq, count, p, draw(random), draw(random), candidate)
         else:
-            begin_drop, end_drop = _some_again(again, n_again, random)
+            begin_drop, end_drop = _some_recomputed(recomputed, n_recomputed, random)
             length = _insertion(
                 seq,
                 count,
@@ -171,7 +195,7 @@ def anneal(
         count = capacity - begin
         seq[:count] = out[begin:]
         memory[:count] = out_memory[begin:]
-        gaps, n_again = index(
+        gaps, n_recomputed = index(
             seq,
             count,
             read_ptr,
@@ -182,7 +206,7 @@ def anneal(
             gap_value,
             gap_begin,
             gap_end,
-            again,
+            recomputed,
         )
         visited += 1
         changed = step
@@ -207,13 +231,13 @@ def anneal(
 
 
 @compiled(nogil=True)
-def _some_again(again, n_again, random):
+def _some_recomputed(recomputed, n_recomputed, random):
     """A recomputation, or now and then a few neighbouring ones, as a range of steps."""
-    first = int(draw(random) * n_again)
+    first = int(draw(random) * n_recomputed)
     end = first + 1
-    while end < n_again and draw(random) < 0.25:
+    while end < n_recomputed and draw(random) < 0.25:
         end += 1
-    return again[first], again[end - 1] + 1
+    return recomputed[first], recomputed[end - 1] + 1
 
 
 @compiled(nogil=True)
@@ -239,7 +263,7 @@ def _insertion(
     most,
     out,
 ):
-    """End a gap early: compute its value again just before it is read.
+    """End a gap early: recompute its value just before it is read.
 
     While the sequence is over budget, gaps that cover a step over budget are preferred. What
     takes longer than ``most`` cannot be accepted and is not looked at further (-1).

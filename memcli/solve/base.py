@@ -13,7 +13,7 @@ from memcli.solve.simulator import plain_schedule, simulate
 
 
 @dataclass
-class Settings:
+class ScheduleSettings:
     """How long and how to search."""
 
     time_limit: float = 60.0  # seconds
@@ -23,7 +23,7 @@ class Settings:
 
 
 @dataclass
-class Best:
+class BestSchedule:
     """The best schedule so far, and what is known of better ones. Times are the graph's unit."""
 
     graph: CostGraph
@@ -67,7 +67,7 @@ class Best:
         return time.monotonic() - self.started
 
     def offer(self, sequence: NDArray[np.int64], by: str) -> bool:
-        """Take a sequence (``~v`` where ``v`` is computed again) if it is better; simulated anew.
+        """Take a sequence (``~v`` where ``v`` is recomputed) if it is better; simulated anew.
 
         Whatever found it, only the simulator's word counts.
         """
@@ -84,7 +84,7 @@ class Best:
 
 
 def as_sequence(schedule: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A schedule with ``~v`` wherever ``v`` is computed again."""
+    """A schedule with ``~v`` wherever ``v`` is recomputed."""
     sequence = schedule.copy()
     first = 0
     for p, v in enumerate(schedule):

@@ -10,14 +10,24 @@ from memcli.solve.sequence import closure, evaluate, index, spliced
 
 @compiled(nogil=True)
 def relieve(start, sizes, seconds, read_ptr, reads, budget, capacity):
-    """Insert recomputations into ``start`` until it fits ``budget`` or nothing helps.
+    """Insert recomputations into a sequence until it fits a budget or nothing helps.
 
-    Each turn takes the fullest step, and for each value that is only held there tries to compute
-    it again just before its next use: once with all inputs that are gone by then computed again
-    too, once with these held instead. The one that takes least time for each byte by which it
-    lowers the excess (summed over steps) stays.
+    Each turn takes the fullest step, and for each value that is only held there tries to recompute
+    it just before its next use: once with all inputs that are gone by then recomputed too, once
+    with these held instead. The one that takes least time for each byte by which it lowers the
+    excess (summed over steps) stays.
 
-    Returns ``(sequence, time, over)``; ``over`` is 0 where it fits.
+    Args:
+        start: the sequence.
+        sizes: over values, bytes.
+        seconds: over values, in the graph's unit.
+        read_ptr: values + 1; value ``v`` reads ``reads[read_ptr[v]:read_ptr[v + 1]]``.
+        reads: values.
+        budget: bytes.
+        capacity: the longest sequence.
+
+    Returns:
+        ``(sequence, time, over)``; ``over`` is 0 where it fits.
     """
     n = sizes.shape[0]
     random = np.ones(1, np.uint64)
@@ -33,7 +43,7 @@ def relieve(start, sizes, seconds, read_ptr, reads, budget, capacity):
     memory = np.empty(capacity, np.int64)
     out_memory = np.empty(capacity, np.int64)
     last_use = np.empty(capacity, np.int64)
-    again = np.empty(capacity, np.int64)
+    recomputed = np.empty(capacity, np.int64)
     n_gap = 4 * reads.shape[0] + 64
     gap_value = np.empty(n_gap, np.int64)
     gap_begin = np.empty(n_gap, np.int64)
@@ -67,7 +77,7 @@ def relieve(start, sizes, seconds, read_ptr, reads, budget, capacity):
             gap_value,
             gap_begin,
             gap_end,
-            again,
+            recomputed,
         )
         best_score = np.inf
         best_count = 0

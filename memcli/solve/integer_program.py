@@ -5,7 +5,7 @@ and with that of ``j``. For any schedule whatever (any order, any number of reco
 a stage) let
 
 * ``K[j, v] = 1`` where ``v < j`` is live at the step that first computes ``j``,
-* ``R[j, v] = 1`` where ``v < j`` is computed again at least once in stage ``j``,
+* ``R[j, v] = 1`` where ``v < j`` is recomputed at least once in stage ``j``,
 * ``T[j, v] = 1`` where ``v`` is live from the first computation of ``j - 1`` to that of ``j``
   without being computed between.
 
@@ -16,14 +16,14 @@ Then all of this holds, which is the program:
 3. ``R[j, v] <= K[j-1, u] + R[j, u]`` for each ``u`` that ``v`` reads.
 4. ``T[j, v] >= K[j-1, v] + K[j, v] - 1 - R[j, v]``.
 5. At the first computation of ``j``: ``sum K[j, v] size[v] + size[j] <= budget``.
-6. When ``v`` is computed again in stage ``j``, it and what it reads are live, and so is all that
+6. When ``v`` is recomputed in stage ``j``, it and what it reads are live, and so is all that
    lives through the stage: ``S[j] + sum over u of v and its inputs of size[u] (R[j, v] - T[j, u])
    <= budget`` with ``S[j] = sum T[j, u] size[u]``. (``S[j] <= budget`` in any case.)
 
 All of it also holds of longer stages, which end with the first computations of some chosen ``j``
 only and begin after the one chosen before: a value that is first computed within a stage is there
-without ``R``, and what it reads then has to be. Large graphs get such a coarser program, with a
-weaker bound.
+without ``R``, and what it reads then has to be. Large graphs get such a program of fewer stages,
+with a weaker bound.
 
 The time above the plain order's is at least ``sum R[j, v] seconds[v]``. So the minimum is a lower
 bound for every schedule there is, and where the program has no solution there is no schedule.
@@ -49,7 +49,7 @@ from memcli.milp_solver import silent_solver
 
 
 @dataclass
-class Bound:
+class ScheduleBound:
     """What the program showed."""
 
     infeasible: bool = False
@@ -74,7 +74,7 @@ def grain(seconds: NDArray[np.float64]) -> float:
     return float(np.gcd.reduce(seconds.astype(np.int64)))
 
 
-class Program:
+class ScheduleProgram:
     """The program of one graph and budget.
 
     ``most_extra`` is the time above the plain order's of a schedule at hand (infinity where there
@@ -97,7 +97,7 @@ class Program:
         self.upper: list[float] = []
         self.integer: list[bool] = []
         self.keep: dict[tuple[int, int], int] = {}
-        self.again: dict[tuple[int, int], int] = {}
+        self.recomputed: dict[tuple[int, int], int] = {}
         self._build(most_extra)
 
     def _variable(self, lower: float, upper: float, cost: float, integer: bool) -> int:
@@ -123,7 +123,7 @@ class Program:
                 if last[v] >= j:
                     self.keep[k, v] = self._variable(float(v in inputs[j]), 1, 0, True)
                     if allowed[v]:
-                        self.again[k, v] = self._variable(0, 1, float(seconds[v]), True)
+                        self.recomputed[k, v] = self._variable(0, 1, float(seconds[v]), True)
         for k, j in enumerate(steps):
             before = steps[k - 1] if k else -1
             total = {self.keep[k, v]: float(sizes[v]) for v in range(j) if (k, v) in self.keep}
@@ -133,56 +133,60 @@ class Program:
                 if (k, v) not in self.keep:
                     continue
                 kept = {} if v == before else {self.keep[k - 1, v]: 1.0}
-                again = {self.again[k, v]: 1.0} if (k, v) in self.again else {}
+                recomputed = {self.recomputed[k, v]: 1.0} if (k, v) in self.recomputed else {}
                 if v < before:
-                    minus = {x: -1.0 for x in (*kept, *again)}
+                    minus = dict.fromkeys((*kept, *recomputed), -1.0)
                     self._row(-infinity, 0, {self.keep[k, v]: 1.0, **minus})
                 # 4, with K[before, before] = 1
                 through[v] = self._variable(0, 1, 0, False)
-                minus = {x: -1.0 for x in (*kept, self.keep[k, v])}
-                self._row(-float(len(kept)), infinity, {through[v]: 1.0, **minus, **again})
+                minus = dict.fromkeys((*kept, self.keep[k, v]), -1.0)
+                self._row(-float(len(kept)), infinity, {through[v]: 1.0, **minus, **recomputed})
             for v in range(before + 1, j):
                 # first computed within the stage: what it reads is there by then
                 for u in inputs[v]:
                     if u < before:
                         terms = {self.keep[k - 1, u]: 1.0}
-                        if (k, u) in self.again:
-                            terms[self.again[k, u]] = 1.0
+                        if (k, u) in self.recomputed:
+                            terms[self.recomputed[k, u]] = 1.0
                         self._row(1, infinity, terms)
             for v in range(j):
-                if (k, v) not in self.again:
+                if (k, v) not in self.recomputed:
                     continue
                 for u in inputs[v]:
                     if u >= before:
                         continue
-                    terms = {self.again[k, v]: 1.0, self.keep[k - 1, u]: -1.0}
-                    if (k, u) in self.again:
-                        terms[self.again[k, u]] = -1.0
+                    terms = {self.recomputed[k, v]: 1.0, self.keep[k - 1, u]: -1.0}
+                    if (k, u) in self.recomputed:
+                        terms[self.recomputed[k, u]] = -1.0
                     self._row(-infinity, 0, terms)
             self._stage_memory(k, j, inputs, sizes, through)
 
     def _stage_memory(
         self, k: int, j: int, inputs: list[list[int]], sizes: NDArray[Any], through: dict[int, int]
     ) -> None:
-        again = [v for v in range(j) if (k, v) in self.again]
-        if not again:
+        recomputed = [v for v in range(j) if (k, v) in self.recomputed]
+        if not recomputed:
             return
         held = self._variable(0, 1, 0, False)
         terms = {x: -float(sizes[v]) for v, x in through.items()}
         terms[held] = 1.0
         self._row(0, 0, terms)
-        for v in again:
+        for v in recomputed:
             own = [v, *inputs[v]]
-            terms = {held: 1.0, self.again[k, v]: float(sum(sizes[u] for u in own))}
+            terms = {held: 1.0, self.recomputed[k, v]: float(sum(sizes[u] for u in own))}
             for u in own:
                 if u in through:
                     terms[through[u]] = terms.get(through[u], 0.0) - float(sizes[u])
             self._row(-float("inf"), 1, terms)
 
-    def solve(self, time_limit: float, on_bound: Callable[[float], None] | None = None) -> Bound:
-        """Run HiGHS with one thread for at most about ``time_limit`` seconds.
+    def solve(
+        self, time_limit: float, on_bound: Callable[[float], None] | None = None
+    ) -> ScheduleBound:
+        """Run HiGHS with one thread.
 
-        ``on_bound`` is told of the bound on the way, in the graph's unit of time.
+        Args:
+            time_limit: seconds, about.
+            on_bound: told of the bound on the way, in the graph's unit of time.
         """
         import highspy
 
@@ -196,7 +200,7 @@ class Program:
             self._row(
                 -float("inf"),
                 self.most_extra / self.scale * (1 + 1e-9),
-                {x: self.cost[x] for x in self.again.values()},
+                {x: self.cost[x] for x in self.recomputed.values()},
             )
         solver.passModel(self._model(highspy))
 
@@ -211,16 +215,20 @@ class Program:
         kind = highspy.HighsModelStatus
         if status == kind.kInfeasible:
             if known:
-                return Bound(extra=self.most_extra, finished=True)
-            return Bound(infeasible=True, finished=True)
+                return ScheduleBound(extra=self.most_extra, finished=True)
+            return ScheduleBound(infeasible=True, finished=True)
         info = solver.getInfo()
-        bound = Bound(finished=status == kind.kOptimal)
+        bound = ScheduleBound(finished=status == kind.kOptimal)
         if np.isfinite(info.mip_dual_bound):
             bound.extra = self._rounded(info.mip_dual_bound)
         if info.primal_solution_status == 2:
             value = solver.getSolution().col_value
             bound.stages = [
-                [v for v in range(j) if (k, v) in self.again and value[self.again[k, v]] > 0.5]
+                [
+                    v
+                    for v in range(j)
+                    if (k, v) in self.recomputed and value[self.recomputed[k, v]] > 0.5
+                ]
                 for k, j in enumerate(self.steps)
             ]
         return bound

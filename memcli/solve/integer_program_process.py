@@ -14,7 +14,7 @@ from typing import Any
 
 from memcli.graph.cost_graph import CostGraph
 from memcli.parent_process import die_with_parent
-from memcli.solve.integer_program import Program
+from memcli.solve.integer_program import ScheduleProgram
 
 
 def main(parent: int) -> None:
@@ -29,7 +29,7 @@ def main(parent: int) -> None:
     n = len(asked["seconds"])
     graph = CostGraph.build(list(range(n)), asked["seconds"], asked["sizes"], asked["reads"])
     most = float("inf") if asked["most_extra"] is None else asked["most_extra"]
-    program = Program(graph, asked["budget"], most, asked["steps"])
+    program = ScheduleProgram(graph, asked["budget"], most, asked["steps"])
     said = 0.0
 
     def say(extra: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memcli.graph.cost_graph import CostGraph
 from memcli.request import Progress
-from memcli.solve.base import Best, Settings, as_sequence
+from memcli.solve.base import BestSchedule, ScheduleSettings, as_sequence
 from memcli.solve.greedy import relieve
 from memcli.solve.rounds import Rounds, capacity
 from memcli.solve.simulator import working_set_bound
@@ -13,19 +13,30 @@ from memcli.solve.simulator import working_set_bound
 _STEPS = (0.5, 0.2, 0.07, 0.02, 0.005, 0.001)
 
 
-def least_peak(graph: CostGraph, settings: Settings, time_limit: float, progress: Progress) -> Best:
-    """A schedule of the least peak found, its time second; ``budget`` of the result is its peak.
+def least_peak(
+    graph: CostGraph, settings: ScheduleSettings, time_limit: float, progress: Progress
+) -> BestSchedule:
+    """The schedule of the least peak found; of equal peaks that of less time.
 
-    Ends at the working-set bound, when no smaller budget is met, or after ``time_limit`` seconds.
+    Ends at the working-set bound, when no smaller budget is met, or after the time limit.
+
+    Args:
+        graph: of costs.
+        settings: seed and the like.
+        time_limit: seconds.
+        progress: told what is going on.
+
+    Returns:
+        ``budget`` of the result is its peak, bytes.
     """
     bound = working_set_bound(graph)
-    overall = Best(graph, bound)
+    overall = BestSchedule(graph, bound)
     effort, step = 0.1, 0
     number = 0
     while overall.least_peak > bound and overall.elapsed < time_limit:
         gap = overall.least_peak - bound
         budget = overall.least_peak - max(1, int(gap * _STEPS[step]))
-        attempt = Best(graph, budget)
+        attempt = BestSchedule(graph, budget)
         # Not from the plain order: what met the last budget is nearly there.
         start = overall.least
         if settings.strategy == "greedy" or step == 0:

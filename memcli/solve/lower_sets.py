@@ -28,7 +28,7 @@ FAMILIES = ("approximate", "prefixes", "exact")
 
 
 @dataclass
-class Chain:
+class LowerSetChain:
     """A chain of lower sets, and what it takes by the paper's formulas."""
 
     sets: list[int]  # from the first that is not empty to the whole graph
@@ -170,7 +170,7 @@ class LowerSets:
             held[to] = np.minimum(held[to], held[i] + self._kept[i][:fits])
         return bool(held[-1] < far)
 
-    def chain(self, budget: int) -> Chain | None:
+    def chain(self, budget: int) -> LowerSetChain | None:
         """The chain of least recomputation whose peak is at most ``budget``; None if there is none.
 
         States are (set, time kept) with the least memory kept; of two states of one set, one that
@@ -200,7 +200,7 @@ class LowerSets:
             sets.append(self.sets[i])
             _, i, spent = states[i][spent]
         sets.reverse()
-        return Chain(sets, self.peak(sets), recomputed)
+        return LowerSetChain(sets, self.peak(sets), recomputed)
 
     def peak(self, sets: list[int]) -> int:
         """The peak of a chain by the paper's formula, bytes."""
@@ -216,10 +216,10 @@ class LowerSets:
             below = s
         return worst
 
-    def schedule(self, chain: Chain) -> NDArray[np.int64]:
+    def schedule(self, chain: LowerSetChain) -> NDArray[np.int64]:
         """The chain as a sequence over the joint graph (:meth:`ForwardGraph.joint`).
 
-        ``~v`` where ``v`` is computed again: before a difference's first gradient, all of the
+        ``~v`` where ``v`` is recomputed: before a difference's first gradient, all of the
         difference that is not kept.
         """
         n = self.graph.n

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from memcli.solve.base import Best
+from memcli.solve.base import BestSchedule
 
 
 class Proof:
@@ -25,7 +25,7 @@ class Proof:
     nothing, and that is all: the search goes on.
     """
 
-    def __init__(self, best: Best, steps: list[int], time_limit: float) -> None:
+    def __init__(self, best: BestSchedule, steps: list[int], time_limit: float) -> None:
         self.best = best
         self.stages: list[list[int]] | None = None  # of the best solution, when finished
         graph = best.graph

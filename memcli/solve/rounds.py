@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from memcli.graph.cost_graph import CostGraph
 from memcli.request import Progress
 from memcli.solve.annealing import anneal
-from memcli.solve.base import Best
+from memcli.solve.base import BestSchedule
 from memcli.solve.simulator import plain_schedule
 
 # What a proposal takes for each value and each read of the graph, measured, and rounded up. Work
@@ -38,7 +38,7 @@ class Rounds:
     """The rounds of one graph and budget."""
 
     graph: CostGraph
-    best: Best
+    best: BestSchedule
     seed: int
     length: float = _FIRST_ROUND  # of the next round, in seconds of expected work
     number: int = 0

@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 from memcli.graph.cost_graph import CostGraph
 from memcli.request import Progress
-from memcli.solve.base import Best, Settings, as_sequence
+from memcli.solve.base import BestSchedule, ScheduleSettings, as_sequence
 from memcli.solve.greedy import relieve
-from memcli.solve.integer_program import Program
+from memcli.solve.integer_program import ScheduleProgram
 from memcli.solve.proof import Proof
 from memcli.solve.rounds import Rounds, capacity
 from memcli.solve.simulator import plain_schedule, simulate, working_set_bound
 
-# Stages times values of the program; beyond this HiGHS gets a coarser one.
+# Stages times values of the program; beyond this HiGHS gets one of fewer stages.
 _PROGRAM_SIZE = 20_000
 # Up to this many values HiGHS needs less time than a process to start.
 _PROGRAM_AT_ONCE = 48
@@ -32,7 +32,7 @@ def nothing(text: str, fraction: float | None = None) -> None:
 def prepare() -> None:
     """Have what numba compiles at its first use ready, so that no search's time is spent on it."""
     tiny = CostGraph.build([0, 1, 2], [1, 1, 1], [1, 1, 1], [[], [0], [0, 1]])
-    best = Best(tiny, 3)
+    best = BestSchedule(tiny, 3)
     greedy(best)
     Rounds(tiny, best, 0).run(1.0, nothing)
 
@@ -40,17 +40,22 @@ def prepare() -> None:
 def solve(
     graph: CostGraph,
     budget: int,
-    settings: Settings,
+    settings: ScheduleSettings,
     progress: Progress = nothing,
     start: NDArray[np.int64] | None = None,
-) -> Best:
-    """The schedule of least time found whose peak is at most ``budget`` bytes.
-
-    ``start`` is a schedule that may fit already.
+) -> BestSchedule:
+    """The schedule of least time found whose peak fits a budget.
 
     Deterministic for a seed and a time limit, unless the clock cuts the search short.
+
+    Args:
+        graph: of costs.
+        budget: bytes.
+        settings: seed and time limit.
+        progress: told what is going on.
+        start: a schedule that may fit already.
     """
-    best = Best(graph, budget)
+    best = BestSchedule(graph, budget)
     if best.proven:
         return best
     if budget < working_set_bound(graph):
@@ -75,7 +80,7 @@ def solve(
     if best.elapsed >= settings.time_limit:
         return best
     if graph.n <= _PROGRAM_AT_ONCE:
-        bound = Program(graph, budget, best.extra).solve(settings.time_limit - best.elapsed)
+        bound = ScheduleProgram(graph, budget, best.extra).solve(settings.time_limit - best.elapsed)
         best.lower_extra = max(best.lower_extra, bound.extra)
         best.infeasible |= bound.infeasible
         if bound.stages is not None:
@@ -93,7 +98,7 @@ def solve(
     return best
 
 
-def greedy(best: Best) -> None:
+def greedy(best: BestSchedule) -> None:
     """Offer what :func:`relieve` makes of the plain order."""
     graph = best.graph
     sequence, _, _ = relieve(
@@ -123,7 +128,7 @@ def _steps(graph: CostGraph) -> list[int]:
 
 def _sequence(graph: CostGraph, stages: list[list[int]]) -> np.ndarray:
     entries: list[int] = []
-    for j, again in enumerate(stages):
-        entries += [~v for v in sorted(again)]
+    for j, recomputed in enumerate(stages):
+        entries += [~v for v in sorted(recomputed)]
         entries.append(j)
     return np.array(entries, np.int64)

@@ -1,7 +1,7 @@
 """Sequences while they are searched: an encoding, its evaluation, and what can be inserted where.
 
 A sequence here holds ``v`` where value ``v`` is first computed and ``~v`` (negative) where it is
-computed again. Any sequence whose first computations are in order is a schedule, so that a move
+recomputed. Any sequence whose first computations are in order is a schedule, so that a move
 can insert or remove recomputations freely: what changes is how long values live.
 
 All functions are compiled by numba. Sequences and buffers are int64 arrays of a fixed capacity,
@@ -19,15 +19,25 @@ from memcli.compiled import compiled
 def evaluate(
     seq, count, sizes, seconds, read_ptr, reads, budget, ceiling, weight, wanted, out, memory
 ):
-    """Prune and cost the sequence ``seq[:count]``.
+    """Prune and cost a sequence of computations: recomputations that nobody reads are left out.
 
-    Recomputations that nobody reads are left out. ``out`` (capacity c) receives the pruned
-    sequence right-aligned, ``memory`` the bytes at each of its steps, alike. ``wanted`` must be
-    all zeros and is again when this returns.
+    Args:
+        seq: values in the order in which they are computed, ``~v`` where ``v`` is recomputed.
+        count: how many of ``seq`` there are.
+        sizes: over values, bytes.
+        seconds: over values, in the graph's unit.
+        read_ptr: values + 1; value ``v`` reads ``reads[read_ptr[v]:read_ptr[v + 1]]``.
+        reads: values.
+        budget: bytes.
+        ceiling: of ``time + weight * over``, beyond which nothing more is worked out.
+        weight: the price of a byte over budget for one step.
+        wanted: over values, all zeros, and so again at the end.
+        out: room for the pruned sequence, which is put at its end.
+        memory: the same for the bytes at each of its steps.
 
-    Returns ``(begin, time, over)``: the sequence is ``out[begin:]``, its time, and the sum over
-    its steps of the bytes above ``budget``. Gives up with ``begin = -1`` once
-    ``time + weight * over`` exceeds ``ceiling``.
+    Returns:
+        ``(begin, time, over)``: the sequence is ``out[begin:]``, its time, and the sum over its
+        steps of the bytes above ``budget``. ``begin`` is -1 where ``ceiling`` is exceeded.
     """
     begin = out.shape[0]
     live = 0
@@ -63,24 +73,38 @@ def evaluate(
 
 @compiled(nogil=True)
 def index(
-    seq, count, read_ptr, reads, last, last_use, copy_now, gap_value, gap_begin, gap_end, again
+    seq, count, read_ptr, reads, last, last_use, copy_now, gap_value, gap_begin, gap_end, recomputed
 ):
-    """What the moves need to know of a sequence.
+    """What the moves need to know of a sequence: its gaps and its recomputations.
 
-    A gap is a stretch of steps during which a value is only held: ``gap_value`` is held from
-    after step ``gap_begin`` until step ``gap_end``, which reads it. ``last_use[p]`` is the last
-    step that reads what step ``p`` computed (``p`` where none does); ``again`` are the steps
-    that recompute. Returns ``(gaps, recomputations)``, the counts.
+    A gap is a stretch of steps during which a value is only held.
+
+    Args:
+        seq: the sequence.
+        count: of its steps.
+        read_ptr: as for :func:`evaluate`.
+        reads: as for :func:`evaluate`.
+        last: over values, room for the latest step that makes or reads each.
+        last_use: over steps ``p``, filled with the last step that reads what ``p`` computed; ``p``
+            where none does.
+        copy_now: over values, room for the latest step that makes each.
+        gap_value: filled with the value that each gap holds.
+        gap_begin: filled with the step after which it does.
+        gap_end: filled with the step until which it does, and which reads the value.
+        recomputed: filled with the steps that recompute.
+
+    Returns:
+        How many gaps, and how many recomputations there are.
     """
     gaps = 0
-    n_again = 0
+    n_recomputed = 0
     for p in range(count):
         e = seq[p]
         v = e
         if e < 0:
             v = ~e
-            again[n_again] = p
-            n_again += 1
+            recomputed[n_recomputed] = p
+            n_recomputed += 1
         for i in range(read_ptr[v], read_ptr[v + 1]):
             u = reads[i]
             last_use[copy_now[u]] = p
@@ -93,18 +117,31 @@ def index(
         last[v] = p
         copy_now[v] = p
         last_use[p] = p
-    return gaps, n_again
+    return gaps, n_recomputed
 
 
 @compiled(nogil=True)
 def closure(
     seq, step, value, read_ptr, reads, last_use, depth_chance, random, copy_at, marked, found
 ):
-    """What to compute just before ``step`` so that ``value`` is there anew.
+    """What to compute just before a step so that a value is there anew.
 
-    An input that is no longer live at ``step`` is computed again too with probability
-    ``depth_chance``; else it is kept until then. Returns how many values are in ``found``
-    (ascending). ``marked`` must be all zeros and is again when this returns.
+    Args:
+        seq: the sequence.
+        step: of the sequence.
+        value: that is to be there.
+        read_ptr: as for :func:`evaluate`.
+        reads: as for :func:`evaluate`.
+        last_use: as :func:`index` fills it.
+        depth_chance: how often an input that is no longer live at ``step`` is recomputed too, 0 to
+            1; else it is kept until then.
+        random: one word, the state of the random numbers; changed.
+        copy_at: over values, the step of the latest computation before ``step``.
+        marked: over values, all zeros, and so again at the end.
+        found: filled with the values, rising.
+
+    Returns:
+        How many values are in ``found``.
     """
     for p in range(step):
         e = seq[p]
@@ -143,9 +180,20 @@ def draw(state):
 
 @compiled(nogil=True)
 def spliced(seq, count, drop_begin, drop_end, step, found, n_found, out):
-    """``seq`` without its recomputations in ``[drop_begin, drop_end)``, ``found`` before ``step``.
+    """A sequence without some recomputations, and with others put in.
 
-    Writes to ``out`` and returns the count, or -1 where ``out`` is too small.
+    Args:
+        seq: the sequence.
+        count: of its steps.
+        drop_begin: the first step whose recomputation is left out.
+        drop_end: the first one behind those.
+        step: before which ``found`` is put in.
+        found: values to recompute.
+        n_found: how many.
+        out: filled with the new sequence.
+
+    Returns:
+        The count of its steps; -1 where ``out`` is too small.
     """
     if count + n_found > out.shape[0]:
         return -1

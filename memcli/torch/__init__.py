@@ -12,5 +12,18 @@ backward pass, when the recomputation is over: nothing is to be set for it.
 
 from memcli.torch.applied import AppliedModel, apply
 from memcli.torch.loaded import OnnxModule, load
+from memcli.torch.loaded_program import ProgramModule
+from memcli.torch.module_fit import Fit, fit
+from memcli.torch.planning import Plan, plan
 
-__all__ = ["AppliedModel", "OnnxModule", "apply", "load"]
+__all__ = [
+    "AppliedModel",
+    "Fit",
+    "OnnxModule",
+    "Plan",
+    "ProgramModule",
+    "apply",
+    "fit",
+    "load",
+    "plan",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections import OrderedDict
@@ -26,7 +27,10 @@ from memcli.torch.matching import Matched, check, is_legacy, match, match_by_sco
 from memcli.torch.parameter_binding import Constants, device_of, planned_on, share, step_memory
 from memcli.torch.plans import MARKS, marks_by_output, read_planned
 from memcli.torch.regions import DEVICES
+from memcli.units import distinct_sizes
 
+# Of the plan's memory, what a module may take.
+_MOST_OVER = 1.01
 # Graphs for other inputs or modes that are held; the oldest goes.
 _MOST_HELD = 32
 
@@ -58,6 +62,9 @@ class AppliedModel(nn.Module):
     # What evaluation calls things, where the file was exported in that mode; None: not known yet.
     _names: dict[Place, list[str]] | None
     _warned: bool
+    # Bytes of a training step under the plan: the module's, and what the plan says; None where the
+    # two were not compared.
+    peaks: tuple[int, int] | None
     _written: set[Attribute]  # by forward itself, a counter: no reason to export anew
 
     def __init__(self, model: nn.Module, plan: OnnxPlan, name: str = "the plan") -> None:
@@ -71,6 +78,7 @@ class AppliedModel(nn.Module):
         self._names = None
         self._written = set()
         self._warned = False
+        self.peaks = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module gives.
@@ -210,18 +218,25 @@ def apply(
     model: nn.Module,
     example_inputs: Sequence[Any] | Tensor | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    any_memory: bool = False,
 ) -> AppliedModel:
     """The user's own module, in training under the plan of an ONNX export of it.
 
     Args:
         plan: a planned file, or the plan itself.
         example_inputs: what the module is called with: a tensor, or all positional arguments. By
-            default zeros of the shapes planned for, in the order of the file's inputs; for a plan
-            without its file, the plan is fitted at the first call in training.
+            default zeros of the shapes planned for: by name, where every input of the file is a
+            parameter of ``forward``, else in the order of the file's inputs. For a plan without
+            its file, the plan is fitted at the first call in training.
+        any_memory: take the plan whatever the module takes under it; else a module whose step
+            takes over 1% more than the plan says, at the shapes planned for, is refused. Both
+            figures are in ``AppliedModel.peaks``.
 
     Raises:
         BadInput: the file cannot be read or carries no plan, ``torch.export`` cannot follow the
-            module, or fewer than 90% of its nodes are in the plan.
+            module, fewer than 90% of its nodes are in the plan, or it takes more memory than
+            the plan says.
     """
     file: OnnxFile | None = None
     name = "the plan"
@@ -231,8 +246,8 @@ def apply(
         assert planned.plan is not None
         file, plan = planned.file, planned.plan
     applied = AppliedModel(model, plan, name)
-    if example_inputs is None and file is not None:
-        example_inputs = _zeros(file, plan, model)
+    if example_inputs is None and example_kwargs is None and file is not None:
+        example_inputs, example_kwargs = _zeros(file, plan, model)
     if example_inputs is None and example_kwargs is None:
         return applied
     args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs or ())
@@ -241,14 +256,50 @@ def apply(
         model.train()
     try:
         applied.prepare(*args, **dict(example_kwargs or {}))
+        _compare_peaks(applied, args, dict(example_kwargs or {}), any_memory)
     finally:
         for module, mode in modes.items():
             module.training = mode
     return applied
 
 
-def _zeros(file: OnnxFile, plan: OnnxPlan, model: nn.Module) -> tuple[Tensor, ...]:
-    """Inputs of the shapes planned for, where the model is."""
+def _compare_peaks(
+    applied: AppliedModel, args: Sequence[Any], kwargs: Mapping[str, Any], any_memory: bool
+) -> None:
+    """Holds the module's own peak to the plan's, where both are of the same step.
+
+    Raises:
+        BadInput: it takes over 1% more, and ``any_memory`` is false.
+    """
+    plan = applied.plan
+    said = plan.memory.get("planned_bytes")
+    given = [list(t.shape) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    if said is None or plan.device != "cpu" or sorted(given) != sorted(plan.shapes.values()):
+        return
+    own = applied.memory(*args, **kwargs).peak
+    applied.peaks = own, said
+    if own <= said * _MOST_OVER:
+        return
+    plain = applied.memory(*args, plan=False, **kwargs).peak
+    planned, taken, unplanned = distinct_sizes(said, own, plain)
+    text = (
+        f"the plan says {planned} for a training step, and this module takes {taken} under it "
+        f"({unplanned} without): the file's operators are not the module's"
+    )
+    if any_memory:
+        warnings.warn(text, stacklevel=3)
+        return
+    raise BadInput(
+        text,
+        "memcli.torch.plan(model, ...) plans the module itself; apply(..., any_memory=True) takes "
+        "this plan all the same",
+    )
+
+
+def _zeros(
+    file: OnnxFile, plan: OnnxPlan, model: nn.Module
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Arguments of the shapes planned for, where the model is: positional ones, and by name."""
     device = device_of(model)
     kind = next((t.dtype for t in model.parameters() if t.is_floating_point()), None)
     inputs = []
@@ -263,7 +314,10 @@ def _zeros(file: OnnxFile, plan: OnnxPlan, model: nn.Module) -> tuple[Tensor, ..
         if dtype.is_floating_point and kind is not None:
             dtype = kind
         inputs.append(torch.zeros(tuple(shape), dtype=dtype, device=device))
-    return tuple(inputs)
+    names = [value.name for value in file.inputs]
+    if all(name in inspect.signature(model.forward).parameters for name in names):
+        return (), dict(zip(names, inputs, strict=True))
+    return tuple(inputs), {}
 
 
 def _kind(value: Any) -> Any:

@@ -36,10 +36,11 @@ _lock = threading.RLock()
 
 
 @contextlib.contextmanager
-def nothing_lost(model: nn.Module) -> Iterator[set[Attribute]]:
+def nothing_lost(model: nn.Module, functions: bool = True) -> Iterator[set[Attribute]]:
     """Within it, ``torch.export`` follows a call of the model; attributes end as they began.
 
     Gives a set that is filled with the plain attributes that ``forward`` assigns to.
+    ``functions``: whether the user's own backward functions would be lost.
 
     Raises:
         BadInput: the graph would lack something that decides about gradients.
@@ -52,7 +53,7 @@ def nothing_lost(model: nn.Module) -> Iterator[set[Attribute]]:
     found: list[BadInput] = []
     with _lock:
         try:
-            with _refusing(found), _assignments(model, written, holding):
+            with _refusing(found, functions), _assignments(model, written, holding):
                 yield written
         except Exception as error:
             if found and error is not found[0]:  # tracers put errors into errors of their own
@@ -113,7 +114,7 @@ class _Same:
 
 
 @contextlib.contextmanager
-def _refusing(found: list[BadInput]) -> Iterator[None]:
+def _refusing(found: list[BadInput], functions: bool) -> Iterator[None]:
     """Functions that would be lost raise, and put what they raise into ``found``."""
 
     def refuse(message: str, hint: str) -> None:
@@ -156,7 +157,8 @@ def _refusing(found: list[BadInput]) -> Iterator[None]:
         return hook
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_replaced(function, "apply", classmethod(apply)))
+        if functions:
+            stack.enter_context(_replaced(function, "apply", classmethod(apply)))
         for name, register in hooks.items():
             stack.enter_context(_replaced(Tensor, name, hooked(register)))
         yield

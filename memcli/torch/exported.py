@@ -99,6 +99,7 @@ class _Followed(NamedTuple):
 
     program: ExportedProgram  # decomposed
     regions: dict[str, tuple[bool, bool]]  # by node before decomposition
+    handed_on: frozenset[str]  # nodes before decomposition that give what they are given
     written: set[Attribute]
 
 
@@ -110,7 +111,8 @@ def _exported(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
             with nothing_lost(model) as written:
                 program = torch.export.export(model, detached[0], detached[1], strict=False)
             found = regions(program.graph)
-            return _Followed(program.run_decompositions({}), found, written)
+            handed_on = frozenset(map(str, filter(_hands_on, program.graph.nodes)))
+            return _Followed(program.run_decompositions({}), found, handed_on, written)
     except BadInput:
         raise
     except Exception as error:  # whatever the user's code raises under tracing
@@ -127,6 +129,7 @@ class _Builder:
     def __init__(self, followed: _Followed, spelled: bool) -> None:
         self.program = program = followed.program
         self.regions = followed.regions
+        self.handed_on = followed.handed_on
         self.spelled = spelled  # all casts are in the graph
         self.places = _places(program)
         self.graph = Graph()
@@ -182,6 +185,8 @@ class _Builder:
             if isinstance(source, dict):
                 return source[args[1]]
         items = {u.args[1] for u in node.users if u.target is operator.getitem}
+        if target is aten.clone.default and _source(node) in self.handed_on:
+            return self.of[args[0]]  # type: ignore[index]
         if target is aten.view.default:
             return self._make(node, aten.reshape.default, args)
         if target is aten.copy.default:
@@ -268,6 +273,11 @@ def _has_effect(node: Node) -> bool:
     if node.op == "call_function":
         return draws(node.target) or leaves_states(node.target)
     return node.op in ("placeholder", "output")
+
+
+def _hands_on(node: Node) -> bool:
+    """Whether a node is a Dropout of nothing: eager hands its input on, decomposition copies it."""
+    return node.target is aten.dropout.default and node.args[1:2] in ((0,), (0.0,))
 
 
 def _scopes(node: Node) -> list[str]:

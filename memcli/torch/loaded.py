@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +18,13 @@ from memcli.engines.torch.executor import PlannedModule
 from memcli.engines.torch.record import untrained_parameters
 from memcli.engines.torch.tracking import StepMemory
 from memcli.errors import BadInput
+from memcli.formats.detect import read_source
 from memcli.formats.onnx.record import OnnxPlan
 from memcli.formats.onnx.roles import tensor_roles
+from memcli.formats.pt2.file import parse_pt2
 from memcli.quoting import shown, shown_path
 from memcli.torch.evaluation import evaluation_graph
+from memcli.torch.loaded_program import ProgramModule, load_program
 from memcli.torch.parameter_binding import Constants, device_of, planned_on, step_memory
 from memcli.torch.plans import PlannedFile, read_planned
 from memcli.torch.weights import copy_into, filled_values
@@ -280,8 +284,8 @@ def load(
     device: torch.device | str | None = None,
     plan: bool = True,
     seed: int = 0,
-) -> OnnxModule:
-    """A module that trains under the plan that an ONNX file carries.
+) -> OnnxModule | ProgramModule:
+    """A module that trains under the plan that a file carries: ONNX, Caffe, or ``.pt2``.
 
     Args:
         weights: "file": what the file and the data files beside it hold; "random": the same, and
@@ -298,7 +302,12 @@ def load(
     """
     if isinstance(weights, str) and weights not in ("file", "random"):
         raise BadInput(f"weights={weights!r}", "it is 'file', 'random' or a table of tensors")
-    planned = read_planned(path, required=plan)
+    source = read_source(path)
+    if source.format == "pt2":
+        file = parse_pt2(source.data, source.path, source.sha256)
+        program = load_program(file, weights=weights, shapes=shapes, plan=plan)
+        return program.to(device) if device is not None else program
+    planned = read_planned(source, required=plan)
     known = {value.name for value in planned.file.inputs}
     odd = sorted(set(shapes or {}) - known)
     if odd:
@@ -311,6 +320,9 @@ def load(
     bound |= {name: tuple(shape) for name, shape in (shapes or {}).items()}
     if not plan:
         planned = PlannedFile(planned.file, None)
+    for loss in planned.file.losses():
+        if loss.kind in ("parameters-merged", "parameters-folded"):
+            warnings.warn(f"{shown_path(source.path)}: {loss.text}", stacklevel=2)
     module = OnnxModule(planned, bound, weights, seed)
     return module.to(device) if device is not None else module
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from memcli.errors import BadInput
+from memcli.formats.detect import Model, read_source
 from memcli.formats.model_file import read_model
 from memcli.formats.onnx.file import OnnxFile
 from memcli.formats.onnx.record import MARK_NUMBERS, OnnxPlan
@@ -47,7 +47,7 @@ def marks_by_output(plan: OnnxPlan) -> dict[str, int]:
     return {output: MARKS[plan.marks[name]] for name, output in plan.outputs.items()}
 
 
-def read_planned(path: str | os.PathLike[str], *, required: bool = True) -> PlannedFile:
+def read_planned(path: Model, *, required: bool = True) -> PlannedFile:
     """The graph of a planned file as the plan wants it trained, and the plan.
 
     A plan may have been made for the file's own graph or for the one in training form; both are
@@ -57,12 +57,18 @@ def read_planned(path: str | os.PathLike[str], *, required: bool = True) -> Plan
         BadInput: the file cannot be read, its plan is for another graph, or (where ``required``)
             it carries none.
     """
-    file = read_model(path, ShapeRequest(), as_planned=True)
+    source = read_source(path)
+    if source.format == "pt2":
+        raise BadInput(
+            f"{shown_path(source.path)}: is an exported program, whose plan is for its own graph",
+            "memcli.torch.load trains it; memcli.torch.plan plans a module of yours",
+        )
+    file = read_model(source, ShapeRequest(), as_planned=True)
     plan = file.carried_plan()
     if plan is None:
         if required:
             raise BadInput(
-                f"{shown_path(os.fspath(path))}: carries no plan of memcli",
+                f"{shown_path(source.path)}: carries no plan of memcli",
                 "make one: memcli plan MODEL.onnx -o planned.onnx",
             )
         return PlannedFile(file, None)

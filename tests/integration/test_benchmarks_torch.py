@@ -51,7 +51,7 @@ def test_memcli_beside_checkpoints(tmp_path: Path) -> None:
             assert own["flops"] >= whole["flops"]
             equal, compared = own["gradients"]
             assert equal == compared == peer["gradients"][1] > 0
-    # every block's matrix products run again in a checkpoint, none of them in the selective one
+    # a checkpoint recomputes every block's matrix products, the selective one none of them
     first, second = (point["measured"] for point in network["points"])
     assert first["flops"] > whole["flops"] == second["flops"]
     assert "checkpoint per block" in done.stdout

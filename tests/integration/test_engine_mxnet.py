@@ -248,18 +248,18 @@ if sys.platform == "linux":
 
 
 @pytest.fixture(params=WAYS)
-def warm(request: pytest.FixtureRequest) -> bool:
+def preloaded(request: pytest.FixtureRequest) -> bool:
     """Whether jobs run in forks of a process that has the engine loaded."""
     return bool(request.param)
 
 
 @pytest.fixture
-def worker(tmp_path: Path, warm: bool) -> Path:
-    """A folder with the module ``small_worker``; the file ``warm`` says how it is to be run."""
+def worker(tmp_path: Path, preloaded: bool) -> Path:
+    """A folder with the module ``small_worker``; a file ``preloaded`` says how it is run."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "small_worker.py").write_text(WORKER)
-    if warm:
-        (tmp_path / "warm").touch()
+    if preloaded:
+        (tmp_path / "preloaded").touch()
     return tmp_path
 
 
@@ -272,7 +272,7 @@ def run_small(worker: Path, do: str, **more: Any) -> dict[str, Any]:
         workdir=worker,
         env={**env, "MEMCLI_LOADS": str(worker / "loads"), **more.pop("env", {})},
         doing="training one step of net.json",
-        warm=(worker / "warm").exists(),
+        preloaded=(worker / "preloaded").exists(),
         **more,
     )
 
@@ -322,7 +322,7 @@ def test_a_worker_that_takes_too_long_is_ended(worker: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="engines are loaded for each job")
-@pytest.mark.parametrize("warm", [True], indirect=True)
+@pytest.mark.parametrize("preloaded", [True], indirect=True)
 def test_an_engine_is_loaded_once(worker: Path) -> None:
     with pytest.raises(WorkerFailed):
         run_small(worker, "signal", signal=signal.SIGSEGV)
@@ -336,7 +336,7 @@ def test_an_engine_is_loaded_once(worker: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="engines are loaded for each job")
-@pytest.mark.parametrize("warm", [True], indirect=True)
+@pytest.mark.parametrize("preloaded", [True], indirect=True)
 def test_an_engine_that_crashes_when_it_is_loaded(worker: Path) -> None:
     for _ in range(2):
         with pytest.raises(WorkerFailed, match=r"SIGSEGV.*Its last words: about to crash"):
@@ -357,13 +357,13 @@ def assert_gone(pid: int) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_no_worker_outlives_memcli(worker: Path, warm: bool, number: signal.Signals) -> None:
+def test_no_worker_outlives_memcli(worker: Path, preloaded: bool, number: signal.Signals) -> None:
     script = (
         "import sys, signal; from pathlib import Path\n"
         "from memcli.engines.processes.jobs import run_job\n"
         # A test runner in the background may have it ignored, and children inherit that.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"run_job('small_worker', {{'do': 'sleep', 'signal': 0}}, warm={warm},"
+        f"run_job('small_worker', {{'do': 'sleep', 'signal': 0}}, preloaded={preloaded},"
         "        workdir=Path(sys.argv[1]))"
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(worker / "modules")])}

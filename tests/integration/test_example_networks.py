@@ -219,7 +219,8 @@ def test_exports_train_under_a_plan_with_the_same_bits(name: str, tmp_path: Path
 
     import memcli.torch
     from memcli.formats.onnx.file import read_onnx
-    from memcli.formats.onnx.plan import new_plan, write_plan
+    from memcli.formats.onnx.plan import write_plan
+    from memcli.formats.trained_file import new_plan
 
     pytest.importorskip("onnxscript")
     from networks.modules import inputs

@@ -17,8 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from memcli.cli.main import status
 from memcli.formats.onnx.file import read_onnx
-from memcli.formats.onnx.plan import new_plan, write_plan
+from memcli.formats.onnx.plan import write_plan
 from memcli.formats.onnx.training import as_training
+from memcli.formats.trained_file import new_plan
 from tests.conftest import ROOT
 
 pytest.importorskip("torch")
@@ -143,7 +144,7 @@ def chain(path: Path, blocks: int, conv: bool) -> None:
 
 
 @needs_jax
-def test_scopes_of_jax_run_again(tmp_path: Path) -> None:
+def test_scopes_of_jax_are_recomputed(tmp_path: Path) -> None:
     chain(tmp_path / "blocks.onnx", 8, False)
     chain(tmp_path / "chain.onnx", 8, True)
     for name, batch in (("blocks", 256), ("chain", 8)):

@@ -88,6 +88,6 @@ def test_the_rules_tell_a_bad_reader_from_a_good_one(
         ({"stray": ["memcli-x"]}, "stray files"),
         ({"errors": "memcli: net.json: \x1b[31m\n"}, "unprintable"),
         ({"errors": "memcli: is empty\n"}, "no name"),
-        ({"stdout": "as saved"}, "output"),
+        ({"stdout": "baseline"}, "output"),
     ):
         assert fuzz.Ran(**{**vars(ran), **broken}).fault("net.json", False)[0] == kind

@@ -144,7 +144,7 @@ def test_table_of_a_plan_and_its_last_line(memcli: Command) -> None:
     result = memcli("plan", LSTM, "-o", "planned.json")
     assert result.returncode == 0, result.stderr
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
-    assert "as saved" in result.stdout and "planned" in result.stdout
+    assert "baseline" in result.stdout and "planned" in result.stdout
     assert result.stdout.splitlines()[-1] == "wrote planned.json; next: memcli verify planned.json"
 
 

@@ -133,7 +133,7 @@ def test_dense_block_is_flattened_and_exact(memcli: Command, tmp_path: Path) -> 
 def test_flattening_pays_where_dropout_is_behind_the_convolutions(
     memcli: Command, tmp_path: Path
 ) -> None:
-    """Dropout is kept and its convolutions run again for an identity alone: else they would be
+    """Dropout is kept and its convolutions are recomputed for an identity alone: else they would be
     kept, too, and the whole Concat that they read with them."""
     model = tmp_path / "dense.json"
     model.write_text(dense_block(12, dropout=True))

@@ -283,10 +283,10 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("MEMCLI_AT", str(tmp_path / "pid"))
     monkeypatch.setenv("MEMCLI_ENGINE_LIMIT", "4")
 
-    def run(how: str, warm: bool) -> EngineFailed:
+    def run(how: str, preloaded: bool) -> EngineFailed:
         monkeypatch.setenv("MEMCLI_HOW", how)
         with pytest.raises(EngineFailed) as caught:
-            run_job("odd_engine", {}, doing="training net.json", warm=warm)
+            run_job("odd_engine", {}, doing="training net.json", preloaded=preloaded)
         return caught.value
 
     return run
@@ -294,7 +294,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @linux
 @pytest.mark.parametrize(
-    ("how", "warm", "words"),
+    ("how", "preloaded", "words"),
     [
         ("load asleep", True, "did nothing for 2 s, and was ended: .*loading the engine"),
         ("load busy", True, "was not ready after 4 s, and was ended: .*loading the engine"),
@@ -304,10 +304,10 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     ],
 )
 def test_an_engine_that_hangs_is_ended(
-    engine: Any, tmp_path: Path, how: str, warm: bool, words: str
+    engine: Any, tmp_path: Path, how: str, preloaded: bool, words: str
 ) -> None:
     began = time.monotonic()
-    error = engine(how, warm)
+    error = engine(how, preloaded)
     assert time.monotonic() - began < 15
     assert error.exit_status == 3
     with pytest.raises(EngineFailed, match=words):
@@ -316,11 +316,13 @@ def test_an_engine_that_hangs_is_ended(
 
 
 @linux
-@pytest.mark.parametrize(("how", "warm"), [("load ends", True), ("ends", True), ("ends", False)])
+@pytest.mark.parametrize(
+    ("how", "preloaded"), [("load ends", True), ("ends", True), ("ends", False)]
+)
 def test_an_engine_that_ends_without_a_result_was_not_killed(
-    engine: Any, how: str, warm: bool
+    engine: Any, how: str, preloaded: bool
 ) -> None:
-    error = engine(how, warm)
+    error = engine(how, preloaded)
     assert "ended with status 0 and no result" in error.message
     assert isinstance(error, WorkerFailed) and error.signal is None
     assert "SIGKILL" not in error.message and "memory" not in error.hint
@@ -367,7 +369,7 @@ ASKING = """
 import signal
 from memcli.engines.processes.jobs import run_job
 signal.signal(signal.SIGINT, signal.default_int_handler)
-run_job("odd_engine", {}, warm=True)
+run_job("odd_engine", {}, preloaded=True)
 """
 
 
@@ -390,7 +392,7 @@ import os, threading
 from memcli.engines.processes.jobs import run_job
 
 def ask():
-    print(run_job("odd_engine", {}, warm=True), flush=True)
+    print(run_job("odd_engine", {}, preloaded=True), flush=True)
 
 for _ in range(3):
     thread = threading.Thread(target=ask)

@@ -75,7 +75,7 @@ def test_without_a_budget_the_least_peak(memcli: Command, graph: str) -> None:
 def test_the_table(memcli: Command, graph: str) -> None:
     done = memcli("solve", graph, "--budget", "90%", "--time-limit", "20")
     assert done.returncode == 0
-    assert "Computed again" in done.stdout
+    assert "Recomputed" in done.stdout
     assert "proven: no schedule takes less" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
 

@@ -25,7 +25,7 @@ from tests.small_onnx import Model, residual_network
 
 
 def mixed_network(path: Path) -> Path:
-    """Two blocks alike, a wide convolution, Dropout, an LSTM that runs again with gradients."""
+    """Two blocks alike, a wide convolution, Dropout, an LSTM that is recomputed with gradients."""
     m = Model()
     x = m.convolution("image", "stem", 32, 3)
     for block in ("a", "b"):
@@ -88,7 +88,7 @@ def test_a_convolution_costs_more_than_a_relu(
     # depends on what else the machine does
     assert wide > relu
     assert wide > of(analysis, times, "stem") > times.launch_seconds
-    # a view makes nothing, and nothing is ever run again for it
+    # a view makes nothing, and nothing is ever recomputed for it
     assert of(analysis, times, "steps") == times.launch_seconds < 1e-3
 
 

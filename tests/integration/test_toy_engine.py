@@ -18,7 +18,7 @@ import pytest
 import memcli
 from memcli import engine as engines
 from memcli.cli.main import status
-from memcli.engine import Answer, Network, PlanRequest
+from memcli.engine import Network, PlanRequest, SearchAnswer
 from memcli.errors import AnswerIsNo, BadInput
 from memcli.formats import registry as formats
 from memcli.formats.detect import ModelSource
@@ -82,9 +82,9 @@ class ToyNetwork(Network):
     def set_costs(self, cost: str, on_progress: Any = None) -> list[str]:
         return []
 
-    def search(self, strategy: str, settings: Settings) -> Answer:
+    def search(self, strategy: str, settings: Settings) -> SearchAnswer:
         found, search = search_plan(self.space, strategy, settings)
-        return Answer(None, found, search.evaluated)
+        return SearchAnswer(None, found, search.evaluated)
 
     def estimate(self, strategy: str, settings: Settings) -> tuple[Found, dict[str, str]]:
         return self.search(strategy, settings).found, {}
@@ -92,7 +92,7 @@ class ToyNetwork(Network):
     def lower_bound(self, costs: Sequence[Cost]) -> int:
         return max(self.sizes)
 
-    def planned(self, answer: Answer, settings: Settings, **known: Any) -> Planned:
+    def planned(self, answer: SearchAnswer, settings: Settings, **known: Any) -> Planned:
         cost = answer.found.cost
         size = cost.pool_bytes
         stage = Stage(0, "op0", f"op{len(self.sizes) - 1}", len(self.sizes), size, size, size, 0.0)

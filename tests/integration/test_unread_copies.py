@@ -35,7 +35,7 @@ def test_what_runs_for_nothing_changes_no_gradient(tmp_path: Path) -> None:
     happened = json.loads(done.stdout)
     analysis = analyze(read_symbol(str(together)).raw, ShapeRequest())
     graph, model = analysis.graph, analysis.model
-    # everything that may run again runs again, but for what would then fail: kept are the readers
+    # everything that may be recomputed is, but for what would then fail: kept are the readers
     marks = graph.can_recompute * np.array(
         [graph.names[v] in happened for v in range(graph.n_forward)], np.uint8
     )

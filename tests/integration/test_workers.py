@@ -17,12 +17,13 @@ onnx = pytest.importorskip("onnx")
 
 from memcli.cli.main import status  # noqa: E402
 from memcli.engines.processes.jobs import run_jobs  # noqa: E402
-from memcli.engines.torch.record import onnx_job  # noqa: E402
+from memcli.engines.torch.record import job_of  # noqa: E402
 from memcli.engines.torch.runs import train  # noqa: E402
 from memcli.errors import EngineFailed  # noqa: E402
 from memcli.formats.onnx.file import read_onnx  # noqa: E402
-from memcli.formats.onnx.plan import new_plan, write_plan  # noqa: E402
+from memcli.formats.onnx.plan import write_plan  # noqa: E402
 from memcli.formats.onnx.roles import tensor_roles  # noqa: E402
+from memcli.formats.trained_file import new_plan  # noqa: E402
 from tests.conftest import ROOT, Command, only_json, start_memcli  # noqa: E402
 from tests.small_onnx import Model, dense_network, residual_network  # noqa: E402
 
@@ -90,7 +91,7 @@ def two_headed(path: Path) -> Path:
 def test_gradients_are_the_mean_of_all_workers(tmp_path: Path) -> None:
     file = read_onnx(str(two_headed(tmp_path / "two.onnx")))
     roles: dict[str, str] = {name: leaf.role for name, leaf in tensor_roles(file).items()}
-    job = onnx_job(file, {"image": [2, 3, 12, 12]}, roles, tmp_path / "model.onnx")
+    job = job_of(file, {"image": [2, 3, 12, 12]}, roles, tmp_path / "model.onnx")
 
     def arrays(name: str, devices: int, seed: int) -> list[Any]:
         train(name, job, {}, tmp_path, ["cpu"] * devices, seed, 1, None)

@@ -23,7 +23,7 @@ from memcli.engines.mxnet.memory.bounds import (
 from memcli.engines.mxnet.memory.exhaustive import all_plans
 from memcli.engines.mxnet.memory.model import MATCH_RANGES, MXNetModel
 from memcli.engines.mxnet.memory.path_bound import path_bound
-from memcli.engines.mxnet.memory.pool_layout import Layout, Scratch, layout, scratch
+from memcli.engines.mxnet.memory.pool_layout import Layout, Scratch, layout_of, scratch
 from memcli.engines.mxnet.memory.size_bands import ends_of_bands, pool_bound
 from memcli.graph.lifetimes import lifetimes, step_bound
 from memcli.graph.training import Flags, TrainingGraph
@@ -191,12 +191,12 @@ Arranged = tuple[Layout, Scratch]
 
 def arranged(graph: TrainingGraph) -> Arranged:
     """A graph as compiled evaluations take it."""
-    lay = layout(graph)
-    return lay, scratch(lay)
+    layout = layout_of(graph)
+    return layout, scratch(layout)
 
 
 def needed(work: Arranged, flags: Flags) -> tuple[int, float]:
-    """Bytes that any pool needs for a plan, and FLOPs that it runs again."""
+    """Bytes that any pool needs for a plan, and FLOPs that it recomputes."""
     steps, flops, _ = fast_pool.trace(*work, flags)
     _, pool, live, sizes = fast_pool.fill(
         *work, flags, steps, 16, fast_pool.ANY, True, fast_pool.NOTHING

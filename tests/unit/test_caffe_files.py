@@ -16,9 +16,9 @@ from memcli.errors import BadInput
 from memcli.formats.caffe.annotate import carried_plan, without_plan
 from memcli.formats.caffe.file import CaffeFile
 from memcli.formats.detect import detect_format
-from memcli.formats.onnx.plan import new_plan
 from memcli.formats.onnx.record import MARKS
 from memcli.formats.onnx.roles import tensor_roles
+from memcli.formats.trained_file import new_plan
 from tests.caffe_nets import densenet, inputs, layer, read
 
 DATA = inputs(x=(2, 3, 8, 8))
@@ -88,7 +88,7 @@ def test_nets_of_the_second_generation_are_upgraded() -> None:
 
 def test_what_data_layers_say_of_shapes_is_used() -> None:
     def shapes(data: str, **asked: object) -> tuple[dict[str, object], tuple[str, ...]]:
-        text = layer(data.split()[0], "", "x t", data.split(" ", 1)[1])
+        text = layer(data.split(maxsplit=1)[0], "", "x t", data.split(" ", 1)[1])
         text += layer("InnerProduct", "x", "f", "inner_product_param { num_output: 5 }", "f")
         text += layer("SoftmaxWithLoss", "f t", "loss", name="loss")
         file = read(text, **asked)

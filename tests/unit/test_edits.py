@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from memcli.engines.mxnet.rewrites.flattened_concats import (
-    Chain,
+    ConcatChain,
     flatten_concats,
     grouped_sums,
     insert_chains,
@@ -29,7 +29,7 @@ from memcli.engines.mxnet.rewrites.reserved_blocks import (
     without_reservation,
 )
 from memcli.engines.mxnet.rewrites.save_barriers import BARRIER_SUFFIX
-from memcli.engines.mxnet.rewrites.split_activation_functions import Split, insert_splits
+from memcli.engines.mxnet.rewrites.split_activation_functions import SplitActivation, insert_splits
 from memcli.errors import BadInput
 from memcli.formats.symbol.edits import insert_identities, rewire, undo
 
@@ -172,7 +172,7 @@ def test_splits_hand_on_and_come_off(seed: int, size: int) -> None:
     chance = random.Random(seed)
     heads = {head[0] for head in raw["heads"]}
     splits = [
-        Split(k, chance.choice([2, 3, 4]))
+        SplitActivation(k, chance.choice([2, 3, 4]))
         for k, node in enumerate(raw["nodes"])
         if node["op"] == "Activation" and k not in heads and chance.random() < 0.7
     ]
@@ -326,7 +326,7 @@ def test_three_readers_are_grouped_two_by_two() -> None:
         {"op": "tanh", "name": "r3", "inputs": [[1, 0, 0]]},
     ]
     raw = {"nodes": nodes, "arg_nodes": [0], "heads": [[2, 0], [3, 0], [4, 0]]}
-    new, _ = insert_chains(raw, [Chain(1, 0, [(2, 0), (3, 0), (4, 0)])])
+    new, _ = insert_chains(raw, [ConcatChain(1, 0, [(2, 0), (3, 0), (4, 0)])])
     read = {n["name"]: new["nodes"][n["inputs"][0][0]]["name"] for n in new["nodes"][1:]}
     assert read["r1"] == "p" and read["r2"] == read["r3"] != "p"
     assert read[read["r2"]] == "p"

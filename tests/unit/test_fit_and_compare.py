@@ -121,7 +121,7 @@ def test_comparison() -> None:
     expect(
         lambda console: print_comparison(console, comparison()),
         """
-Memory and recomputation (part: of unplanned; FLOPs, cost: of a forward pass)
+Memory and recomputation (part: of baseline; FLOPs, cost: of a forward pass)
 
     strategy  budget      MiB  part  live peak  FLOPs  cost    s
  ─────────────────────────────────────────────────────────────────────────────
@@ -134,10 +134,10 @@ Memory and recomputation (part: of unplanned; FLOPs, cost: of a forward pass)
     auto         20%    230.0   23%      207.0    97%   97%  1.2  does not fit
 
 inputs        data 32,3,224,224; softmax_label 32 (float32)
-unplanned     1,000.0 MiB (live peak 950.0 MiB)
+baseline      1,000.0 MiB (live peak 950.0 MiB)
 lower bound   60.0 MiB (of every plan of this kind)
-cost          time by the roofline, of running operators again: what plans
-              within a budget minimize
+cost          time by the roofline, of recomputing operators: what plans within
+              a budget minimize
 *             no other row has less memory without more cost, or the reverse
 does not fit  no plan found fits the budget; the row is the nearest one
 [1]           milp: the graph has 9,000 nodes, and highspy takes 2,000
@@ -275,7 +275,7 @@ def fitted(*, bare: int = 104) -> Fitted:
         reserve=512 * MIB,
         optimizer="adam",
         strategy="auto",
-        unplanned=side(bare, 15700, 0.0),
+        baseline=side(bare, 15700, 0.0),
         planned=planned,
         analysis=analysis(430),
         operator_count=0,
@@ -296,22 +296,22 @@ def test_fitted() -> None:
         """
 The largest batch, and where its memory goes (MiB)
 
-                                              unplanned   planned
- ────────────────────────────────────────────────────────────────
- batch                                              104       430
- parameters                                        98.0      98.0
- their gradients                                   98.0      98.0
- optimizer (adam)                                 196.0     196.0
- auxiliary states                                   0.2       0.2
- inputs                                            59.0      59.0
- their gradients                                   59.0      59.0
- feature maps and their gradients (the pool)   15,700.0  15,800.0
- sum                                           16,210.2  16,310.2
- reserve                                          512.0     512.0
- memory                                        16,384.0  16,384.0
+                                              baseline   planned
+ ───────────────────────────────────────────────────────────────
+ batch                                             104       430
+ parameters                                       98.0      98.0
+ their gradients                                  98.0      98.0
+ optimizer (adam)                                196.0     196.0
+ auxiliary states                                  0.2       0.2
+ inputs                                           59.0      59.0
+ their gradients                                  59.0      59.0
+ feature maps and their gradients (the pool)  15,700.0  15,800.0
+ sum                                          16,210.2  16,310.2
+ reserve                                         512.0     512.0
+ memory                                       16,384.0  16,384.0
 
-batch        430 planned, 104 unplanned: 4.13 times
-one more     unplanned, 105 needs 16,360.2 MiB; planned, MXNet refuses 431: a
+batch        430 planned, 104 baseline: 4.13 times
+one more     baseline, 105 needs 16,360.2 MiB; planned, MXNet refuses 431: a
              tensor would be too large
 inputs       data 430,3,224,224; softmax_label 430 (float32)
 recomputed   97% of one forward pass (87% of its time as measured)
@@ -323,7 +323,7 @@ environment  NNVM_EXEC_MATCH_RANGE=4 (train with it, or fit --environment
     )
 
 
-def test_fitted_where_nothing_fits_unplanned() -> None:
+def test_fitted_where_no_baseline_fits() -> None:
     def show(console: Console) -> None:
         print_fitted(console, fitted(bare=0))
 
@@ -331,7 +331,7 @@ def test_fitted_where_nothing_fits_unplanned() -> None:
 
     lines = rendered(show)
     assert " batch                                        1 (does not fit)       430" in lines
-    assert "batch        430 planned; unplanned not even 1" in lines
+    assert "batch        430 planned; baseline not even 1" in lines
     found = json.loads(json.dumps(fit_json(fitted(bare=0)), allow_nan=False))
     assert found["ratio"] is None and found["unplanned"]["batch"] == 0
     assert found["planned"]["bytes"] == sum(found["planned"]["breakdown"].values())

@@ -19,12 +19,13 @@ from memcli.engines.mxnet.rewrites.reserved_blocks import scaled_reservation
 from memcli.errors import BadInput
 from memcli.formats.detect import read_source
 from memcli.formats.onnx.file import OnnxFile, parse_onnx
-from memcli.formats.onnx.plan import new_plan, planned_bytes
+from memcli.formats.onnx.plan import planned_bytes
 from memcli.formats.symbol.edits import INSERTED_KEY
 from memcli.formats.symbol.environment import ALLOWED, check_environment
 from memcli.formats.symbol.file import SymbolFile
 from memcli.formats.symbol.record import PLAN_KEY, PlanRecord
 from memcli.formats.symbol.values import tuple_of
+from memcli.formats.trained_file import new_plan
 from memcli.quoting import shown_message, whole_number
 from memcli.reports.console import PlainConsole
 from memcli.request import ShapeRequest

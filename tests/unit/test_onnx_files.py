@@ -19,14 +19,15 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from memcli.errors import BadInput
+from memcli.formats.input_shapes import bind_shapes
 from memcli.formats.onnx.export_defects import losses
 from memcli.formats.onnx.file import OnnxFile, parse_onnx, read_onnx
-from memcli.formats.onnx.plan import new_plan, strip_plan, write_plan
+from memcli.formats.onnx.plan import strip_plan, write_plan
 from memcli.formats.onnx.record import MARK_KEY, PLAN_KEY
 from memcli.formats.onnx.roles import tensor_roles
-from memcli.formats.onnx.shapes import bind_shapes
 from memcli.formats.onnx.training import as_training
 from memcli.formats.onnx.weights import leaf_values
+from memcli.formats.trained_file import new_plan
 from memcli.request import ShapeRequest
 from tests.conftest import ROOT
 

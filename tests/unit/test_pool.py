@@ -308,7 +308,7 @@ def test_reserved_blocks_are_there_from_the_start(seed: int, size: int, match_ra
     operators = [v for v in range(graph.n_forward) if not graph.variable[v]]
     assume(operators)
     model = MXNetModel(graph)
-    first = int(pool_layout.layout(graph).prefix[0])
+    first = int(pool_layout.layout_of(graph).prefix[0])
     copied = 4 * chance.choice((1, 16, 500))
     model.reservable = pool_layout.Reservable(first, 4, least=1, copied=copied, extra=0)
     reserved = [chance.choice((0, 1, 7, 64, 300)) for _ in range(chance.randint(0, 5))]

@@ -24,12 +24,12 @@ from memcli.results.inspected import (
     Figures,
     Inspected,
     LargeTensor,
+    NamedTensor,
     NodeRow,
     OperatorKind,
     PlanFacts,
-    Tensor,
 )
-from memcli.results.live_peak import Split
+from memcli.results.live_peak import PeakParts
 from memcli.results.solved import Solved
 from memcli.results.stage import Stage
 from memcli.results.verified import Compared, Run, StageMeasured, Verified
@@ -90,16 +90,19 @@ def record() -> PlanRecord:
 
 def inspected(*, planned: bool = True) -> Inspected:
     """A made-up network of two stages."""
-    unplanned = Figures(
+    baseline = Figures(
         pool_bytes=100 * MIB,
         live_peak_bytes=90 * MIB,
         kept_bytes=80 * MIB,
         recompute_flops=0.0,
         peak_at="pool_backward",
         peak_in="backward",
-        split=Split(88 * MIB, 2 * MIB, 0),
-        by_operator={"Convolution": Split(60 * MIB, 2 * MIB, 0), "BatchNorm": Split(28 * MIB)},
-        by_stage=[Split(50 * MIB, 0, 0), Split(38 * MIB, 2 * MIB, 0)],
+        split=PeakParts(88 * MIB, 2 * MIB, 0),
+        by_operator={
+            "Convolution": PeakParts(60 * MIB, 2 * MIB, 0),
+            "BatchNorm": PeakParts(28 * MIB),
+        },
+        by_stage=[PeakParts(50 * MIB, 0, 0), PeakParts(38 * MIB, 2 * MIB, 0)],
     )
     under_plan = Figures(
         pool_bytes=40 * MIB,
@@ -108,9 +111,12 @@ def inspected(*, planned: bool = True) -> Inspected:
         recompute_flops=9e8,
         peak_at="relu1_backward",
         peak_in="backward",
-        split=Split(8 * MIB, 12 * MIB, 16 * MIB),
-        by_operator={"BatchNorm": Split(0, 12 * MIB, 16 * MIB), "Convolution": Split(8 * MIB)},
-        by_stage=[Split(8 * MIB, 12 * MIB, 16 * MIB), Split()],
+        split=PeakParts(8 * MIB, 12 * MIB, 16 * MIB),
+        by_operator={
+            "BatchNorm": PeakParts(0, 12 * MIB, 16 * MIB),
+            "Convolution": PeakParts(8 * MIB),
+        },
+        by_stage=[PeakParts(8 * MIB, 12 * MIB, 16 * MIB), PeakParts()],
     )
     kept = 8 * MIB if planned else None
     return Inspected(
@@ -120,17 +126,17 @@ def inspected(*, planned: bool = True) -> Inspected:
         operators=5,
         dtype="float32",
         inputs=[
-            Tensor("data", [2, 3, 224, 224], "float32", "input", assumed=not planned),
-            Tensor("softmax_label", [2], "float32", "label"),
+            NamedTensor("data", [2, 3, 224, 224], "float32", "input", assumed=not planned),
+            NamedTensor("softmax_label", [2], "float32", "label"),
         ],
-        outputs=[Tensor("softmax", [2, 1000], "float32", "output")],
+        outputs=[NamedTensor("softmax", [2, 1000], "float32", "output")],
         loss_added=not planned,
         kinds=[
             OperatorKind("Convolution", 3, 9.5e8, 60 * MIB, 60 * MIB, kept, 2),
             OperatorKind("BatchNorm", 2, 5e7, 28 * MIB, 20 * MIB, 0 if planned else None, 2),
         ],
         forward_flops=1e9,
-        unplanned=unplanned,
+        baseline=baseline,
         planned=under_plan if planned else None,
         plan=PlanFacts("auto", {"NNVM_EXEC_MATCH_RANGE": "4"}, 4, 4, record()) if planned else None,
         lower_bound=10 * MIB,
@@ -157,10 +163,10 @@ def test_stages() -> None:
         """
 Stages (MiB; live: the most alive while it runs; pool: allocated by its end)
 
- #  from                  to     ops  kept  live fwd  live bwd   pool  again
+ #  from             to     ops  kept  live fwd  live bwd   pool  recomputed
  ───────────────────────────────────────────────────────────────────────────
- 0  conv0                 relu0    3   0.0       5.0      70.0  100.0      0
- 1  stage4_uni~3_weight1  [/b]1    4   1.0       6.0      69.0   99.0  1.5 G
+ 0  conv0            relu0    3   0.0       5.0      70.0  100.0           0
+ 1  stage4_~weight1  [/b]1    4   1.0       6.0      69.0   99.0       1.5 G
 """,
     )
 
@@ -169,35 +175,35 @@ def test_many_stages_are_folded() -> None:
     expect(
         lambda console: stage_table(console, [stage(i) for i in range(40)]),
         """
-Stages (MiB; live: the most alive while it runs; pool: allocated by
-its end)
+Stages (MiB; live: the most alive while it runs; pool: allocated by its
+end)
 
-   #  from     to      ops  kept  live fwd  live bwd   pool   again
- ──────────────────────────────────────────────────────────────────
-   0  conv0    relu0     3   0.0       5.0      70.0  100.0       0
-   1  conv1    relu1     4   1.0       6.0      69.0   99.0   1.5 G
-   2  conv2    relu2     5   2.0       7.0      68.0   98.0   3.0 G
-   3  conv3    relu3     6   3.0       8.0      67.0   97.0   4.5 G
-   4  conv4    relu4     7   4.0       9.0      66.0   96.0   6.0 G
-   5  conv5    relu5     8   5.0      10.0      65.0   95.0   7.5 G
-   6  conv6    relu6     9   6.0      11.0      64.0   94.0   9.0 G
-   7  conv7    relu7    10   7.0      12.0      63.0   93.0  10.5 G
-   8  conv8    relu8    11   8.0      13.0      62.0   92.0  12.0 G
-   9  conv9    relu9    12   9.0      14.0      61.0   91.0  13.5 G
-  10  conv10   relu10   13  10.0      15.0      60.0   90.0  15.0 G
-  11  conv11   relu11   14  11.0      16.0      59.0   89.0  16.5 G
- ...  17 more  ...     ...   ...       ...       ...    ...     ...
-  29  conv29   relu29   32  29.0      34.0      41.0   71.0  43.5 G
-  30  conv30   relu30   33  30.0      35.0      40.0   70.0  45.0 G
-  31  conv31   relu31   34  31.0      36.0      39.0   69.0  46.5 G
-  32  conv32   relu32   35  32.0      37.0      38.0   68.0  48.0 G
-  33  conv33   relu33   36  33.0      38.0      37.0   67.0  49.5 G
-  34  conv34   relu34   37  34.0      39.0      36.0   66.0  51.0 G
-  35  conv35   relu35   38  35.0      40.0      35.0   65.0  52.5 G
-  36  conv36   relu36   39  36.0      41.0      34.0   64.0  54.0 G
-  37  conv37   relu37   40  37.0      42.0      33.0   63.0  55.5 G
-  38  conv38   relu38   41  38.0      43.0      32.0   62.0  57.0 G
-  39  conv39   relu39   42  39.0      44.0      31.0   61.0  58.5 G
+   #  from     to      ops  kept  live fwd  live bwd   pool  recomputed
+ ──────────────────────────────────────────────────────────────────────
+   0  conv0    relu0     3   0.0       5.0      70.0  100.0           0
+   1  conv1    relu1     4   1.0       6.0      69.0   99.0       1.5 G
+   2  conv2    relu2     5   2.0       7.0      68.0   98.0       3.0 G
+   3  conv3    relu3     6   3.0       8.0      67.0   97.0       4.5 G
+   4  conv4    relu4     7   4.0       9.0      66.0   96.0       6.0 G
+   5  conv5    relu5     8   5.0      10.0      65.0   95.0       7.5 G
+   6  conv6    relu6     9   6.0      11.0      64.0   94.0       9.0 G
+   7  conv7    relu7    10   7.0      12.0      63.0   93.0      10.5 G
+   8  conv8    relu8    11   8.0      13.0      62.0   92.0      12.0 G
+   9  conv9    relu9    12   9.0      14.0      61.0   91.0      13.5 G
+  10  conv10   relu10   13  10.0      15.0      60.0   90.0      15.0 G
+  11  conv11   relu11   14  11.0      16.0      59.0   89.0      16.5 G
+ ...  17 more  ...     ...   ...       ...       ...    ...         ...
+  29  conv29   relu29   32  29.0      34.0      41.0   71.0      43.5 G
+  30  conv30   relu30   33  30.0      35.0      40.0   70.0      45.0 G
+  31  conv31   relu31   34  31.0      36.0      39.0   69.0      46.5 G
+  32  conv32   relu32   35  32.0      37.0      38.0   68.0      48.0 G
+  33  conv33   relu33   36  33.0      38.0      37.0   67.0      49.5 G
+  34  conv34   relu34   37  34.0      39.0      36.0   66.0      51.0 G
+  35  conv35   relu35   38  35.0      40.0      35.0   65.0      52.5 G
+  36  conv36   relu36   39  36.0      41.0      34.0   64.0      54.0 G
+  37  conv37   relu37   40  37.0      42.0      33.0   63.0      55.5 G
+  38  conv38   relu38   41  38.0      43.0      32.0   62.0      57.0 G
+  39  conv39   relu39   42  39.0      44.0      31.0   61.0      58.5 G
 """,
     )
 
@@ -278,10 +284,10 @@ parameters   97.0 MiB; their gradients 97.0 MiB; states 0.2 MiB: not in the
              memory below
 forward      1.0 GFLOP
 stage marks  16 nodes carry mirror_stage, 1 value
-plan         auto, by memcli 0.1.0: 4 nodes marked, 4 operators run again
+plan         auto, by memcli 0.1.0: 4 nodes marked, 4 operators recomputed
 original     net-symbol.json, SHA-256 0123456789abcdef...
 made for     data 2,3,224,224; softmax_label 2 (float32)
-its figures  as saved 100.0 MiB, planned 40.0 MiB, live peak 36.0 MiB, lower
+its figures  baseline 100.0 MiB, planned 40.0 MiB, live peak 36.0 MiB, lower
              bound 10.0 MiB, recomputed 90%
 environment  NNVM_EXEC_MATCH_RANGE=4 (run with it to get the planned memory)
 Inputs and outputs
@@ -295,47 +301,47 @@ Inputs and outputs
 Operators (MiB; kept: read by the backward; planned: under the
 plan)
 
- operator     count    FLOPs  outputs  kept  planned  run again
- ──────────────────────────────────────────────────────────────
- Convolution      3  950.0 M     60.0  60.0      8.0          2
- BatchNorm        2   50.0 M     28.0  20.0      0.0          2
+ operator     count    FLOPs  outputs  kept  planned  recomputed
+ ───────────────────────────────────────────────────────────────
+ Convolution      3  950.0 M     60.0  60.0      8.0           2
+ BatchNorm        2   50.0 M     28.0  20.0      0.0           2
 
 
- memory of a training step, MiB          unplanned  planned  part
- ────────────────────────────────────────────────────────────────
- allocated by MXNet (the pool)               100.0     40.0   40%
- live peak                                    90.0     36.0   40%
-   feature maps                               88.0      8.0
-   gradients                                   2.0     12.0
-   recomputed copies                           0.0     16.0
- kept for the backward pass                   80.0      8.0   10%
- lower bound of every plan                    10.0     10.0
- recomputed, FLOPs (part: of a forward)          0  900.0 M   90%
+ memory of a training step, MiB          baseline  planned  part
+ ───────────────────────────────────────────────────────────────
+ allocated by MXNet (the pool)              100.0     40.0   40%
+ live peak                                   90.0     36.0   40%
+   feature maps                              88.0      8.0
+   gradients                                  2.0     12.0
+   recomputed copies                          0.0     16.0
+ kept for the backward pass                  80.0      8.0   10%
+ lower bound of every plan                   10.0     10.0
+ recomputed, FLOPs (part: of a forward)         0  900.0 M   90%
 
-unplanned peak at  pool_backward (backward)
-planned peak at    relu1_backward (backward)
+baseline peak at  pool_backward (backward)
+planned peak at   relu1_backward (backward)
 At the live peak by operator, MiB (gradients: by what they go back
 through)
 
- operator     feature maps  gradients  recomputed  total  unplanned
- ──────────────────────────────────────────────────────────────────
- BatchNorm             0.0       12.0        16.0   28.0       28.0
- Convolution           8.0        0.0         0.0    8.0       62.0
+ operator     feature maps  gradients  recomputed  total  baseline
+ ─────────────────────────────────────────────────────────────────
+ BatchNorm             0.0       12.0        16.0   28.0      28.0
+ Convolution           8.0        0.0         0.0    8.0      62.0
 
 At the live peak by stage, MiB
 
- #  up to  feature maps  gradients  recomputed  total  unplanned
- ───────────────────────────────────────────────────────────────
- 0  relu0           8.0       12.0        16.0   36.0       50.0
- 1  relu1           0.0        0.0         0.0    0.0       40.0
+ #  up to  feature maps  gradients  recomputed  total  baseline
+ ──────────────────────────────────────────────────────────────
+ 0  relu0           8.0       12.0        16.0   36.0      50.0
+ 1  relu1           0.0        0.0         0.0    0.0      40.0
 
-Stages (MiB; live: the most alive while it runs; pool:
-allocated by its end)
+Stages (MiB; live: the most alive while it runs; pool: allocated by
+its end)
 
- #  from   to     ops  kept  live fwd  live bwd   pool  again
- ────────────────────────────────────────────────────────────
- 0  conv0  relu0    3   0.0       5.0      70.0  100.0      0
- 1  conv1  relu1    4   1.0       6.0      69.0   99.0  1.5 G
+ #  from   to     ops  kept  live fwd  live bwd   pool  recomputed
+ ─────────────────────────────────────────────────────────────────
+ 0  conv0  relu0    3   0.0       5.0      70.0  100.0           0
+ 1  conv1  relu1    4   1.0       6.0      69.0   99.0       1.5 G
 
 Largest tensors (B: bytes of an element)
 
@@ -377,14 +383,14 @@ the backward pass reads)
  BatchNorm        2   50.0 M     28.0  20.0
 
 
- memory of a training step, MiB  unplanned
- ─────────────────────────────────────────
- allocated by MXNet (the pool)       100.0
- live peak                            90.0
-   feature maps                       88.0
-   gradients                           2.0
- kept for the backward pass           80.0
- lower bound of every plan            10.0
+ memory of a training step, MiB  baseline
+ ────────────────────────────────────────
+ allocated by MXNet (the pool)      100.0
+ live peak                           90.0
+   feature maps                      88.0
+   gradients                          2.0
+ kept for the backward pass          80.0
+ lower bound of every plan           10.0
 
 live peak at  pool_backward (backward)
 At the live peak by operator, MiB (gradients:
@@ -402,13 +408,13 @@ At the live peak by stage, MiB
  0  relu0          50.0        0.0   50.0
  1  relu1          38.0        2.0   40.0
 
-Stages (MiB; live: the most alive while it runs; pool:
-allocated by its end)
+Stages (MiB; live: the most alive while it runs; pool: allocated by
+its end)
 
- #  from   to     ops  kept  live fwd  live bwd   pool  again
- ────────────────────────────────────────────────────────────
- 0  conv0  relu0    3   0.0       5.0      70.0  100.0      0
- 1  conv1  relu1    4   1.0       6.0      69.0   99.0  1.5 G
+ #  from   to     ops  kept  live fwd  live bwd   pool  recomputed
+ ─────────────────────────────────────────────────────────────────
+ 0  conv0  relu0    3   0.0       5.0      70.0  100.0           0
+ 1  conv1  relu1    4   1.0       6.0      69.0   99.0       1.5 G
 
 Largest tensors (B: bytes of an element)
 
@@ -440,11 +446,11 @@ Operators of the file
 
 def test_many_inputs_and_stages_are_folded() -> None:
     report = inspected()
-    report.inputs = [Tensor(f"t{i}_data", [64, 50], "float32", "input") for i in range(35)]
+    report.inputs = [NamedTensor(f"t{i}_data", [64, 50], "float32", "input") for i in range(35)]
     report.stages = [stage(i) for i in range(30)]
-    for figures in (report.unplanned, report.planned):
+    for figures in (report.baseline, report.planned):
         assert figures is not None
-        figures.by_stage = [Split(i * MIB) for i in range(30)]
+        figures.by_stage = [PeakParts(i * MIB) for i in range(30)]
 
     def show(console: Console) -> None:
         inspect_report.tensor_table(console, report)
@@ -467,32 +473,32 @@ Inputs and outputs
 
 At the live peak by stage, MiB
 
-   #  up to   feature maps  gradients  recomputed  total  unplanned
- ──────────────────────────────────────────────────────────────────
-   0  relu0            0.0        0.0         0.0    0.0        0.0
-   1  relu1            1.0        0.0         0.0    1.0        1.0
-   2  relu2            2.0        0.0         0.0    2.0        2.0
-   3  relu3            3.0        0.0         0.0    3.0        3.0
-   4  relu4            4.0        0.0         0.0    4.0        4.0
-   5  relu5            5.0        0.0         0.0    5.0        5.0
-   6  relu6            6.0        0.0         0.0    6.0        6.0
-   7  relu7            7.0        0.0         0.0    7.0        7.0
-   8  relu8            8.0        0.0         0.0    8.0        8.0
-   9  relu9            9.0        0.0         0.0    9.0        9.0
-  10  relu10          10.0        0.0         0.0   10.0       10.0
-  11  relu11          11.0        0.0         0.0   11.0       11.0
- ...  7 more           ...        ...         ...    ...        ...
-  19  relu19          19.0        0.0         0.0   19.0       19.0
-  20  relu20          20.0        0.0         0.0   20.0       20.0
-  21  relu21          21.0        0.0         0.0   21.0       21.0
-  22  relu22          22.0        0.0         0.0   22.0       22.0
-  23  relu23          23.0        0.0         0.0   23.0       23.0
-  24  relu24          24.0        0.0         0.0   24.0       24.0
-  25  relu25          25.0        0.0         0.0   25.0       25.0
-  26  relu26          26.0        0.0         0.0   26.0       26.0
-  27  relu27          27.0        0.0         0.0   27.0       27.0
-  28  relu28          28.0        0.0         0.0   28.0       28.0
-  29  relu29          29.0        0.0         0.0   29.0       29.0
+   #  up to   feature maps  gradients  recomputed  total  baseline
+ ─────────────────────────────────────────────────────────────────
+   0  relu0            0.0        0.0         0.0    0.0       0.0
+   1  relu1            1.0        0.0         0.0    1.0       1.0
+   2  relu2            2.0        0.0         0.0    2.0       2.0
+   3  relu3            3.0        0.0         0.0    3.0       3.0
+   4  relu4            4.0        0.0         0.0    4.0       4.0
+   5  relu5            5.0        0.0         0.0    5.0       5.0
+   6  relu6            6.0        0.0         0.0    6.0       6.0
+   7  relu7            7.0        0.0         0.0    7.0       7.0
+   8  relu8            8.0        0.0         0.0    8.0       8.0
+   9  relu9            9.0        0.0         0.0    9.0       9.0
+  10  relu10          10.0        0.0         0.0   10.0      10.0
+  11  relu11          11.0        0.0         0.0   11.0      11.0
+ ...  7 more           ...        ...         ...    ...       ...
+  19  relu19          19.0        0.0         0.0   19.0      19.0
+  20  relu20          20.0        0.0         0.0   20.0      20.0
+  21  relu21          21.0        0.0         0.0   21.0      21.0
+  22  relu22          22.0        0.0         0.0   22.0      22.0
+  23  relu23          23.0        0.0         0.0   23.0      23.0
+  24  relu24          24.0        0.0         0.0   24.0      24.0
+  25  relu25          25.0        0.0         0.0   25.0      25.0
+  26  relu26          26.0        0.0         0.0   26.0      26.0
+  27  relu27          27.0        0.0         0.0   27.0      27.0
+  28  relu28          28.0        0.0         0.0   28.0      28.0
+  29  relu29          29.0        0.0         0.0   29.0      29.0
 """,
     )
 
@@ -638,7 +644,7 @@ def test_the_whole_report_of_solve() -> None:
     expect(
         lambda c: print_solved(c, solved()),
         """
-Computed again
+Recomputed
 
  step  node  just before                  size  extra time
  ─────────────────────────────────────────────────────────

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from memcli.cli.main import main
 from memcli.engines.mxnet.record import Analysis
 from memcli.engines.mxnet.rewrites import registry
-from memcli.engines.mxnet.rewrites.base import Conditions, Rewrite
+from memcli.engines.mxnet.rewrites.base import Rewrite, RewriteConditions
 from memcli.errors import BadInput
 from memcli.formats.symbol.edits import GraphBuilder, Raw
 from memcli.formats.symbol.file import SymbolFile
@@ -32,7 +32,9 @@ class FlattensBehindNorms(Rewrite[list[int]]):
     name = "toy"
     makes_tensors = False
 
-    def find(self, raw: Raw, analysis: Analysis | None, conditions: Conditions) -> list[int] | None:
+    def find(
+        self, raw: Raw, analysis: Analysis | None, conditions: RewriteConditions
+    ) -> list[int] | None:
         return [p for p, node in enumerate(raw["nodes"]) if node["op"] == "LayerNorm"] or None
 
     def relocated(self, found: list[int], moved: Mapping[int, int]) -> list[int]:

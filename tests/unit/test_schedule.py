@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from memcli.graph.cost_graph import CostGraph
 from memcli.graph.forward_graph import ForwardGraph
-from memcli.solve.base import Best, Settings, as_sequence
-from memcli.solve.integer_program import Program, grain
+from memcli.solve.base import BestSchedule, ScheduleSettings, as_sequence
+from memcli.solve.integer_program import ScheduleProgram, grain
 from memcli.solve.least_peak import least_peak
 from memcli.solve.lower_sets import LowerSets
 from memcli.solve.proof import Proof
@@ -125,7 +125,7 @@ def test_the_solver_against_exhaustive_search() -> None:
         cases += 1
         budget = chance.randint(max(1, working_set_bound(graph) - 1), peak)
         best = optimum(graph, budget)
-        result = solve(graph, budget, Settings(time_limit=3))
+        result = solve(graph, budget, ScheduleSettings(time_limit=3))
         if best is None:
             impossible += 1
             assert not result.fits
@@ -151,7 +151,7 @@ def test_the_solver_against_exhaustive_search() -> None:
     assert proven > 0.95 * found
 
 
-def test_a_coarser_program_still_bounds() -> None:
+def test_a_program_of_fewer_stages_still_bounds() -> None:
     chance = random.Random(11)
     bounded = 0
     for _ in range(60):
@@ -160,7 +160,7 @@ def test_a_coarser_program_still_bounds() -> None:
         budget = max(working_set_bound(graph), int(0.8 * peak), 1)
         best = optimum(graph, budget)
         steps = sorted({*chance.sample(range(graph.n), max(1, graph.n // 2)), graph.n - 1})
-        bound = Program(graph, budget, float("inf"), steps).solve(5)
+        bound = ScheduleProgram(graph, budget, float("inf"), steps).solve(5)
         if best is None:
             continue
         assert not bound.infeasible
@@ -175,7 +175,7 @@ def test_the_least_peak_is_that_of_exhaustive_search() -> None:
         graph = random_graph(chance, 7)
         if simulate(graph, plain_schedule(graph)).peak == 0:
             continue
-        result = least_peak(graph, Settings(time_limit=2), 2, nothing)
+        result = least_peak(graph, ScheduleSettings(time_limit=2), 2, nothing)
         least = max(1, working_set_bound(graph))
         while optimum(graph, least) is None:
             least += 1
@@ -190,13 +190,13 @@ def test_a_proof_in_a_process_of_its_own() -> None:
     for v in range(n - 1):
         reads[2 * n - 1 - v] += [v]
     graph = CostGraph.build(list(range(2 * n)), [1.0] * (2 * n), [1] * (2 * n), reads)
-    best = Best(graph, n - 4)
+    best = BestSchedule(graph, n - 4)
     greedy(best)
     assert best.fits
     steps = list(range(0, 2 * n, 2))
     with Proof(best, steps, 30) as proof:
         proof.wait(30)
-    bound = Program(graph, n - 4, best.extra, steps).solve(30)
+    bound = ScheduleProgram(graph, n - 4, best.extra, steps).solve(30)
     assert best.lower_extra == bound.extra > 0
     with Proof(best, steps, 30):
         pass
@@ -214,7 +214,7 @@ def test_same_seed_same_schedule() -> None:
     )
     budget = int(0.8 * simulate(graph, plain_schedule(graph)).peak)
     runs = [
-        solve(graph, budget, Settings(time_limit=100, seed=7, strategy="annealing"))
+        solve(graph, budget, ScheduleSettings(time_limit=100, seed=7, strategy="annealing"))
         for _ in range(2)
     ]
     assert runs[0].fits
@@ -222,7 +222,7 @@ def test_same_seed_same_schedule() -> None:
 
 
 def test_a_plain_order_that_fits_is_proven_at_once() -> None:
-    result = solve(chain(50), 2, Settings())
+    result = solve(chain(50), 2, ScheduleSettings())
     assert result.proven
     assert result.extra == 0
     assert result.sequence.tolist() == list(range(50))

@@ -19,7 +19,7 @@ from memcli.graph.cost import DEFAULT_MATCH_RANGE, Cost
 from memcli.graph.training import Flags, Ints, Kind, TrainingGraph
 from memcli.marks import AGAIN, KEPT
 from memcli.search.base import Search, Settings
-from memcli.search.over_forms import search_plan, search_variants
+from memcli.search.over_forms import search_plan, search_spaces
 from memcli.search.registry import STRATEGIES
 from memcli.search.space import NO_BLOCKS, Floats, SearchSpace
 from memcli.search.strategy import Strategy
@@ -196,7 +196,7 @@ def test_a_toy_strategy_is_one_object(monkeypatch: pytest.MonkeyPatch) -> None:
     toy = Strategy("thirds", "keep every third operator", keep_every_third, refine=note)
     monkeypatch.setitem(STRATEGIES, toy.name, toy)
     large, small = ToySpace([2 * size for size in SIZES]), ToySpace()
-    found, form, evaluated = search_variants([large, small], toy.name, Settings())
+    found, form, evaluated = search_spaces([large, small], toy.name, Settings())
     assert (form, evaluated, refined) == (1, 2, [1.0])
     assert found.plan.strategy == "thirds"
     assert np.flatnonzero(found.plan.recompute == KEPT).tolist() == [0, 3, 6]

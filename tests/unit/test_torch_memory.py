@@ -102,7 +102,7 @@ def test_resnet_50() -> None:
     kept = {*sums[::3], names[-1]}
     third = np.array([0 if n in kept else 1 for n in names], np.uint8)
     plain, cost = model.evaluate(model.none()), model.evaluate(third)
-    assert plain.all_peak_bytes / MIB == pytest.approx(1332.9, abs=0.1)
+    assert plain.all_peak_bytes / MIB == pytest.approx(1331.0, abs=0.1)
     assert cost.all_peak_bytes / MIB == pytest.approx(647.0, abs=0.1)
     estimated = estimate_step(
         PlannedModule(module, dict(zip(names, third.tolist(), strict=True))), inputs
@@ -237,7 +237,9 @@ def test_cudnn_makes_the_gradient_of_the_data_always(
     x = torch.randn(shape).to(dtype)
     models = [TorchModel(trace(graph, [x], device=d)) for d in ("cpu", "cuda")]
     cpu, cuda = (m.evaluate(m.none()).live_peak_bytes for m in models)
-    assert cuda - cpu == (x.nbytes if always else 0)
+    # on a card the statistics of half precision are in float32: two of four channels
+    statistics = 2 * 4 * 2 if dtype == torch.bfloat16 else 0
+    assert cuda - cpu == (x.nbytes if always else 0) + statistics
 
 
 def test_not_a_trace() -> None:

@@ -1,0 +1,1 @@
+"""The engine MXNet: recording, forms, planning and verifying of symbols."""

@@ -69,6 +69,11 @@ def list_operators(mx: Any) -> set[str]:
 def check_operators(nodes: list[dict[str, Any]], names: list[str], known: set[str]) -> None:
     """Refuse operators that MXNet lacks or cannot train; names all of them, not the first alone.
 
+    Args:
+        nodes: of the file.
+        names: of the nodes, by position.
+        known: the operators that MXNet has.
+
     Raises:
         BadInput: with the operators and a node of each.
     """
@@ -104,7 +109,10 @@ def check_operators(nodes: list[dict[str, Any]], names: list[str], known: set[st
 def check_outputs(symbol: Any, raw: dict[str, Any], names: list[str]) -> None:
     """Refuse what reads an output that its node has not: MXNet looks beyond the ones that it has.
 
-    ``names``: of the nodes in the file, by position.
+    Args:
+        symbol: of ``mxnet``, loaded.
+        raw: the symbol file's content.
+        names: of the nodes in the file, by position.
 
     Raises:
         BadInput: with the node and how many outputs it has.
@@ -169,8 +177,13 @@ def bind(
 ) -> tuple[Any, bytes]:
     """An executor and the log of its memory plan.
 
-    ``simple``: let MXNet make the arrays (it then knows which gradients are sparse). Also where
-    the other way fails: a few graphs infer shapes only in ``simple_bind``.
+    Args:
+        mx: the module ``mxnet``.
+        symbol: of ``mxnet``, loaded.
+        resolved: shapes and types of arguments and states.
+        requests: MXNet's ``grad_req`` of each argument.
+        simple: let MXNet make the arrays (it then knows which gradients are sparse). Also where the
+            other way fails: a few graphs infer shapes only in ``simple_bind``.
     """
     if not simple:
         try:
@@ -192,9 +205,11 @@ def gradient_requests(
 ) -> dict[str, str]:
     """MXNet's ``grad_req`` of each argument, by name in the prepared copy.
 
-    ``without``: arguments, by that name, that have no gradient. ``frozen``: globs of parameters, by
-    their names in the file, that are not trained; with any the inputs have no gradient either, as
-    when ``Module`` trains with ``fixed_param_names``.
+    Args:
+        arguments: names in the prepared copy and in the file, and roles.
+        without: arguments, by that name, that have no gradient.
+        frozen: globs of parameters, by their names in the file, that are not trained; with any the
+            inputs have no gradient either, as when ``Module`` trains with ``fixed_param_names``.
 
     Raises:
         BadInput: a glob fits no parameter, or nothing is left to train.
@@ -222,10 +237,13 @@ def gradient_requests(
 def handle(job: dict[str, Any], workdir: Path, progress: Callable[..., None]) -> dict[str, Any]:
     """Resolve shapes, bind, and write the joint graph.
 
-    ``job``: ``symbol`` (path of a prepared symbol JSON), ``names`` (original node names by
-    position), ``shapes``, ``unnamed_shape``, ``batch``, ``dtype``, ``dtypes``, ``bind`` (False:
-    shapes only), ``imports`` (the user's files to run first), ``no_gradient`` (arguments to bind
-    without one), ``frozen`` (globs of parameters that are not trained).
+    Args:
+        job: ``symbol`` (path of a prepared symbol JSON), ``names`` (original node names by
+            position), ``shapes``, ``unnamed_shape``, ``batch``, ``dtype``, ``dtypes``, ``bind``
+            (False: shapes only), ``imports`` (the user's files to run first), ``no_gradient``
+            (arguments to bind without one), ``frozen`` (globs of parameters that are not trained).
+        workdir: folder for large files.
+        progress: told what is going on.
     """
     gc.disable()  # of millions of lists none is in a cycle, and the process ends with the job
     os.environ["MXNET_MEM_PLAN_VERBOSE_LOGGING"] = "1"

@@ -44,7 +44,7 @@ def _reserve(rng, reserved, sizes):
 
 @compiled(nogil=True)
 def anneal(
-    lay,
+    layout,
     scratch,
     drop,
     state,
@@ -70,19 +70,21 @@ def anneal(
     total_steps,
     lowest,
 ):
-    """One part of a walk: see :class:`memcli.search.space.Walk`.
+    """One part of a walk over plans, on MXNet's pool; compiled.
 
-    ``lay``, ``scratch``: the graph arranged for many evaluations, and its working arrays; ``drop``:
-    the rules of :func:`memcli.engines.mxnet.memory.pool.drop_unread`. What any pool needs for the
-    plan counts as well, less and less: where that is little, further changes can shrink the pool.
+    Arguments not told here, and the result, are those of :class:`memcli.search.space.Walk`.
+    ``layout`` and ``scratch``: the graph arranged for many evaluations, and its working arrays.
+    ``drop``: the rules of :func:`memcli.engines.mxnet.memory.pool.drop_unread`. What any pool needs
+    for the plan counts as well, less and less: where that is little, further changes can shrink the
+    pool.
     """
     match_range, reserved, best_reserved, block_sizes = engine
     undo_node = np.zeros(max(64, state.shape[0]), np.int64)
     undo_mark = np.zeros(max(64, state.shape[0]), np.uint8)
     flags = state.copy()
     drop_unread(flags, drop)
-    length, flops, work = trace(lay, scratch, flags)
-    _, pool, _, least = fill(lay, scratch, flags, length, match_range, ANY, True, reserved)
+    length, flops, work = trace(layout, scratch, flags)
+    _, pool, _, least = fill(layout, scratch, flags, length, match_range, ANY, True, reserved)
     energy = energy_of(params, float(pool), flops, work, 1.0)
     if energy < lowest:
         lowest = energy
@@ -123,7 +125,7 @@ def anneal(
                 continue
         flags[:] = state
         drop_unread(flags, drop)
-        length, flops, work = trace(lay, scratch, flags)
+        length, flops, work = trace(layout, scratch, flags)
         hard = hardness(part)
         # how high the energy may be; drawn first, so that what is worse need not be worked out
         allowed = energy_of(params, now[0], now[1], now[2], hard) + weight * now[3]
@@ -133,7 +135,7 @@ def anneal(
         if accepted:
             ceiling = np.int64(min(ceiling_of(params, left, hard), 9e18))
             _, pool, _, least = fill(
-                lay, scratch, flags, length, match_range, ceiling, weight > 0.0, reserved
+                layout, scratch, flags, length, match_range, ceiling, weight > 0.0, reserved
             )
             new = energy_of(params, float(pool), flops, work, hard) + weight * least
             accepted = pool <= ceiling and new <= allowed

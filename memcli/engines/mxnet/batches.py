@@ -101,8 +101,10 @@ class Batches(BatchSeries[Analysis]):
         return list(shape)
 
     def cheap(self) -> list[int]:
-        """Batches that MXNet need not be asked about: those that it was, and the first too large
-        one, where it can be told from how tensors grew when the batch was changed.
+        """Batches that MXNet need not be asked about.
+
+        Those that it was asked about, and the first too large one where it can be told from how
+        tensors grew when the batch was changed.
         """
         known = super().cheap()
         grown = self._largest_grown()[1]

@@ -16,8 +16,8 @@ from memcli.engines.mxnet.rewrites.gradients import without_gradient
 from memcli.engines.mxnet.rewrites.reserved_blocks import reservation, scaled_reservation
 from memcli.engines.mxnet.runs import (
     USABLE,
-    Conditions,
-    Side,
+    GraphRun,
+    RunConditions,
     compare_sides,
     train_sides,
 )
@@ -76,7 +76,7 @@ def problem_on_onednn(
             )
             if batch_of(analysis) != small:
                 return f"the graph does not take batch {small}, at which it would be run"
-            sides.append(Side(name, file, analysis))
+            sides.append(GraphRun(name, file, analysis))
         free = int(available_bytes() * USABLE)
         needed = needed_bytes(sides[0].analysis)
         if needed > free:
@@ -84,7 +84,7 @@ def problem_on_onednn(
                 f"a step at batch {small} takes {format_size(needed)}, and {format_size(free)} "
                 "are free"
             )
-        under = Conditions("cpu", seed=0, steps=0, onednn=True, memory_limit=free)
+        under = RunConditions("cpu", seed=0, steps=0, onednn=True, memory_limit=free)
         with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
             results = train_sides(sides, under, Path(folder), on_progress)
             compared = compare_sides(Path(folder), under, lambda kind, index: f"{kind} {index}")

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from memcli.choices import AS_PLANNED
-from memcli.engine import Answer, Network, PlanRequest
+from memcli.engine import Network, PlanRequest, SearchAnswer
 from memcli.engines import symbol_in_torch
 from memcli.engines.costs import set_costs
 from memcli.engines.gpus import check_gpu, visible_gpus
 from memcli.engines.mxnet import inspecting, planning, verifying
 from memcli.engines.mxnet.fitting import MXNetFit, breakdown
-from memcli.engines.mxnet.forms import Variant, analyze_variants
+from memcli.engines.mxnet.forms import Form, analyze_forms
 from memcli.engines.mxnet.memory.bounds import reported_bound
 from memcli.engines.mxnet.reserving import allow_reservation
 from memcli.engines.mxnet.time_shares import TimeShares
@@ -31,7 +31,7 @@ from memcli.results.step_total import Breakdown
 from memcli.results.verified import Verified
 from memcli.search import none
 from memcli.search.base import Settings
-from memcli.search.over_forms import search_variants
+from memcli.search.over_forms import search_spaces
 from memcli.time_limit import finished_by
 
 
@@ -40,7 +40,7 @@ class MXNetNetwork(Network):
 
     def __init__(
         self,
-        forms: list[Variant],
+        forms: list[Form],
         shares: TimeShares,
         original: tuple[str, str],
         timed_on: str,
@@ -65,13 +65,13 @@ class MXNetNetwork(Network):
         """See :meth:`Network.set_costs`."""
         return set_costs(self.forms, cost, self.timed_on, on_progress)
 
-    def search(self, strategy: str, settings: Settings) -> Answer:
+    def search(self, strategy: str, settings: Settings) -> SearchAnswer:
         """See :meth:`Network.search`; on oneDNN's kernels bits are checked by training a step."""
         form, found, evaluated = planning.search_forms(self.forms, strategy, settings, self.shares)
         form, found, more = planning.exact_on_onednn(
             self.forms, form, found, strategy, settings, self.notes
         )
-        return Answer(form, found, evaluated + more)
+        return SearchAnswer(form, found, evaluated + more)
 
     def estimate(self, strategy: str, settings: Settings) -> tuple[Found, dict[str, str]]:
         """See :meth:`Network.estimate`."""
@@ -83,7 +83,7 @@ class MXNetNetwork(Network):
         # without a plan the network is as it came
         forms = self.forms[:1] if strategy == none.NAME else self.forms
         spaces = [v.analysis.search_space() for v in forms]
-        found, chosen, _ = search_variants(spaces, strategy, settings)
+        found, chosen, _ = search_spaces(spaces, strategy, settings)
         form, found = planning.without_needless_variables(forms[chosen], found, settings.budget)
         kernels = planning.kernels_of(found.plan, form.analysis)
         return found, planning.environment_of(
@@ -95,7 +95,7 @@ class MXNetNetwork(Network):
         pairs = [(v.analysis.graph, v.analysis.model) for v in self.forms]
         return reported_bound(pairs, costs[0].pool_bytes)
 
-    def planned(self, answer: Answer, settings: Settings, **known: Any) -> Planned:
+    def planned(self, answer: SearchAnswer, settings: Settings, **known: Any) -> Planned:
         """See :meth:`Network.planned`."""
         form, cost = answer.form, answer.found.cost
         bound = planning.proven_bound(self.forms, form, cost, settings.deadline)
@@ -169,18 +169,20 @@ class MXNetEngine:
         """See :meth:`memcli.engine.Engine.network`."""
         notes: list[str] = []
         given = planning.read_symbol(source)
-        symbol = planning.unplanned(given, notes)
-        saved, shares = planning.analyze_first(symbol, request, asked.budget, settings, on_progress)
-        if saved is not None and planning.fits_unplanned(saved, asked.budget, settings):
-            forms = [Variant(symbol, saved)]
+        symbol = planning.without_earlier_plan(given, notes)
+        original, shares = planning.analyze_first(
+            symbol, request, asked.budget, settings, on_progress
+        )
+        if original is not None and planning.baseline_fits(original, asked.budget, settings):
+            forms = [Form(symbol, original)]
         else:
-            forms = analyze_variants(
+            forms = analyze_forms(
                 symbol,
                 request,
                 rewrite=settings.rewrite and not asked.as_published,
                 environment=settings.environment,
                 kernels=settings.kernels,
-                saved=saved,
+                original=original,
                 shares=shares,
                 on_progress=on_progress,
             )
@@ -269,7 +271,9 @@ class MXNetEngine:
 def engine_for(gpu: int | None, wanted: str) -> tuple[str, str]:
     """Which engine verifies an MXNet symbol, ``mxnet`` or ``torch``, and why where it is PyTorch.
 
-    ``wanted``: ``auto``, or one of the two by hand. MXNet where its build has code for the card.
+    Args:
+        gpu: number of the card, None for the CPU.
+        wanted: ``auto``, or one of the two by hand. MXNet where its build has code for the card.
     """
     if wanted != "auto":
         return wanted, "--engine torch" if wanted == "torch" else ""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from memcli.choices import OPTIMIZERS
 from memcli.engines.costs import Costs
-from memcli.engines.fit_search import Answer, Candidate, Finished, FitSearch
+from memcli.engines.fit_search import Candidate, Finished, FitAnswer, FitSearch
 from memcli.engines.mxnet.batches import Batches, transferred
 from memcli.engines.mxnet.bit_check import may_change_layouts
-from memcli.engines.mxnet.forms import Variant, changes_for, exact_parts, with_one_more
+from memcli.engines.mxnet.forms import Form, changes_for, exact_parts, with_one_more
 from memcli.engines.mxnet.memory.bounds import reported_bound
 from memcli.engines.mxnet.memory.model import MATCH_RANGES, MXNetModel
 from memcli.engines.mxnet.planning import (
@@ -17,7 +17,7 @@ from memcli.engines.mxnet.planning import (
     onednn_problem,
     original_of,
     shape_notes,
-    unplanned,
+    without_earlier_plan,
     write_plan,
 )
 from memcli.engines.mxnet.record import Analysis, analyze
@@ -84,7 +84,7 @@ class MXNetFit(FitSearch[Analysis]):
         ``device``: ``cpu`` or ``gpu:N``, where operators are timed if ``settings.cost`` says so.
         """
         notes: list[str] = []
-        source = unplanned(given, notes)
+        source = without_earlier_plan(given, notes)
         batches = Batches(source, request, on_progress)
         notes += shape_notes(batches.first)
         self.rewrite = settings.rewrite and strategy not in AS_PUBLISHED
@@ -127,20 +127,20 @@ class MXNetFit(FitSearch[Analysis]):
         allow_reservation(analysis)
         return search_plan(analysis.search_space(), self.strategy, settings)[0].plan
 
-    def finished(self, answer: Answer[Analysis]) -> Finished:
+    def finished(self, answer: FitAnswer[Analysis]) -> Finished:
         """See :meth:`FitSearch.finished`."""
-        variant = Variant(self.form, answer.analysis, self.names)
-        made = Found(answer.plan, answer.planned.cost)
+        form = Form(self.form, answer.analysis, self.names)
+        found = Found(answer.plan, answer.planned.cost)
         parts = answer.planned.breakdown
         if self.rewrite:
-            variant, made = with_reserved_blocks(variant, made)
-            parts = self.breakdown(variant.analysis, made.cost.pool_bytes)
-        saved = self.batches.at(answer.planned.batch) or answer.analysis
-        kernels = kernels_of(made.plan, variant.analysis)
+            form, found = with_reserved_blocks(form, found)
+            parts = self.breakdown(form.analysis, found.cost.pool_bytes)
+        original = self.batches.at(answer.planned.batch) or answer.analysis
+        kernels = kernels_of(found.plan, form.analysis)
         environment = self.settings.environment
-        if may_change_layouts(variant.analysis, environment, kernels) and (
+        if may_change_layouts(form.analysis, environment, kernels) and (
             problem := onednn_problem(
-                self.symbol, saved, variant, made.plan, self.settings.on_progress
+                self.symbol, original, form, found.plan, self.settings.on_progress
             )
         ):
             raise AnswerIsNo(
@@ -148,34 +148,34 @@ class MXNetFit(FitSearch[Analysis]):
                 "plan for MXNet's plain kernels: --environment best --kernels plain",
             )
         return Finished(
-            plan=made.plan,
-            cost=made.cost,
+            plan=found.plan,
+            cost=found.cost,
             breakdown=parts,
-            analysis=saved,
+            analysis=original,
             operator_count=self.symbol.operator_count,
-            form=variant,
-            environment=environment_of(made.plan, variant.analysis, environment, kernels),
+            form=form,
+            environment=environment_of(found.plan, form.analysis, environment, kernels),
             notes=self.costs.notes,
         )
 
     def write(self, fitted: Fitted, out: str, force: bool) -> None:
         """See :meth:`FitSearch.write`."""
-        saved, variant = fitted.analysis, fitted.form
-        ground = variant.analysis.graph.without_reserved_blocks()
+        original, form = fitted.analysis, fitted.form
+        unreserved = form.analysis.graph.without_reserved_blocks()
         cost = fitted.planned.cost
         planned = as_planned(
-            variant,
-            reported_bound([(ground, MXNetModel(ground))], cost.pool_bytes),
+            form,
+            reported_bound([(unreserved, MXNetModel(unreserved))], cost.pool_bytes),
             self.settings.environment,
             source=fitted.source,
             original=self.original,
             engine="mxnet",
-            analysis=saved,
+            analysis=original,
             operator_count=fitted.operator_count,
             strategy=fitted.strategy,
             cost_of=fitted.cost_of,
             plan=fitted.plan,
-            baseline=saved.model.evaluate(saved.model.none()),
+            baseline=original.model.evaluate(original.model.none()),
             cost=cost,
             notes=fitted.notes,
             evaluated=fitted.searches,

@@ -18,7 +18,7 @@ import numpy as np
 
 from memcli.engines.mxnet.record import SUM_CAP, Analysis, analyze
 from memcli.engines.mxnet.rewrites import registry
-from memcli.engines.mxnet.rewrites.base import Conditions
+from memcli.engines.mxnet.rewrites.base import RewriteConditions
 from memcli.engines.mxnet.rewrites.changes import Changes, find_changes, other_changes
 from memcli.engines.mxnet.rewrites.exactness import LEAST_CHAIN, adds_early_exactly
 from memcli.engines.mxnet.rewrites.positions import positions_of
@@ -38,7 +38,7 @@ _ATTEMPTS = 3
 
 
 @dataclass
-class Variant:
+class Form:
     """A form of a network to plan: what marks and save barriers go into, and how MXNet trains it.
 
     Args:
@@ -66,7 +66,7 @@ def changes_for(
         environment: ``best`` or ``default``, see :class:`memcli.search.base.Settings`.
         kernels: ``plain`` or ``any``, see there.
     """
-    conditions = Conditions(environment, kernels)
+    conditions = RewriteConditions(environment, kernels)
     return find_changes(source.raw, analysis, conditions, registry.REWRITES)
 
 
@@ -74,7 +74,9 @@ def with_one_more(source: SymbolFile, analysis: Analysis, changes: Changes) -> l
     """The changes with one rewrite more, of those that only a search shows to pay."""
     rewrites = registry.REWRITES
     missing = [rewrite for rewrite in rewrites if changes.found_by(rewrite) is None]
-    return other_changes(source.raw, analysis, Conditions(), changes, rewrites, among=missing)
+    return other_changes(
+        source.raw, analysis, RewriteConditions(), changes, rewrites, among=missing
+    )
 
 
 def exact_parts(
@@ -92,17 +94,17 @@ def exact_parts(
     return changes.exact(source.raw, changed.raw, before, after)
 
 
-def analyze_variants(
+def analyze_forms(
     source: SymbolFile,
     request: ShapeRequest,
     *,
     rewrite: bool,
     environment: str = "default",
     kernels: str = "plain",
-    saved: Analysis | None = None,
+    original: Analysis | None = None,
     shares: TimeShares = UNLIMITED,
     on_progress: Progress | None = None,
-) -> list[Variant]:
+) -> list[Form]:
     """The forms of a network to search on, each analyzed by MXNet once; the first is as it came.
 
     Args:
@@ -111,7 +113,7 @@ def analyze_variants(
         rewrite: whether there may be other forms than the first.
         environment: ``best`` where plans may name a variable to train with, else ``default``.
         kernels: ``plain`` where MXNet's own kernels must run every plan, else ``any``.
-        saved: the analysis of the symbol itself, where there is one already.
+        original: the analysis of the symbol itself, where there is one already.
         shares: forms that there is no time for are left out.
         on_progress: told what is being done.
 
@@ -119,34 +121,34 @@ def analyze_variants(
         BadInput: MXNet refuses the graph or its shapes.
         EngineFailed: MXNet is missing or crashed.
     """
-    conditions = Conditions(environment, kernels)
-    found = _rewritten_variants(source, request, rewrite, conditions, saved, shares, on_progress)
+    conditions = RewriteConditions(environment, kernels)
+    found = _rewritten_variants(source, request, rewrite, conditions, original, shares, on_progress)
     if environment == "best":
         first, *rewritten = found
         early = _side_by_side(partial(_adding_early, shares), rewritten or found, on_progress)
         if rewritten:
-            rewritten = [e or variant for e, variant in zip(early, rewritten, strict=True)]
+            rewritten = [e or form for e, form in zip(early, rewritten, strict=True)]
         else:
             rewritten = list(filter(None, early))
         found = [first, *rewritten]
-    for variant in found:
-        for analysis in filter(None, (variant.analysis, variant.without_variables)):
+    for form in found:
+        for analysis in filter(None, (form.analysis, form.without_variables)):
             analysis.model.portable = kernels == "plain"
     return found
 
 
-def _adding_early(
-    shares: TimeShares, variant: Variant, on_progress: Progress | None
-) -> Variant | None:
-    """The variant with sums of gradients added one by one; None where that changes nothing, or
-    would change bits."""
-    before = variant.analysis
+def _adding_early(shares: TimeShares, form: Form, on_progress: Progress | None) -> Form | None:
+    """The form with sums of gradients added one by one.
+
+    None where that changes nothing, or would change bits.
+    """
+    before = form.analysis
     if not adds_early_exactly(before.graph) or not shares.for_form():
         return None
     now = before.request()
     try:
         early = analyze(
-            variant.source.raw,
+            form.source.raw,
             now,
             environment={SUM_CAP: str(LEAST_CHAIN)},
             on_progress=on_progress,
@@ -155,18 +157,18 @@ def _adding_early(
         return None
     # what the user was told of the shapes holds for this analysis, too
     early.assumed = list(before.assumed)
-    return Variant(variant.source, early, variant.rewrites, without_variables=before)
+    return Form(form.source, early, form.rewrites, without_variables=before)
 
 
 def _rewritten_variants(
     source: SymbolFile,
     request: ShapeRequest,
     rewrite: bool,
-    conditions: Conditions,
-    saved: Analysis | None,
+    conditions: RewriteConditions,
+    original: Analysis | None,
     shares: TimeShares,
     on_progress: Progress | None,
-) -> list[Variant]:
+) -> list[Form]:
     """The forms under MXNet's default variables.
 
     A large graph is analyzed with what rewrites guess at the same time as without, unless it was
@@ -174,12 +176,12 @@ def _rewritten_variants(
     """
     rewrites = registry.REWRITES
     guessed = Changes()
-    if saved is None and rewrite and source.node_count >= _LARGE:
+    if original is None and rewrite and source.node_count >= _LARGE:
         guessed = find_changes(source.raw, None, conditions, rewrites)
     if not any(part.rewrite.guesses for part in guessed.parts):
-        analysis = saved or analyze(source.raw, request, on_progress=on_progress)
+        analysis = original or analyze(source.raw, request, on_progress=on_progress)
         if not rewrite:
-            return [Variant(source, analysis)]
+            return [Form(source, analysis)]
         return _forms(source, analysis, conditions, shares, on_progress)
     changed = source.with_content(guessed.applied(source.raw))
     with ThreadPoolExecutor(1) as pool:
@@ -189,21 +191,21 @@ def _rewritten_variants(
             after: Analysis | None = beside.result()
         except BadInput:
             after = None
-    found = [Variant(source, analysis)]
+    found = [Form(source, analysis)]
     if after is None or not find_changes(source.raw, analysis, conditions, rewrites):
         return found
     if exact_parts(guessed, source, changed, analysis, after) == guessed:
-        return [*found, Variant(changed, after, guessed.names)]
+        return [*found, Form(changed, after, guessed.names)]
     return _forms(source, analysis, conditions, UNLIMITED, on_progress)
 
 
 def _forms(
     source: SymbolFile,
     analysis: Analysis,
-    conditions: Conditions,
+    conditions: RewriteConditions,
     shares: TimeShares,
     on_progress: Progress | None,
-) -> list[Variant]:
+) -> list[Form]:
     """The graph as it came, with all rewrites, and with each made in its other ways.
 
     Which takes the least memory, only the search shows.
@@ -211,7 +213,7 @@ def _forms(
     Raises:
         EngineFailed: MXNet is missing or crashed.
     """
-    found = [Variant(source, analysis)]
+    found = [Form(source, analysis)]
     if not shares.for_form():
         return found
     rewrites = registry.REWRITES
@@ -232,10 +234,10 @@ class _ExactForms:
         self._source = source
         self._analysis = analysis
         self._shares = shares
-        self._asked: list[tuple[Changes, Future[Variant | None]]] = []
+        self._asked: list[tuple[Changes, Future[Form | None]]] = []
         self._lock = Lock()
 
-    def find(self, changes: Changes, on_progress: Progress | None) -> Variant | None:
+    def find(self, changes: Changes, on_progress: Progress | None) -> Form | None:
         """The graph with those of the rewrites that are exact; None without any, or without time.
 
         Raises:
@@ -253,9 +255,9 @@ class _ExactForms:
             changes = exact
         return None
 
-    def _analyzed(self, changes: Changes, on_progress: Progress | None) -> Variant | None:
+    def _analyzed(self, changes: Changes, on_progress: Progress | None) -> Form | None:
         """The graph with all of the rewrites; None where MXNet refuses it."""
-        mine: Future[Variant | None] = Future()
+        mine: Future[Form | None] = Future()
         with self._lock:
             others = (answer for asked, answer in self._asked if asked == changes)
             answer = next(others, mine)
@@ -269,7 +271,7 @@ class _ExactForms:
                 raise
         return answer.result()
 
-    def _analyze(self, changes: Changes, on_progress: Progress | None) -> Variant | None:
+    def _analyze(self, changes: Changes, on_progress: Progress | None) -> Form | None:
         changed = self._source.with_content(changes.applied(self._source.raw))
         request = self._analysis.request()
         try:
@@ -277,16 +279,18 @@ class _ExactForms:
         except BadInput:
             # MXNet refuses what it takes as it came (a shape that only the old edges told)
             return None
-        return Variant(changed, after, changes.names)
+        return Form(changed, after, changes.names)
 
 
 def _side_by_side(
-    job: Callable[[T, Progress | None], Variant | None],
+    job: Callable[[T, Progress | None], Form | None],
     given: Sequence[T],
     on_progress: Progress | None,
-) -> list[Variant | None]:
-    """The job for each, at the same time: MXNet's processes take most of it. Progress is the
-    first one's."""
+) -> list[Form | None]:
+    """The job for each, at the same time: MXNet's processes take most of it.
+
+    Progress is the first one's.
+    """
     first, *others = given
     with ThreadPoolExecutor(2) as pool:
         beside = [pool.submit(job, one, None) for one in others]
@@ -296,8 +300,12 @@ def _side_by_side(
 def carried_over(before: Analysis, after: Analysis, moved: Mapping[int, int], plan: Plan) -> Plan:
     """A plan of one form of a network for another that has all of its nodes, and more.
 
-    ``moved``: the new position of each old one. What operators cost, what was assumed and which
-    plans are made is handed on to ``after``, too.
+    Args:
+        before: the form that the plan is for.
+        after: the other form; takes over what operators cost, what was assumed and which plans are
+            made.
+        moved: the new position of each old one.
+        plan: the plan.
     """
     now, old = after.graph.node_of_position(), before.graph.node_of_position()
     n_file = len(before.graph.file_names)
@@ -313,13 +321,13 @@ def carried_over(before: Analysis, after: Analysis, moved: Mapping[int, int], pl
     return replace(plan, recompute=marks, cuts=[cut for cut in cuts if cut])
 
 
-def with_barriers(variant: Variant, flags: Flags) -> tuple[SymbolFile, dict[int, int]]:
-    """The variant's file with a plan's save barriers, and the new position of each old one."""
-    positions = barrier_positions(variant.analysis.graph, flags)
+def with_barriers(form: Form, flags: Flags) -> tuple[SymbolFile, dict[int, int]]:
+    """The form's file with a plan's save barriers, and the new position of each old one."""
+    positions = barrier_positions(form.analysis.graph, flags)
     if not positions:
-        return variant.source, {p: p for p in range(variant.source.node_count)}
-    raw, moved = registry.SAVE_BARRIERS.apply(variant.source.raw, positions)
-    return variant.source.with_content(raw), moved
+        return form.source, {p: p for p in range(form.source.node_count)}
+    raw, moved = registry.SAVE_BARRIERS.apply(form.source.raw, positions)
+    return form.source.with_content(raw), moved
 
 
 def marked_positions(analysis: Analysis, flags: Flags) -> set[int]:

@@ -1,9 +1,9 @@
 """What a planned graph takes where nothing is trained.
 
 Save barriers and marks cost nothing there; reserved blocks, which are sized for training, and
-activations in pieces are in the forward pass and stay. A file says in its record what that comes
-to, so that nobody runs inference, or trains the last layer alone, on a graph that takes more than
-its original.
+activation functions in pieces are in the forward pass and stay. A file says in its record what that
+comes to, so that nobody runs inference, or trains the last layer alone, on a graph that takes more
+than its original.
 """
 
 from __future__ import annotations
@@ -23,8 +23,14 @@ def inference(
 ) -> Inference | None:
     """What both graphs take in inference, from MXNet's own graph of each, bound without gradients.
 
-    ``before``, ``after``: how they train, for the shapes. ``match_range``: of the plan. None where
-    the graph is too large to ask, or MXNet does not bind it so.
+    None where the graph is too large to ask, or MXNet does not bind it so.
+
+    Args:
+        source: the file of the baseline.
+        before: how the baseline trains, for its shapes.
+        planned: the file with the plan.
+        after: how the plan trains, for its shapes.
+        match_range: the plan's.
     """
     if planned.node_count > _LARGEST:
         return None

@@ -30,12 +30,12 @@ from memcli.results.inspected import (
     Figures,
     Inspected,
     LargeTensor,
+    NamedTensor,
     NodeRow,
     OperatorKind,
     PlanFacts,
-    Tensor,
 )
-from memcli.results.live_peak import Split
+from memcli.results.live_peak import PeakParts
 
 # Attributes of the classic planner's cut candidates; the second one is how old files spell it.
 _STAGE_KEYS = ("__mirror_stage__", "mirror_stage")
@@ -52,9 +52,13 @@ def inspect(
 ) -> Inspected:
     """Look into a saved or planned graph; a planned one is seen at its plan's shapes.
 
-    ``request``: shapes in place of those of the file or plan. ``dtype``: the same for the type.
-    ``top``: how many of the largest tensors. ``models``: other frameworks' buffers to show, for
-    the network without its plan.
+    Args:
+        model_file: its path, or what was read.
+        request: shapes in place of those of the file or plan.
+        dtype: the same for the type.
+        top: how many of the largest tensors.
+        models: other frameworks' buffers to show, for the network without its plan.
+        on_progress: told what is going on.
 
     Raises:
         BadInput: no such graph, or its shapes cannot be told.
@@ -62,10 +66,10 @@ def inspect(
     """
     source = read_symbol(model_file)
     record = source.plan()
-    asked = shapes_to_verify(record, request)
-    asked = dataclasses.replace(asked, dtype=dtype or (record.dtype if record else "float32"))
+    shapes = shapes_to_verify(record, request)
+    shapes = dataclasses.replace(shapes, dtype=dtype or (record.dtype if record else "float32"))
     environment = graph_environment(record.environment) if record else {}
-    analysis = analyze(source.raw, asked, environment=environment, on_progress=on_progress)
+    analysis = analyze(source.raw, shapes, environment=environment, on_progress=on_progress)
     if on_progress:
         on_progress("compiling the memory model (first run only)", None)
     model = analysis.model
@@ -73,29 +77,29 @@ def inspect(
     has_plan = record is not None or bool(source.marked())
     # What MXNet never recomputes stays kept, marked or not.
     plan = dataclasses.replace(plan, recompute=(plan.recompute & model.markable).astype(np.uint8))
-    bare = Plan("none", model.none(), plan.cuts)
-    shown = plan if has_plan else bare
+    no_plan = Plan("none", model.none(), plan.cuts)
+    shown = plan if has_plan else no_plan
     barriers = save_barriers(analysis, source)
     listed, timeline, stage_of = stages(model, shown, barriers=barriers)
     order = timeline.order
-    again = np.zeros(analysis.graph.n_nodes, bool)
-    again[order[order >= analysis.graph.n_nodes] - analysis.graph.n_nodes] = True
+    recomputed = np.zeros(analysis.graph.n_nodes, bool)
+    recomputed[order[order >= analysis.graph.n_nodes] - analysis.graph.n_nodes] = True
     # what is reserved is the plan's, as its marks are
-    ground = MXNetModel(analysis.graph.without_reserved_blocks())
-    kept = kept_entries(ground.graph, bare.recompute)
+    unreserved = MXNetModel(analysis.graph.without_reserved_blocks())
+    kept = kept_entries(unreserved.graph, no_plan.recompute)
     planned_kept = kept_entries(analysis.graph, plan.recompute) if has_plan else None
-    forms = [(ground.graph, ground)]
-    saved = _as_saved(source, asked) if record is not None else None
-    if saved is None:
-        unplanned = figures(ground, bare, kept, stage_of, len(listed))
+    forms = [(unreserved.graph, unreserved)]
+    original = _baseline_model(source, shapes) if record is not None else None
+    if original is None:
+        baseline = figures(unreserved, no_plan, kept, stage_of, len(listed))
     else:
         # rewrites are the plan's, too
-        stage_as_saved = _stage_as_saved(saved.graph, analysis.graph, stage_of, source)
-        plain = Plan("none", saved.none())
-        kept_as_saved = kept_entries(saved.graph, plain.recompute)
-        unplanned = figures(saved, plain, kept_as_saved, stage_as_saved, len(listed))
-        forms.append((saved.graph, saved))
-    bound = reported_bound(forms, ground.plan_cost(shown).pool_bytes)
+        baseline_stages = _stage_of_baseline(original.graph, analysis.graph, stage_of, source)
+        plain = Plan("none", original.none())
+        baseline_kept = kept_entries(original.graph, plain.recompute)
+        baseline = figures(original, plain, baseline_kept, baseline_stages, len(listed))
+        forms.append((original.graph, original))
+    bound = reported_bound(forms, unreserved.plan_cost(shown).pool_bytes)
     planned, facts = None, None
     reserved = reserved_blocks(analysis.graph)
     if planned_kept is not None:
@@ -104,7 +108,7 @@ def inspect(
             strategy=plan.strategy,
             environment=dict(record.environment) if record else {},
             marked=len(source.marked()),
-            recomputed=int(again.sum()),
+            recomputed=int(recomputed.sum()),
             record=record,
             reserved_blocks=len(reserved),
             reserved_bytes=int(sum(reserved)),
@@ -118,9 +122,9 @@ def inspect(
         inputs=_inputs(analysis),
         outputs=_outputs(analysis, source),
         loss_added=analysis.loss_heads > 0,
-        kinds=operator_kinds(ground.graph, kept, planned_kept, again),
+        kinds=operator_kinds(unreserved.graph, kept, planned_kept, recomputed),
         forward_flops=model.forward_flops,
-        unplanned=unplanned,
+        baseline=baseline,
         planned=planned,
         plan=facts,
         lower_bound=bound,
@@ -129,10 +133,10 @@ def inspect(
         state_bytes=analysis.state_bytes,
         stages=listed,
         largest=largest_tensors(
-            ground.graph, kept if planned_kept is None else planned_kept, again, top
+            unreserved.graph, kept if planned_kept is None else planned_kept, recomputed, top
         ),
         stage_marks=_stage_marks(source),
-        listed=_nodes(analysis, source, again),
+        listed=_nodes(analysis, source, recomputed),
         notes=[],
         under_models=under_models_in_mxnet(analysis, models),
     )
@@ -140,9 +144,10 @@ def inspect(
     return inspected
 
 
-def _as_saved(source: SymbolFile, request: ShapeRequest) -> MXNetModel | None:
-    """The graph without its plan; None where the file's own has the same tensors, or where it
-    cannot be told any more.
+def _baseline_model(source: SymbolFile, request: ShapeRequest) -> MXNetModel | None:
+    """The graph without its plan.
+
+    None where the file's own has the same tensors, or where the graph cannot be told any more.
 
     Raises:
         EngineFailed: MXNet is missing or crashed.
@@ -155,22 +160,30 @@ def _as_saved(source: SymbolFile, request: ShapeRequest) -> MXNetModel | None:
         return None
 
 
-def _stage_as_saved(
-    saved: TrainingGraph, graph: TrainingGraph, stage_of: Ints, source: SymbolFile
+def _stage_of_baseline(
+    original: TrainingGraph, graph: TrainingGraph, stage_of: Ints, source: SymbolFile
 ) -> Ints:
-    """The stage of each node of the graph as saved; ``graph`` is that of the file with its plan."""
+    """The stage of each node of the baseline; ``graph`` is that of the file with its plan."""
     places, now = own_positions(source.raw), graph.node_of_position()
-    stage = np.zeros(saved.n_forward, np.int64)
+    stage = np.zeros(original.n_forward, np.int64)
     previous = 0
-    for node, place in enumerate(saved.position[: saved.n_forward].tolist()):
+    for node, place in enumerate(original.position[: original.n_forward].tolist()):
         if 0 <= place < len(places) and places[place] in now:
             previous = int(stage_of[now[places[place]]])
         stage[node] = previous
-    return with_gradients(saved, stage)
+    return with_gradients(original, stage)
 
 
 def figures(model: MXNetModel, plan: Plan, kept: Ints, stage_of: Ints, n_stages: int) -> Figures:
-    """Cost of a plan, and what is alive at its live peak, by operator kind and by stage."""
+    """Cost of a plan, and what is alive at its live peak, by operator kind and by stage.
+
+    Args:
+        model: of the joint graph.
+        plan: the plan.
+        kept: over entries, 1 for what lives until its backward.
+        stage_of: over nodes, the stage.
+        n_stages: how many stages.
+    """
     graph = model.graph
     cost = model.plan_cost(plan)
     peak = live_at_peak(model, plan.recompute, plan.match_range)
@@ -185,7 +198,7 @@ def figures(model: MXNetModel, plan: Plan, kept: Ints, stage_of: Ints, n_stages:
         peak_in=peak.running,
         split=peak.split(),
         by_operator=dict(sorted(by_operator.items(), key=lambda kv: -kv[1].total)),
-        by_stage=[by_stage.get(index, Split()) for index in range(n_stages)],
+        by_stage=[by_stage.get(index, PeakParts()) for index in range(n_stages)],
     )
 
 
@@ -196,12 +209,15 @@ def reserved_blocks(graph: TrainingGraph) -> list[int]:
 
 
 def operator_kinds(
-    graph: TrainingGraph, kept: Ints, planned_kept: Ints | None, again: Flags
+    graph: TrainingGraph, kept: Ints, planned_kept: Ints | None, recomputed: Flags
 ) -> list[OperatorKind]:
     """The forward operators by kind, those with the largest outputs first.
 
-    ``kept`` and ``planned_kept``: over entries, 1 for what lives until its backward. ``again``:
-    over nodes, whether it runs twice.
+    Args:
+        graph: the training graph.
+        kept: over entries, 1 for what lives until its backward in the baseline.
+        planned_kept: the same under the plan; None without one.
+        recomputed: over forward nodes, whether the plan recomputes it.
     """
     kinds: dict[str, OperatorKind] = {}
     for v in range(graph.n_forward):
@@ -212,7 +228,7 @@ def operator_kinds(
         row = kinds.setdefault(op, OperatorKind(op, 0, 0.0, 0, 0, nothing))
         row.count += 1
         row.flops += float(graph.flops[v])
-        row.recomputed += int(again[v])
+        row.recomputed += int(recomputed[v])
         part = slice(int(graph.first[v]), int(graph.first[v + 1]))
         sizes = graph.entry_bytes[part]
         row.output_bytes += int(sizes.sum())
@@ -222,10 +238,18 @@ def operator_kinds(
     return sorted(kinds.values(), key=lambda k: (-k.output_bytes, -k.flops, k.op))
 
 
-def largest_tensors(graph: TrainingGraph, kept: Ints, again: Flags, top: int) -> list[LargeTensor]:
-    """The ``top`` largest tensors of the pool, of equal ones the earliest first.
+def largest_tensors(
+    graph: TrainingGraph, kept: Ints, recomputed: Flags, top: int
+) -> list[LargeTensor]:
+    """The largest tensors of the pool, of equal ones the earliest first.
 
     Callers' memory (parameters, inputs, and the gradients of both) is not in the pool.
+
+    Args:
+        graph: the joint graph.
+        kept: over entries, 1 for what lives until its backward.
+        recomputed: over forward nodes, whether the plan recomputes it.
+        top: how many.
     """
     pooled = (graph.external == 0) & (graph.variable[graph.entry_node] == 0)
     entries = np.flatnonzero(pooled & (graph.entry_bytes > 0))
@@ -236,7 +260,7 @@ def largest_tensors(graph: TrainingGraph, kept: Ints, again: Flags, top: int) ->
         output = entry - int(graph.first[node])
         if node >= graph.n_forward:
             state = "gradient"
-        elif again[node]:
+        elif recomputed[node]:
             state = "both" if kept[entry] else "recomputed"
         else:
             state = "kept" if kept[entry] else "short-lived"
@@ -253,15 +277,15 @@ def largest_tensors(graph: TrainingGraph, kept: Ints, again: Flags, top: int) ->
     return result
 
 
-def _inputs(analysis: Analysis) -> list[Tensor]:
+def _inputs(analysis: Analysis) -> list[NamedTensor]:
     return [
-        Tensor(a["name"], a["shape"], a["dtype"], a["role"], a["name"] in analysis.assumed)
+        NamedTensor(a["name"], a["shape"], a["dtype"], a["role"], a["name"] in analysis.assumed)
         for a in analysis.arguments
         if a["role"] != "parameter"
     ]
 
 
-def _outputs(analysis: Analysis, source: SymbolFile) -> list[Tensor]:
+def _outputs(analysis: Analysis, source: SymbolFile) -> list[NamedTensor]:
     """The file's own outputs: where a loss is put on, MXNet's are those of the loss."""
     graph = analysis.graph
     node_of = graph.node_of_position()
@@ -274,10 +298,10 @@ def _outputs(analysis: Analysis, source: SymbolFile) -> list[Tensor]:
         if found is not None and not graph.variable[found]:
             entry = int(graph.first[found]) + output
             dtype = _dtype_name(analysis, number, int(graph.itemsize[entry]))
-            result.append(Tensor(name, list(graph.shape(entry)), dtype, "output"))
+            result.append(NamedTensor(name, list(graph.shape(entry)), dtype, "output"))
         elif node.name in variables:
             row = variables[node.name]
-            result.append(Tensor(name, row["shape"], row["dtype"], "output"))
+            result.append(NamedTensor(name, row["shape"], row["dtype"], "output"))
     return result
 
 
@@ -298,7 +322,7 @@ def _stage_marks(source: SymbolFile) -> dict[str, int]:
     return dict(marks)
 
 
-def _nodes(analysis: Analysis, source: SymbolFile, again: Flags) -> list[NodeRow]:
+def _nodes(analysis: Analysis, source: SymbolFile, recomputed: Flags) -> list[NodeRow]:
     graph = analysis.graph
     node_of = graph.node_of_position()
     sizes = graph.node_bytes()
@@ -313,7 +337,7 @@ def _nodes(analysis: Analysis, source: SymbolFile, again: Flags) -> list[NodeRow
             continue
         marked = position in marks
         mark = "merged" if position in graph.alias else ""
-        if again[found]:
+        if recomputed[found]:
             mark = "recomputed"
         elif marked:
             mark = "no effect"

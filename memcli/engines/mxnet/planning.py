@@ -15,7 +15,7 @@ import numpy as np
 
 from memcli.engines.mxnet.bit_check import may_change_layouts, problem_on_onednn
 from memcli.engines.mxnet.forms import (
-    Variant,
+    Form,
     marked_positions,
     with_barriers,
 )
@@ -52,7 +52,7 @@ from memcli.results.planned import (
 )
 from memcli.search import none
 from memcli.search.base import Settings
-from memcli.search.over_forms import search_variants
+from memcli.search.over_forms import search_spaces
 from memcli.search.registry import AS_PUBLISHED
 from memcli.time_limit import finished_by, seconds_left
 from memcli.units import parse_size
@@ -91,8 +91,13 @@ def group_notes(source: SymbolFile) -> list[str]:
     ]
 
 
-def unplanned(source: SymbolFile, notes: list[str]) -> SymbolFile:
-    """The graph to plan: without an earlier plan of memcli's; marks by others are reported."""
+def without_earlier_plan(source: SymbolFile, notes: list[str]) -> SymbolFile:
+    """The graph to plan, without an earlier plan of memcli's.
+
+    Args:
+        source: the symbol's file.
+        notes: what the user is told; an earlier plan and others' marks are added.
+    """
     notes += group_notes(source)
     if source.plan() is not None:
         notes.append("the file carries a plan already; the graph is planned anew without it")
@@ -152,7 +157,7 @@ def original_of(given: SymbolFile) -> tuple[str, str]:
     return given.name, given.sha256
 
 
-def as_planned(form: Variant, lower_bound: int, environment: str, **known: Any) -> Planned:
+def as_planned(form: Form, lower_bound: int, environment: str, **known: Any) -> Planned:
     """A plan with its stages, and what is MXNet's alone.
 
     Args:
@@ -162,15 +167,15 @@ def as_planned(form: Variant, lower_bound: int, environment: str, **known: Any) 
         known: the other fields of ``Planned``.
     """
     plan: Plan = known["plan"]
-    saved: MXNetModel = known["analysis"].model
+    original: MXNetModel = known["analysis"].model
     listed, timeline, _ = stages(form.analysis.model, plan)
-    unplanned_run = saved.timeline(saved.none())
+    baseline_run = original.timeline(original.none())
     kernels = kernels_of(plan, form.analysis)
     return Planned(
         form=form,
         pooled=True,
         lower_bound=lower_bound,
-        baseline_allocated=int(unplanned_run.touched_bytes[-1]),
+        baseline_allocated=int(baseline_run.touched_bytes[-1]),
         allocated=int(timeline.touched_bytes[-1]),
         stages=listed,
         kernels=kernels,
@@ -188,8 +193,19 @@ def analyze_first(
     settings: Settings,
     on_progress: Progress | None,
 ) -> tuple[Analysis | None, TimeShares]:
-    """The analysis of the symbol itself, where it decides whether there is more to do: it may fit
-    the budget, or the time may be over. And how the time is to be shared.
+    """The analysis of the symbol itself, where it decides whether there is more to do.
+
+    It may fit the budget, or the time may be over.
+
+    Args:
+        source: the symbol's file.
+        request: shapes and types.
+        budget: as the user gives it.
+        settings: of the search.
+        on_progress: told what is going on.
+
+    Returns:
+        The analysis, None where it decides nothing, and how the time is to be shared.
 
     Raises:
         BadInput: MXNet refuses the graph or its shapes.
@@ -198,59 +214,86 @@ def analyze_first(
     if settings.deadline is None and not is_whole_budget(budget):
         return None, UNLIMITED
     began = time.monotonic()
-    saved = analyze(source.raw, request, on_progress=on_progress)
+    original = analyze(source.raw, request, on_progress=on_progress)
     took = time.monotonic() - began
-    return saved, TimeShares(settings.deadline, settings.time_limit or 0.0, took)
+    return original, TimeShares(settings.deadline, settings.time_limit or 0.0, took)
 
 
 def is_whole_budget(budget: str | None) -> bool:
-    """Whether a budget may be no less than what the unplanned graph takes."""
+    """Whether a budget may be no less than what the baseline takes."""
     if budget is None:
         return False
     return not budget.strip().endswith("%") or parse_size(budget, whole=100) >= 100
 
 
-def fits_unplanned(saved: Analysis, budget: str | None, settings: Settings) -> bool:
-    """Whether the baseline fits the budget, so that no other form needs to be analyzed."""
+def baseline_fits(original: Analysis, budget: str | None, settings: Settings) -> bool:
+    """Whether the baseline fits the budget, so that no other form needs to be analyzed.
+
+    Args:
+        original: the analysis of the graph as given.
+        budget: as the user gives it; None: there is none, and nothing fits.
+        settings: of the search.
+    """
     if budget is None:
         return False
-    baseline = saved.model.evaluate(saved.model.none())
+    baseline = original.model.evaluate(original.model.none())
     size = parse_size(budget, whole=baseline.pool_bytes)
     return replace(settings, budget=size).met_by(baseline)
 
 
-def proven_bound(
-    graphs: Sequence[Variant], variant: Variant, cost: Cost, ends: float | None
-) -> int:
-    """What no plan of any of the forms gets under, bytes; 0 where no time is left to prove it."""
-    pairs = searched_graphs(graphs, variant)
+def proven_bound(forms: Sequence[Form], form: Form, cost: Cost, ends: float | None) -> int:
+    """What the pool of no plan of any of the forms gets under.
+
+    Args:
+        forms: of the network.
+        form: the one that the plan is for.
+        cost: the plan's.
+        ends: when the time is over, by ``time.monotonic()``; None: never.
+
+    Returns:
+        Bytes; 0 where no time is left to prove it.
+    """
+    pairs = searched_graphs(forms, form)
     return finished_by(ends, lambda: reported_bound(pairs, cost.pool_bytes), 0)
 
 
 def proven_recomputation(
-    graphs: Sequence[Variant], variant: Variant, budget: int, ends: float | None
+    forms: Sequence[Form], form: Form, budget: int, ends: float | None
 ) -> float:
-    """FLOPs that every plan within the budget runs again at least."""
+    """FLOPs that every plan within a budget recomputes at least.
+
+    Args:
+        forms: of the network.
+        form: the one that the plan is for.
+        budget: bytes of the pool.
+        ends: when the time is over, by ``time.monotonic()``; None: never.
+    """
     seconds = min(BUDGET_SECONDS, max(0.0, seconds_left(ends)))
     # solved two at a time: seconds each on large graphs
     with ThreadPoolExecutor(2) as pool:
         bounds = [
             pool.submit(recompute_bound, g, m, budget, time_limit=seconds)
-            for g, m in searched_graphs(graphs, variant)
+            for g, m in searched_graphs(forms, form)
         ]
         return min(bound.result() for bound in bounds)
 
 
 def search_forms(
-    graphs: Sequence[Variant],
+    forms: Sequence[Form],
     strategy: str,
     settings: Settings,
     shares: TimeShares = UNLIMITED,
-) -> tuple[Variant, Found, int]:
+) -> tuple[Form, Found, int]:
     """The best plan of some forms of a network, and the form that it is for.
 
     That may be one of them with more put into it: identities behind convolutions, and the blocks
     that the plan reserves.
+
+    Args:
+        forms: of the network, the graph as given first.
+        strategy: its name, of ``STRATEGIES``.
+        settings: what the user asks for.
+        shares: how the time is shared.
 
     Returns:
         The form, the plan, and the number of plans evaluated.
@@ -260,36 +303,34 @@ def search_forms(
     """
     published = strategy in AS_PUBLISHED
     if published and settings.rewrite and settings.kernels == "plain":
-        return search_published(graphs[0], strategy, settings)
+        return search_published(forms[0], strategy, settings)
     rewrite = settings.rewrite and not published
     reserving = rewrite and strategy != none.NAME and shares.for_reserving()
     if reserving:
-        for graph in graphs:
+        for graph in forms:
             for analysis in filter(None, (graph.analysis, graph.without_variables)):
                 allow_reservation(analysis)
     ends = shares.search_ends(reserving=reserving)
     if ends is not None:
         settings = dataclasses.replace(settings, deadline=ends)
-    found, chosen, evaluated = search_variants(
-        [v.analysis.search_space() for v in graphs], strategy, settings
+    found, chosen, evaluated = search_spaces(
+        [v.analysis.search_space() for v in forms], strategy, settings
     )
-    variant, found = without_needless_variables(graphs[chosen], found, settings.budget)
+    form, found = without_needless_variables(forms[chosen], found, settings.budget)
     if settings.rewrite and not published:
-        variant, found = with_reserved_blocks(variant, found)
-    return variant, found, evaluated
+        form, found = with_reserved_blocks(form, found)
+    return form, found, evaluated
 
 
 # A plan that takes no variable is preferred up to so much more memory.
 _WITHOUT_VARIABLES = 1.001
 
 
-def without_needless_variables(
-    variant: Variant, found: Found, budget: int | None
-) -> tuple[Variant, Found]:
+def without_needless_variables(form: Form, found: Found, budget: int | None) -> tuple[Form, Found]:
     """The same plan without a variable that buys next to nothing.
 
     Args:
-        variant: the form that the plan is for.
+        form: the form that the plan is for.
         found: the plan.
         budget: bytes that the plan is to stay within, if it does.
     """
@@ -297,85 +338,91 @@ def without_needless_variables(
     if budget is not None and found.cost.pool_bytes <= budget:
         most = min(most, float(budget))
     plan = replace(found.plan, match_range=DEFAULT_MATCH_RANGE)
-    choices = [(variant, plan)]
-    if variant.without_variables is not None:
-        bare = Variant(variant.source, variant.without_variables, variant.rewrites)
-        choices = [(bare, plan), (bare, found.plan), *choices]
-    for form, choice in choices:
-        analysis = form.analysis
+    choices = [(form, plan)]
+    if form.without_variables is not None:
+        without = Form(form.source, form.without_variables, form.rewrites)
+        choices = [(without, plan), (without, found.plan), *choices]
+    for other, choice in choices:
+        analysis = other.analysis
         cost = analysis.model.plan_cost(choice)
         exact = plan_keeps_sums(analysis.graph, analysis.model, choice)
         if cost.pool_bytes <= most and exact:
-            return form, Found(choice, cost)
-    return variant, found
+            return other, Found(choice, cost)
+    return form, found
 
 
-def search_published(
-    variant: Variant, strategy: str, settings: Settings
-) -> tuple[Variant, Found, int]:
+def search_published(form: Form, strategy: str, settings: Settings) -> tuple[Form, Found, int]:
     """A published technique's plan, made for plain kernels by identities behind convolutions.
 
     It is searched for as it was published, for cuDNN. Where identities cannot do it, the search
     leaves out what plain kernels refuse.
     """
-    model = variant.analysis.model
-    space = [variant.analysis.search_space()]
+    model = form.analysis.model
+    space = [form.analysis.search_space()]
     model.portable = False
-    found, _, evaluated = search_variants(space, strategy, settings)
-    made, plain = on_plain_kernels(variant, found)
-    if kernels_of(plain.plan, made.analysis) == "plain":
-        return made, plain, evaluated
+    found, _, evaluated = search_spaces(space, strategy, settings)
+    rewritten, plain = on_plain_kernels(form, found)
+    if kernels_of(plain.plan, rewritten.analysis) == "plain":
+        return rewritten, plain, evaluated
     model.portable = True
-    found, _, more = search_variants(space, strategy, settings)
-    return variant, found, evaluated + more
+    found, _, more = search_spaces(space, strategy, settings)
+    return form, found, evaluated + more
 
 
 def exact_on_onednn(
-    graphs: Sequence[Variant],
-    variant: Variant,
+    forms: Sequence[Form],
+    form: Form,
     found: Found,
     strategy: str,
     settings: Settings,
     notes: list[str],
-) -> tuple[Variant, Found, int]:
-    """The plan if it keeps every bit on oneDNN's kernels, where it may run on them; else one that
-    does.
+) -> tuple[Form, Found, int]:
+    """The plan, changed as far as it takes to keep every bit on oneDNN's kernels.
 
-    Without the rewrites, and then without recomputation; what was given up is put into ``notes``.
+    Nothing is changed where it keeps them, or cannot run on them. Otherwise it is searched without
+    the rewrites, and then without recomputation; what was given up is put into ``notes``.
+
+    Args:
+        forms: all forms, the graph as given first.
+        form: the form that the plan is for.
+        found: the plan.
+        strategy: its strategy, for another search.
+        settings: of the search.
+        notes: what the user is told; added to.
 
     Returns:
         The form, the plan, and the number of further plans evaluated.
     """
-    saved = graphs[0]
+    original = forms[0]
     evaluated = 0
     for rewrite in (settings.rewrite, False):
-        kernels = kernels_of(found.plan, variant.analysis)
+        kernels = kernels_of(found.plan, form.analysis)
         if not found.plan.recompute.any() or not may_change_layouts(
-            variant.analysis, settings.environment, kernels
+            form.analysis, settings.environment, kernels
         ):
-            return variant, found, evaluated
+            return form, found, evaluated
         problem = onednn_problem(
-            saved.source, saved.analysis, variant, found.plan, settings.on_progress
+            original.source, original.analysis, form, found.plan, settings.on_progress
         )
         if not problem:
-            return variant, found, evaluated
+            return form, found, evaluated
         if strategy in AS_PUBLISHED:
             notes.append(f"with oneDNN, MXNet's default on CPUs, bits change: {problem}")
-            return variant, found, evaluated
+            return form, found, evaluated
         if rewrite:
             notes.append(f"planned without rewrites: with oneDNN, {problem}")
             bare = dataclasses.replace(settings, rewrite=False)
-            variant, found, evaluated = search_forms(graphs[:1], strategy, bare)
+            form, found, evaluated = search_forms(forms[:1], strategy, bare)
     notes.append(f"nothing is recomputed: with oneDNN, {problem}; --environment best may do better")
-    model = saved.analysis.model
+    model = original.analysis.model
     plan = Plan("none", model.none())
-    return saved, Found(plan, model.plan_cost(plan)), evaluated
+    return original, Found(plan, model.plan_cost(plan)), evaluated
 
 
 def onednn_problem(
     source: SymbolFile,
     analysis: Analysis,
-    variant: Variant,
+    form: Form,
     plan: Plan,
     on_progress: Progress | None,
 ) -> str:
@@ -384,32 +431,35 @@ def onednn_problem(
     Args:
         source: the graph without the plan.
         analysis: of that graph.
-        variant: the form that the plan is for.
+        form: the form that the plan is for.
         plan: the plan.
         on_progress: told what is being done.
     """
     if not plan.recompute.any():
         return ""
-    planned = source.with_content(json.loads(marked_file(variant, plan)))
+    planned = source.with_content(json.loads(marked_file(form, plan)))
     return problem_on_onednn(source, planned, analysis.request(), batch_of(analysis), on_progress)
 
 
-def searched_graphs(
-    graphs: Sequence[Variant], variant: Variant
-) -> list[tuple[TrainingGraph, MXNetModel]]:
-    """All forms of a network that a plan may be for, to prove bounds on: without what a plan
-    reserves, which is no tensor of theirs."""
-    pairs = [(v.analysis.graph, v.analysis.model) for v in graphs]
-    if all(variant is not graph for graph in graphs):
-        bare = variant.analysis.graph.without_reserved_blocks()
-        pairs.append((bare, MXNetModel(bare, variant.analysis.model.seconds)))
+def searched_graphs(forms: Sequence[Form], form: Form) -> list[tuple[TrainingGraph, MXNetModel]]:
+    """All forms of a network that a plan may be for, to prove bounds on.
+
+    Without what a plan reserves, which is no tensor of theirs.
+    """
+    pairs = [(v.analysis.graph, v.analysis.model) for v in forms]
+    if all(form is not graph for graph in forms):
+        bare = form.analysis.graph.without_reserved_blocks()
+        pairs.append((bare, MXNetModel(bare, form.analysis.model.seconds)))
     return pairs
 
 
 def plan_record(planned: Planned, file: SymbolFile, moved: Mapping[int, int]) -> PlanRecord:
     """What the written file says of its plan; ``file`` has the plan's barriers already.
 
-    ``moved``: positions in ``file`` of the variant's nodes.
+    Args:
+        planned: what was found.
+        file: with the plan's barriers already.
+        moved: positions in ``file`` of the form's nodes.
     """
     analysis, graph = planned.form.analysis, planned.form.analysis.graph
     n_file = len(graph.file_names)
@@ -447,10 +497,12 @@ def _read(file: SymbolFile, position: int) -> list[tuple[int, int]]:
     return [tuple(i) for i in node.inputs] if INSERTED_KEY in node.attrs else []  # type: ignore[misc]
 
 
-def given_shapes(variant: Variant, file: SymbolFile) -> dict[int, dict[str, str]]:
-    """Shapes of the parameters that MXNet infers none for behind what reserves blocks; files may
-    say of them that they are not known, "(0,)"."""
-    analysis = variant.analysis
+def given_shapes(form: Form, file: SymbolFile) -> dict[int, dict[str, str]]:
+    """Shapes of the parameters that MXNet infers none for behind what reserves blocks.
+
+    Files may say of them that they are not known, "(0,)".
+    """
+    analysis = form.analysis
     shapes = {a["name"]: tuple(a["shape"]) for a in analysis.arguments}
     return {
         p: {"__shape__": str(shapes[file.nodes[p].name])}
@@ -460,11 +512,18 @@ def given_shapes(variant: Variant, file: SymbolFile) -> dict[int, dict[str, str]
 
 
 def guards(source: SymbolFile, positions: set[int]) -> dict[int, dict[str, str]]:
-    """Attributes that keep a recomputed node exact on every device.
+    """Attributes that keep recomputed nodes exact on every device.
 
     cuDNN's BatchNorm updates the moving statistics in its forward pass, so that a recomputed one
     would update them twice; MXNet's own kernel, which ``cudnn_off`` selects, does it in the
     backward pass, once. On the CPU the attribute is without effect.
+
+    Args:
+        source: the file.
+        positions: of the nodes that the plan recomputes.
+
+    Returns:
+        By position.
     """
     nodes = source.nodes
     return {
@@ -476,16 +535,16 @@ def guards(source: SymbolFile, positions: set[int]) -> dict[int, dict[str, str]]
 
 
 def marked_file(
-    variant: Variant,
+    form: Form,
     plan: Plan,
     record_of: Callable[[SymbolFile, Mapping[int, int]], PlanRecord] | None = None,
 ) -> bytes:
     """A plan's graph as the bytes of a file; without ``record_of`` no record travels in it."""
-    file, moved = with_barriers(variant, plan.recompute)
-    positions = {moved[p] for p in marked_positions(variant.analysis, plan.recompute)}
+    file, moved = with_barriers(form, plan.recompute)
+    positions = {moved[p] for p in marked_positions(form.analysis, plan.recompute)}
     record = None if record_of is None else record_of(file, moved)
     return file.with_marks(
-        positions, record, guards(file, positions), replaced=given_shapes(variant, file)
+        positions, record, guards(file, positions), replaced=given_shapes(form, file)
     )
 
 
@@ -496,13 +555,13 @@ def planned_file(planned: Planned) -> bytes:
 
 def _inference(planned: Planned) -> Inference | None:
     """What the planned graph takes where nothing is trained; None where it has the same nodes."""
-    variant: Variant = planned.form
+    form: Form = planned.form
     source: Any = planned.source
-    saved: Any = planned.analysis
-    file = variant.source.with_content(json.loads(marked_file(variant, planned.plan)))
+    original: Any = planned.analysis
+    file = form.source.with_content(json.loads(marked_file(form, planned.plan)))
     if file.node_count == source.node_count:
         return None
-    return inference(source, saved, file, variant.analysis, planned.plan.match_range)
+    return inference(source, original, file, form.analysis, planned.plan.match_range)
 
 
 def write_plan(planned: Planned, out: str, force: bool) -> None:

@@ -109,8 +109,12 @@ class Analysis:
         return {a["prepared"]: "write" if a["gradient"] else "null" for a in self.arguments}
 
     def binding(self) -> dict[str, Any]:
-        """Shapes, types and the file's names of what a job binds, by name in the prepared copy, and
-        the user's files that it runs first."""
+        """What a job needs to bind the graph.
+
+        Returns:
+            Shapes, types and the file's names, by name in the prepared copy, and the user's files
+            that the job runs first.
+        """
         return {
             "shapes": {a["prepared"]: a["shape"] for a in self.arguments},
             "dtypes": {a["prepared"]: a["dtype"] for a in self.arguments},
@@ -140,11 +144,19 @@ def ask_mxnet(
 ) -> tuple[dict[str, Any], int]:
     """The analysis job's result (arrays in ``workdir``) and the number of losses put on.
 
-    ``losses``: put a loss on the outputs of a graph that has none; without, such a graph is
-    bound as it is, with the outputs' gradients coming from outside. ``no_gradient``: positions of
-    variables to bind without a gradient; by default all have one, as the classic planner counts.
-    ``environment``: variables that shape the joint graph (:func:`graph_environment`). ``here``: in
-    a fork of this very process, which knows operators that others do not.
+    Args:
+        raw: the symbol file's content.
+        request: shapes and types.
+        workdir: folder for large files.
+        marked: positions recomputed in the graph that is bound; None keeps the file's own marks.
+        bind: whether to bind; else shapes alone are resolved.
+        losses: put a loss on the outputs of a graph that has none; without, such a graph is bound
+            as it is, with the outputs' gradients coming from outside.
+        no_gradient: positions of variables to bind without a gradient; by default all have one, as
+            the classic planner counts.
+        environment: variables that shape the joint graph (:func:`graph_environment`).
+        here: in a fork of this very process, which knows operators that others do not.
+        on_progress: told what is going on.
 
     Raises:
         BadInput: MXNet refuses the graph or its shapes, it has no outputs, or it has user operators
@@ -181,7 +193,7 @@ def ask_mxnet(
             job,
             workdir=workdir,
             on_progress=on_progress,
-            warm=not here,
+            preloaded=not here,
             here=here,
         )
     except WorkerFailed as error:
@@ -208,9 +220,16 @@ def analyze(
 ) -> Analysis:
     """Bind the graph once and read its joint training graph.
 
-    ``marked``: positions recomputed in the graph that is bound; none by default, so that any
-    plan's graph can be derived from it. None keeps the file's own marks. ``losses``,
-    ``no_gradient``, ``environment`` and ``here``: as for :func:`ask_mxnet`.
+    Args:
+        raw: the symbol file's content.
+        request: shapes and types.
+        marked: positions recomputed in the graph that is bound; none by default, so that any plan's
+            graph can be derived from it. None keeps the file's own marks.
+        losses: as for :func:`ask_mxnet`.
+        no_gradient: as for :func:`ask_mxnet`.
+        environment: as for :func:`ask_mxnet`.
+        here: as for :func:`ask_mxnet`.
+        on_progress: told what is going on.
     """
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         workdir = Path(folder)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from memcli.engines.mxnet.forms import Variant, carried_over
+from memcli.engines.mxnet.forms import Form, carried_over
 from memcli.engines.mxnet.memory.in_place_sums import plan_keeps_sums
 from memcli.engines.mxnet.memory.pool_kernel import NOTHING
 from memcli.engines.mxnet.memory.pool_layout import Reservable
@@ -31,7 +31,7 @@ def allow_reservation(analysis: Analysis) -> None:
         )
 
 
-def with_reserved_blocks(variant: Variant, found: Found) -> tuple[Variant, Found]:
+def with_reserved_blocks(form: Form, found: Found) -> tuple[Form, Found]:
     """The plan's graph with the blocks that it reserves; as given where it reserves none.
 
     What MXNet says of that graph is what the plan is judged by from here on. It goes without where
@@ -40,17 +40,17 @@ def with_reserved_blocks(variant: Variant, found: Found) -> tuple[Variant, Found
     Raises:
         EngineFailed: MXNet is missing or crashed.
     """
-    plan, before = found.plan, variant.analysis
+    plan, before = found.plan, form.analysis
     if not len(plan.reserved):
-        return variant, found
+        return form, found
     bare = replace(plan, reserved=NOTHING)
     without = Found(bare, before.model.plan_cost(bare))
-    wanted = RESERVED_BLOCKS.find_for_plan(variant.source.raw, before, plan)
+    wanted = RESERVED_BLOCKS.find_for_plan(form.source.raw, before, plan)
     if wanted is None:
-        return variant, without
-    raw, moved = RESERVED_BLOCKS.apply(variant.source.raw, wanted)
+        return form, without
+    raw, moved = RESERVED_BLOCKS.apply(form.source.raw, wanted)
     request = before.request()
-    name = before.graph.file_names[wanted.argument_of(variant.source.raw)]
+    name = before.graph.file_names[wanted.argument_of(form.source.raw)]
     if name not in before.inputs:
         # MXNet infers no shape through what waits for the blocks
         shape = next(a["shape"] for a in before.arguments if a["name"] == name)
@@ -58,7 +58,7 @@ def with_reserved_blocks(variant: Variant, found: Found) -> tuple[Variant, Found
     try:
         after = analyze(raw, request, environment=before.environment)
     except BadInput:
-        return variant, without
+        return form, without
     after.inputs = dict(before.inputs)
     made = carried_over(before, after, moved, bare)
     cost = after.model.plan_cost(made)
@@ -67,6 +67,6 @@ def with_reserved_blocks(variant: Variant, found: Found) -> tuple[Variant, Found
         or np.count_nonzero(made.recompute) != np.count_nonzero(plan.recompute)
         or not plan_keeps_sums(after.graph, after.model, made)
     ):
-        return variant, without
-    rewrites = [*variant.rewrites, RESERVED_BLOCKS.describe(wanted)]
-    return Variant(variant.source.with_content(raw), after, rewrites), Found(made, cost)
+        return form, without
+    rewrites = [*form.rewrites, RESERVED_BLOCKS.describe(wanted)]
+    return Form(form.source.with_content(raw), after, rewrites), Found(made, cost)

@@ -35,7 +35,7 @@ _ONEDNN_FACTOR = 2
 
 
 @dataclass
-class Side:
+class GraphRun:
     """One of the two graphs, and the variables that it runs with."""
 
     name: str  # BASELINE or PLANNED
@@ -45,7 +45,7 @@ class Side:
 
 
 @dataclass
-class Conditions:
+class RunConditions:
     """What both graphs run under. ``steps``: how many are timed, None: what seconds allow."""
 
     device: str
@@ -57,9 +57,18 @@ class Conditions:
 
 
 def train_sides(
-    sides: Sequence[Side], under: Conditions, workdir: Path, on_progress: Progress | None
+    sides: Sequence[GraphRun], under: RunConditions, workdir: Path, on_progress: Progress | None
 ) -> list[dict[str, Any]]:
-    """A step of each graph; see ``memcli.engines.mxnet.step.handle`` for what comes back.
+    """Train a step of each graph.
+
+    Args:
+        sides: the graphs.
+        under: what they run under.
+        workdir: folder for their arrays.
+        on_progress: told what is going on.
+
+    Returns:
+        Of each, what :func:`memcli.engines.mxnet.step.handle` returns.
 
     Raises:
         BadInput: a graph does not bind.
@@ -99,15 +108,21 @@ def train_sides(
 
 
 def compare_sides(
-    workdir: Path, under: Conditions, name_of: Callable[[str, int], str]
+    workdir: Path, under: RunConditions, name_of: Callable[[str, int], str]
 ) -> dict[str, Compared]:
-    """All arrays of both graphs' steps, bit by bit; ``name_of(kind, index)`` of an array."""
+    """Compare all arrays of both graphs' steps, bit by bit.
+
+    Args:
+        workdir: folder of their arrays.
+        under: what they ran under.
+        name_of: the name of an array, of its kind and index.
+    """
     return compare_files(
         _results_file(workdir, BASELINE, under), _results_file(workdir, PLANNED, under), name_of
     )
 
 
-def _results_file(workdir: Path, name: str, under: Conditions) -> Path:
+def _results_file(workdir: Path, name: str, under: RunConditions) -> Path:
     return workdir / f"{name}-{under.save_as}.npz"
 
 
@@ -125,10 +140,10 @@ def kernel_runs(results: Sequence[dict[str, Any]], compared: dict[str, Compared]
 
 
 def on_default_kernels(
-    sides: Sequence[Side],
+    sides: Sequence[GraphRun],
     plain: Sequence[dict[str, Any]],
     needed: int,
-    under: Conditions,
+    under: RunConditions,
     workdir: Path,
     *,
     however_long: bool,
@@ -160,10 +175,10 @@ def on_default_kernels(
             left_out=f"a step with oneDNN may take {format_size(needed)}, and "
             f"{format_size(free)} are free here; a smaller --batch takes less"
         )
-    conditions = Conditions(
+    conditions = RunConditions(
         "cpu", under.seed, under.steps, onednn=True, memory_limit=free, save_as="as-default"
     )
-    plainly = [Side(side.name, side.file, side.analysis) for side in sides]
+    plainly = [GraphRun(side.name, side.file, side.analysis) for side in sides]
 
     def tell(text: str, fraction: float | None = None) -> None:
         if on_progress:

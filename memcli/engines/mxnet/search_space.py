@@ -27,7 +27,7 @@ from memcli.marks import AGAIN, BARRIER, KEPT
 from memcli.search.cutpoints import pinned_bytes
 from memcli.search.space import NO_BLOCKS, SearchSpace, Walk
 
-# Blocks smaller than this part of the unplanned pool are not reserved.
+# Blocks smaller than this part of the baseline's pool are not reserved.
 _LEAST_BLOCK = 1e-4
 _SPARE = 8  # places for more blocks than a plan needs at first
 # So much more memory without blocks is better than with them, a part of it: of all of them, and of

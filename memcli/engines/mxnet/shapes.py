@@ -121,7 +121,7 @@ class ResolvedShapes:
 
 
 def find_roles(raw: dict[str, Any]) -> dict[int, str]:
-    """``parameter``, ``label`` or ``input`` for each variable position of a raw symbol."""
+    """The role of each variable: ``parameter``, ``label`` or ``input``, by position in the file."""
     nodes = raw["nodes"]
     roles: dict[int, str] = {}
     for node in nodes:
@@ -258,14 +258,19 @@ def resolve_shapes(
     job: dict[str, Any],
     explain: Callable[[Exception], str],
 ) -> ResolvedShapes:
-    """Shapes and dtypes of everything, or an error that names the input and the option.
+    """Shapes and types of everything, or an error that names the input and the option.
 
-    ``job`` keys: ``shapes`` (by original name), ``unnamed_shape``, ``batch``, ``dtype``,
-    ``dtypes`` (by original name, before ``dtype``).
+    Args:
+        mx: the module ``mxnet``.
+        symbol: of ``mxnet``, the prepared copy.
+        raw: the symbol file's content.
+        names: of the nodes in the file, by position.
+        job: ``shapes`` (by original name), ``unnamed_shape``, ``batch``, ``dtype``, ``dtypes`` (by
+            original name, before ``dtype``).
+        explain: one line of an MXNet error.
 
     Raises:
-        BadInput: unknown names, impossible shapes or dtypes, or an input whose shape cannot be
-            told.
+        BadInput: unknown names, impossible shapes or types, or an input whose shape cannot be told.
     """
     resolver = Resolver(mx, symbol, raw, names, explain)
     known: dict[str, tuple[int, ...]] = {}

@@ -68,7 +68,7 @@ _CLEARED = (
 )
 
 # What an executor keeps of its own for each operator, about; where that cannot be half a percent
-# of the whole, the third step that tells it exactly is spared.
+# of the whole, the third step that tells it exactly is left out.
 _EXECUTOR_BYTES = 4096
 
 _HEAD_GRADIENT = "head_gradient"
@@ -126,7 +126,7 @@ def set_environment(job: Mapping[str, Any]) -> None:
     os.environ.update({str(k): str(v) for k, v in (job.get("env") or {}).items()})
 
 
-class Step:
+class BoundStep:
     """One bound executor, filled; everything it holds goes with it."""
 
     def __init__(
@@ -135,7 +135,7 @@ class Step:
         symbol: Any,
         context: Any,
         job: Mapping[str, Any],
-        shared: Step | None = None,
+        shared: BoundStep | None = None,
     ) -> None:
         """Binds; ``shared``: with that one's arrays, and with its pool as far as it fits."""
         self.mx, self.symbol, self.job, self.context = mx, symbol, job, context
@@ -236,8 +236,8 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
       the executor keeps for its operators (CPU; in none of the others)
     - ``trace``: {"forward": [[output, bytes], ...], "backward": [...]} growth after each operator,
       in the order they ran; None without ``trace``
-    - ``step_seconds`` (median of ``repeat`` warm steps, None if 0; with ``trace`` the engine runs
-      operators one at a time, without callbacks here), ``first_step_seconds``
+    - ``step_seconds`` (median of ``repeat`` steps after a warm-up, None if 0; with ``trace`` the
+      engine runs operators one at a time, without callbacks here), ``first_step_seconds``
     - ``outputs``, ``arguments``, ``states``: names in the order of ``save``'s out_0, ..,
       grad_0, .., aux_0, ..; ``gradients``: indices of the arguments that have one
     - ``nonfinite`` {"outputs", "gradients", "states"}: arrays that hold NaN or infinity
@@ -281,7 +281,7 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
     started = memory.read()
 
     progress("training (first step)", 0.1)
-    step = Step(mx, symbol, context, job)
+    step = BoundStep(mx, symbol, context, job)
     step.fill()
     before = time.perf_counter()
     needs_heads = _first_step(step)
@@ -297,7 +297,7 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
 
     progress("training (measured step)", 0.6)
     unbound = memory.read()
-    step = Step(mx, symbol, context, job)
+    step = BoundStep(mx, symbol, context, job)
     mx.nd.waitall()
     bound = memory.read() - unbound
     step.fill()
@@ -310,7 +310,7 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
         progress("training (control step)", 0.8)
         _spare_variables(mx, symbol)
         control = _measure(
-            Step(mx, symbol, context, job, shared=step), memory.read, bool(job.get("trace"))
+            BoundStep(mx, symbol, context, job, shared=step), memory.read, bool(job.get("trace"))
         )
         executor_bytes = control.after_backward
         growth = growth.without(control)
@@ -367,7 +367,7 @@ class _Growth:
         )
 
 
-def _measure(step: Step, read: Callable[[], int], trace: bool) -> _Growth:
+def _measure(step: BoundStep, read: Callable[[], int], trace: bool) -> _Growth:
     """One step, and what it makes the memory grow by."""
     monitor = _Monitor(step, read) if trace else None
     _settle(step.mx)
@@ -384,7 +384,7 @@ def _measure(step: Step, read: Callable[[], int], trace: bool) -> _Growth:
 class _Monitor:
     """Reads the memory after every operator, through MXNet's monitor callback."""
 
-    def __init__(self, step: Step, read: Callable[[], int]) -> None:
+    def __init__(self, step: BoundStep, read: Callable[[], int]) -> None:
         self._names: list[str] = []
         self._sizes = array("q")
         self._forward_end = 0
@@ -429,7 +429,7 @@ def _argument_types(mx: Any, symbol: Any, given: Mapping[str, str]) -> dict[str,
     }
 
 
-def _first_step(step: Step) -> bool:
+def _first_step(step: BoundStep) -> bool:
     """Forward and backward; True if MXNet wants head gradients (then they were ones)."""
     step.forward()
     try:
@@ -444,8 +444,8 @@ def _first_step(step: Step) -> bool:
     return True
 
 
-def _time_steps(step: Step, count: int, progress: Progress) -> list[float]:
-    """Seconds of each of ``count`` warm steps."""
+def _time_steps(step: BoundStep, count: int, progress: Progress) -> list[float]:
+    """Seconds of each of ``count`` steps after a warm-up step."""
     seconds = []
     for number in range(count):
         progress("timing steps", 0.4 + 0.2 * number / count)
@@ -456,7 +456,7 @@ def _time_steps(step: Step, count: int, progress: Progress) -> list[float]:
     return seconds
 
 
-def _results(step: Step) -> list[tuple[str, Any]]:
+def _results(step: BoundStep) -> list[tuple[str, Any]]:
     """(key, array) of every output, gradient and state."""
     executor = step.executor
     rows = [(f"out_{i}", held) for i, held in enumerate(executor.outputs)]
@@ -470,7 +470,7 @@ def _results(step: Step) -> list[tuple[str, Any]]:
     return rows
 
 
-def _save(step: Step, path: str | None) -> dict[str, Any]:
+def _save(step: BoundStep, path: str | None) -> dict[str, Any]:
     """Writes the results one by one (an npz without compression), and looks at each."""
     digests = {}
     bad = {"out": 0, "grad": 0, "aux": 0}
@@ -509,7 +509,7 @@ def _save(step: Step, path: str | None) -> dict[str, Any]:
     }
 
 
-def _digests(step: Step) -> list[tuple[str, bytes]]:
+def _digests(step: BoundStep) -> list[tuple[str, bytes]]:
     return [(key, _digest(held.asnumpy())) for key, held in _results(step)]
 
 
@@ -518,7 +518,7 @@ def _digest(values: Any) -> bytes:
     return hashlib.blake2b(plain.data, digest_size=16).digest()
 
 
-def _arrays_bytes(step: Step) -> int:
+def _arrays_bytes(step: BoundStep) -> int:
     executor = step.executor
     arrays = [*executor.arg_arrays, *executor.grad_arrays, *executor.aux_arrays]
     return sum(

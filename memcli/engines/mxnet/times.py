@@ -37,7 +37,7 @@ from memcli.engines.kind_timer import KindTimer, timed_runs
 from memcli.engines.live_memory import available_bytes
 from memcli.engines.mxnet.analyze import lazy_array
 from memcli.engines.mxnet.shim import import_mxnet
-from memcli.engines.mxnet.step import Step, set_environment
+from memcli.engines.mxnet.step import BoundStep, set_environment
 from memcli.engines.mxnet.values import argument_values, read_symbol, state_values
 from memcli.engines.processes.parent_side import Progress
 from memcli.engines.processes.worker import worker_main
@@ -106,7 +106,7 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
 def _time_whole(mx: Any, context: Any, job: Mapping[str, Any], progress: Progress) -> Any:
     progress("timing the whole forward pass", None)
     symbol = mx.sym.load_json(Path(job["symbol"]).read_text())
-    step = Step(mx, symbol, context, job)
+    step = BoundStep(mx, symbol, context, job)
     step.fill()
     step.forward()
     step.forward()
@@ -183,7 +183,7 @@ class _Timer(KindTimer):
         return int(free)
 
     def _run(self, executor: Any, repeats: int, left: float) -> tuple[float, float]:
-        """Least seconds of ``repeats`` warm forward passes (fewer where slow): clock, processor.
+        """Least seconds of ``repeats`` forward passes after a warm-up (fewer where slow).
 
         The least is the operator's own: what else runs on the machine can only make it slower.
         """

@@ -77,14 +77,20 @@ def measure_operator_seconds(
 ) -> OperatorTimes:
     """Time every kind of forward operator of ``graph`` on the real engine.
 
-    ``device``: "cpu" or "gpu:N". ``dtypes``: of variables by their position (see
-    ``argument_dtypes``); those not there get the float of their size. ``onednn``: as training
-    has it unless told otherwise; False: MXNet's plain code, under which ``verify`` measures memory
-    and which is several times slower. ``limit_seconds``: for all timing; the engine's own start
-    comes on top. ``repeats``: timed runs of each kind, of which the fastest counts.
-
     Operators run as in training (BatchNorm on the batch's statistics, Dropout drawing). Never fails
     for an operator: one that crashes the engine is estimated and the rest goes on in a new process.
+
+    Args:
+        graph: the training graph.
+        device: "cpu" or "gpu:N".
+        dtypes: of variables by their position (see ``argument_dtypes``); those not there get the
+            float of their size.
+        onednn: as training has it unless told otherwise; False: MXNet's plain code, under which
+            ``verify`` measures memory and which is several times slower.
+        limit_seconds: for all timing; the engine's own start comes on top.
+        repeats: timed runs of each kind, of which the fastest counts.
+        seed: of random numbers.
+        on_progress: told what is going on.
 
     Raises:
         EngineFailed: MXNet is missing, or the device is no use to it.
@@ -124,15 +130,23 @@ def measure_forward_seconds(
     timeout: float | None = 600.0,
     on_progress: Progress | None = None,
 ) -> tuple[float, float]:
-    """Seconds of a whole forward pass of the symbol ``raw`` in training mode: by the clock, and
-    of all threads of the processor; of each the least of ``repeats`` runs.
+    """Seconds of a whole forward pass of a symbol in training mode.
 
-    ``analysis`` is that of the same symbol: its shapes and dtypes are used. ``device`` and
-    ``onednn`` as for ``measure_operator_seconds``.
+    Args:
+        raw: the symbol's content.
+        analysis: of the same symbol: its shapes and types are used.
+        device: as for ``measure_operator_seconds``.
+        onednn: as for ``measure_operator_seconds``.
+        repeats: runs.
+        timeout: seconds; None: any.
+        on_progress: told what is going on.
+
+    Returns:
+        The least of all runs, by the clock and of all threads of the processor.
 
     Raises:
         BadInput: MXNet refuses the graph.
-        EngineFailed: MXNet or the device is missing, crashed, or took longer than ``timeout`` s.
+        EngineFailed: MXNet or the device is missing, crashed, or took longer than ``timeout``.
     """
     text, _ = prepare(dict(raw), marked=())
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:

@@ -90,7 +90,12 @@ class Reader:
 
 
 def read_symbol(symbol: Any, shapes: dict[str, tuple[int, ...]]) -> Reader:
-    """Looks through ``symbol`` (mxnet); ``shapes`` are those of all its arguments."""
+    """Look through a symbol for what reads each argument.
+
+    Args:
+        symbol: of ``mxnet``.
+        shapes: of all its arguments, by name.
+    """
     nodes = json.loads(symbol.tojson())["nodes"]
     consumers: list[list[tuple[int, int]]] = [[] for _ in nodes]
     for number, node in enumerate(nodes):
@@ -195,7 +200,14 @@ def argument_values(
 ) -> NDArray[Any]:
     """Values of the argument that is the ``index``-th; finite and sensible for what reads it.
 
-    ``shown``: its name in the user's file, where the graph that is trained has other names.
+    Args:
+        reader: what reads each argument.
+        name: the argument's.
+        index: of the argument, which varies the values.
+        shape: of the values.
+        dtype: of the values.
+        seed: of random numbers.
+        shown: its name in the user's file, where the graph that is trained has other names.
     """
     rng = np.random.default_rng([seed, 0, index])
     values = _for_uses(reader, reader.uses.get(name, []), shape, rng)
@@ -213,7 +225,10 @@ def state_values(
     seed: int,
     shown: str | None = None,
 ) -> NDArray[Any]:
-    """Values of an auxiliary state: moving variances around 1, all else small."""
+    """Values of an auxiliary state: moving variances around 1, all else small.
+
+    Arguments: see :func:`argument_values`.
+    """
     rng = np.random.default_rng([seed, 1, index])
     is_variance = (shown or name).endswith("var") or any(
         use.slot == 4 and use.op in _NORMALISERS for use in reader.uses.get(name, [])

@@ -21,8 +21,8 @@ from memcli.engines.mxnet.rewrites.reserved_blocks import reservation, scaled_re
 from memcli.engines.mxnet.rewrites.save_barriers import BARRIER_SUFFIX
 from memcli.engines.mxnet.runs import (
     USABLE,
-    Conditions,
-    Side,
+    GraphRun,
+    RunConditions,
     compare_sides,
     kernel_runs,
     on_default_kernels,
@@ -69,6 +69,11 @@ def find_original(
     planned: SymbolFile, record: PlanRecord | None, given: Model | None
 ) -> tuple[SymbolFile, str]:
     """The graph without the plan, and where it comes from, in words.
+
+    Args:
+        planned: the file with the plan.
+        record: the plan's record, if it has one.
+        given: the original, where the user names it.
 
     Raises:
         BadInput: nothing says what the original is.
@@ -154,12 +159,18 @@ def verify(
 ) -> Verified:
     """Train one step of both graphs, each in a process of its own, and compare.
 
-    ``request``: shapes in place of those of the plan. ``gpu``: number of the card, None the CPU.
-    ``steps``: how many are timed after a warm-up step; None: 5 on a card, on the CPU as many as a
-    few seconds allow. ``kernels``, on the CPU: PLAIN; AS_PLANNED, the same but for plans that need
-    others; DEFAULT, as MXNet starts, with oneDNN and no variable of the plan's; ``both``: as
-    planned, and beside it as MXNet starts; None: both where the latter takes no more than some
-    seconds.
+    Args:
+        planned_model: its path, or what was read.
+        original: the baseline's path; None: it is taken from the planned file.
+        gpu: number of the card, None the CPU.
+        seed: of random numbers.
+        steps: how many are timed after a warm-up step; None: 5 on a card, on the CPU as many as a
+            few seconds allow.
+        kernels: on the CPU. PLAIN; AS_PLANNED, the same but for plans that need others; DEFAULT, as
+            MXNet starts, with oneDNN and no variable of the plan's; ``both``: as planned, and
+            beside it as MXNet starts; None: both where the latter takes no more than some seconds.
+        request: shapes in place of those of the plan.
+        on_progress: told what is going on.
 
     Raises:
         BadInput: no plan, no original, shapes unknown, kernels that do not run the plan.
@@ -175,18 +186,18 @@ def verify(
     planned = read_symbol(planned_model)
     record = planned.plan()
     source, where = find_original(planned, record, original)
-    asked = shapes_to_verify(record, request)
+    shape_request = shapes_to_verify(record, request)
 
     environment = dict(record.environment) if record else {}
 
-    def analysis_of(file: SymbolFile, shapes: ShapeRequest) -> Analysis:
+    def analysis_of(file: SymbolFile, shape_request: ShapeRequest) -> Analysis:
         none = without_gradient(file.raw)
         needed = graph_environment(environment) if file is planned else {}
         return analyze(
-            file.raw, shapes, no_gradient=none, environment=needed, on_progress=on_progress
+            file.raw, shape_request, no_gradient=none, environment=needed, on_progress=on_progress
         )
 
-    analysis = analysis_of(planned, asked)
+    analysis = analysis_of(planned, shape_request)
     notes = shape_notes(analysis)
     scaled = None
     if gpu is None:
@@ -224,13 +235,13 @@ def verify(
             )
         notes.append("the plan needs oneDNN, which is on: MXNet's plain kernels refuse to run it")
     sides = [
-        Side(BASELINE, source, base_analysis),
-        Side(PLANNED, planned, analysis, {} if as_started else environment),
+        GraphRun(BASELINE, source, base_analysis),
+        GraphRun(PLANNED, planned, analysis, {} if as_started else environment),
     ]
     device = "cpu" if gpu is None else f"gpu:{gpu}"
     if steps is None and kernels == "both":
         steps = LEAST  # who asks for both wants to see both times, however long they take
-    under = Conditions(device, seed, steps, onednn)
+    under = RunConditions(device, seed, steps, onednn)
     kinds: dict[str, KernelRuns] = {}
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         workdir = Path(folder)
@@ -326,6 +337,11 @@ def _same_graph(planned: SymbolFile, source: SymbolFile) -> bool:
 def check_comparable(original: Analysis, planned: Analysis, where: str) -> None:
     """Refuse to compare graphs with other parameters.
 
+    Args:
+        original: the analysis of the baseline.
+        planned: the analysis of the planned graph.
+        where: the original came from, in words.
+
     Raises:
         BadInput: names or shapes of arguments or states differ.
     """
@@ -373,7 +389,12 @@ def measured_stages(
 ) -> list[StageMeasured]:
     """Each stage's estimate beside what the engine had really allocated by its end.
 
-    ``barriers``: as for :func:`memcli.engines.mxnet.memory.stages.stages`.
+    Args:
+        analysis: of the graph.
+        plan: the plan.
+        trace: growth of memory after each operator, as :func:`memcli.engines.mxnet.step.handle`
+            gives it.
+        barriers: as for :func:`memcli.engines.mxnet.memory.stages.stages`.
     """
     listed, _, stage_of = stages(analysis.model, plan, barriers=barriers)
     node_of = analysis.graph.node_of_position()

@@ -201,10 +201,12 @@ class _Fork:
 
 
 def host(module: str, environ: Mapping[str, str]) -> _Host:
-    """The host of ``module``, started if there is none; one at a time is kept for each module.
+    """The host of a module, started if there is none; one at a time is kept for each module.
 
-    A module that is hosted has ``handle``, as for
-    :func:`memcli.engines.processes.worker.worker_main`, and ``load``, which imports its engine.
+    Args:
+        module: has ``handle``, as for :func:`memcli.engines.processes.worker.worker_main`, and
+            ``load``, which imports its engine.
+        environ: the process's environment.
 
     Raises:
         EngineFailed: no process can be started.

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from memcli.engines.processes import forkserver as hosts
+from memcli.engines.processes import forkserver
 from memcli.engines.processes.forked import Forked
 from memcli.engines.processes.limits import VARIABLE
 from memcli.engines.processes.parent_side import (
@@ -47,21 +47,35 @@ def run_job(
     timeout: float | None = None,
     on_progress: Progress | None = None,
     doing: str = "",
-    warm: bool = False,
+    preloaded: bool = False,
     here: bool = False,
 ) -> dict[str, Any]:
-    """Runs ``job`` (JSON) in ``python -m module`` and returns what its handler returned.
+    """Run a job in ``python -m module``.
 
-    ``workdir`` is the caller's folder for large files, given to the handler; None: a temporary
-    one that is gone afterwards. ``env`` is laid over this process's environment, a value of None
-    takes a variable away. ``timeout`` in seconds. ``doing`` says in a few words what the job is,
-    for error messages ("training one step of planned.json"); the last progress text is added.
-    ``warm``: in a fork of a process that has the module's engine loaded (:mod:`.warm`). ``here``:
-    in a fork of this process, for what it alone knows (:mod:`.forked`).
+    No process is left behind, whatever happens, an interrupt by the user included.
 
-    Raises BadInput or EngineFailed as the worker says, WorkerFailed (an EngineFailed) if it
-    crashed, was killed, took longer than ``timeout`` or hangs (:mod:`.limits`). No process is left
-    behind, whatever happens, an interrupt by the user included.
+    Args:
+        module: has ``handle``, see :func:`memcli.engines.processes.worker.worker_main`.
+        job: what to do, as JSON.
+        workdir: the caller's folder for large files, given to the handler; None: a temporary one
+            that is gone afterwards.
+        env: laid over this process's environment; a value of None takes a variable away.
+        timeout: seconds.
+        on_progress: told what the job says of its progress.
+        doing: in a few words what the job is, for messages ("training one step of planned.json");
+            the last progress text is added.
+        preloaded: in a fork of a process that has the module's engine loaded
+            (:mod:`memcli.engines.processes.forkserver`).
+        here: in a fork of this process, for what it alone knows
+            (:mod:`memcli.engines.processes.forked`).
+
+    Returns:
+        What the job's handler returned.
+
+    Raises:
+        BadInput: the job says so.
+        EngineFailed: the job says so, or as a WorkerFailed: it crashed, was killed, took longer
+            than ``timeout`` or hangs (:mod:`memcli.engines.processes.limits`).
     """
     return run_jobs(
         module,
@@ -71,7 +85,7 @@ def run_job(
         timeout=timeout,
         on_progress=on_progress,
         doing=doing,
-        warm=warm,
+        preloaded=preloaded,
         here=here,
     )[0]
 
@@ -86,19 +100,38 @@ def run_jobs(
     timeout: float | None = None,
     on_progress: Progress | None = None,
     doing: str = "",
-    warm: bool = False,
+    preloaded: bool = False,
     here: bool = False,
 ) -> list[dict[str, Any]]:
-    """:func:`run_job` for processes that work together; their results in the order of ``jobs``.
+    """Run jobs in processes that work together; see :func:`run_job`.
 
     Progress is the first one's. As soon as one fails all are ended, and the error is of the one
-    that began it, not of those that lost their connection to it; it names that one by ``labels``.
+    that began it, not of those that lost their connection to it.
+
+    Args:
+        module: as for :func:`run_job`.
+        jobs: one for each process.
+        labels: what messages call each.
+        workdir: as for :func:`run_job`.
+        env: as for :func:`run_job`.
+        timeout: as for :func:`run_job`.
+        on_progress: as for :func:`run_job`.
+        doing: as for :func:`run_job`.
+        preloaded: as for :func:`run_job`.
+        here: as for :func:`run_job`.
+
+    Returns:
+        Results in the order of ``jobs``.
+
+    Raises:
+        BadInput: as for :func:`run_job`.
+        EngineFailed: as for :func:`run_job`.
     """
     with contextlib.ExitStack() as stack:
         if workdir is None:
             workdir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="memcli-")))
         started = time.monotonic()
-        start: Start = Forked if here else _start(environment(env), warm)
+        start: Start = Forked if here else _start(environment(env), preloaded)
         children: list[Child] = []
         try:
             for number, job in enumerate(jobs):
@@ -126,16 +159,16 @@ def run_jobs(
         return [child.answer["result"] for child in children if child.answer is not None]
 
 
-def _start(environ: dict[str, str], warm: bool) -> Start:
+def _start(environ: dict[str, str], preloaded: bool) -> Start:
     """How a job's process is started."""
 
     def spawned(module: str, job_file: Path, result_file: Path, log: BinaryIO) -> EngineProcess:
         return Spawned(module, str(job_file), str(result_file), environ=environ, log=log)
 
     def forked(module: str, job_file: Path, result_file: Path, log: BinaryIO) -> EngineProcess:
-        return hosts.host(module, environ).start(job_file, result_file, log)
+        return forkserver.host(module, environ).start(job_file, result_file, log)
 
-    return forked if warm and hosts.AVAILABLE else spawned
+    return forked if preloaded and forkserver.AVAILABLE else spawned
 
 
 def _job_folder(workdir: Path) -> Path:

@@ -43,7 +43,12 @@ class Limits:
         self._work = None
 
     def passed(self, pid: int, loading: bool) -> str:
-        """Which limit is over, in words; "" for none. ``pid``: the leader of its session."""
+        """Which limit is over, in words; "" for none.
+
+        Args:
+            pid: the leader of the session.
+            loading: whether the engine is still being loaded.
+        """
         now = time.monotonic()
         gone = now - self._looked
         if gone < _LOOK_SECONDS:

@@ -201,11 +201,19 @@ def listen(
     timeout: float | None,
     started: float,
 ) -> str:
-    """Reads progress until all children have ended, or one has failed; "" then.
+    """Read progress until all children have ended, or one has failed.
 
-    Else why they are to be ended, in words: ``timeout`` seconds since ``started`` are over, or all
-    that still run hang. Waits for the children's end, not their pipes': a process that the engine
-    left behind may hold a pipe open for ever.
+    Waits for the children's end, not their pipes': a process that the engine left behind may hold a
+    pipe open for ever.
+
+    Args:
+        children: processes that work together.
+        on_progress: told of the first one's progress.
+        timeout: seconds; None: any.
+        started: when they were, by ``time.monotonic()``.
+
+    Returns:
+        "", or why they are to be ended, in words: the time is over, or all that still run hang.
     """
     failed_at: float | None = None
     with selectors.DefaultSelector() as selector:

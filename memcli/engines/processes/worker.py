@@ -1,8 +1,8 @@
-"""The side of an engine's process that runs the job (:mod:`memcli.engines.processes.jobs` is the
-other).
+"""The side of an engine's process that runs the job.
 
-The job comes as a JSON file, the result goes into another one. What the engine prints goes to
-standard error, which is a log; standard output is for progress.
+The other side is :mod:`memcli.engines.processes.jobs`. The job comes as a JSON file, the result
+goes into another one. What the engine prints goes to standard error, which is a log; standard
+output is for progress.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from memcli.engines.torch.build import (
     outputs_of,
     tensors_of,
 )
+from memcli.engines.torch.cards import card_named
 from memcli.engines.torch.convert.calls import REFUSALS, said
 from memcli.engines.torch.trace import trace
 from memcli.errors import BadInput
@@ -43,7 +44,13 @@ def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, 
         raise BadInput(f"{job['name']}: has no parameters, so there is nothing to train")
     progress("recording a training step without data", 0.4)
     with _refusing(job["name"], "PyTorch cannot run a training step of it"):
-        recorded = trace(found.module, inputs, loss_for(found), device=job.get("device", "cpu"))
+        recorded = trace(
+            found.module,
+            inputs,
+            loss_for(found),
+            device=job.get("device", "cpu"),
+            card=card_named(job.get("card")),
+        )
     steps = described(found)
     by_name = {step["step"]: step for step in steps}
     recorded.operators = [

@@ -74,11 +74,15 @@ _WITH_GRADIENTS = frozenset(
 
 def with_gradients(function: Any) -> bool:
     """Whether a function has to run again as if gradients were asked for, to give the same bits."""
+    if isinstance(function, rules.OwnRules):
+        return function.with_gradients
     return rules.with_gradients(function) or function in _WITH_GRADIENTS
 
 
 def draws(function: Any) -> bool:
     """Whether a function may draw random numbers, by its registration or its operator's tag."""
+    if isinstance(function, rules.OwnRules):
+        return function.draws
     if rules.draws(function) or function in _DRAWING_FUNCTIONS:
         return True
     if isinstance(function, OpOverloadPacket):
@@ -91,13 +95,24 @@ def draws(function: Any) -> bool:
 
 def again_of(function: Any) -> Callable[..., Any]:
     """What to call when ``function`` runs again, leaving states as they are."""
+    if isinstance(function, rules.OwnRules):
+        return function.again
     other = rules.again_of(function)
     return _AGAIN.get(function, other) if other is function else other
 
 
 def leaves_states(function: Any) -> bool:
     """Whether the second run is another function, which does not look at states (buffers)."""
+    if isinstance(function, rules.OwnRules):
+        return function.leaves_states
     return again_of(function) is not function
+
+
+def saves_alike(function: Any) -> bool:
+    """Whether a second run with gradients saves what the first one saved, in the same order."""
+    if isinstance(function, rules.OwnRules):
+        return function.saves_alike or not function.leaves_states
+    return not leaves_states(function)
 
 
 def _batch_norm(

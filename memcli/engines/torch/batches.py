@@ -1,4 +1,4 @@
-"""One ONNX model at any batch: a step recorded by PyTorch at each."""
+"""One model at any batch: a step recorded by PyTorch at each."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from memcli.engines.batch_series import BatchSeries
 from memcli.engines.torch.planning import analyze_file
 from memcli.engines.torch.record import TorchAnalysis
 from memcli.errors import BadInput
-from memcli.formats.onnx.file import OnnxFile
-from memcli.formats.onnx.shapes import batch_dims
+from memcli.formats.input_shapes import batch_dims
+from memcli.formats.trained_file import TrainedFile
 from memcli.graph.training import Plan
 from memcli.request import Progress, ShapeRequest
 
-# PyTorch's sizes have 64 bits; ONNX files' dimensions that memcli takes have 31.
+# PyTorch's sizes have 64 bits; files' dimensions that memcli takes have 31.
 _LARGEST = (1 << 31) - 1
 
 
-class OnnxBatches(BatchSeries[TorchAnalysis]):
+class TorchBatches(BatchSeries[TorchAnalysis]):
     """Recorded steps of a model by batch; each batch is recorded once.
 
     The batch is the file's symbolic dimension of that part, wherever the inputs have it, or the
@@ -30,7 +30,7 @@ class OnnxBatches(BatchSeries[TorchAnalysis]):
 
     def __init__(
         self,
-        file: OnnxFile,
+        file: TrainedFile,
         request: ShapeRequest,
         device: str,
         on_progress: Progress | None = None,

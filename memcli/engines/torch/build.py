@@ -12,12 +12,14 @@ import onnx
 import torch
 from torch import Tensor
 
+from memcli.engines.torch.convert.exported_graph import convert_exported
 from memcli.engines.torch.convert.mxnet_graph import ConvertedSymbol, convert_analyzed
 from memcli.engines.torch.convert.mxnet_step_values import step_values
 from memcli.engines.torch.convert.onnx_graph import Converted, convert
 from memcli.engines.torch.inputs import input_values
 from memcli.engines.torch.loss import training_loss
 from memcli.engines.torch.tracking import total
+from memcli.formats.pt2.archive import open_archive
 from memcli.formats.symbol.prepare import prepare
 
 
@@ -26,13 +28,23 @@ def converted(job: dict[str, Any], *, fake: bool) -> Converted:
 
     An ONNX model: ``model`` (path of its bytes), ``name``, ``shapes``, ``roles``, ``seed``. An
     MXNet symbol: ``symbol`` (path of its JSON), ``analysis`` (path of MXNet's analysis of it,
-    pickled by the process that asks), ``name``, ``seed``. ``untrained``: parameters without a
-    gradient. ``fake``: parameters without data.
+    pickled by the process that asks), ``name``, ``seed``. An exported program: ``exported`` (path
+    of the checked file, pickled by that process), ``archive`` (path of the archive, for weights),
+    ``name``, ``shapes``. ``untrained``: parameters without a gradient. ``fake``: parameters
+    without data.
 
     Raises:
         BadInput: operators that are not supported, shapes that do not fit.
     """
     seed = int(job.get("seed", 0))
+    if "exported" in job:
+        archive = None if fake else open_archive(Path(job["archive"]).read_bytes(), job["name"])
+        program = pickle.loads(Path(job["exported"]).read_bytes())
+        found = convert_exported(
+            program, shapes=job["shapes"], archive=archive, fake=fake, name=job["name"]
+        )
+        freeze(found, job.get("untrained", ()))
+        return found
     if "symbol" in job:
         raw, analysis = _symbol(job)
         return convert_analyzed(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from memcli.choices import AS_PLANNED
-from memcli.engine import Answer, Network, PlanRequest
+from memcli.engine import Network, PlanRequest, SearchAnswer
 from memcli.engines.costs import Costs
 from memcli.engines.torch.fitting import TorchFit, torch_breakdown
-from memcli.engines.torch.inspecting import inspect_onnx
+from memcli.engines.torch.inspecting import inspect_file
 from memcli.engines.torch.memory.bound import torch_bound
 from memcli.engines.torch.memory.stages import torch_stages
 from memcli.engines.torch.planning import (
@@ -19,22 +19,23 @@ from memcli.engines.torch.planning import (
     marked,
     read_for_training,
     shape_notes,
-    write_onnx_plan,
+    write_planned,
 )
 from memcli.engines.torch.record import TorchAnalysis
 from memcli.engines.torch.split import split_request
-from memcli.engines.torch.verifying import verify_onnx
+from memcli.engines.torch.verifying import verify_file
 from memcli.engines.verification import refuse_kernels
 from memcli.errors import BadInput
 from memcli.formats.detect import Model, ModelSource
-from memcli.formats.onnx.file import OnnxFile
 from memcli.formats.output import check_output
+from memcli.formats.trained_file import TrainedFile
 from memcli.frameworks.figures import ModelRequest
 from memcli.graph.cost import Cost, Found, LowerBound
+from memcli.graph.training import Flags
 from memcli.quoting import shown_path
 from memcli.request import Devices, Progress, ShapeRequest
 from memcli.results.inspected import Inspected
-from memcli.results.planned import Planned, Split
+from memcli.results.planned import BatchSplit, OnCard, Planned
 from memcli.results.step_total import Breakdown
 from memcli.results.verified import Verified
 from memcli.search.base import Search, Settings
@@ -50,11 +51,11 @@ class TorchNetwork(Network):
 
     def __init__(
         self,
-        file: OnnxFile,
+        file: TrainedFile,
         original: tuple[str, str],
         analysis: TorchAnalysis,
         devices: Devices,
-        split: Split | None,
+        split: BatchSplit | None,
         restored: list[str],
         notes: list[str],
     ) -> None:
@@ -78,7 +79,7 @@ class TorchNetwork(Network):
         costs.give(self.analysis)
         return costs.notes
 
-    def search(self, strategy: str, settings: Settings) -> Answer:
+    def search(self, strategy: str, settings: Settings) -> SearchAnswer:
         """See :meth:`Network.search`; every plan is exact, since nodes are run as they were."""
         ends = settings.deadline
         # for the table of stages, a bound, and writing the file
@@ -86,7 +87,7 @@ class TorchNetwork(Network):
         timed = dataclasses.replace(settings, deadline=search_end(ends, rest))
         search = Search(self.analysis.search_space(), limited(timed))
         STRATEGIES[strategy].run(search)
-        return Answer(search, search.answer(), search.evaluated)
+        return SearchAnswer(search, search.answer(), search.evaluated)
 
     def estimate(self, strategy: str, settings: Settings) -> tuple[Found, dict[str, str]]:
         """See :meth:`Network.estimate`."""
@@ -99,7 +100,7 @@ class TorchNetwork(Network):
         least = min(cost.pool_bytes for cost in costs)
         return torch_bound(self.analysis.model.exact, least).bytes
 
-    def planned(self, answer: Answer, settings: Settings, **known: Any) -> Planned:
+    def planned(self, answer: SearchAnswer, settings: Settings, **known: Any) -> Planned:
         """See :meth:`Network.planned`."""
         search: Search = answer.form
         plan, cost = answer.found.plan, answer.found.cost
@@ -115,13 +116,29 @@ class TorchNetwork(Network):
             baseline_allocated=known["baseline"].pool_bytes,
             allocated=cost.pool_bytes,
             marked=marked(plan, self.analysis),
+            on_card=self._on_card(plan.recompute) if self.device == "cuda" else None,
             split=self.split,
             **known,
         )
 
+    def _on_card(self, flags: Flags) -> OnCard | None:
+        model = self.analysis.model.exact
+        try:
+            first, second = model.device_memory(model.none()), model.device_memory(flags)
+        except ValueError:  # a plan that recomputes without end
+            return None
+        there = first.resident + first.workspaces
+        return OnCard(
+            baseline_allocated=there + first.allocated_peak,
+            baseline_reserved=first.reserved_peak,
+            allocated=there + second.allocated_peak,
+            reserved=second.reserved_peak,
+            workspaces=second.workspaces,
+        )
+
     def write(self, planned: Planned, out: str, force: bool) -> None:
         """See :meth:`Network.write`."""
-        write_onnx_plan(planned, out, force)
+        write_planned(planned, out, force)
 
 
 class TorchEngine:
@@ -223,7 +240,7 @@ class TorchEngine:
             )
         if kernels not in (None, AS_PLANNED):
             raise refuse_kernels()
-        return verify_onnx(
+        return verify_file(
             planned,
             original=original,
             where_trained=devices,
@@ -244,7 +261,7 @@ class TorchEngine:
         on_progress: Progress | None = None,
     ) -> Inspected:
         """See :meth:`memcli.engine.Engine.inspect`."""
-        return inspect_onnx(
+        return inspect_file(
             source, request, dtype=dtype, top=top, models=models, on_progress=on_progress
         )
 

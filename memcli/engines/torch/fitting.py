@@ -1,4 +1,4 @@
-"""The largest batch of an ONNX model that PyTorch trains in a given memory."""
+"""The largest batch of a model that PyTorch trains in a given memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 
 from memcli.choices import OPTIMIZERS
 from memcli.engines.costs import Costs
-from memcli.engines.fit_search import Answer, Candidate, Finished, FitSearch
-from memcli.engines.torch.batches import OnnxBatches, transferred
+from memcli.engines.fit_search import Candidate, Finished, FitAnswer, FitSearch
+from memcli.engines.torch.batches import TorchBatches, transferred
 from memcli.engines.torch.memory import trace as events
 from memcli.engines.torch.memory.bound import torch_bound
 from memcli.engines.torch.memory.stages import torch_stages
@@ -17,7 +17,7 @@ from memcli.engines.torch.planning import (
     limited,
     read_for_training,
     shape_notes,
-    write_onnx_plan,
+    write_planned,
 )
 from memcli.engines.torch.record import TorchAnalysis
 from memcli.formats.detect import ModelSource
@@ -101,9 +101,9 @@ class TorchFit(FitSearch[TorchAnalysis]):
         notes: list[str] = []
         file, original, restored = read_for_training(source, training, request, notes)
         costs = Costs(settings.cost, devices.first, on_progress)
-        batches = OnnxBatches(file, request, devices.kind, on_progress)
+        batches = TorchBatches(file, request, devices.kind, on_progress)
         super().__init__(batches, batches, settings, available, costs)
-        self.onnx_batches = batches
+        self.torch_batches = batches
         self.strategy = strategy
         self.optimizer = optimizer
         self.source = file
@@ -129,10 +129,10 @@ class TorchFit(FitSearch[TorchAnalysis]):
         STRATEGIES[self.strategy].run(search)
         return search.answer().plan
 
-    def finished(self, answer: Answer[TorchAnalysis]) -> Finished:
+    def finished(self, answer: FitAnswer[TorchAnalysis]) -> Finished:
         """See :meth:`FitSearch.finished`."""
         analysis = answer.analysis
-        shown = dataclasses.replace(analysis, assumed=self.onnx_batches.assumed())
+        shown = dataclasses.replace(analysis, assumed=self.torch_batches.assumed())
         return Finished(
             plan=answer.plan,
             cost=answer.planned.cost,
@@ -170,4 +170,4 @@ class TorchFit(FitSearch[TorchAnalysis]):
             evaluated=fitted.searches,
             seconds=fitted.seconds,
         )
-        write_onnx_plan(planned, out, force)
+        write_planned(planned, out, force)

@@ -45,6 +45,20 @@ def has_storage(tensor: Tensor) -> bool:
 _STRIDED = torch.strided
 
 
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements lie side by side in some order of the dimensions, each at its place."""
+    if tensor.numel() < 2:
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
 def physical(tensor: Tensor) -> Tensor:
     """The tensor without autograd's history, and without its lazy conjugation and negation."""
     tensor = tensor.detach()

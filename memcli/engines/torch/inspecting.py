@@ -1,4 +1,4 @@
-"""What an ONNX file holds and where its training memory goes in PyTorch. Writes nothing."""
+"""What a file holds and where its training memory goes in PyTorch. Writes nothing."""
 
 from __future__ import annotations
 
@@ -21,26 +21,24 @@ from memcli.engines.torch.tensors import largest_tensors, node_rows, operator_ki
 from memcli.engines.verification import record_notes, shapes_to_verify
 from memcli.errors import BadInput, MemcliError
 from memcli.formats.detect import Model
+from memcli.formats.input_shapes import bind_shapes
 from memcli.formats.model_file import read_model
-from memcli.formats.onnx.export_defects import losses
-from memcli.formats.onnx.file import OnnxFile, TensorValue
-from memcli.formats.onnx.record import OnnxPlan
-from memcli.formats.onnx.roles import Leaf, Role, tensor_roles
-from memcli.formats.onnx.shapes import bind_shapes
+from memcli.formats.node_plan import NodePlan
+from memcli.formats.trained_file import Leaf, Role, TensorValue, TrainedFile
 from memcli.frameworks.figures import NO_MODELS, ModelRequest
 from memcli.graph.training import Flags
 from memcli.request import Progress, ShapeRequest
 from memcli.results.inspected import (
     Figures,
-    Held,
     Inspected,
+    NamedTensor,
     NodeRow,
     OnnxFacts,
     OperatorKind,
     PlanFacts,
-    Tensor,
+    TensorCount,
 )
-from memcli.results.live_peak import Split
+from memcli.results.live_peak import PeakParts
 from memcli.results.stage import Stage
 from memcli.search.base import Search, Settings
 
@@ -50,7 +48,7 @@ _ITEM = {"float16": 2, "bfloat16": 2, "float64": 8}
 _THE_LOSS = "(loss)"
 
 
-def inspect_onnx(
+def inspect_file(
     model: Model,
     request: ShapeRequest | None = None,
     *,
@@ -59,7 +57,7 @@ def inspect_onnx(
     models: ModelRequest = NO_MODELS,
     on_progress: Progress | None = None,
 ) -> Inspected:
-    """Look into a saved or planned ONNX file; a planned one is seen at its plan's shapes.
+    """Look into a saved or planned file; a planned one is seen at its plan's shapes.
 
     ``models``: other frameworks' buffers to show, for the network without its plan.
 
@@ -103,32 +101,30 @@ def inspect_onnx(
     return inspected
 
 
-def _file_facts(file: OnnxFile, record: OnnxPlan | None, device: str) -> Inspected:
+def _file_facts(file: TrainedFile, record: NodePlan | None, device: str) -> Inspected:
     """What is known before anything is recorded."""
-    leaves = list(tensor_roles(file).values())
+    leaves = list(file.leaves().values())
     parameters, states = _held(leaves, "parameter"), _held(leaves, "state")
-    count = Counter(
-        node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        for node in file.graph.node
-    )
+    operators = file.operators()
+    count = Counter(operators)
     kinds = [OperatorKind(op, n, 0.0, 0, 0) for op, n in count.items()]
     facts = None
     if record is not None:
         marked = sum(mark != "kept" for mark in record.marks.values())
         facts = PlanFacts(record.strategy, dict(record.environment), marked, 0, record)
-    rows = zip(file.graph.node, file.node_names, strict=True)
+    rows = zip(operators, file.node_names, strict=True)
     return Inspected(
         path=file.path,
         sha256=file.sha256,
         nodes=file.node_count,
         operators=file.node_count,
         dtype=next((v.dtype for v in file.inputs if "float" in v.dtype), "float32"),
-        inputs=[Tensor(v.name, _dims(v), v.dtype, "input") for v in file.inputs],
-        outputs=[Tensor(v.name, _dims(v), v.dtype, "output") for v in file.outputs],
+        inputs=[NamedTensor(v.name, _dims(v), v.dtype, "input") for v in file.inputs],
+        outputs=[NamedTensor(v.name, _dims(v), v.dtype, "output") for v in file.outputs],
         loss_added=False,
         kinds=sorted(kinds, key=lambda kind: (-kind.count, kind.op)),
         forward_flops=0.0,
-        unplanned=None,
+        baseline=None,
         planned=None,
         plan=facts,
         lower_bound=0,
@@ -138,12 +134,12 @@ def _file_facts(file: OnnxFile, record: OnnxPlan | None, device: str) -> Inspect
         stages=[],
         largest=[],
         stage_marks={},
-        listed=[NodeRow(i, name, n.op_type, None, None, "") for i, (n, name) in enumerate(rows)],
+        listed=[NodeRow(i, name, op, None, None, "") for i, (op, name) in enumerate(rows)],
         notes=[],
         format=file.format,
         engine="torch",
         onnx=OnnxFacts(
-            file.opsets, file.producer, file.described, device, parameters, states, losses(file)
+            file.opsets, file.producer, file.described, device, parameters, states, file.losses()
         ),
     )
 
@@ -152,20 +148,20 @@ def _dims(value: TensorValue) -> list[int | str | None] | None:
     return None if value.dims is None else list(value.dims)
 
 
-def _held(leaves: list[Leaf], role: Role) -> Held:
+def _held(leaves: list[Leaf], role: Role) -> TensorCount:
     """The tensors of a role, those that are one tensor under several names once."""
     of_role = [leaf for leaf in leaves if leaf.role == role]
     own = [leaf for leaf in of_role if leaf.tied_to is None]
     elements = [math.prod(leaf.shape or ()) for leaf in own]
     size = sum(n * _ITEM.get(leaf.dtype, 4) for n, leaf in zip(elements, own, strict=True))
-    return Held(len(own), sum(elements), size, len(of_role) - len(own))
+    return TensorCount(len(own), sum(elements), size, len(of_role) - len(own))
 
 
 def _add_figures(
     inspected: Inspected,
     analysis: TorchAnalysis,
     flags: Flags | None,
-    record: OnnxPlan | None,
+    record: NodePlan | None,
     top: int,
 ) -> None:
     """Everything that follows from the recorded step."""
@@ -181,7 +177,7 @@ def _add_figures(
         return _figures(analysis, of, listed, stage_of.tolist())
 
     inspected.listed = node_rows(analysis, marks, runs)
-    inspected.unplanned = figures(none)
+    inspected.baseline = figures(none)
     if flags is not None and record is not None:
         inspected.planned = figures(flags)
         marked = sum(mark != "kept" for mark in record.marks.values())
@@ -191,11 +187,13 @@ def _add_figures(
     inspected.operators = sum(row.mark != "folded" for row in inspected.listed)
     inspected.dtype = analysis.dtype
     inspected.inputs = [
-        Tensor(name, list(shape), analysis.input_types[name], "input", name in analysis.assumed)
+        NamedTensor(
+            name, list(shape), analysis.input_types[name], "input", name in analysis.assumed
+        )
         for name, shape in analysis.inputs.items()
     ]
     inspected.outputs = [
-        Tensor(row["name"], row["shape"], row["dtype"], "output") for row in analysis.outputs
+        NamedTensor(row["name"], row["shape"], row["dtype"], "output") for row in analysis.outputs
     ]
     inspected.loss_added = not any(
         len(row["shape"]) < 2 and math.prod(row["shape"]) == 1 for row in analysis.outputs
@@ -233,6 +231,6 @@ def _figures(
         peak_in=peak.running,
         split=peak.split(),
         by_operator=dict(sorted(by_operator.items(), key=lambda kv: -kv[1].total)),
-        by_stage=[by_stage.get(stage.index, Split()) for stage in listed],
+        by_stage=[by_stage.get(stage.index, PeakParts()) for stage in listed],
         with_parameter_gradients=cost.all_peak_bytes,
     )

@@ -1,4 +1,4 @@
-"""From an ONNX file to a planned one: read, record, search, write."""
+"""From a file to a planned one: read, record, search, write."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from memcli.engines.torch.record import TorchAnalysis, analyze_onnx
+from memcli.engines.torch.record import TorchAnalysis, record_file
 from memcli.errors import REFUSED, BadInput
 from memcli.formats.detect import Model
+from memcli.formats.input_shapes import bind_shapes, guess_hint
 from memcli.formats.model_file import read_model
 from memcli.formats.newest import remember_plan
-from memcli.formats.onnx.export_defects import losses
-from memcli.formats.onnx.file import OnnxFile
-from memcli.formats.onnx.plan import new_plan
-from memcli.formats.onnx.record import MARK_NUMBERS, MARK_TEXTS
-from memcli.formats.onnx.shapes import bind_shapes, guess_hint
-from memcli.formats.onnx.tf_layers import draws_undefined
-from memcli.formats.onnx.training import as_training
+from memcli.formats.node_plan import MARK_NUMBERS, MARK_TEXTS
+from memcli.formats.trained_file import TrainedFile, new_plan
 from memcli.graph.training import Flags, Plan
 from memcli.marks import EACH, RESULTS
 from memcli.quoting import first_of, shown, shown_path
@@ -43,7 +39,7 @@ def marked(plan: Plan, analysis: TorchAnalysis) -> dict[str, int]:
 
 def read_unplanned(
     model: Model, request: ShapeRequest, notes: list[str]
-) -> tuple[OnnxFile, tuple[str, str]]:
+) -> tuple[TrainedFile, tuple[str, str]]:
     """A model without an earlier plan, and the name and SHA-256 of the original.
 
     ``request``: a Caffe net's graph depends on its shapes.
@@ -64,7 +60,7 @@ def read_unplanned(
 
 def read_for_training(
     model: Model, training: bool, request: ShapeRequest, notes: list[str]
-) -> tuple[OnnxFile, tuple[str, str], list[str]]:
+) -> tuple[TrainedFile, tuple[str, str], list[str]]:
     """:func:`read_unplanned`, and what was put back into training mode where that is asked for.
 
     Raises:
@@ -73,21 +69,13 @@ def read_for_training(
     file, original = read_unplanned(model, request, notes)
     notes += file.notes
     if training and file.fixed_mode:
-        raise BadInput(f"--as-training is for ONNX files: {file.fixed_mode}")
+        raise BadInput(f"--as-training is for exported graphs: {file.fixed_mode}")
     restored: list[str] = []
     if training:
-        file, restored = as_training(file)
+        file, restored = file.as_training()
         notes += restored or ["--as-training: nothing to restore"]
-    undefined = draws_undefined(file.working)
-    if undefined:
-        raise BadInput(
-            f"{shown_path(file.path)}: draws random numbers with an operator of TensorFlow's, "
-            f"which ONNX does not define ({len(undefined)} nodes: {shown(undefined[0])}, ...)",
-            "--as-training puts Dropout in its place"
-            if not training
-            else "export the model with training=False, and plan it with --as-training",
-        )
-    notes += [loss.text for loss in losses(file)]
+    file.check_trainable(training)
+    notes += [loss.text for loss in file.losses()]
     return file, original, restored
 
 
@@ -97,7 +85,7 @@ def kind_of(device: str) -> str:
 
 
 def analyze_file(
-    file: OnnxFile, request: ShapeRequest, device: str, on_progress: Progress | None
+    file: TrainedFile, request: ShapeRequest, device: str, on_progress: Progress | None
 ) -> TorchAnalysis:
     """Bind the shapes and record a step.
 
@@ -110,7 +98,7 @@ def analyze_file(
     dtype = request.dtype or (floats[0] if floats else "float32")
     refuse_other_type(file, request.dtype)
     try:
-        analysis = analyze_onnx(
+        analysis = record_file(
             file,
             bound.shapes,
             assumed=bound.assumed,
@@ -127,13 +115,13 @@ def analyze_file(
     return analysis
 
 
-def refuse_other_type(file: OnnxFile, dtype: str | None) -> None:
+def refuse_other_type(file: TrainedFile, dtype: str | None) -> None:
     """Raises BadInput where the user asks for another type than the file's inputs have."""
     floats = [value.dtype for value in file.inputs if "float" in value.dtype]
     other = next((have for have in floats if dtype is not None and have != dtype), None)
     if other is not None:
         raise BadInput(
-            f"{file.path}: its inputs are {other}, and an ONNX file's types stay as they are",
+            f"{file.path}: its inputs are {other}, and a file's types stay as they are",
             f"export the model as {dtype}, or train it under torch.autocast",
         )
 
@@ -165,7 +153,7 @@ def limited(settings: Settings) -> Settings:
     return settings
 
 
-def marks_by_node(file: OnnxFile, analysis: TorchAnalysis, flags: Flags) -> dict[str, str]:
+def marks_by_node(file: TrainedFile, analysis: TorchAnalysis, flags: Flags) -> dict[str, str]:
     """{node name: mark} for all nodes of the file; those that are no steps are kept.
 
     A node of several outputs has a step that runs it, whose mark it is, and then one for each
@@ -180,7 +168,7 @@ def marks_by_node(file: OnnxFile, analysis: TorchAnalysis, flags: Flags) -> dict
     }
 
 
-def flags_of(file: OnnxFile, analysis: TorchAnalysis, marks: dict[str, str]) -> Flags:
+def flags_of(file: TrainedFile, analysis: TorchAnalysis, marks: dict[str, str]) -> Flags:
     """The marks of a file's nodes, over the steps of its analysis."""
     by_output = {
         output: MARK_NUMBERS[marks[name]]
@@ -190,7 +178,7 @@ def flags_of(file: OnnxFile, analysis: TorchAnalysis, marks: dict[str, str]) -> 
     return np.array([by_output.get(step["output"], 0) for step in analysis.steps], np.uint8)
 
 
-def write_onnx_plan(planned: Planned, out: str, force: bool) -> None:
+def write_planned(planned: Planned, out: str, force: bool) -> None:
     """Write the planned file, whole or not at all, and remember it as the newest."""
     analysis: Any = planned.analysis
     source: Any = planned.source

@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from memcli.engines.torch.aten_rules import again_of, draws, leaves_states, with_gradients
+from memcli.engines.torch.aten_rules import (
+    again_of,
+    draws,
+    leaves_states,
+    saves_alike,
+    with_gradients,
+)
 from memcli.errors import BadInput
 from memcli.marks import AUXILIARY, RESULTS
 
@@ -37,6 +43,7 @@ class Step:
     reads: tuple[int, ...]  # distinct values, in the order of the arguments
     draws: bool
     leaves_states: bool
+    saves_alike: bool  # run again with gradients, it saves what it saved first
     with_gradients: bool  # runs again as if gradients were asked for
     # Where no argument has references inside: each argument's number, -1 for a constant.
     slots: tuple[tuple[int, Any], ...] | None = None
@@ -96,6 +103,7 @@ def compile_graph(module: GraphModule) -> Program:
                 reads=tuple(number[n] for n in node.all_input_nodes),
                 draws=draws(function),
                 leaves_states=leaves_states(function),
+                saves_alike=saves_alike(function),
                 with_gradients=with_gradients(function),
             )
             if not step.kwargs and all(

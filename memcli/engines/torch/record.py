@@ -1,4 +1,4 @@
-"""From an ONNX file to the recorded step and its memory model, through one PyTorch job."""
+"""From a file to the recorded step and its memory model, through one PyTorch job."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from memcli.engines.gpus import list_gpus
 from memcli.engines.operator_times import OperatorTimes
 from memcli.engines.processes.jobs import run_job
 from memcli.engines.torch.memory.graph import training_graph
@@ -20,8 +21,7 @@ from memcli.engines.torch.memory.model import step_seconds
 from memcli.engines.torch.memory.plan_model import TorchPlanModel
 from memcli.engines.torch.memory.trace import PARAMETER_GRADIENT, Trace
 from memcli.errors import BadInput, EngineFailed
-from memcli.formats.onnx.file import OnnxFile
-from memcli.formats.onnx.roles import Leaf, tensor_roles
+from memcli.formats.trained_file import Leaf, TrainedFile
 from memcli.graph.training import TrainingGraph
 from memcli.quoting import first_of, shown
 from memcli.request import Progress
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class TorchAnalysis:
     """A model as PyTorch trains it: graph, exact memory model, and facts about its tensors."""
 
-    file: OnnxFile  # what is run: the user's, or put back into training mode
+    file: TrainedFile  # what is run: the user's, or put back into training mode
     trace: Trace
     graph: TrainingGraph
     model: TorchPlanModel
@@ -57,7 +57,7 @@ class TorchAnalysis:
     @property
     def parameter_gradient_bytes(self) -> int:
         """Bytes of the gradients of parameters: of those that are trained."""
-        if not self.frozen:
+        if not self.untrained:
             return self.parameter_bytes
         made = self.trace.event_bytes[self.trace.kinds == PARAMETER_GRADIENT]
         return int(made.sum())
@@ -86,9 +86,9 @@ class TorchAnalysis:
 
         return TorchSpace(self.model)
 
-    def job(self, file: OnnxFile, path: Path) -> dict[str, Any]:
-        """:func:`onnx_job` of a file at the shapes of this analysis."""
-        return onnx_job(file, self.inputs, self.roles, path, self.untrained)
+    def job(self, file: TrainedFile, path: Path) -> dict[str, Any]:
+        """:func:`job_of` of a file at the shapes of this analysis."""
+        return job_of(file, self.inputs, self.roles, path, self.untrained)
 
 
 def check_torch() -> None:
@@ -100,17 +100,21 @@ def check_torch() -> None:
         )
 
 
-def onnx_job(
-    file: OnnxFile,
+def job_of(
+    file: TrainedFile,
     shapes: dict[str, list[int]],
     roles: dict[str, str],
     path: Path,
     untrained: Sequence[str] = (),
+    *,
+    values: bool = True,
 ) -> dict[str, Any]:
-    """The part of a job that says what to run; ``untrained``: parameters without a gradient."""
-    path.write_bytes(file.working.SerializeToString())
+    """The part of a job that says what to run; the graph is left at ``path``.
+
+    ``untrained``: parameters without a gradient. ``values``: with the elements of weights.
+    """
     return {
-        "model": str(path),
+        **file.job(path, values=values),
         "name": file.name,
         "shapes": shapes,
         "roles": roles,
@@ -119,14 +123,14 @@ def onnx_job(
 
 
 def untrained_parameters(leaves: Mapping[str, Leaf], frozen: Sequence[str]) -> tuple[str, ...]:
-    """The parameters that globs fit, and those that are tied to them.
+    """The parameters that globs fit, and those that are tied to them; and what the file says so.
 
     Raises:
         BadInput: a glob fits no parameter, or nothing is left to train.
     """
     names = [name for name, leaf in leaves.items() if leaf.role == "parameter"]
     first = {name: leaves[name].tied_to or name for name in names}
-    fixed: set[str] = set()
+    fixed = {first[name] for name in names if not leaves[name].trained}
     for glob in frozen:
         found = {first[name] for name in names if fnmatch.fnmatchcase(name, glob)}
         if not found:
@@ -135,9 +139,11 @@ def untrained_parameters(leaves: Mapping[str, Leaf], frozen: Sequence[str]) -> t
                 f"there are: {first_of(map(shown, names), 6)}",
             )
         fixed |= found
-    if frozen and fixed == set(first.values()):
+    if fixed and fixed == set(first.values()):
         raise BadInput(
-            "--frozen fits every parameter, so that nothing is trained",
+            "--frozen fits every parameter, so that nothing is trained"
+            if frozen
+            else "no parameter of the file requires a gradient, so that nothing is trained",
             "memcli plans what training takes; inference needs no plan",
         )
     return tuple(name for name in names if first[name] in fixed)
@@ -156,13 +162,15 @@ def record(
         EngineFailed: PyTorch is missing or crashed.
     """
     check_torch()
+    if job.get("device") == "cuda":
+        job = {**job, "card": next((gpu.name for gpu in list_gpus()), None)}
     result = run_job(
         "memcli.engines.torch.analyze",
         job,
         workdir=workdir,
         on_progress=on_progress,
         doing=f"recording a training step of {job['name']}",
-        warm=True,
+        preloaded=True,
     )
     trace = Trace.from_bytes((workdir / "trace.npz").read_bytes())
     graph = training_graph(trace)
@@ -176,8 +184,8 @@ def record(
     return TorchPlanModel(trace, graph), steps, result
 
 
-def analyze_onnx(
-    file: OnnxFile,
+def record_file(
+    file: TrainedFile,
     shapes: dict[str, list[int]],
     *,
     assumed: list[str] | None = None,
@@ -195,11 +203,11 @@ def analyze_onnx(
         BadInput: operators that are not supported, nothing to train.
         EngineFailed: PyTorch is missing or crashed.
     """
-    leaves = tensor_roles(file)
+    leaves = file.leaves()
     roles: dict[str, str] = {name: leaf.role for name, leaf in leaves.items()}
     untrained = untrained_parameters(leaves, frozen)
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
-        job = onnx_job(file, shapes, roles, Path(folder) / "model.onnx", untrained)
+        job = job_of(file, shapes, roles, Path(folder) / "model", untrained, values=False)
         model, steps, result = record({**job, "device": device}, Path(folder), on_progress)
     trace = model.trace
     return TorchAnalysis(

@@ -62,6 +62,9 @@ class Run(Recomputation):
         # Functions that update states while they train do not look at their old values.
         self.states = {storage_key(t) for t in externals if has_storage(t) and not t.requires_grad}
         self.requests = Requests()
+        self.casts = any(enabled for _, enabled, _ in self.autocast) and (
+            torch.is_autocast_cache_enabled()
+        )
         self._pass: tuple[int, Requests] | None = None
         self._pending: list[Packed] | None = []
         self._lock = threading.RLock()
@@ -83,7 +86,7 @@ class Run(Recomputation):
         record: Record | None = None
         if mark & RESULTS and made:
             record = self._record(step, values, generators)
-        if mark & AUXILIARY and not step.leaves_states:
+        if mark & AUXILIARY and step.saves_alike:
             record = self._own_auxiliaries(step, values, pending, made, record, generators)
         if record is not None:
             record.storages = made
@@ -126,10 +129,16 @@ class Run(Recomputation):
 
     def pack(self, tensor: Tensor) -> Packed:
         """Autograd saves a tensor. A step's own result is told from others once it returned."""
+        self._cast_of_leaf(tensor)
         packed = Packed(self, tensor)
         if self._pending is not None:
             self._pending.append(packed)
         return packed
+
+    def _cast_of_leaf(self, tensor: Tensor) -> None:
+        """Autocast's cast of a parameter is made by no step: its cache has it for all of them."""
+        if self.casts and _leaf_under(tensor.grad_fn) and has_storage(tensor):
+            self.owner.setdefault(storage_key(tensor), None)
 
     def unpack(self, packed: Packed) -> Tensor:
         """Autograd needs a saved tensor.
@@ -283,5 +292,31 @@ class Run(Recomputation):
     def _end_pass(self) -> None:
         self._pass = None
 
+
+def _leaf_under(function: Any) -> bool:
+    """Whether what a function of autograd made is a view of a cast of a leaf."""
+    for _ in range(_MOST_VIEWS):
+        name = "" if function is None else function.name()
+        if name == "ToCopyBackward0":
+            below = function.next_functions[0][0]
+            return below is not None and below.name() == "torch::autograd::AccumulateGrad"
+        if name not in _VIEWS_OF_CASTS:
+            return False
+        function = function.next_functions[0][0]
+    return False
+
+
+# What linear layers do with their weight before they save it.
+_VIEWS_OF_CASTS = frozenset(
+    {
+        "TBackward0",
+        "TransposeBackward0",
+        "PermuteBackward0",
+        "ViewBackward0",
+        "ExpandBackward0",
+        "UnsqueezeBackward0",
+    }
+)
+_MOST_VIEWS = 5
 
 _UNKNOWN: Any = object()

@@ -82,6 +82,7 @@ class TorchSpace(SearchSpace):
     def annealing(self, *, portable: bool) -> Walk:
         """:func:`memcli.engines.torch.annealing.anneal` on this step."""
         exact, trace = self.model.exact, self.model.trace
+        may = self.graph.can_recompute == 1
         return partial(
             anneal_torch.anneal,
             exact.program,
@@ -89,8 +90,8 @@ class TorchSpace(SearchSpace):
             exact.most_runs,
             trace.flops.astype(np.float64),
             np.asarray(self.model.seconds, np.float64),
-            np.flatnonzero(exact.has_auxiliaries & ~trace.with_gradients).astype(np.int64),
-            np.flatnonzero(trace.with_gradients).astype(np.int64),
+            np.flatnonzero(exact.has_auxiliaries & ~trace.with_gradients & may).astype(np.int64),
+            np.flatnonzero(trace.with_gradients & may).astype(np.int64),
         )
 
     @property

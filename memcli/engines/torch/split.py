@@ -1,20 +1,20 @@
-"""A batch over several workers that train one ONNX model together, each with an equal part."""
+"""A batch over several workers that train one model together, each with an equal part."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from memcli.errors import BadInput
-from memcli.formats.onnx.file import OnnxFile
-from memcli.formats.onnx.shapes import batch_dims, bind_shapes
+from memcli.formats.input_shapes import batch_dims, bind_shapes
+from memcli.formats.trained_file import TrainedFile
 from memcli.quoting import shown_path
 from memcli.request import ShapeRequest
-from memcli.results.planned import Split
+from memcli.results.planned import BatchSplit
 
 
 def split_request(
-    file: OnnxFile, request: ShapeRequest, workers: int, parts: int = 1
-) -> tuple[ShapeRequest, Split, list[str]]:
+    file: TrainedFile, request: ShapeRequest, workers: int, parts: int = 1
+) -> tuple[ShapeRequest, BatchSplit, list[str]]:
     """What each of some workers runs, where ``request`` is what all run together.
 
     ``parts``: ``request`` is one of so many equal parts of the whole. Also returned: the inputs
@@ -45,4 +45,4 @@ def split_request(
             if shapes[name][position] % part == 0:  # labels may be a multiple of it
                 shapes[name][position] = shapes[name][position] // part * (batch // workers)
     asked = dataclasses.replace(request, shapes=shapes, unnamed=None, batch=None)
-    return asked, Split(workers, batch, batch // workers), bound.assumed
+    return asked, BatchSplit(workers, batch, batch // workers), bound.assumed

@@ -22,6 +22,7 @@ from memcli.engines.torch.geometry import tensors_in
 from memcli.engines.torch.parallel import Parallel, joined
 from memcli.engines.torch.tracking import measure_step, measure_step_cuda, training_step
 from memcli.errors import EngineFailed
+from memcli.results.verified import SIMULATED_CARD
 
 
 def handle(job: dict[str, Any], workdir: Path, progress: Progress) -> dict[str, Any]:
@@ -117,15 +118,12 @@ def trained(
     progress("training (measured step)", 0.7)
     fresh()
     if device.type == "cuda":
-        for _, parameter in parameters:
-            # there before the step, so that they are no part of what the step takes
-            parameter.grad = torch.zeros_like(parameter)
         memory = measure_step_cuda(module, inputs, loss, run)
     else:
         memory = measure_step(module, inputs, loss, run)
     again = {k: digest(plain_array(t)) for k, t in results(()).items()}
     return {
-        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "device": device_name(device),
         "torch": torch.__version__,
         "peak_bytes": memory.peak,
         "all_peak_bytes": memory.all_peak,
@@ -144,7 +142,7 @@ def trained(
         },
         "nonfinite": nonfinite,
         "repeatable": all(digests[key] == value for key, value in again.items()),
-        "method": "storages of tensors" if device.type == "cpu" else "torch.cuda's counters",
+        "method": "storages of tensors" if device.type == "cpu" else "the CUDA allocator's history",
     }
 
 
@@ -169,6 +167,14 @@ def device_of(text: str, instead: str = "--cpu verifies on the CPU") -> torch.de
     if number >= torch.cuda.device_count():
         raise EngineFailed(f"there is no GPU {number}: PyTorch sees {torch.cuda.device_count()}")
     return torch.device("cuda", number)
+
+
+def device_name(device: torch.device) -> str:
+    """A device in words; a simulated card is never called by the name of the one it is like."""
+    if device.type == "cpu":
+        return str(device)
+    name = torch.cuda.get_device_name(device)
+    return SIMULATED_CARD if name.startswith("Simulated ") else name
 
 
 def make_deterministic(device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""The operators, tensors and nodes of an ONNX file as one recorded step has them."""
+"""The operators, tensors and nodes of a file as one recorded step has them."""
 
 from __future__ import annotations
 
@@ -121,9 +121,8 @@ def places(analysis: TorchAnalysis) -> list[int]:
     """
     of = {
         output: position
-        for position, node in enumerate(analysis.file.graph.node)
-        for output in node.output
-        if output
+        for position, outputs in enumerate(analysis.file.node_outputs())
+        for output in outputs
     }
     return [of.get(step["output"], -1) for step in analysis.steps]
 
@@ -135,11 +134,11 @@ def node_rows(analysis: TorchAnalysis, marks: Flags, runs: Ints) -> list[NodeRow
     for v, position in enumerate(places(analysis)):
         steps.setdefault(position, []).append(v)
     rows = []
-    named = zip(file.graph.node, file.node_names, strict=True)
-    for position, (node, name) in enumerate(named):
+    named = zip(file.operators(), file.node_names, strict=True)
+    for position, (operator, name) in enumerate(named):
         own = steps.get(position, [])
         if not own:
-            rows.append(NodeRow(position, name, node.op_type, None, None, "folded"))
+            rows.append(NodeRow(position, name, operator, None, None, "folded"))
             continue
         first = own[0]
         # outputs that the file does not take have no name
@@ -156,5 +155,5 @@ def node_rows(analysis: TorchAnalysis, marks: Flags, runs: Ints) -> list[NodeRow
             mark = "no effect"
         shape = tuple(tensors[0]["shape"]) if tensors else None
         size = sum(map(_bytes, tensors)) if tensors else None
-        rows.append(NodeRow(position, name, node.op_type, shape, size, mark))
+        rows.append(NodeRow(position, name, operator, shape, size, mark))
     return rows

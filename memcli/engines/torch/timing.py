@@ -57,7 +57,7 @@ def measure_step_seconds(
     makes = np.flatnonzero(exact.makes).tolist()
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         job = {
-            **analysis.job(analysis.file, Path(folder) / "model.onnx"),
+            **analysis.job(analysis.file, Path(folder) / "model"),
             "device": device,
             "repeats": repeats,
             "seed": seed,

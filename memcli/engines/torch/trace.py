@@ -12,7 +12,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
+from memcli.engines.torch.cards import USUAL, Card
+from memcli.engines.torch.cuda_autocast import cuda_autocast
 from memcli.engines.torch.device_rules import as_on
+from memcli.engines.torch.device_temporaries import PRODUCTS, script_of
 from memcli.engines.torch.executor import PlannedModule
 from memcli.engines.torch.geometry import (
     geometry,
@@ -39,11 +42,17 @@ def trace(
     loss: Callable[[Any], Tensor] = total,
     *,
     device: str = "cpu",
+    card: Card | None = None,
+    autocast: torch.dtype | None = None,
+    closed_over: bool = False,
 ) -> Trace:
     """Run one unplanned training step on fake tensors and write down everything.
 
     ``inputs``: real, fake or meta tensors, of which shapes and types count. ``device``: "cpu", or
     "cuda" for operators that save other things there (the run itself is on fake CPU tensors).
+    ``card``: of which operators' buffers are; left out, a usual one. ``autocast``: the
+    lower precision, where the forward pass and the loss run under ``torch.autocast`` of the device.
+    ``closed_over``: ``loss`` may read real tensors of its own.
 
     Raises:
         BadInput: the graph is not one of functions alone.
@@ -51,17 +60,23 @@ def trace(
     """
     if not isinstance(module, PlannedModule):
         module = PlannedModule(module)
-    with FakeTensorMode() as mode, as_on(device):
+    with FakeTensorMode(allow_non_fake_inputs=closed_over) as mode, as_on(device):
         copied, given = fake_copy(module, inputs, mode)
         copied.marks = [0] * len(copied.marks)
         recorder = _Recorder(copied.program)
+        if device == "cuda":
+            recorder.follow(card or USUAL)
         copied.run_class = recorder.run
         copied.watch = _watcher(recorder.tape.note)
         states = list(copied.buffers())
         recorder.tape.known([*copied.parameters(), *states, *tensors_in(given)])
         with recorder.tape:
             outputs = training_step(
-                copied, given, loss, lambda: recorder.tape.note(events.BACKWARD, -1)
+                copied,
+                given,
+                loss,
+                lambda: recorder.tape.note(events.BACKWARD, -1),
+                lambda: casting(device, autocast),
             )
         gradients = {
             recorder.tape.number_of(p.grad) for p in copied.parameters() if p.grad is not None
@@ -76,6 +91,13 @@ def trace(
     result.resident_bytes = np.array(list(resident.values()), np.int64)
     result.device = device
     return result
+
+
+def casting(device: str, autocast: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
+    """The context in which tensors of the CPU are cast as autocast of a device casts its own."""
+    if autocast is None:
+        return contextlib.nullcontext()
+    return cuda_autocast(autocast) if device == "cuda" else torch.autocast(device, autocast)
 
 
 def _bytes(tensors: Any) -> int:
@@ -120,6 +142,19 @@ class _Recorder:
         self.saved_by: list[int] = []
         self.copies: dict[int, int] = {}  # storages on the tape that stand for handles
         self.second: set[int] = set()  # storages of second runs
+
+    def follow(self, card: Card) -> None:
+        """Operators take on the tape what they take inside themselves on a card."""
+        threads: set[int] = set()
+
+        def inside(func: Any, args: Any, kwargs: Any, result: Any) -> list[tuple[str, Any]]:
+            thread = int(torch._C._current_graph_task_id() != -1)
+            if func in PRODUCTS and thread not in threads:
+                threads.add(thread)
+                self.tape.note(events.WORKSPACE, thread)
+            return script_of(func, args, kwargs, result, card)
+
+        self.tape.inside = inside
 
     def run(self, program: Program, marks: Sequence[int], externals: list[Tensor]) -> Run:
         return _TracingRun(self, program, marks, externals)
@@ -264,6 +299,7 @@ class _TracingRun(Run):
         return made
 
     def pack(self, tensor: Tensor) -> Packed:
+        self._cast_of_leaf(tensor)
         packed = _TracedPacked(self, tensor, self.tape)
         if self._pending is not None:
             self._pending.append(packed)
@@ -277,7 +313,7 @@ class _TracingRun(Run):
         if not has_storage(tensor):
             return
         key = storage_key(tensor)
-        if key not in self.owner and not step.leaves_states:
+        if key not in self.owner and step.saves_alike:
             if key not in self._auxiliaries:
                 storage = self._auxiliaries[key] = Storage(step.index, ~order, 0, key)
                 self.recorder.add(storage, tensor)

@@ -10,6 +10,7 @@ together, what they exchange (copies of gradients, states) is not counted either
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from memcli.engines.torch.device_rules import as_on
 from memcli.engines.torch.executor import PlannedModule
 from memcli.engines.torch.geometry import tensors_in
+from memcli.engines.torch.memory.cuda_allocator import rounded
 from memcli.engines.torch.program import Step
 from memcli.engines.torch.tape import ALLOCATED, BACKWARD, FORWARD, FREED, Tape
 
@@ -32,8 +34,9 @@ class StepMemory:
 
     The backward part of a node is the time from when the gradient of its output is complete to
     when that of the next node's is. ``reserved_peak``: what CUDA's caching allocator took from
-    the device, 0 on the CPU. ``all_peak``: with parameters' gradients. ``exchange_bytes``: of
-    what workers exchange, so much as stays (DistributedDataParallel's buckets); CPU alone.
+    the device in all, 0 on the CPU. ``all_peak``: with parameters' gradients.
+    ``exchange_bytes``: of what workers exchange, so much as stays (DistributedDataParallel's
+    buckets); CPU alone.
     """
 
     peak: int = 0
@@ -70,15 +73,19 @@ def training_step(
     inputs: Sequence[Any],
     loss: Callable[[Any], Tensor] = total,
     between: Callable[[], None] | None = None,
+    casting: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> Any:
     """A forward and a backward pass; the outputs, which are held all through.
 
-    ``between`` is called after the forward pass.
+    ``between`` is called after the forward pass. ``casting``: makes the context of the forward pass
+    and the loss, such as ``torch.autocast``; the backward pass is outside of it.
     """
-    outputs = module(*inputs)
-    if between is not None:
-        between()
-    loss(outputs).backward()
+    with casting():
+        outputs = module(*inputs)
+        if between is not None:
+            between()
+        value = loss(outputs)
+    value.backward()
     return outputs
 
 
@@ -104,13 +111,17 @@ def fake_copy(
 
 
 def estimate_step(
-    module: PlannedModule, inputs: Sequence[Any], loss: Callable[[Any], Tensor] = total
+    module: PlannedModule,
+    inputs: Sequence[Any],
+    loss: Callable[[Any], Tensor] = total,
+    closed_over: bool = False,
 ) -> StepMemory:
     """The memory of a step, found on fake tensors: no data, no arithmetic.
 
     ``inputs`` may be real, fake or meta tensors; only their shapes and types count.
+    ``closed_over``: ``loss`` may read real tensors of its own.
     """
-    with FakeTensorMode() as mode, as_on("cpu"):
+    with FakeTensorMode(allow_non_fake_inputs=closed_over) as mode, as_on("cpu"):
         fake_module, fake_inputs = fake_copy(module, inputs, mode)
         return measure_step(fake_module, fake_inputs, loss)
 
@@ -206,54 +217,86 @@ def measure_step_cuda(
     loss: Callable[[Any], Tensor] = total,
     run: Callable[..., Any] | None = None,
 ) -> StepMemory:
-    """The memory of a real step on a CUDA device as its caching allocator counts it.
+    """The memory of a real step on a CUDA device, block by block as its caching allocator has it.
 
-    Everything allocated before the step is taken off. Parameters' gradients cannot be told apart
-    while the step runs: set them to zero before (``module.zero_grad(set_to_none=False)``), so
-    that they are there before the step, and ``peak`` is without them; else ``peak`` has them.
-    ``run``: what is called in place of ``module``, and calls it; what it does before is not seen.
+    Counted is what the allocator recorded in its history: what was asked for in whole blocks of
+    512 bytes, from the start of the forward pass on, and nothing that was there before. Parameters'
+    gradients, which should be None before, are told from the rest by their addresses in the end.
+    ``reserved_peak``: all that the process took from the device until then. ``run``: what is called
+    in place of ``module``, and calls it; what it does before is not seen.
     """
     device = next(t.device for t in [*module.parameters(), *tensors_in(list(inputs))])
     names = [step.name for step in module.program.steps]
-    result = StepMemory()
     torch.cuda.synchronize(device)
-    base = torch.cuda.memory_allocated(device)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    stage = -1
+    had = {id(p) for p in module.parameters() if p.grad is not None}
+    torch.cuda.memory._record_memory_history(context=None, device=device, clear_history=True)
+    begin = _changes(device)
+    start = begin
+    marks: list[tuple[int, int, int]] = []  # changes of the allocator by then, kind, number
 
     def note(kind: int, number: int) -> None:
-        nonlocal stage
-        high = torch.cuda.max_memory_allocated(device) - base
-        result.peak = max(result.peak, high)
-        result.reserved_peak = max(result.reserved_peak, torch.cuda.max_memory_reserved(device))
-        torch.cuda.reset_peak_memory_stats(device)
-        if kind == FORWARD:
-            result.forward[names[number]] = high
-            return
-        if stage >= 0:
-            result.backward[names[stage]] = max(result.backward.get(names[stage], 0), high)
-        if number == -1:
-            result.kept = torch.cuda.memory_allocated(device) - base
-        stage = number
+        marks.append((_changes(device), kind, number))
 
-    had = {id(p) for p in module.parameters() if p.grad is not None}
+    def starts(*_: Any) -> None:
+        nonlocal start
+        start = _changes(device)
+
     module.watch = _watcher(note)
-    started = module.register_forward_pre_hook(
-        lambda *_: torch.cuda.reset_peak_memory_stats(device)
-    )
+    started = module.register_forward_pre_hook(starts)
     try:
         outputs = training_step(run or module, inputs, loss, lambda: note(BACKWARD, -1))
         torch.cuda.synchronize(device)
-        note(BACKWARD, stage)
+        snapshot = torch.cuda.memory._snapshot(device)
     finally:
         module.watch = None
         started.remove()
+        torch.cuda.memory._record_memory_history(enabled=None, device=device)
     del outputs
-    result.all_peak = result.peak
-    result.gradient_bytes = sum(
-        p.grad.untyped_storage().nbytes()
+    gradients = {
+        p.grad.untyped_storage().data_ptr()
         for p in module.parameters()
         if p.grad is not None and id(p) not in had
-    )
+    }
+    history = snapshot["device_traces"][device.index or 0]
+    rows = [row for row in history if row["action"] in ("alloc", "free_requested")]
+    events, sizes, stays = _events_of(rows, marks, begin, start)
+    result = _profile(events, sizes, {stays[a] for a in gradients if a in stays}, names)
+    result.reserved_peak = torch.cuda.max_memory_reserved(device)
     return result
+
+
+def _changes(device: torch.device) -> int:
+    """Allocations and releases of a device so far."""
+    stats = torch.cuda.memory_stats(device)
+    return int(stats["allocation.all.allocated"] + stats["allocation.all.freed"])
+
+
+def _events_of(
+    rows: list[dict[str, Any]], marks: list[tuple[int, int, int]], begin: int, start: int
+) -> tuple[list[tuple[int, int, int]], list[int], dict[int, int]]:
+    """A recorded history as a tape has it: events, sizes, and what is allocated at the end.
+
+    ``begin``, ``start``: changes of the allocator when recording and when the step began.
+    """
+    events: list[tuple[int, int, int]] = []
+    sizes: list[int] = []
+    live: dict[int, int] = {}
+    left = iter(marks)
+    mark = next(left, None)
+    for position, row in enumerate(rows, begin):
+        while mark is not None and mark[0] <= position:
+            events.append((mark[1], mark[2], 0))
+            mark = next(left, None)
+        if position < start:
+            continue
+        address = int(row["addr"])
+        if row["action"] == "alloc":
+            live[address] = len(sizes)
+            events.append((ALLOCATED, len(sizes), 0))
+            sizes.append(rounded(int(row["size"])))
+        elif address in live:
+            events.append((FREED, live.pop(address), 0))
+    while mark is not None:
+        events.append((mark[1], mark[2], 0))
+        mark = next(left, None)
+    return events, sizes, live

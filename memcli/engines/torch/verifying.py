@@ -1,4 +1,4 @@
-"""Trains a step of an ONNX model with and without its plan in PyTorch, and compares everything."""
+"""Trains a step of a model with and without its plan in PyTorch, and compares everything."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from memcli.engines.live_memory import available_bytes
 from memcli.engines.torch.planning import flags_of, shape_notes
-from memcli.engines.torch.record import TorchAnalysis, analyze_onnx
+from memcli.engines.torch.record import TorchAnalysis, record_file
 from memcli.engines.torch.runs import named_marks, run_of, stages_of, together, train
 from memcli.engines.torch.split import split_request
 from memcli.engines.torch.workers import added, compare_workers, worker_rows
@@ -21,11 +21,10 @@ from memcli.engines.verification import (
 )
 from memcli.errors import BadInput
 from memcli.formats.detect import Model
+from memcli.formats.input_shapes import bind_shapes
 from memcli.formats.model_file import read_model
-from memcli.formats.onnx.file import OnnxFile
-from memcli.formats.onnx.record import OnnxPlan
-from memcli.formats.onnx.shapes import bind_shapes
-from memcli.formats.onnx.training import as_training
+from memcli.formats.node_plan import NodePlan
+from memcli.formats.trained_file import TrainedFile
 from memcli.quoting import shown_path
 from memcli.request import CPU, Devices, Progress, ShapeRequest
 from memcli.results.verified import BASELINE, PLANNED, Verified
@@ -35,15 +34,15 @@ _USABLE = 0.7
 
 
 def original_of(
-    planned: OnnxFile, plan: OnnxPlan, given: Model | None, request: ShapeRequest
-) -> tuple[OnnxFile, str]:
+    planned: TrainedFile, plan: NodePlan, given: Model | None, request: ShapeRequest
+) -> tuple[TrainedFile, str]:
     """The model without the plan, in the mode in which it was planned, and where it comes from.
 
     Raises:
         BadInput: ``given`` cannot be read.
     """
 
-    def read(path: Model) -> OnnxFile:
+    def read(path: Model) -> TrainedFile:
         return read_model(path, request)
 
     if given is not None:
@@ -54,14 +53,14 @@ def original_of(
     beside = original_beside(planned.path, plan.original_name, plan.original_sha256, read)
     if beside is not None:
         return _as_planned(beside[0], plan), beside[1]
-    return planned.unplanned(), PLAN_TAKEN_OFF
+    return _as_planned(planned.unplanned(), plan), PLAN_TAKEN_OFF
 
 
-def _as_planned(file: OnnxFile, plan: OnnxPlan) -> OnnxFile:
-    return as_training(file)[0] if plan.as_training else file
+def _as_planned(file: TrainedFile, plan: NodePlan) -> TrainedFile:
+    return file.as_training()[0] if plan.as_training else file
 
 
-def verify_onnx(
+def verify_file(
     planned_model: Model,
     *,
     original: Model | None = None,
@@ -71,7 +70,7 @@ def verify_onnx(
     request: ShapeRequest | None = None,
     on_progress: Progress | None = None,
 ) -> Verified:
-    """``memcli verify`` of a planned ONNX file.
+    """``memcli verify`` of a planned file.
 
     ``request``: shapes in place of those of the plan. ``where_trained``: the devices; over several
     workers the batch is split. ``steps``: as in ``torch_runs.train``.
@@ -101,7 +100,7 @@ def verify_onnx(
     def analysis_of(asked: ShapeRequest) -> TorchAnalysis:
         # the file's types stay as they are
         bound = bind_shapes(planned, dataclasses.replace(asked, dtype=None))
-        return analyze_onnx(
+        return record_file(
             planned,
             bound.shapes,
             assumed=bound.assumed or assumed,
@@ -136,7 +135,7 @@ def verify_onnx(
     with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
         workdir = Path(folder)
         jobs = [
-            analysis.job(file, workdir / f"{name}.onnx")
+            analysis.job(file, workdir / f"{name}.model")
             for name, file in (("original", source), ("planned", planned))
         ]
         marks = named_marks(analysis.model, flags)

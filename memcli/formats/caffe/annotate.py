@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from memcli.errors import BadInput
-from memcli.formats.onnx.record import OnnxPlan
+from memcli.formats.node_plan import NodePlan
 from memcli.units import format_size
 
 _MARKS = {"kept": "kept", "again": "recomputed once", "each": "recomputed at each need"}
@@ -20,14 +20,14 @@ _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _CARRIED = re.compile(_START + r"\.plan ([^\n]*)", re.MULTILINE)
 
 
-def carried_plan(text: str, where: str) -> OnnxPlan | None:
+def carried_plan(text: str, where: str) -> NodePlan | None:
     """The plan in a definition's comments; None without one.
 
     Raises:
         BadInput: it cannot be understood; the message begins with ``where``.
     """
     parts = [part.strip() for part in _CARRIED.findall(text)]
-    return OnnxPlan.from_text("".join(parts), f"{where}: its plan") if parts else None
+    return NodePlan.from_text("".join(parts), f"{where}: its plan") if parts else None
 
 
 def without_plan(text: str) -> str:
@@ -37,16 +37,21 @@ def without_plan(text: str) -> str:
 
 def with_plan(
     text: str,
-    plan: OnnxPlan,
+    plan: NodePlan,
     lines: Sequence[int],
     owners: Mapping[int, Sequence[str]],
     joined: Mapping[int, str],
 ) -> str:
     """The definition with the plan at its head, and a line before each layer on what it keeps.
 
-    Everything else stays as it is, byte for byte. ``text`` carries no plan. ``lines``: of the
-    layer blocks, from 1. ``owners``: {layer block: names and operators of its nodes}, as
-    ``name:operator``. ``joined``: {layer block: the layer that its own became a part of}.
+    Everything else stays as it is, byte for byte.
+
+    Args:
+        text: the definition, without a plan.
+        plan: the plan.
+        lines: of the layer blocks, from 1.
+        owners: {layer block: names and operators of its nodes}, as ``name:operator``.
+        joined: {layer block: the layer that its own became a part of}.
 
     Raises:
         BadInput: the text has a line that looks like one of memcli's.
@@ -69,7 +74,7 @@ def with_plan(
     return "".join(made)
 
 
-def _head(plan: OnnxPlan) -> list[str]:
+def _head(plan: NodePlan) -> list[str]:
     """What the plan is, for people, and the record."""
     device = "CUDA" if plan.device == "cuda" else "the CPU"
     planned, baseline = (plan.memory.get(f"{k}_bytes") for k in ("planned", "baseline"))
@@ -91,7 +96,7 @@ def _head(plan: OnnxPlan) -> list[str]:
     return lines + [f"{_RECORD}{line}" for line in _record_lines(plan)]
 
 
-def _record_lines(plan: OnnxPlan) -> list[str]:
+def _record_lines(plan: NodePlan) -> list[str]:
     """The record's JSON cut between its parts: blanks at the ends of lines mean nothing."""
     values = json.loads(plan.to_text())
     nodes = values.pop("nodes")

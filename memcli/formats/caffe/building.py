@@ -66,7 +66,16 @@ class Builder:
         outputs: Sequence[tuple[str, Shape, bool]],
         **attributes: Any,
     ) -> list[Tensor]:
-        """A node. ``outputs``: (wanted name, shape, whether whole numbers) of each."""
+        """A node.
+
+        Args:
+            owner: the layer block that it belongs to.
+            op: the operator's name.
+            inputs: what it reads; None for an optional input that is left out.
+            name: that is wanted for it.
+            outputs: (wanted name, shape, whether whole numbers) of each.
+            **attributes: the operator's.
+        """
         made = [Tensor(self._tensor(wanted), shape, i) for wanted, shape, i in outputs]
         self.nodes.append(
             helper.make_node(

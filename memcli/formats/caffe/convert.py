@@ -17,7 +17,7 @@ from memcli.formats.caffe.registry import (
     LAYERS,
     LEFT_OUT,
     REASONS,
-    Site,
+    LayerCall,
     Unsupported,
 )
 from memcli.formats.caffe.sources import FreeBlob, is_label, is_source
@@ -97,7 +97,7 @@ class _Conversion:
             # of a layer that is refused, or of a top that is not made
             self._unmade(position)
             return
-        site = Site(
+        call = LayerCall(
             self.net,
             position,
             layer,
@@ -107,7 +107,7 @@ class _Conversion:
         )
         try:
             self._check_gradients(position)
-            made = translate(site)
+            made = translate(call)
         except Unsupported as error:
             self._problem(position, str(error))
             return
@@ -119,7 +119,7 @@ class _Conversion:
         tops = made if isinstance(made, list) else [made]
         for top, value in enumerate(tops):
             self.values[position, top] = value
-            self._objective(site, top, value)
+            self._objective(call, top, value)
 
     def _data(self, position: int) -> None:
         layer = self.net.layers[position]
@@ -153,18 +153,18 @@ class _Conversion:
                     "(propagate_down), which ONNX cannot say"
                 )
 
-    def _objective(self, site: Site, top: int, value: Tensor | None) -> None:
+    def _objective(self, call: LayerCall, top: int, value: Tensor | None) -> None:
         """Adds a top to the losses where it has a weight."""
-        weights = list(site.p.loss_weight)
-        is_loss = site.layer.type.endswith("Loss")
+        weights = list(call.p.loss_weight)
+        is_loss = call.layer.type.endswith("Loss")
         weight = weights[top] if top < len(weights) else float(is_loss and top == 0)
         if not weight or value is None:
             return
         if value.shape:
-            axes = site.builder.ints(*range(value.rank))
-            value = site.step("total", "ReduceSum", [value, axes], (), keepdims=0)
+            axes = call.builder.ints(*range(value.rank))
+            value = call.step("total", "ReduceSum", [value, axes], (), keepdims=0)
         if weight != 1:
-            value = site.times(value, weight, "weighted")
+            value = call.times(value, weight, "weighted")
         self.losses.append(value)
 
     def _outputs(self) -> list[Tensor]:

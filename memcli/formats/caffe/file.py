@@ -17,9 +17,10 @@ from memcli.formats.caffe.convert import converted, definition_sha256
 from memcli.formats.caffe.net import Net, training_net
 from memcli.formats.caffe.sources import FreeBlob, free_blobs
 from memcli.formats.caffe.text import parse_net
+from memcli.formats.detect import ModelSource
+from memcli.formats.input_shapes import BoundShapes, ShapesAsked, bind_shapes
+from memcli.formats.node_plan import NodePlan
 from memcli.formats.onnx.file import OnnxFile, from_model
-from memcli.formats.onnx.record import OnnxPlan
-from memcli.formats.onnx.shapes import BoundShapes, ShapesAsked, bind_shapes
 from memcli.formats.output import write_output
 from memcli.quoting import STANDARD, shown_path
 
@@ -43,12 +44,12 @@ class CaffeFile(OnnxFile):
     lines: list[int] = field(default_factory=list)  # of the layer blocks
     joined: dict[int, str] = field(default_factory=dict)  # layer blocks that are part of others
     definition: str = ""  # hash of what a plan depends on
-    record: OnnxPlan | None = None
+    record: NodePlan | None = None
     notes: list[str] = field(default_factory=list)  # type: ignore[misc]
 
     fixed_mode = "a Caffe net is read in its phase TRAIN"
 
-    def carried_plan(self) -> OnnxPlan | None:
+    def carried_plan(self) -> NodePlan | None:
         """The plan in the definition's comments."""
         return self.record
 
@@ -66,14 +67,14 @@ class CaffeFile(OnnxFile):
             return from_model(self.model, self.path, self.sha256)
         return self
 
-    def annotated(self, plan: OnnxPlan) -> bytes:
+    def annotated(self, plan: NodePlan) -> bytes:
         """The definition with a plan in comments."""
         owners: dict[int, list[str]] = {}
         for block, name, node in zip(self.blocks, self.node_names, self.graph.node, strict=True):
             owners.setdefault(block, []).append(f"{name}:{node.op_type}")
         return with_plan(self.text, plan, self.lines, owners, self.joined).encode()
 
-    def write_planned(self, plan: OnnxPlan, out: str, *, overwrite: bool) -> list[str]:
+    def write_planned(self, plan: NodePlan, out: str, *, overwrite: bool) -> list[str]:
         """Writes the definition with a plan in comments, whole or not at all.
 
         Raises:
@@ -101,6 +102,11 @@ def check_caffe_output(out: str) -> None:
 def is_onnx_name(out: str) -> bool:
     """Whether the name asks for ONNX."""
     return out.lower().endswith(ONNX_ENDING)
+
+
+def read_caffe(source: ModelSource, asked: ShapesAsked, as_planned: bool) -> CaffeFile:
+    """:func:`parse_caffe` of what was read."""
+    return parse_caffe(source.data, source.path, source.sha256, asked, as_planned=as_planned)
 
 
 def parse_caffe(
@@ -158,7 +164,7 @@ def parse_caffe(
     )
 
 
-def _as_planned(asked: ShapesAsked, record: OnnxPlan) -> ShapesAsked:
+def _as_planned(asked: ShapesAsked, record: NodePlan) -> ShapesAsked:
     """The plan's shapes, at the batch that is asked for, where no shapes are."""
     if asked.shapes or asked.unnamed is not None:
         return asked

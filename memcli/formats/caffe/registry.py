@@ -18,7 +18,7 @@ class Unsupported(Exception):
 
 
 @dataclass
-class Site:
+class LayerCall:
     """A layer where it stands: its bottoms, parameters and place in the graph."""
 
     net: Net
@@ -122,7 +122,11 @@ class Site:
     def weight(self, index: int, what: str, shape: Shape, *, stored: Shape | None = None) -> Tensor:
         """The layer's parameter ``index``, one that it shares by name, or a fixed one (lr_mult 0).
 
-        ``shape``: as Caffe has it; ``stored``: as the graph takes it, with the same elements.
+        Args:
+            index: of the layer's blobs.
+            what: what it is, for its name.
+            shape: as Caffe has it.
+            stored: as the graph takes it, with the same elements; None: the same.
 
         Raises:
             BadInput: shared with a layer whose parameter has another shape.
@@ -198,7 +202,7 @@ class Site:
 
 # One tensor for each top; None for a top that is not made (and that nothing may read).
 Result = Tensor | list[Tensor | None]
-Translation = Callable[[Site], Result]
+Translation = Callable[[LayerCall], Result]
 LAYERS: dict[str, Translation] = {}
 # Types that memcli knows and does not translate, and why.
 REASONS: dict[str, str] = {

@@ -1,0 +1,1 @@
+"""Files of graphs of costs, for `memcli solve`."""

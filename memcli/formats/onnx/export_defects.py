@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from memcli.formats.onnx.file import OnnxFile
 from memcli.formats.onnx.roles import constant_tensor
 from memcli.formats.onnx.signature import metadata, module_class, module_of, signature_kinds
 from memcli.formats.onnx.tf_layers import is_tf2onnx, tf_layers, took_tf_batchnorm
+from memcli.formats.trained_file import Loss
 from memcli.quoting import first_of, shown
 
 LossKind = Literal[
@@ -23,6 +23,7 @@ LossKind = Literal[
     "batchnorm-inference",
     "dropout-inference",
     "parameters-folded",
+    "parameters-merged",
     "mxnet",
     "tensorflow-inference",
     "tensorflow-pieces",
@@ -55,15 +56,6 @@ _IN_PIECES: dict[LossKind, _InPieces] = {
     ),
     "tensorflow-dropout": _InPieces(("dropout",), "Dropout", "of TensorFlow in pieces"),
 }
-
-
-@dataclass(frozen=True)
-class Loss:
-    """One thing that is not in the file any more."""
-
-    kind: LossKind
-    nodes: list[str]  # unique names of the nodes where it shows; may be empty
-    text: str  # for the user, one line
 
 
 def losses(file: OnnxFile) -> list[Loss]:
@@ -125,13 +117,26 @@ def losses(file: OnnxFile) -> list[Loss]:
             )
         )
     swallowed = _swallowed(file, bool(folded))
+    merged, tied = _read_from_others(file, swallowed)
+    swallowed = [name for name in swallowed if name not in merged and name not in tied]
+    if merged:
+        found.append(
+            Loss(
+                "parameters-merged",
+                [],
+                f"{_count(merged, 'parameter')} of the module merged with others of the same "
+                f"initial value ({_some(merged)}): the file trains them as one; export with "
+                "torch.onnx.export(..., optimize=False) to keep them apart",
+            )
+        )
     if swallowed:
         found.append(
             Loss(
                 "parameters-folded",
                 [],
                 f"{_count(swallowed, 'parameter')} of the module folded into constants "
-                f"({_some(swallowed)}): not told from trained tensors, or gone",
+                f"({_some(swallowed)}): not told from trained tensors, or gone; export with "
+                "torch.onnx.export(..., optimize=False) to keep them",
             )
         )
     if file.graph.name == "mxnet_converted_model":
@@ -239,6 +244,41 @@ def _swallowed(file: OnnxFile, folded: bool) -> list[str]:
         modules |= {module_of(file.graph.node[position]) for position in folded_batchnorms(file)}
         missing = [name for name in missing if name.rpartition(".")[0] not in modules]
     return missing
+
+
+def _read_from_others(file: OnnxFile, missing: list[str]) -> tuple[list[str], list[str]]:
+    """Of parameters that the graph lacks, those whose module reads another module's in their place.
+
+    Returns:
+        Those that were merged, since they had one initial value throughout (biases of zeros); and
+        those that are tied in the module itself, which are random numbers.
+    """
+    noted = signature_kinds(file.graph)
+    values = {tensor.name: tensor for tensor in file.graph.initializer}
+    read: dict[str, set[str]] = {}
+    for node in file.graph.node:
+        module = module_of(node)
+        for name in node.input:
+            if noted.get(name) == "parameter" and name.rpartition(".")[0] != module:
+                read.setdefault(module, set()).add(name)
+    merged, tied = [], []
+    for name in missing:
+        module, _, last = name.rpartition(".")
+        alike = (n for n in read.get(module, ()) if n.rpartition(".")[2] == last)
+        others = [values[n] for n in alike if n in values]
+        if any(_is_uniform(tensor) for tensor in others):
+            merged.append(name)
+        elif others:
+            tied.append(name)
+    return merged, tied
+
+
+def _is_uniform(tensor: TensorProto) -> bool:
+    """Whether all elements are the same number, as far as they are at hand."""
+    if is_external(tensor):
+        return len(tensor.dims) == 1
+    array = np.asarray(tensor_array(tensor))
+    return bool(array.size) and bool((array == array.flat[0]).all())
 
 
 def _gammas_of_one(file: OnnxFile) -> list[str]:

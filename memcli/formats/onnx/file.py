@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 from memcli.errors import BadInput
-from memcli.formats.detect import Model, read_source
+from memcli.formats.detect import Model, ModelSource, read_source
+from memcli.formats.node_plan import NodePlan
 from memcli.formats.onnx.check import check_graph, check_texts, domain_of, impossible, subgraphs
 from memcli.formats.onnx.external import check_locations, external_tensors
 from memcli.formats.onnx.functions import with_functions_inlined
 from memcli.formats.onnx.hash import graph_sha256
-from memcli.formats.onnx.record import PLAN_KEY, OnnxPlan
+from memcli.formats.onnx.record import PLAN_KEY
 from memcli.formats.onnx.types import element_types
 from memcli.formats.onnx.value_inputs import with_values
+from memcli.formats.scopes import Scopes
+from memcli.formats.trained_file import Leaf, Loss, TensorValue, fitting_plan
 from memcli.quoting import shown, shown_path
 
 OLDEST_OPSET = 9
 _LARGEST_DIMENSION = 1 << 31
 _LARGEST_OPSET = (1 << 31) - 1  # that onnx's own library takes
-
-
-@dataclass(frozen=True)
-class TensorValue:
-    """A tensor that enters or leaves the graph."""
-
-    name: str
-    dtype: str  # numpy's name; bfloat16 and the like under ONNX's name in small letters
-    dims: tuple[int | str | None, ...] | None  # symbolic names, None for unnamed; None: no rank
 
 
 @dataclass
@@ -59,6 +54,8 @@ class OnnxFile:
     notes: ClassVar[Sequence[str]] = ()
     # Why it cannot be put into training mode; '' where it can.
     fixed_mode: ClassVar[str] = ""
+    # A size in the file may be the exporter's example.
+    fixed_sizes: ClassVar[bool] = False
 
     def unplanned(self) -> OnnxFile:
         """The same without the plan that it carries.
@@ -74,7 +71,7 @@ class OnnxFile:
         """In the format that the name of the output asks for."""
         return self
 
-    def write_planned(self, plan: OnnxPlan, out: str, *, overwrite: bool) -> list[str]:
+    def write_planned(self, plan: NodePlan, out: str, *, overwrite: bool) -> list[str]:
         """Writes the file with its plan, whole or not at all; what the user should know.
 
         Raises:
@@ -133,6 +130,77 @@ class OnnxFile:
         """The graph's outputs, in the file's order."""
         return [_value(value) for value in self.graph.output]
 
+    def operators(self) -> list[str]:
+        """The operator of each node; with its domain where that is not ONNX's own."""
+        return [
+            node.op_type if not domain_of(node) else f"{node.domain}.{node.op_type}"
+            for node in self.graph.node
+        ]
+
+    def node_outputs(self) -> list[list[str]]:
+        """Names of what each node gives."""
+        return [[name for name in node.output if name] for node in self.graph.node]
+
+    def leaves(self) -> dict[str, Leaf]:
+        """Every tensor that the file gives, by name, and what it is."""
+        from memcli.formats.onnx.roles import tensor_roles
+
+        return tensor_roles(self)
+
+    def losses(self) -> list[Loss]:
+        """What the file has lost of the network that it was exported from."""
+        from memcli.formats.onnx.export_defects import losses
+
+        return losses(self)
+
+    def scopes(self) -> Scopes:
+        """Where in the model that it was exported from each node stands."""
+        from memcli.formats.onnx.scopes import scopes_of
+
+        return scopes_of(self)
+
+    def as_training(self) -> tuple[OnnxFile, list[str]]:
+        """See :func:`memcli.formats.onnx.training.as_training`."""
+        from memcli.formats.onnx.training import as_training
+
+        return as_training(self)
+
+    def check_trainable(self, training: bool) -> None:
+        """Refuses random numbers drawn by what ONNX does not define.
+
+        Raises:
+            BadInput: which, and what puts Dropout in its place.
+        """
+        from memcli.formats.onnx.tf_layers import draws_undefined
+
+        undefined = draws_undefined(self.working)
+        if undefined:
+            raise BadInput(
+                f"{shown_path(self.path)}: draws random numbers with an operator of TensorFlow's, "
+                f"which ONNX does not define ({len(undefined)} nodes: {shown(undefined[0])}, ...)",
+                "--as-training puts Dropout in its place"
+                if not training
+                else "export the model with training=False, and plan it with --as-training",
+            )
+
+    def likely_size(self, dim: str, symbols: Mapping[str, int]) -> int | None:
+        """Nothing: a symbolic dimension of ONNX has a name alone."""
+        return None
+
+    def check_sizes(self, symbols: Mapping[str, int]) -> None:
+        """Nothing: any size may be."""
+
+    def base_sha256(self) -> str:
+        """Hash of the file's bytes without a plan."""
+        from memcli.formats.onnx.plan import unplanned_bytes
+
+        return hashlib.sha256(unplanned_bytes(self)).hexdigest()
+
+    def job(self, path: Path, *, values: bool) -> dict[str, Any]:
+        """Leaves the graph for an engine's process at ``path``; what it is to be told."""
+        path.write_bytes(self.working.SerializeToString())
+        return {"model": str(path)}
+
     @property
     def has_functions(self) -> bool:
         """Whether the graph's nodes are other ones than the file's: functions put in place."""
@@ -175,7 +243,7 @@ class OnnxFile:
         """Hash of the graph's structure, which metadata, names of nodes and weights leave alone."""
         return graph_sha256(self.graph, self.opsets)
 
-    def carried_plan(self) -> OnnxPlan | None:
+    def carried_plan(self) -> NodePlan | None:
         """The plan that the file carries, fitting or not; marks by the names it was made with.
 
         Raises:
@@ -185,9 +253,9 @@ class OnnxFile:
         where = f"{shown_path(self.path)}: {PLAN_KEY}"
         if len(texts) > 1:
             raise BadInput(f"{where}: is there {len(texts)} times", "plan the original again")
-        return OnnxPlan.from_text(texts[0], where) if texts else None
+        return NodePlan.from_text(texts[0], where) if texts else None
 
-    def plan(self) -> OnnxPlan | None:
+    def plan(self) -> NodePlan | None:
         """The plan that the file carries, with marks by this file's node names; None without one.
 
         A tool that renamed nodes does no harm: they are found by their first outputs.
@@ -195,16 +263,7 @@ class OnnxFile:
         Raises:
             BadInput: it carries one that cannot be understood, or that was made for another graph.
         """
-        plan = self.carried_plan()
-        if plan is None:
-            return None
-        if plan.graph_sha256 != self.graph_sha256():
-            raise BadInput(
-                f"{shown_path(self.path)}: the graph was changed after it was planned "
-                f"({plan.n_nodes} nodes then, {self.node_count} now)",
-                f"plan it again, or plan {shown_path(plan.original_name)} anew",
-            )
-        return plan.with_names(dict(zip(self.first_outputs(), self.node_names, strict=True)))
+        return fitting_plan(self)
 
     def first_outputs(self) -> list[str]:
         """The name of each node's first output; with the name of the node where it has none."""
@@ -226,6 +285,11 @@ def read_onnx(model: Model) -> OnnxFile:
     if source.format != "onnx":
         raise BadInput(f"{shown_path(source.path)}: is {source.format}, not ONNX")
     return parse_onnx(source.data, source.path, source.sha256)
+
+
+def read_planned_onnx(source: ModelSource, asked: object, as_planned: bool) -> OnnxFile:
+    """:func:`read_onnx`: the graph depends on no shapes that are asked for."""
+    return read_onnx(source)
 
 
 def parse_onnx(data: bytes, path: str | os.PathLike[str], sha256: str | None = None) -> OnnxFile:

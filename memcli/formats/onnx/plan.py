@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from memcli.errors import BadInput
 from memcli.formats.detect import LARGEST_FILE
+from memcli.formats.node_plan import NodePlan
 from memcli.formats.onnx.external import check_locations, data_folder, external_tensors
 from memcli.formats.onnx.file import OnnxFile
-from memcli.formats.onnx.record import MARK_KEY, MARKS, PLAN_KEY, OnnxPlan
+from memcli.formats.onnx.record import MARK_KEY, PLAN_KEY
 from memcli.formats.onnx.wire import with_metadata, without_metadata
 from memcli.formats.output import write_output
 from memcli.quoting import STANDARD, first_of, shown, shown_path
@@ -26,52 +26,7 @@ class Stripped:
     exact: bool  # byte for byte what the plan was put into
 
 
-def new_plan(
-    file: OnnxFile,
-    marks: Mapping[str, str],
-    *,
-    strategy: str,
-    shapes: Mapping[str, list[int]],
-    dtype: str,
-    environment: Mapping[str, str] | None = None,
-    as_training: list[str] | None = None,
-    memory: Mapping[str, int] | None = None,
-    recompute: Mapping[str, int | float] | None = None,
-    original_name: str | None = None,
-    device: str = "cpu",
-) -> OnnxPlan:
-    """A plan for ``file``: a mark for each of its nodes, by unique name.
-
-    Raises:
-        ValueError: a name that the file has not, or one without a mark, or an unknown mark.
-    """
-    if set(marks) != set(file.node_names):
-        odd = set(marks) ^ set(file.node_names)
-        raise ValueError(f"marks do not fit the nodes: {sorted(odd)[:5]}")
-    wrong = sorted(set(marks.values()) - set(MARKS))
-    if wrong:
-        raise ValueError(f"unknown marks: {wrong}")
-    outputs = dict(zip(file.node_names, file.first_outputs(), strict=True))
-    return OnnxPlan(
-        strategy=strategy,
-        shapes={name: list(shape) for name, shape in shapes.items()},
-        dtype=dtype,
-        environment=dict(environment or {}),
-        original_name=original_name or file.name,
-        original_sha256=file.sha256,
-        base_sha256=hashlib.sha256(_unplanned(file)).hexdigest(),
-        graph_sha256=file.graph_sha256(),
-        n_nodes=file.node_count,
-        marks={name: marks[name] for name in file.node_names},
-        outputs=outputs,
-        as_training=list(as_training or []),
-        memory=dict(memory or {}),
-        recompute=dict(recompute or {}),
-        device=device,
-    )
-
-
-def planned_bytes(file: OnnxFile, plan: OnnxPlan) -> bytes:
+def planned_bytes(file: OnnxFile, plan: NodePlan) -> bytes:
     """The file's bytes with ``plan`` in its metadata, and mirrored node by node.
 
     Nothing else changes; a plan that is there already is taken off first. Nodes that come from
@@ -80,7 +35,7 @@ def planned_bytes(file: OnnxFile, plan: OnnxPlan) -> bytes:
     Raises:
         BadInput: the result would be larger than an ONNX file can be.
     """
-    base = _unplanned(file)
+    base = unplanned_bytes(file)
     mirrored = {}
     if not file.has_functions:
         mirrored = {
@@ -99,7 +54,7 @@ def planned_bytes(file: OnnxFile, plan: OnnxPlan) -> bytes:
 
 
 def write_plan(
-    file: OnnxFile, plan: OnnxPlan, out: str | os.PathLike[str], *, overwrite: bool
+    file: OnnxFile, plan: NodePlan, out: str | os.PathLike[str], *, overwrite: bool
 ) -> list[str]:
     """Writes the planned file, whole or not at all. What the user should know of it is returned.
 
@@ -141,11 +96,11 @@ def strip_plan(file: OnnxFile) -> Stripped:
     plan = file.carried_plan()
     if plan is None:
         raise BadInput(f"{shown_path(file.path)}: carries no plan of memcli")
-    data = _unplanned(file)
+    data = unplanned_bytes(file)
     return Stripped(data, hashlib.sha256(data).hexdigest() == plan.base_sha256)
 
 
-def _unplanned(file: OnnxFile) -> bytes:
+def unplanned_bytes(file: OnnxFile) -> bytes:
     """The file's bytes, with a plan taken off where there is one."""
     carried = any(entry.key == PLAN_KEY for entry in file.model.metadata_props) or any(
         entry.key == MARK_KEY for node in file.model.graph.node for entry in node.metadata_props

@@ -28,7 +28,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
@@ -39,21 +38,7 @@ from memcli.formats.onnx.file import OnnxFile, dtype_name
 from memcli.formats.onnx.gradients import gradient_reached
 from memcli.formats.onnx.signature import SignatureKind, signature_kinds
 from memcli.formats.onnx.types import FLOATS
-
-Role = Literal["parameter", "state", "constant"]
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """A tensor that the file gives and no input changes."""
-
-    name: str
-    role: Role
-    dtype: str
-    shape: tuple[int, ...] | None  # None: a ConstantOfShape of a shape that is computed
-    node: int | None  # position of the Constant or ConstantOfShape node; None: an initializer
-    tied_to: str | None  # the leaf that it is the same tensor as, where there are several
-
+from memcli.formats.trained_file import Leaf, Role
 
 # Positions of weights among a layer's inputs.
 _WEIGHTS: dict[str, tuple[int, ...]] = {

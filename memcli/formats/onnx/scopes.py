@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
-from typing import Literal
 
 from onnx import NodeProto
 
 from memcli.formats.onnx.file import OnnxFile
 from memcli.formats.onnx.signature import class_names, scope_names
 from memcli.formats.onnx.tf_layers import is_tf2onnx
-
-Origin = Literal["torch", "tensorflow", "other"]
-Path = tuple[str, ...]
+from memcli.formats.scopes import Origin, Path, Scopes, dotted
 
 _LEGACY = re.compile(r"^(?:/[^/]+)*/[A-Z][A-Za-z]*(?:_\d+)?$")
 _CALLS = ("StatefulPartitionedCall", "PartitionedCall")
@@ -30,20 +26,6 @@ _OUTPUT = re.compile(r":\d+$")
 _MERGED = re.compile(r"^(?P<scope>.+)/[^/]+/merged_input:0$")
 # Names that tf2onnx makes up itself have no scope, but end so.
 _MADE_UP = re.compile(r"__\d+$")
-
-
-@dataclass(frozen=True)
-class Scopes:
-    """``paths``: of each node of the file, in order; empty where nothing is known of it.
-
-    ``called``: paths of modules that are called themselves (a list of modules is not).
-    ``sequences``: those that call their children one after the other, as far as the file says so.
-    """
-
-    origin: Origin
-    paths: list[Path]
-    called: frozenset[Path]
-    sequences: frozenset[Path]
 
 
 def scopes_of(file: OnnxFile) -> Scopes:
@@ -82,7 +64,7 @@ def scopes_of(file: OnnxFile) -> Scopes:
 
 
 def _dotted(names: list[str]) -> Path:
-    return tuple(part for name in names for part in name.partition("@")[0].split(".") if part)
+    return tuple(part for name in names for part in dotted(name))
 
 
 def _legacy(name: str) -> Path:

@@ -69,11 +69,19 @@ class SymbolNode:
 
     @property
     def is_variable(self) -> bool:
+        """Whether it is a variable (``null``): a parameter, an input or a state."""
         return self.op == "null"
 
 
 def checked_graph(raw: dict[str, Any], name: str) -> tuple[list[SymbolNode], list[Entry]]:
-    """(nodes, heads) of a whole symbol file; ``name`` begins each message.
+    """Check a whole symbol file.
+
+    Args:
+        raw: its content.
+        name: of the file; begins each message.
+
+    Returns:
+        Its nodes, and the heads: outputs of the graph.
 
     Raises:
         BadInput: with the place in the file and what is wrong there.
@@ -107,8 +115,15 @@ def attribute(node: dict[str, Any], key: str) -> str | None:
 def depth_first_order(
     nodes: list[SymbolNode], heads: list[Entry], control: dict[int, list[int]]
 ) -> tuple[list[int], int | None]:
-    """Positions in MXNet's own order (depth first from the heads, inputs before control
-    dependencies, nodes that no head needs left out), and a node on a cycle or None.
+    """Positions in MXNet's own order, and a node on a cycle or None.
+
+    Depth first from the heads, inputs before control dependencies, nodes that no head needs left
+    out.
+
+    Args:
+        nodes: of the file.
+        heads: outputs of the graph.
+        control: positions that a node waits for without reading them, by position.
     """
     state = bytearray(len(nodes))  # 0 new, 1 on the way down, 2 done
     order: list[int] = []
@@ -149,7 +164,7 @@ def _needs(nodes: list[SymbolNode], control: dict[int, list[int]], position: int
 def _graph(raw: Any, at: str, depth: int) -> tuple[list[SymbolNode], list[Entry]]:
     """``at`` is the prefix of places: 'x.json: ' or 'x.json: nodes[3].subgraphs[0].'."""
     if depth > _DEEPEST_SUBGRAPH:
-        raise BadInput(f"{at.split(': ')[0]}: subgraphs are nested {depth} deep")
+        raise BadInput(f"{at.split(': ', maxsplit=1)[0]}: subgraphs are nested {depth} deep")
     _expect(isinstance(raw, dict), at.rstrip(".: "), raw, "an object")
     _check_keys(raw, _TOP_KEYS, ("nodes", "arg_nodes", "heads"), at)
     _expect(isinstance(raw["nodes"], list), f"{at}nodes", raw["nodes"], "a list")

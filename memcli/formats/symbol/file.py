@@ -67,9 +67,12 @@ class SymbolFile:
     def from_bytes(
         cls, data: bytes, path: str | os.PathLike[str], sha256: str | None = None
     ) -> SymbolFile:
-        """As :meth:`read` on bytes at hand; ``path`` is for messages.
+        """As :meth:`read` on bytes at hand.
 
-        ``sha256`` where ``data`` is not what is stored on the disk (gzip taken off).
+        Args:
+            data: the content, gzip taken off.
+            path: for messages.
+            sha256: of what is stored on the disk, where that is not ``data``.
         """
         digest = sha256 or hashlib.sha256(data).hexdigest()
         name = shown_path(os.fspath(path))
@@ -144,11 +147,15 @@ class SymbolFile:
     ) -> bytes:
         """The file's JSON with exactly the nodes at positions ``mirrored`` marked.
 
-        Everything else stays as it was, key order included. With ``plan``, the first variable
-        that an output needs carries it, and nodes that had marks of their own remember them, so
-        that :meth:`stripped` brings them back. A plan that is there already is taken off first.
-        ``added``: by position, other attributes to give a node; what it has already stays.
-        ``replaced``: the same, in place of what it has.
+        Everything else stays as it was, key order included. With ``plan``, the first variable that
+        an output needs carries it, and nodes that had marks of their own remember them, so that
+        :meth:`stripped` brings them back. A plan that is there already is taken off first.
+
+        Args:
+            mirrored: positions of nodes to recompute.
+            plan: the plan.
+            added: by position, other attributes to give a node; what it has already stays.
+            replaced: the same, in place of what it has.
 
         Raises:
             ValueError: a position is not one of this file.
@@ -161,7 +168,7 @@ class SymbolFile:
         was_planned, renamed = self._has_plan(), self._is_current()
         nodes = []
         for position, raw in enumerate(self.raw["nodes"]):
-            node = _Tables(_unplanned(raw, was_planned, renamed))
+            node = _Tables(_without_plan(raw, was_planned, renamed))
             if plan is not None:
                 own = node.marks()
                 if own:
@@ -203,7 +210,7 @@ class SymbolFile:
             return self
         renamed = self._is_current()
         raw = undo(self.raw, shown_path(self.path))
-        nodes = [_unplanned(node, True, renamed) for node in raw["nodes"]]
+        nodes = [_without_plan(node, True, renamed) for node in raw["nodes"]]
         data = symbol_text({**raw, "nodes": nodes})
         return SymbolFile.from_bytes(data, self.path)
 
@@ -309,7 +316,7 @@ class _Tables:
             self._raw, self._copied = copied, True
 
 
-def _unplanned(raw: dict[str, Any], was_planned: bool, renamed: bool) -> dict[str, Any]:
+def _without_plan(raw: dict[str, Any], was_planned: bool, renamed: bool) -> dict[str, Any]:
     """One node without what memcli put there.
 
     ``was_planned``: the file has a plan, so that the marks in it are the plan's. ``renamed``: a
@@ -334,8 +341,10 @@ def _unplanned(raw: dict[str, Any], was_planned: bool, renamed: bool) -> dict[st
 
 
 def _added(text: str | None) -> list[tuple[str, tuple[str, str] | None]]:
-    """What ADDED_KEY holds: keys, each with the table and value that it had, if any; anything
-    else in it is passed over."""
+    """What ADDED_KEY holds: keys, each with the table and value that it had, if any.
+
+    Anything else in it is passed over.
+    """
     try:
         noted = json.loads(text) if text is not None else []
     except (ValueError, RecursionError):

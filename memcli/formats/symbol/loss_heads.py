@@ -34,9 +34,15 @@ def has_loss(raw: dict[str, Any]) -> bool:
 
 
 def add_loss_heads(raw: dict[str, Any]) -> int:
-    """Put a loss on every output of ``raw`` (changed in place); the number of heads added.
+    """Put a loss on every output of a symbol.
 
     Nodes are appended, so the positions of the graph's own nodes stay as they were.
+
+    Args:
+        raw: the symbol file's content; changed.
+
+    Returns:
+        The number of heads added.
     """
     nodes: list[dict[str, Any]] = raw["nodes"]
     heads = []

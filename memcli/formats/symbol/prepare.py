@@ -23,8 +23,10 @@ def _copied(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(table: dict[str, str]) -> dict[str, str]:
-    """A copy of an attribute table, blanks in place of control characters: MXNet tells of its
-    graph in lines, and what stands in an attribute should not look like one."""
+    """A copy of an attribute table, blanks in place of control characters.
+
+    MXNet tells of its graph in lines, and what stands in an attribute should not look like one.
+    """
     if all(value.isprintable() and key.isprintable() for key, value in table.items()):
         return dict(table)
     return {_CONTROL.sub(" ", k): _CONTROL.sub(" ", v) for k, v in table.items()}
@@ -35,10 +37,13 @@ def prepare(
 ) -> tuple[str, int]:
     """Symbol JSON text to bind, and the number of loss heads that were put on.
 
-    Node ``i`` is renamed to ``n{i}``: names repeat in real files and what an engine reports is
-    told apart by name. ``marked`` holds the positions to recompute; None keeps the file's own
-    marks. ``losses``: whether a graph without a loss gets one. Names do not enter MXNet's memory
-    plan.
+    Node ``i`` is renamed to ``n{i}``: names repeat in real files and what an engine reports is told
+    apart by name. Names do not enter MXNet's memory plan.
+
+    Args:
+        raw: the symbol file's content.
+        marked: positions to recompute; None keeps the file's own marks.
+        losses: whether a graph without a loss gets one.
     """
     # what is changed below is copied, and nothing else: graphs have tens of thousands of nodes
     raw = {**raw, "nodes": [_copied(node) for node in raw["nodes"]]}

@@ -68,7 +68,11 @@ class PlanRecord:
 
     @classmethod
     def from_text(cls, text: str, where: str = "plan record") -> PlanRecord:
-        """Reads what :meth:`to_text` wrote; keys that a later memcli may add are passed over.
+        """Read what :meth:`to_text` wrote; keys that a later memcli may add are passed over.
+
+        Args:
+            text: a JSON object.
+            where: the place that it is kept at, for messages.
 
         Raises:
             BadInput: not such a text; the message begins with ``where`` and names the field.

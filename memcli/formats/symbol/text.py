@@ -1,7 +1,7 @@
-"""The JSON dialect of MXNet's own reader, as text.
+r"""The JSON dialect of MXNet's own reader, as text.
 
 MXNet reads symbol files with a small JSON reader of its own, which differs from the standard:
-of the escapes it knows ``\\" \\\\ \\n \\r \\t`` and no others (a ``\\u00e9`` makes the load fail),
+of the escapes it knows ``\" \\ \n \r \t`` and no others (a ``\u00e9`` makes the load fail),
 control characters may stand in a string as they are, and what follows the graph is not looked at.
 """
 
@@ -28,7 +28,11 @@ _BROKEN_NUMBERS = re.compile(r"\[\n\s+(-?\d+(?:,\n\s+-?\d+)*)\n\s+\]")
 
 
 def parse_symbol_text(data: bytes, name: str) -> dict[str, Any]:
-    """The JSON object in ``data``; ``name`` (of the file) begins each message.
+    """Read a symbol's JSON as MXNet does.
+
+    Args:
+        data: the file's content.
+        name: of the file; begins each message.
 
     Raises:
         BadInput: not UTF-8, not JSON, an escape that MXNet does not know, or far too large.
@@ -69,9 +73,11 @@ def refuse_too_large(nodes: int, name: str) -> None:
 
 
 def symbol_text(value: dict[str, Any], *, indent: int | None = 2) -> bytes:
-    """``value`` as JSON that MXNet reads: UTF-8, no Unicode escapes.
+    """Write JSON that MXNet reads: UTF-8, no Unicode escapes.
 
-    ``indent`` in blanks; None: one line, in a fifth of the time.
+    Args:
+        value: the symbol's content.
+        indent: in blanks; None: one line, in a fifth of the time.
     """
     if indent is None:
         separators = (",", ":")

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 # <plan>
-# Scopes that run again together, by name: jax.named_scope, modules of Flax, layers of Keras.
+# Scopes that are recomputed together, by name: jax.named_scope, modules of Flax, layers of Keras.
 GROUPS: list[tuple[str, ...]] = []
 # Scopes that every group runs for itself, rather than hold on to what they make.
 REPEATED: tuple[str, ...] = ()
@@ -25,7 +25,7 @@ def recompute(
     groups: Sequence[Sequence[str]] | None = None,
     repeated: Sequence[str] | None = None,
 ) -> Callable[..., Any]:
-    """``function`` with what groups make dropped, and made again in the backward pass.
+    """``function`` with what groups make dropped, and recomputed in the backward pass.
 
     Give it the function that is differentiated: ``jax.grad(recompute(loss))``, under ``jax.jit``.
     Operations are told by the scopes in which they are written; those that no group names are left
@@ -108,8 +108,10 @@ class _Parts:
         return [known[v] for v in makes]
 
     def _take_in(self) -> None:
-        """Equations that no group names go into one that they stand within: between two of its own,
-        or where nothing is read before and nothing but it reads them."""
+        """Give equations that no group names to a group that they stand within.
+
+        Between two of its own, or where nothing is read before and nothing but it reads them.
+        """
         equations = self.jaxpr.eqns
         reads = [[self.maker[v] for v in eqn.invars if self._made(v)] for eqn in equations]
         count = len(equations)
@@ -184,8 +186,10 @@ class _Parts:
 
 
 def _assigned(scopes: Sequence[list[str]], names: Sequence[tuple[str, int]]) -> dict[int, Any]:
-    """{equation: number of the first name that is part of its scope}; a scope may have a number
-    more than its name, as Keras and Flax count calls."""
+    """The number of the first name that is part of an equation's scope, by equation.
+
+    A scope may have a number more than its name, as Keras and Flax count calls.
+    """
     found: dict[int, Any] = {}
     for shorten in (False, True):
         wanted: dict[tuple[str, ...], int] = {tuple(n.split("/")): g for n, g in names}

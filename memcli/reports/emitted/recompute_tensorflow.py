@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 # <plan>
-# Layers that run again together, by name; in a model within the model: "inner/layer".
+# Layers that are recomputed together, by name; in a model within the model: "inner/layer".
 GROUPS: list[tuple[str, ...]] = []
 # Layers that every group runs for itself, rather than hold on to what they make.
 REPEATED: tuple[str, ...] = ()
@@ -21,8 +21,9 @@ def recompute(
     groups: Sequence[Sequence[str]] | None = None,
     repeated: Sequence[str] | None = None,
 ) -> keras.Model:
-    """A model of the same layers and weights that drops what groups make, and runs them again in
-    the backward pass. Compile and fit it; save and load ``model``, which learns with it.
+    """A model of the same layers and weights that recomputes groups in the backward pass.
+
+    Compile and fit it; save and load ``model``, which learns with it.
 
     BatchNorm's statistics are updated once, and Dropout draws the same masks again. A functional or
     sequential model can have any groups. Of another one, layers are wrapped one by one (in place),
@@ -47,10 +48,12 @@ def recompute(
 
 
 def together(layers: Sequence[keras.layers.Layer], function: Callable[..., Any]) -> Any:
-    """``function`` with everything that it makes dropped, and made again when it is asked for.
+    """``function`` with everything that it makes dropped, and recomputed when it is asked for.
 
-    ``layers``: those that it calls. Their statistics and seeds are read before and written after,
-    outside of what runs twice.
+    Args:
+        layers: those that it calls. Their statistics and seeds are read before and written after,
+            outside of what runs twice.
+        function: calls layers on its arguments.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -217,8 +220,10 @@ class _Plan:
         return {self._number(name): g for g, group in enumerate(groups) for name in group}
 
     def _take_in(self, of: dict[int, int]) -> None:
-        """Layers that no group names and that stand between two of one go into it: an export may
-        have lost them, as it loses Dropout."""
+        """Give layers that no group names, and that stand between two of one, to that group.
+
+        An export may have lost them, as it loses Dropout.
+        """
         reads = [
             [self.maker[t] for t in map(self.same, node.input_tensors) if t in self.maker]
             for node in self.nodes

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import (
 )
 
 # <plan>
-# Modules that run again together, by name: one, or children of one nn.Sequential in a row.
+# Modules that are recomputed together, by name: one, or children of one nn.Sequential in a row.
 GROUPS: list[tuple[str, ...]] = []
 # What stays all the same: {first module of a group: {kind: which of its calls, from 0}}.
 SAVED: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -38,7 +38,7 @@ def recompute(
     groups: Sequence[Sequence[str]] | None = None,
     saved: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
 ) -> nn.Module:
-    """Makes ``model`` drop what groups make, and run them again in the backward pass; the model.
+    """Makes ``model`` drop what groups make, and recompute it in the backward pass; the model.
 
     Parameters, buffers and their names stay; BatchNorm's statistics are updated once, and Dropout
     draws the same masks again. Without gradients nothing is wrapped. ``torch.compile`` comes after.

@@ -1,0 +1,1 @@
+"""Techniques of systems before memcli, as they were published."""

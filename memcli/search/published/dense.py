@@ -31,7 +31,7 @@ def dense_blocks(search: Search, strategy: str) -> DenseBlocks:
 
 
 def module(graph: TrainingGraph, node: int) -> Behaviour:
-    """What kind of module an operator is."""
+    """What kind of module, by :mod:`memcli.frameworks.behaviour`, an operator is."""
     return behaviour_of(graph.op(node), graph.kinds[graph.kind[node]].attrs)
 
 
@@ -49,12 +49,19 @@ def normalised_heads(graph: TrainingGraph, layer: DenseLayer) -> set[int]:
 def consider_dropped(
     search: Search, strategy: str, dropped: Iterable[int], concats: Iterable[int] = ()
 ) -> None:
-    """Consider the plans that run ``dropped`` and ``concats`` again and keep all else.
+    """Consider the plans that recompute ``dropped`` and ``concats`` and keep all else.
 
     In PyTorch that is one plan; where Concats are made of Concats that go as well, there is one
     more, which makes them anew at each need, so that no chain of them is held. In MXNet, where the
     gradient of what is kept reads the original inputs, readers of what goes get save barriers
-    (:meth:`Search.kept_mark`): they run again for themselves, a bottleneck's convolution included.
+    (:meth:`Search.kept_mark`): they are recomputed for themselves, a bottleneck's convolution
+    included.
+
+    Args:
+        search: the search on a graph.
+        strategy: whose plans they are.
+        dropped: forward nodes.
+        concats: forward nodes, Concats that can be put together anew.
     """
     graph = search.graph
     gone = {*dropped, *concats}

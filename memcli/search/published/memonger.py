@@ -19,7 +19,7 @@ NAME = "memonger"
 
 
 def classic_rows(search: Search) -> list[ClassicRow]:
-    """The graph's internal outputs as the classic pass reads them."""
+    """The graph's internal outputs, in depth-first order, as the classic pass reads them."""
     graph = search.graph
     rows = []
     for position, _, elements in graph.internals.tolist():
@@ -58,9 +58,9 @@ def _translate(search: Search, found: ClassicPass) -> tuple[Flags, list[list[int
     graph = search.graph
     node_of = graph.node_of_position()
     flags = np.zeros(graph.n_forward, np.uint8)
-    for position, again in found.mark.items():
+    for position, recomputed in found.mark.items():
         place = graph.alias.get(position, position)
-        if again and place in node_of:
+        if recomputed and place in node_of:
             flags[node_of[place]] = 1
     cuts = []
     for kept in found.kept:

@@ -1,4 +1,4 @@
-"""``recompute-grad``: every dense layer runs again as a whole, as TensorFlow's DenseNet does.
+"""``recompute-grad``: every dense layer is recomputed as a whole, as TensorFlow's DenseNet does.
 
 Source: joeyearsley/efficient_densenet_tensorflow, ``models/densenet_creator.py``:
 ``tf.contrib.layers.recompute_grad`` around each layer, from its BatchNorm to its last convolution.

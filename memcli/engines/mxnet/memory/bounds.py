@@ -36,37 +36,33 @@ BUDGET_SECONDS = 20.0
 
 
 @dataclass
-class Bound:
-    """A proof. ``bytes``: no plan's pool is less. ``flags``: a plan of the solver's, or None.
-
-    ``complete``: whether the search behind it came to its end within the time.
-    """
+class PoolBound:
+    """A proof. ``bytes``: no plan's pool is less. ``flags``: a plan of the solver's, or None."""
 
     bytes: int
     source: str  # sizes, program, relaxed program, all plans
     flags: Flags | None = None
-    complete: bool = True
 
 
 def _solved(
     graph: TrainingGraph, facts: Lifetimes, model: MXNetModel, time_limit: float, ceiling: int
-) -> Bound:
+) -> PoolBound:
     """The bound of the program, whole or relaxed as the graph's size allows."""
     nodes = int(graph.can_recompute.sum())
     if nodes > MEDIUM or not facts.sound or not nodes or time_limit <= 0:
-        return Bound(0, "program", None, False)
+        return PoolBound(0, "program")
     found = all_plans(graph, model)
     if found is not None:
-        return Bound(found.needed_bytes, "all plans", found.needed_flags)
+        return PoolBound(found.needed_bytes, "all plans", found.needed_flags)
     ends = ends_of_bands(facts, _BANDS)
     if nodes <= SMALL:
         built = program.build(graph, facts, ceiling, ends=ends)
         done = program_solver.solve(built, graph.n_forward, time_limit=time_limit, relaxed=False)
-        return Bound(done.bound_bytes, "program", done.flags, done.finished)
+        return PoolBound(done.bound_bytes, "program", done.flags)
     most = max(4, _STEPS_TIMES_NODES // nodes)
     built = program.build(graph, facts, ceiling, most_steps=most, ends=ends)
     done = program_solver.solve(built, graph.n_forward, time_limit=time_limit, relaxed=True)
-    return Bound(done.bound_bytes, "relaxed program", done.flags, done.finished)
+    return PoolBound(done.bound_bytes, "relaxed program", done.flags)
 
 
 def _some_pool(model: MXNetModel) -> int:
@@ -76,13 +72,19 @@ def _some_pool(model: MXNetModel) -> int:
 
 def program_bound(
     graph: TrainingGraph, model: MXNetModel, time_limit: float = 20.0, ceiling: int | None = None
-) -> Bound:
-    """The dual bound of :mod:`memcli.engines.mxnet.memory.integer_bound`, or of all plans where
-    they can be tried.
+) -> PoolBound:
+    """The dual bound of the integer program, or of all plans where they can be tried.
 
-    ``time_limit`` in seconds, for the solver; ``ceiling`` in bytes: the pool of the best plan
-    known, the empty plan's where not given; a good one helps. 0 bytes for graphs of more than
-    some hundred operators, for which the program is too large.
+    See :mod:`memcli.engines.mxnet.memory.integer_bound`.
+
+    Args:
+        graph: the joint graph.
+        model: of the same graph.
+        time_limit: seconds, for the solver.
+        ceiling: bytes, the pool of the best plan known; None: the empty plan's. A low one helps.
+
+    Returns:
+        0 bytes for graphs of more than some hundred operators, for which the program is too large.
     """
     facts = lifetimes(graph)
     top = _some_pool(model) if ceiling is None else ceiling
@@ -91,15 +93,20 @@ def program_bound(
 
 def best_lower_bound(
     graph: TrainingGraph, model: MXNetModel, time_limit: float = 0.0, ceiling: int | None = None
-) -> Bound:
-    """The largest of all bounds.
+) -> PoolBound:
+    """The largest of all bounds of every plan's pool.
 
-    Of sizes always (two seconds at 50,000 nodes), of the program where ``time_limit`` gives it
-    seconds; ``ceiling`` as in :func:`program_bound`.
+    The bound of sizes always (two seconds at 50,000 nodes); the program's where it gets time.
+
+    Args:
+        graph: the joint graph.
+        model: of the same graph.
+        time_limit: seconds, for the program.
+        ceiling: as in :func:`program_bound`.
     """
     started = time.monotonic()
     facts = lifetimes(graph)
-    best = Bound(pool_bound(graph, facts), "sizes")
+    best = PoolBound(pool_bound(graph, facts), "sizes")
     top = _some_pool(model) if ceiling is None else ceiling
     if time_limit > 0 and best.bytes < top:
         left = time_limit - (time.monotonic() - started)
@@ -143,14 +150,22 @@ def recompute_bound(
     most_nodes: int = _MOST_BUDGETED,
     time_limit: float = BUDGET_SECONDS,
 ) -> float:
-    """FLOPs that every plan whose pool fits ``budget`` bytes runs again at least.
+    """FLOPs that every plan whose pool fits ``budget`` bytes recomputes at least.
 
     Of the program (:mod:`memcli.engines.mxnet.memory.integer_bound`), on graphs of more than some
     sixty operators relaxed and at few moments: the end of the forward pass, when all that is kept
     is there, and the one in the backward pass that leaves the least room for it; on graphs of some
-    hundred operators the ones in each band of sizes as well. ``time_limit`` in seconds, for the
-    solver. 0 where nothing is proven: on graphs of more than ``most_nodes`` operators that may run
-    again, and where all fits.
+    hundred operators the ones in each band of sizes as well.
+
+    Args:
+        graph: the joint graph.
+        model: of the same graph.
+        budget: bytes of the pool.
+        most_nodes: operators that may be recomputed up to which it is tried.
+        time_limit: seconds, for the solver.
+
+    Returns:
+        0 where nothing is proven: on larger graphs, and where all fits.
     """
     nodes = int(graph.can_recompute.sum())
     if not 0 < nodes <= most_nodes or _some_pool(model) <= budget:
@@ -175,9 +190,9 @@ def recompute_bound(
 
 
 def _narrowest(graph: TrainingGraph, facts: Lifetimes, budget: int) -> int:
-    """The place in the backward pass at which the smallest part of what was saved can be there.
+    """The place in the backward pass at which the smallest part of what is kept can be there.
 
-    Gradients take more room as the pass goes on, and less of what was saved is still to be read.
+    Gradients take more room as the pass goes on, and less of what is kept is still to be read.
     """
     reader = np.repeat(np.arange(graph.n_nodes), np.diff(graph.in_ptr))
     at = facts.place[reader]

@@ -1,9 +1,9 @@
 """What is alive at the moment of the live peak, tensor by tensor.
 
 The pool's allocation (:func:`memcli.engines.mxnet.memory.pool.allocate`) tells the most bytes that
-are alive at once; here the same run is walked again, with the same counts of readers and the same
-sharing of blocks, to say which tensors those bytes are. Bytes are of true element sizes, so that
-they add up to :attr:`memcli.engines.mxnet.memory.model.Cost.live_peak_bytes` exactly.
+are alive at once; here the same run is walked once more, with the same counts of readers and the
+same sharing of blocks, to say which tensors those bytes are. Bytes are of true element sizes, so
+that they add up to :attr:`memcli.engines.mxnet.memory.model.Cost.live_peak_bytes` exactly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from memcli.results.live_peak import FEATURE_MAPS, GRADIENTS, RECOMPUTED, LivePe
 
 
 def forward_op(graph: TrainingGraph, node: int) -> str:
-    """The operator that a node belongs to: its own, or that whose gradient it is."""
+    """The name of the operator that a node belongs to: its own, or that whose gradient it is."""
     owner = int(graph.owner[node])
     return graph.op(owner if node >= graph.n_forward and owner >= 0 else node)
 
@@ -130,12 +130,19 @@ class _Walk:
 def live_at_peak(
     model: MXNetModel, flags: Flags, match_range: int = DEFAULT_MATCH_RANGE
 ) -> LivePeak:
-    """The tensors alive when most bytes are, under the plan ``flags`` (over forward nodes).
+    """The tensors alive when most bytes are, under a plan.
 
-    Blocks that the plan reserves hold nothing; what lives in them later is what is told. Sizes add
-    up to ``model.evaluate(flags, (match_range,)).live_peak_bytes``. Tensors that
-    share a block (in-place operators, views) count once, as what the block holds at that moment:
-    the tensor written last, where a view does not count as writing.
+    Blocks that the plan reserves hold nothing; what lives in them later is what is told. Tensors
+    that share a block (in-place operators, views) count once, as what the block holds at that
+    moment: the tensor written last, where a view does not count as writing.
+
+    Args:
+        model: of the joint graph.
+        flags: over forward nodes, the plan's marks.
+        match_range: MXNet's ``NNVM_EXEC_MATCH_RANGE``.
+
+    Returns:
+        Sizes in bytes, which add up to ``model.evaluate(flags, (match_range,)).live_peak_bytes``.
     """
     model = model.without_reserved_blocks
     graph = model.graph

@@ -13,7 +13,7 @@ _TRUE = ("True", "true", "1")
 
 
 def kept_by_operators(graph: TrainingGraph) -> dict[int, int]:
-    """Bytes that operators keep from their forward pass on, by forward node."""
+    """Bytes that operators keep of their own from their forward pass on, by forward node."""
     return {v: _recurrent_bytes(graph, v) for v in range(graph.n_forward) if graph.op(v) == "RNN"}
 
 

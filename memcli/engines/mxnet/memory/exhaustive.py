@@ -9,7 +9,7 @@ import numpy as np
 from memcli.compiled import compiled
 from memcli.engines.mxnet.memory.model import MXNetModel
 from memcli.engines.mxnet.memory.pool_kernel import ANY, NOTHING, fill, trace
-from memcli.engines.mxnet.memory.pool_layout import layout, scratch
+from memcli.engines.mxnet.memory.pool_layout import layout_of, scratch
 from memcli.graph.cost import DEFAULT_MATCH_RANGE
 from memcli.graph.training import Flags, TrainingGraph
 
@@ -29,15 +29,15 @@ class Least:
 
 
 @compiled
-def _enumerate(lay, s, nodes, choices, match_range, live_flags, pool_flags, needed_flags):
+def _enumerate(layout, s, nodes, choices, match_range, live_flags, pool_flags, needed_flags):
     """Count through all marks of ``nodes``; ``choices[k]`` marks are open to ``nodes[k]``."""
-    flags = np.zeros(lay.n_forward, np.uint8)
+    flags = np.zeros(layout.n_forward, np.uint8)
     least_live = np.int64(-1)
     least_pool = np.int64(-1)
     least_needed = np.int64(-1)
     while True:
-        steps = trace(lay, s, flags)[0]
-        _, pool, live, needed = fill(lay, s, flags, steps, match_range, ANY, True, NOTHING)
+        steps = trace(layout, s, flags)[0]
+        _, pool, live, needed = fill(layout, s, flags, steps, match_range, ANY, True, NOTHING)
         needed = max(live, needed)
         if least_live < 0 or live < least_live:
             least_live = live
@@ -60,13 +60,21 @@ def _enumerate(lay, s, nodes, choices, match_range, live_flags, pool_flags, need
 
 
 def all_plans(graph: TrainingGraph, model: MXNetModel) -> Least | None:
-    """The least live peak, pool, and need of any pool, of all plans; None for too many plans."""
+    """The least that any plan takes, by trying all of them.
+
+    Args:
+        graph: the joint graph.
+        model: of the same graph.
+
+    Returns:
+        The least live peak, pool, and need of any pool, bytes; None where there are too many plans.
+    """
     nodes = np.flatnonzero(graph.can_recompute & model.markable)
     choices = np.where(graph.can_barrier[nodes] == 1, 3, 2)
     if float(np.log(choices).sum() + np.log(max(1, graph.n_nodes))) > np.log(_MOST_STEPS):
         return None
-    lay = layout(graph)
+    layout = layout_of(graph)
     flags = model.none(), model.none(), model.none()
-    least = _enumerate(lay, scratch(lay), nodes, choices, DEFAULT_MATCH_RANGE, *flags)
+    least = _enumerate(layout, scratch(layout), nodes, choices, DEFAULT_MATCH_RANGE, *flags)
     live, pool, needed = map(int, least)
     return Least(live, flags[0], pool, flags[1], needed, flags[2])

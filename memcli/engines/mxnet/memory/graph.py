@@ -27,7 +27,12 @@ _STATE_SAFE = frozenset({"BatchNorm", "BatchNorm_v1", "_contrib_SyncBatchNorm"})
 
 
 def can_recompute(op: str, attrs: Mapping[str, str]) -> bool:
-    """Whether MXNet gets the same numbers, and the same states, when it runs the node twice."""
+    """Whether MXNet gets the same numbers, and the same states, when it runs the node twice.
+
+    Args:
+        op: the operator's name.
+        attrs: its attributes, as the file spells them.
+    """
     if op in NEVER_RECOMPUTED or table.draws_random(op, attrs):
         return False
     if op in table.STATE_IN_FORWARD:
@@ -83,6 +88,10 @@ def fails_unread(op: str, attrs: Mapping[str, str]) -> bool:
 
     Convolution does not with oneDNN or cuDNN in float32; its plain kernel and the depthwise one
     of GPUs do.
+
+    Args:
+        op: the operator's name.
+        attrs: its attributes, as the file spells them.
     """
     if op == "Convolution":
         return attrs.get("num_group", "1") != "1" and attrs.get("num_group") == attrs.get(
@@ -92,7 +101,13 @@ def fails_unread(op: str, attrs: Mapping[str, str]) -> bool:
 
 
 def build(result: Mapping[str, Any], arrays_path: Path, raw: Mapping[str, Any]) -> TrainingGraph:
-    """The graph of one analysis job; ``raw`` is the content of the symbol's file."""
+    """The joint graph that an analysis job found.
+
+    Args:
+        result: what the job returned.
+        arrays_path: the file of its arrays (``.npz``).
+        raw: the content of the symbol's file.
+    """
     names = [node["name"] for node in raw["nodes"]]
     with np.load(arrays_path) as stored:
         a = {key: stored[key] for key in stored.files}
@@ -198,8 +213,10 @@ def build(result: Mapping[str, Any], arrays_path: Path, raw: Mapping[str, Any]) 
 
 
 def _reads_the_rest(graph: TrainingGraph) -> Flags:
-    """Over forward nodes: 1 where a gradient reads other outputs of a node than its first, which
-    the node may not make if nobody reads that."""
+    """Over forward nodes: 1 where a gradient reads other outputs of a node than its first.
+
+    The node may not make those if nobody reads the first.
+    """
     at = graph.reads_of_own()
     nodes = graph.in_node[at]
     rest = (graph.in_entry[at] > graph.first[nodes]) & (graph.in_ignored[at] == 0)

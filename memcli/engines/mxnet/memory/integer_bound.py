@@ -3,12 +3,12 @@
 The form follows Jain et al., "Checkmate: Breaking the Memory Wall with Optimal Tensor
 Rematerialization", MLSys 2020, arXiv 1910.02653 (0/1 variables for what is computed and what is
 alive at each step, the peak as an inequality for each step), but under MXNet's rules: a node is
-run again at most once, and when is not free but follows from the marks.
+recomputed at most once, and when is not free but follows from the marks.
 
 Steps are backward nodes in their order, which no plan changes (:mod:`memcli.graph.lifetimes`).
 Variables, of forward node ``f``, its output ``e`` and step ``s``:
 
-- ``again[f]``, ``barrier[f]``: the mark, 0 or 1, not both; ``marked = again + barrier``
+- ``recomputed[f]``, ``barrier[f]``: the mark, 0 or 1, not both; ``marked = recomputed + barrier``
 - ``run[f, s]``: the copy of ``f`` has been run when step ``s`` runs
 - ``original[e, s]``, ``copy[e, s]``: is there while step ``s`` runs
 - ``peak[b]`` of each band of sizes (:mod:`memcli.engines.mxnet.memory.size_bands`), the sum of
@@ -18,14 +18,14 @@ Constraints, from ``mapped`` of :mod:`memcli.engines.mxnet.memory.pool`:
 
 1. A gradient of ``h`` waits for the copy of ``f``: for its own if ``h`` is marked, for another's
    if ``h`` is marked and ``f`` is AGAIN. A copy waits for the copies of what it reads if these are
-   AGAIN. ``run`` never falls; nothing unmarked runs again, nothing runs that nobody waits for.
+   AGAIN. ``run`` never falls; nothing unmarked is recomputed, nothing runs that nobody waits for.
 2. A later gradient of ``h`` reads the copy if ``h`` is marked and ``f`` is AGAIN (or ``h = f``),
    else the original; a copy that has not run yet reads the copy of ``f`` if that is AGAIN, else
    the original. What is to be read is there.
 3. At each step, and at each forward node, what is there weighs in band ``b`` at most ``peak[b]``.
 4. What is read after a step, by a gradient or by a copy, is there as the original or as the copy,
    or its node's copy runs between the two. Whole marks obey this by rules 1 and 2, which relaxed
-   ones can keep by halves: half of a tensor there, half of its node run again, nothing read of
+   ones can keep by halves: half of a tensor there, half of its node recomputed, nothing read of
    what both were made from.
 
 Every plan gives a feasible point whose ``peak`` is at most the plan's own: tensors that may share
@@ -67,13 +67,18 @@ class Rows:
     low: list[float] = field(default_factory=list)
 
     def column(self, upper: float = 1.0, *, whole: bool = False) -> int:
-        """A new variable between 0 and ``upper``."""
+        """A new variable between 0 and ``upper``; its number.
+
+        Args:
+            upper: of its range.
+            whole: integers alone.
+        """
         self.upper.append(upper)
         self.whole.append(whole)
         return len(self.upper) - 1
 
     def at_least(self, terms: Terms, low: float) -> None:
-        """The sum of ``terms`` (column to coefficient) is at least ``low``."""
+        """A new row: the sum of ``terms`` (column to coefficient) is at least ``low``."""
         reach = sum(min(0.0, c * self.upper[k]) for k, c in terms.items())
         if reach >= low:
             return
@@ -84,7 +89,7 @@ class Rows:
 
 
 @dataclass
-class Program:
+class PoolProgram:
     """The program of a graph over some of its steps. Sizes are in units of ``unit`` bytes."""
 
     rows: Rows
@@ -92,7 +97,7 @@ class Program:
     grain: int  # bytes of which every size is a multiple
     peaks: list[int]  # columns, one for each band of sizes; their sum is what a plan takes
     ceiling: float  # of that sum
-    again: dict[int, int]  # forward node -> column
+    recomputed: dict[int, int]  # forward node -> column
     barrier: dict[int, int]
     ran: dict[int, int]  # forward node -> column: its copy has run by the last step
 
@@ -134,7 +139,7 @@ class Builder:
         if self.steps[-1] != len(facts.order) - 1:
             self.steps.append(len(facts.order) - 1)
         self.nodes = np.flatnonzero(graph.can_recompute).tolist()
-        self.again = {v: self.rows.column(whole=True) for v in self.nodes}
+        self.recomputed = {v: self.rows.column(whole=True) for v in self.nodes}
         self.barrier = {v: self.rows.column(whole=True) for v in self.nodes if graph.can_barrier[v]}
         self.run: dict[tuple[int, int], int] = {}
         self._collect()
@@ -155,11 +160,11 @@ class Builder:
             waits = [int(u) for u in g.in_node[g.in_ptr[v] : g.in_ptr[v + 1]]]
             waits += [int(u) for u in g.dep_node[g.dep_ptr[v] : g.dep_ptr[v + 1]]]
             for u in waits:
-                if u not in self.again:
+                if u not in self.recomputed:
                     continue
                 if v < g.n_forward:
                     self.waits[v].add(u)
-                elif holder in self.again:
+                elif holder in self.recomputed:
                     key = (u, holder)
                     self.trigger[key] = min(at, self.trigger.get(key, at))
             for i in range(int(g.in_ptr[v]), int(g.in_ptr[v + 1])):
@@ -176,7 +181,7 @@ class Builder:
 
     def marked(self, terms: Terms, node: int, factor: float) -> None:
         """Add ``factor * marked[node]``; nothing for a node that is always kept."""
-        _add(terms, self.again.get(node), factor)
+        _add(terms, self.recomputed.get(node), factor)
         _add(terms, self.barrier.get(node), factor)
 
     def ran(self, terms: Terms, node: int, step: int, factor: float) -> None:
@@ -193,7 +198,7 @@ class Builder:
         consumers: dict[int, list[int]] = defaultdict(list)
         for v, sources in self.waits.items():
             for u in sources:
-                if v in self.again:
+                if v in self.recomputed:
                     consumers[u].append(v)
         first: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for (u, holder), place in self.trigger.items():
@@ -209,7 +214,7 @@ class Builder:
                     self.rows.at_least(terms, 0.0)
                 terms = {}
                 self.ran(terms, v, s, -1.0)
-                _add(terms, self.again[v], 1.0)
+                _add(terms, self.recomputed[v], 1.0)
                 if s >= own:
                     _add(terms, self.barrier.get(v), 1.0)
                 self.rows.at_least(terms, 0.0)
@@ -229,14 +234,14 @@ class Builder:
                 if holder == v:
                     self.rows.at_least(terms, 0.0)
                 else:
-                    _add(terms, self.again[v], -1.0)
+                    _add(terms, self.recomputed[v], -1.0)
                     self.rows.at_least(terms, -1.0)
             for g in consumers[v]:
                 for s in range(1, last + 1):
                     terms = {}
                     self.ran(terms, v, s, 1.0)
                     self.ran(terms, g, s, -1.0)
-                    _add(terms, self.again[v], -1.0)
+                    _add(terms, self.recomputed[v], -1.0)
                     self.rows.at_least(terms, -1.0)
 
     def _negated_marks(self, v: int) -> Terms:
@@ -259,20 +264,20 @@ class Builder:
                 self.marked(terms, f, 1.0)
                 rows.append((terms, 1.0))
                 continue
-            if holder in self.again:
+            if holder in self.recomputed:
                 self.marked(terms, holder, 1.0)
             rows.append((terms, 1.0))
             plain = True
         if plain:
             terms = {}
-            _add(terms, self.again.get(f), 1.0)
+            _add(terms, self.recomputed.get(f), 1.0)
             rows.append((terms, 1.0))
         for g in self.readers.get(e, ()):
-            if g in self.again:
+            if g in self.recomputed:
                 terms = {}
                 self.ran(terms, g, last, -1.0)
                 self.ran(terms, g, step, 1.0)
-                _add(terms, self.again.get(f), 1.0)
+                _add(terms, self.recomputed.get(f), 1.0)
                 rows.append((terms, 0.0))
         return rows
 
@@ -282,10 +287,10 @@ class Builder:
         place = self.steps[step]
         last = len(self.steps) - 1
         rows: list[tuple[Terms, float]] = []
-        if f not in self.again or step == 0:
+        if f not in self.recomputed or step == 0:
             return rows
         for holder, until in self.reads.get(e, {}).items():
-            if until < place or (holder != f and holder not in self.again):
+            if until < place or (holder != f and holder not in self.recomputed):
                 continue
             terms: Terms = {}
             self.ran(terms, f, step, -1.0)
@@ -296,7 +301,7 @@ class Builder:
             _add(terms, self.barrier.get(f), 1.0)
             rows.append((terms, -1.0))
         for g in self.readers.get(e, ()):
-            if g in self.again:
+            if g in self.recomputed:
                 terms = {}
                 self.ran(terms, f, step, -1.0)
                 _add(terms, self.barrier.get(f), 1.0)
@@ -306,7 +311,16 @@ class Builder:
         return rows
 
     def held(self, rows: list[tuple[Terms, float]], column: int | None = None) -> int | None:
-        """A column that is at least what all rows ask for; ``column`` where there is one."""
+        """A column that is at least what all rows ask for.
+
+        Args:
+            rows: terms and the least that the column has to be with them added.
+            column: the column, where there is one already; None: a new one, if any row asks for
+                one.
+
+        Returns:
+            Its number; None where there is no column.
+        """
         for terms, low in rows:
             if column is None:
                 column = self.rows.column()
@@ -394,7 +408,7 @@ class Builder:
                     self.ran(terms, f, last, 1.0)
                     self.rows.at_least(terms, 1.0)
                 for g in self.readers.get(e, ()):
-                    if g not in self.again:
+                    if g not in self.recomputed:
                         continue
                     for until in {min(step + 1, last), last} - {step}:
                         terms = dict(source)
@@ -410,8 +424,11 @@ class Builder:
         members: dict[int, list[int]],
         columns: dict[int, tuple[int | None, int | None]],
     ) -> None:
-        """Rule 3 while copies run before ``step``: what is there all the while, what the copy
-        makes, and what it reads. Classes of several tensors count as what is there alone."""
+        """Add rule 3 while copies run before ``step``.
+
+        What is there all the while, what the copy makes, and what it reads. Classes of several
+        tensors count as what is there alone.
+        """
         g, facts = self.graph, self.facts
         place = self.steps[step]
         passing = [
@@ -474,25 +491,27 @@ class Builder:
                 self.rows.at_least(terms, 0.0)
 
     def _add_paths(self) -> None:
-        """Columns that are 1 where AGAIN nodes alone lead from ``g`` to ``f``: the copy of ``g``
-        runs before that of ``f``. Left out of larger programs."""
+        """Add columns that are 1 where AGAIN nodes alone lead from ``g`` to ``f``.
+
+        The copy of ``g`` then runs before that of ``f``. Left out of larger programs.
+        """
         self.above: dict[int, dict[int, int]] = {}
         sources: dict[int, set[int]] = {}
         for f in self.nodes:
-            direct = {u for u in self.waits[f] if u in self.again}
+            direct = {u for u in self.waits[f] if u in self.recomputed}
             sources[f] = direct.union(*(sources[u] for u in direct))
         if sum(map(len, sources.values())) * len(self.steps) > _MOST_PATHS:
             return
         for f in self.nodes:
             self.above[f] = {}
             for u in self.waits[f]:
-                if u not in self.again:
+                if u not in self.recomputed:
                     continue
                 for above in (u, *sources[u]):
                     if above not in self.above[f]:
                         self.above[f][above] = self.rows.column()
                     path = self.above[f][above]
-                    terms: Terms = {path: 1.0, self.again[u]: -1.0}
+                    terms: Terms = {path: 1.0, self.recomputed[u]: -1.0}
                     if above == u:
                         self.rows.at_least(terms, 0.0)
                     else:
@@ -517,7 +536,7 @@ class Builder:
                 there.update(dict.fromkeys(at_end.get(group, []), e))
             self._at_most(self.peaks, there, (members[c][0] for c in sure))
 
-    def build(self) -> Program:
+    def build(self) -> PoolProgram:
         """All rows."""
         self.add_marks()
         if self.exact:
@@ -528,13 +547,13 @@ class Builder:
             grain = gcd(grain, int(size))
         last = len(self.steps) - 1
         ran = {v: self.run[v, last] for v in self.nodes}
-        return Program(
+        return PoolProgram(
             self.rows,
             self.unit,
             max(1, grain),
             self.peaks,
             self.ceiling,
-            self.again,
+            self.recomputed,
             self.barrier,
             ran,
         )
@@ -548,14 +567,18 @@ def build(
     most_steps: int | None = None,
     places: Sequence[int] | None = None,
     ends: Sequence[int] = (0, _ALL),
-) -> Program:
-    """The program of a graph; what is minimized is at most ``ceiling`` bytes, as some plan's is.
+) -> PoolProgram:
+    """The program of a graph.
 
-    ``ends`` of bands of sizes (:mod:`memcli.engines.mxnet.memory.size_bands`): with one band the
-    live peak is minimized and bounded, with several the pool.
-    ``most_steps``: at most about so many steps, those at which most is alive whatever the plan
-    and others between them; all steps where None. ``places``: these steps, and the end of the
-    forward pass.
+    Args:
+        graph: the joint graph.
+        facts: its lifetimes.
+        ceiling: bytes that what is minimized is at most, as some plan's is.
+        most_steps: at most about so many steps, those at which most is alive whatever the plan and
+            others between them; None: all.
+        places: these steps alone, and the end of the forward pass.
+        ends: of bands of sizes, bytes (:mod:`memcli.engines.mxnet.memory.size_bands`): with one
+            band the live peak is minimized and bounded, with several the pool.
     """
     if places is not None:
         return Builder(graph, facts, sorted(places), ceiling, False, ends).build()

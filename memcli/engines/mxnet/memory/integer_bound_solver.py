@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from memcli import milp_solver as highs
-from memcli.engines.mxnet.memory.integer_bound import Floats, Program, Rows
+from memcli import milp_solver
+from memcli.engines.mxnet.memory.integer_bound import Floats, PoolProgram, Rows
 from memcli.graph.training import Flags
 from memcli.marks import AGAIN, BARRIER
 
@@ -30,7 +30,7 @@ class Outcome:
     seconds: float
 
 
-def rounded(program: Program, value: float) -> int:
+def rounded(program: PoolProgram, value: float) -> int:
     """Bytes of a bound in the program's units, up to the next size that a peak can have."""
     size = value * program.unit
     return int(np.ceil(size / program.grain)) * program.grain
@@ -78,12 +78,18 @@ def _proven(rows: Rows, cost: Floats, multipliers: Sequence[float]) -> float:
 
 
 def least_recomputation(
-    program: Program, work: Floats, *, time_limit: float, relaxed: bool
+    program: PoolProgram, work: Floats, *, time_limit: float, relaxed: bool
 ) -> float:
-    """What every plan under the program's ceiling runs again at least, in units of ``work``.
+    """What every plan under the program's ceiling recomputes at least, by HiGHS.
 
-    ``work``: over forward nodes, what running one costs. Solved by HiGHS within ``time_limit``
-    seconds; ``relaxed``: marks may be any real numbers.
+    Args:
+        program: the program.
+        work: over forward nodes, what running one costs, in any unit.
+        time_limit: seconds.
+        relaxed: whether marks may be any real numbers, which is quicker and proves less.
+
+    Returns:
+        In the unit of ``work``.
     """
     rows = program.rows
     scale = max(1e-300, float(work.sum()))
@@ -95,9 +101,9 @@ def least_recomputation(
     options = {"solver": "ipm", "run_crossover": "off"} if relaxed else {"mip_rel_gap": 1e-6}
     if not relaxed:
         lp.integrality_ = _kinds(rows)
-    solver = highs.silent_solver(time_limit=float(time_limit), **options)
+    solver = milp_solver.silent_solver(time_limit=float(time_limit), **options)
     solver.passModel(lp)
-    highs.run(solver)
+    milp_solver.run(solver)
     if relaxed:
         best = _proven(rows, cost, solver.getSolution().row_dual)
     else:
@@ -105,8 +111,15 @@ def least_recomputation(
     return max(0.0, best - _SAFE) * scale if np.isfinite(best) else 0.0
 
 
-def solve(program: Program, n_forward: int, *, time_limit: float, relaxed: bool) -> Outcome:
-    """Solve by HiGHS within ``time_limit`` seconds; ``relaxed``: marks may be any real numbers."""
+def solve(program: PoolProgram, n_forward: int, *, time_limit: float, relaxed: bool) -> Outcome:
+    """Solve the program by HiGHS.
+
+    Args:
+        program: the program.
+        n_forward: forward nodes of its graph.
+        time_limit: seconds.
+        relaxed: whether marks may be any real numbers, which is quicker and proves less.
+    """
     import highspy
 
     started = time.monotonic()
@@ -116,9 +129,9 @@ def solve(program: Program, n_forward: int, *, time_limit: float, relaxed: bool)
     lp = _linear(rows, cost)
     if not relaxed:
         lp.integrality_ = _kinds(rows)
-    solver = highs.silent_solver(time_limit=float(time_limit), mip_rel_gap=1e-6)
+    solver = milp_solver.silent_solver(time_limit=float(time_limit), mip_rel_gap=1e-6)
     solver.passModel(lp)
-    highs.run(solver)
+    milp_solver.run(solver)
     status = solver.getModelStatus()
     finished = status == highspy.HighsModelStatus.kOptimal
     solution = solver.getSolution()
@@ -127,7 +140,7 @@ def solve(program: Program, n_forward: int, *, time_limit: float, relaxed: bool)
     if solution.value_valid:
         at = np.array(solution.col_value)
         flags = np.zeros(n_forward, np.uint8)
-        for mark, columns in ((AGAIN, program.again), (BARRIER, program.barrier)):
+        for mark, columns in ((AGAIN, program.recomputed), (BARRIER, program.barrier)):
             for node, column in columns.items():
                 if at[column] > 0.5:
                     flags[node] = mark

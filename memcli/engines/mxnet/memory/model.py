@@ -1,4 +1,4 @@
-"""What a plan costs under MXNet: the pool, the live peak, and what runs again."""
+"""What a plan costs under MXNet: the pool, the live peak, and what is recomputed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from memcli.engines.mxnet.memory import pool, pool_layout
-from memcli.engines.mxnet.memory import pool_kernel as fast_pool
+from memcli.engines.mxnet.memory import pool, pool_kernel, pool_layout
 from memcli.engines.mxnet.memory.engine_buffers import kept_by_operators
 from memcli.graph.cost import DEFAULT_MATCH_RANGE, Cost
 from memcli.graph.execution_order import execution_order
@@ -64,7 +63,7 @@ class MXNetModel:
         self._strict = graph.fails_unread | np.array(convolution, np.uint8)
 
     def set_seconds(self, seconds: Seconds) -> None:
-        """Another cost of operators, over forward nodes; what was evaluated before stays."""
+        """Set another cost of operators, over forward nodes; what was evaluated before stays."""
         self.seconds = seconds
         self.forward_seconds = float(seconds.sum())
         self.__dict__.pop("layout", None)
@@ -89,14 +88,18 @@ class MXNetModel:
     @cached_property
     def layout(self) -> pool_layout.Layout:
         """The graph arranged for many evaluations; worked out at the first."""
-        return pool_layout.layout(self.graph, self.seconds, self._reservable)
+        return pool_layout.layout_of(self.graph, self.seconds, self._reservable)
 
     @cached_property
     def _scratch(self) -> pool_layout.Scratch:
         return pool_layout.scratch(self.layout)
 
     def unread_rules(self, *, portable: bool = False) -> pool.UnreadRules:
-        """What :func:`memcli.engines.mxnet.memory.pool.drop_unread` needs after the flags."""
+        """What :func:`memcli.engines.mxnet.memory.pool.drop_unread` needs after the flags.
+
+        Args:
+            portable: for MXNet's plain kernels, as in :meth:`without_unread`.
+        """
         g = self.graph
         return pool.UnreadRules(
             g.in_ptr,
@@ -116,8 +119,10 @@ class MXNetModel:
     def without_unread(self, recompute: Flags, *, portable: bool = False) -> Flags:
         """The plan without recomputations that MXNet fails to run since nobody reads them.
 
-        ``portable``: convolutions among them, which only oneDNN and cuDNN run for nothing; such
-        a plan also runs on MXNet's plain kernels.
+        Args:
+            recompute: over forward nodes, marks; left as they are.
+            portable: without convolutions among them as well, which only oneDNN and cuDNN run for
+                nothing: such a plan also runs on MXNet's plain kernels.
         """
         flags = recompute.copy()
         pool.drop_unread(flags, self.unread_rules(portable=portable))
@@ -128,7 +133,7 @@ class MXNetModel:
         return bool((self.without_unread(recompute, portable=True) == recompute).all())
 
     def unread_copies(self, recompute: Flags) -> list[int]:
-        """Forward nodes that are run again though nobody reads their first output."""
+        """Forward nodes that are recomputed although nothing reads their first output."""
         g = self.graph
         mark = (recompute * self.markable).astype(np.uint8)
         order = self.execution_order(mark)
@@ -140,14 +145,22 @@ class MXNetModel:
         ]
 
     def execution_order(self, mark: Flags) -> Ints:
-        """Nodes in the order in which the engine runs them; ``n + f``: forward node f again."""
+        """Nodes in the order in which the engine runs them; ``n + f`` recomputes forward node f."""
         g = self.graph
         return execution_order(
             g.n_nodes, g.in_ptr, g.in_node, g.dep_ptr, g.dep_node, g.owner, g.heads, mark
         )
 
     def reference_counts(self, order: Ints, mark: Flags) -> Ints:
-        """Over entries and their copies: how often each is read."""
+        """How often each tensor is read.
+
+        Args:
+            order: of execution, as :meth:`execution_order` gives it.
+            mark: over forward nodes, the plan.
+
+        Returns:
+            Over entries, and behind them their copies.
+        """
         g = self.graph
         return pool.reference_counts(
             order,
@@ -166,7 +179,18 @@ class MXNetModel:
     def allocate(
         self, order: Ints, counts: Ints, mark: Flags, match_range: int
     ) -> tuple[Ints, Ints, int, int]:
-        """The pool: block of each entry, bytes of each block, live peak, and where it is."""
+        """Fill the pool over an order of execution.
+
+        Args:
+            order: as :meth:`execution_order` gives it.
+            counts: as :meth:`reference_counts` gives them.
+            mark: over forward nodes, the plan.
+            match_range: MXNet's ``NNVM_EXEC_MATCH_RANGE``.
+
+        Returns:
+            The block of each entry, bytes of each block, the live peak in bytes, and its place in
+            the order.
+        """
         g = self.graph
         return pool.allocate(
             order,
@@ -198,19 +222,22 @@ class MXNetModel:
         self,
         recompute: Flags,
         match_ranges: Sequence[int] = (DEFAULT_MATCH_RANGE,),
-        reserved: Ints = fast_pool.NOTHING,
+        reserved: Ints = pool_kernel.NOTHING,
     ) -> Cost:
-        """Cost of a plan at the best of ``match_ranges`` (``NNVM_EXEC_MATCH_RANGE``).
+        """What a plan costs at the best of several match ranges.
 
-        ``reserved``: elements of blocks that the plan reserves (0: none).
+        Args:
+            recompute: over forward nodes, the plan's marks.
+            match_ranges: of MXNet's ``NNVM_EXEC_MATCH_RANGE``; of equals the first is taken.
+            reserved: elements of blocks that the plan reserves (0: none).
         """
         mark = (recompute * self.markable).astype(np.uint8)
-        lay, scratch = self.layout, self._scratch
-        steps, flops, seconds = fast_pool.trace(lay, scratch, mark)
+        layout, scratch = self.layout, self._scratch
+        steps, flops, seconds = pool_kernel.trace(layout, scratch, mark)
         best: Cost | None = None
         for match_range in match_ranges:
-            total, true, live, _ = fast_pool.fill(
-                lay, scratch, mark, steps, match_range, fast_pool.ANY, False, reserved
+            total, true, live, _ = pool_kernel.fill(
+                layout, scratch, mark, steps, match_range, pool_kernel.ANY, False, reserved
             )
             if best is None or total < best.total_bytes:
                 best = Cost(
@@ -240,18 +267,30 @@ class MXNetModel:
         As many of each size and more as tensors of that size and more are alive at once.
         """
         mark = (recompute * self.markable).astype(np.uint8)
-        lay = pool_layout.with_levels(self.layout, _SIZES)
-        scratch = pool_layout.scratch(lay)
-        steps, _, _ = fast_pool.trace(lay, scratch, mark)
-        fast_pool.fill(
-            lay, scratch, mark, steps, DEFAULT_MATCH_RANGE, fast_pool.ANY, True, fast_pool.NOTHING
+        layout = pool_layout.with_levels(self.layout, _SIZES)
+        scratch = pool_layout.scratch(layout)
+        steps, _, _ = pool_kernel.trace(layout, scratch, mark)
+        pool_kernel.fill(
+            layout,
+            scratch,
+            mark,
+            steps,
+            DEFAULT_MATCH_RANGE,
+            pool_kernel.ANY,
+            True,
+            pool_kernel.NOTHING,
         )
-        sizes = np.cumsum(lay.level_step)[::-1]
+        sizes = np.cumsum(layout.level_step)[::-1]
         blocks = np.diff(scratch.level_most[::-1], prepend=0)
-        return np.repeat(sizes // lay.reserve_item, np.maximum(blocks, 0)).astype(np.int64)
+        return np.repeat(sizes // layout.reserve_item, np.maximum(blocks, 0)).astype(np.int64)
 
     def live_bytes(self, recompute: Flags, match_range: int = DEFAULT_MATCH_RANGE) -> Ints:
-        """Bytes of tensors alive at each step of the execution order, reserved blocks left out."""
+        """Bytes of tensors alive at each step of the execution order, reserved blocks left out.
+
+        Args:
+            recompute: over forward nodes, the plan's marks.
+            match_range: MXNet's ``NNVM_EXEC_MATCH_RANGE``.
+        """
         model = self.without_reserved_blocks
         g = model.graph
         mark = (recompute * model.markable).astype(np.uint8)
@@ -277,8 +316,12 @@ class MXNetModel:
         )
 
     def _merged(self, recompute: Flags, match_range: int) -> tuple[Ints, Ints, Ints, Flags]:
-        """Execution order, storage of each entry, blocks, and the additions that never run
-        since an operator adds in place."""
+        """How a plan runs, and where it puts each tensor.
+
+        Returns:
+            The execution order, the block of each entry, bytes of each block, and over nodes 1 for
+            additions that never run since an operator adds in place.
+        """
         g = self.graph
         mark = (recompute * self.markable).astype(np.uint8)
         order = self.execution_order(mark)
@@ -302,12 +345,25 @@ class MXNetModel:
         return order, storage, blocks, skipped
 
     def added_in_place(self, recompute: Flags, match_range: int = DEFAULT_MATCH_RANGE) -> Flags:
-        """Over nodes: 1 for each ``_grad_add`` that an operator does in place under a plan."""
+        """Which sums of gradients an operator adds in place under a plan.
+
+        Args:
+            recompute: over forward nodes, the plan's marks.
+            match_range: MXNet's ``NNVM_EXEC_MATCH_RANGE``.
+
+        Returns:
+            Over nodes: 1 for each such ``_grad_add``.
+        """
         skipped = self._merged(recompute, match_range)[-1]
         return np.asarray(skipped[: self.graph.n_nodes])
 
     def timeline(self, recompute: Flags, match_range: int = DEFAULT_MATCH_RANGE) -> Timeline:
-        """How the pool fills while the plan runs; MXNet allocates a block at its first use."""
+        """How the pool fills while the plan runs; MXNet allocates a block at its first use.
+
+        Args:
+            recompute: over forward nodes, the plan's marks.
+            match_range: MXNet's ``NNVM_EXEC_MATCH_RANGE``.
+        """
         g = self.graph
         order, storage, blocks, skipped = self._merged(recompute, match_range)
         true = pool.true_block_bytes(storage, len(blocks), g.elements, g.itemsize, g.n_entries)

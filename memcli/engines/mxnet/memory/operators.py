@@ -455,11 +455,22 @@ def inplace_pairs(
     *,
     cuda: bool = False,
 ) -> Sequence[InplacePair]:
-    """(input, output, identity) in the order MXNet tries them; () where none is registered.
+    """The pairs of an input and an output that may share a block, in the order MXNet tries them.
 
     Pairs that name an input or output the node does not have are left out; MXNet would read the
-    next node's.  Only a gradient of ``log_softmax`` or ``softmin`` that claims ``use_length`` has
+    next node's. Only a gradient of ``log_softmax`` or ``softmin`` that claims ``use_length`` has
     one, and their forward operators do not support it.
+
+    Args:
+        op: the operator's name.
+        attrs: its attributes, as the file spells them.
+        n_inputs: how many tensors the node reads.
+        n_outputs: how many it makes.
+        cuda: as in MXNet built for CUDA.
+
+    Returns:
+        Of each pair the input's number, the output's, and whether nothing needs to be computed; ()
+        where none is registered.
     """
     pairs = _FIXED.get(op)
     if pairs is None:
@@ -488,7 +499,18 @@ _IGNORED: dict[str, tuple[int, ...]] = {
 
 
 def ignored_inputs(op: str, attrs: Mapping[str, str], n_inputs: int) -> Sequence[int]:
-    """FIgnoreInputs, () where not registered.  No operator's answer depends on its attributes."""
+    """The inputs that an operator reads for their shape alone (``FIgnoreInputs``).
+
+    No operator's answer depends on its attributes.
+
+    Args:
+        op: the operator's name.
+        attrs: its attributes.
+        n_inputs: how many tensors the node reads.
+
+    Returns:
+        Numbers of inputs; () where none is registered.
+    """
     return _IGNORED.get(op, ())
 
 
@@ -540,7 +562,12 @@ OPAQUE_OPERATORS: frozenset[str] = frozenset(
 
 
 def draws_random(op: str, attrs: Mapping[str, str]) -> bool:
-    """Whether a forward node draws random numbers when it runs for training."""
+    """Whether a forward node draws random numbers when it runs for training.
+
+    Args:
+        op: the operator's name.
+        attrs: its attributes, as the file spells them.
+    """
     if op == "RNN":
         return _number(attrs, "p", 0.0) > 0
     if op == "LeakyReLU":
@@ -588,14 +615,11 @@ MUTATING_OPERATORS: frozenset[str] = frozenset(
 # normalizations and IdentityAttachKLSparseReg move theirs in backward (on the CPU, under oneDNN and
 # in MXNet's own CUDA kernels); the quantized and fused ones only read; reset_arrays writes zeros.
 # _contrib_SyncBatchNorm's forward keeps no state, but meets the other devices at a barrier.
+# cuDNN moves the averages of BatchNorm in its forward kernel, but with MXNET_BACKWARD_DO_MIRROR=1 a
+# second forward in a row leaves them alone.
 STATE_IN_FORWARD: frozenset[str] = frozenset(
     {*_OPTIMIZERS, "Custom", "_CachedOp", "_CachedOpThreadSafe"}
 )
-
-# cuDNN moves the averages in its forward kernel.  BatchNorm goes there on a GPU unless
-# use_global_stats or cudnn_off is set; with MXNET_BACKWARD_DO_MIRROR=1, a second forward in a row
-# leaves them alone.
-STATE_IN_FORWARD_CUDA: frozenset[str] = STATE_IN_FORWARD | {"BatchNorm", "CuDNNBatchNorm"}
 
 
 # --- Merging equal nodes ---
@@ -639,154 +663,4 @@ _NEVER_MERGED = frozenset(
         "_backward_CuDNNBatchNorm",  # FMutateInputs; CUDA builds only
         "_backward_RNN",  # FResourceRequestEx
     }
-)
-
-# Registered without FInplaceOption: known, so that a name that is not can be told apart.
-_WITHOUT_INPLACE = _words(
-    # src/operator
-    """
-    RNN _cond _foreach _sparse_adagrad_update _while_loop adam_update ftml_update ftrl_update
-    lamb_update_phase1 lamb_update_phase2 mp_lamb_update_phase1 mp_lamb_update_phase2
-    mp_nag_mom_update mp_sgd_mom_update mp_sgd_update multi_mp_sgd_mom_update multi_mp_sgd_update
-    multi_sgd_mom_update multi_sgd_update nag_mom_update rmsprop_update rmspropalex_update
-    sgd_mom_update sgd_update signsgd_update signum_update softmax_cross_entropy
-    _backward_RNN _backward_cond _backward_foreach _backward_softmax_cross_entropy
-    _backward_while_loop
-    """,
-    # src/operator/nn
-    """
-    BatchNorm CTCLoss Concat Convolution Deconvolution FullyConnected LRN Pooling UpSampling
-    _rnn_param_concat col2im im2col
-    _backward_BatchNorm _backward_Concat _backward_Convolution _backward_Deconvolution
-    _backward_GroupNorm _backward_LRN _backward_LayerNorm _backward_UpSampling
-    _backward_backward_FullyConnected _backward_col2im _backward_ctc_loss _backward_im2col
-    _backward_moments
-    """,
-    # src/operator/tensor
-    """
-    Embedding _arange _contrib_SparseEmbedding _contrib_arange_like _eye _full _histogram
-    _linalg_det _linalg_extractdiag _linalg_extracttrian _linalg_gemm2 _linalg_makediag
-    _linalg_maketrian _linalg_slogdet _linalg_sumlogdiag _linalg_syrk _linspace _ones
-    _ravel_multi_index _sparse_retain _split_v2 _square_sum _unravel_index _zeros
-    _zeros_without_dtype argmax argmax_channel argmin argsort batch_dot batch_take broadcast_axis
-    broadcast_like broadcast_to cast_storage clip depth_to_space diag dot gather_nd max mean min
-    nanprod nansum norm one_hot ones_like pick prod repeat reverse scatter_nd shape_array
-    size_array slice slice_axis slice_like sort space_to_depth squeeze stack sum take tile topk
-    transpose where zeros_like
-    _backward_Embedding _backward_SparseEmbedding _backward_clip _backward_diag _backward_dot
-    _backward_gather_nd _backward_linalg_det _backward_linalg_extractdiag
-    _backward_linalg_extracttrian _backward_linalg_makediag _backward_linalg_maketrian
-    _backward_linalg_potri _backward_linalg_slogdet _backward_linalg_syrk _backward_max
-    _backward_mean _backward_min _backward_nanprod _backward_nansum _backward_norm _backward_pick
-    _backward_prod _backward_repeat _backward_reverse _backward_slice _backward_slice_axis
-    _backward_slice_like _backward_sparse_retain _backward_square_sum _backward_squeeze
-    _backward_stack _backward_sum _backward_take _backward_tile _backward_topk _backward_where
-    _broadcast_backward _split_v2_backward
-    """,
-    # src/operator/contrib
-    """
-    _adamw_update _contrib_AdaptiveAvgPooling2D _contrib_BatchNormWithReLU
-    _contrib_BilinearResize2D _contrib_ROIAlign _contrib_RROIAlign _contrib_allclose
-    _contrib_bipartite_matching _contrib_boolean_mask _contrib_box_decode _contrib_box_encode
-    _contrib_box_iou _contrib_box_nms _contrib_dgl_adjacency
-    _contrib_dgl_csr_neighbor_non_uniform_sample _contrib_dgl_csr_neighbor_uniform_sample
-    _contrib_dgl_graph_compact _contrib_dgl_subgraph _contrib_edge_id _contrib_getnnz
-    _contrib_group_adagrad_update _contrib_hawkesll _contrib_index_array _contrib_index_copy
-    _contrib_interleaved_matmul_encdec_qk _contrib_interleaved_matmul_encdec_valatt
-    _contrib_interleaved_matmul_selfatt_qk _contrib_interleaved_matmul_selfatt_valatt
-    _mp_adamw_update _multi_adamw_update _multi_lamb_update _multi_mp_adamw_update
-    _multi_mp_lamb_update all_finite khatri_rao multi_all_finite multi_lars multi_sum_sq
-    preloaded_multi_mp_sgd_mom_update preloaded_multi_mp_sgd_update preloaded_multi_sgd_mom_update
-    preloaded_multi_sgd_update reset_arrays
-    _backward_ROIAlign _backward_RROIAlign _backward_contrib_AdaptiveAvgPooling2D
-    _backward_contrib_BatchNormWithReLU _backward_contrib_BilinearResize2D
-    _backward_contrib_bipartite_matching _backward_contrib_boolean_mask _backward_contrib_box_iou
-    _backward_contrib_box_nms _backward_interleaved_matmul_encdec_qk
-    _backward_interleaved_matmul_encdec_valatt _backward_interleaved_matmul_selfatt_qk
-    _backward_interleaved_matmul_selfatt_valatt _contrib_backward_hawkesll
-    _contrib_backward_index_copy _contrib_backward_quadratic
-    """,
-    # src/operator/numpy
-    """
-    _np_all _np_any _np_atleast_1d _np_atleast_2d _np_atleast_3d _np_diag _np_diagflat
-    _np_diagonal _np_dot _np_max _np_min _np_moveaxis _np_prod _np_roll _np_squeeze _np_sum
-    _np_trace _np_transpose _npi_add_scalar _npi_arange _npi_arctan2_scalar _npi_argmax
-    _npi_argmin _npi_average _npi_bernoulli _npi_bincount _npi_bitwise_not _npi_blackman
-    _npi_broadcast_to _npi_choice _npi_column_stack _npi_concatenate _npi_copysign_scalar
-    _npi_delete _npi_diag_indices_from _npi_dsplit _npi_dstack _npi_eig _npi_eigh _npi_eigvals
-    _npi_eigvalsh _npi_einsum _npi_exponential _npi_eye _npi_flip _npi_full_like _npi_gamma
-    _npi_gumbel _npi_hamming _npi_hanning _npi_hsplit _npi_hstack _npi_identity _npi_indices
-    _npi_insert_scalar _npi_insert_slice _npi_insert_tensor _npi_ldexp_scalar _npi_logistic
-    _npi_logspace _npi_matmul _npi_mean _npi_mod_scalar _npi_multinomial _npi_multiply_scalar
-    _npi_norm _npi_normal _npi_normal_n _npi_ones _npi_pad _npi_pareto _npi_percentile _npi_pinv
-    _npi_pinv_scalar_rcond _npi_polyval _npi_power_scalar _npi_powerd _npi_rarctan2_scalar
-    _npi_rayleigh _npi_rcopysign_scalar _npi_rldexp_scalar _npi_rmod_scalar _npi_rot90
-    _npi_rpower_scalar _npi_rsubtract_scalar _npi_share_memory _npi_solve _npi_stack _npi_std
-    _npi_subtract_scalar _npi_tensordot _npi_tensordot_int_axes _npi_tensorinv _npi_tensorsolve
-    _npi_uniform _npi_uniform_n _npi_unique _npi_var _npi_vstack _npi_weibull _npi_where_scalar2
-    _npi_zeros _npx_constraint_check _npx_nonzero
-    _backward_broadcast_exponential _backward_broadcast_gumbel _backward_broadcast_logistic
-    _backward_broadcast_normal _backward_broadcast_pareto _backward_broadcast_rayleigh
-    _backward_broadcast_weibull _backward_np_average _backward_np_broadcast_to
-    _backward_np_column_stack _backward_np_concat _backward_np_cumsum _backward_np_diag
-    _backward_np_diagflat _backward_np_diagonal _backward_np_dot _backward_np_dstack
-    _backward_np_hstack _backward_np_matmul _backward_np_max _backward_np_mean _backward_np_min
-    _backward_np_prod _backward_np_sum _backward_np_trace _backward_np_vstack _backward_np_where
-    _backward_np_where_lscalar _backward_np_where_rscalar _backward_npi_arctan2
-    _backward_npi_copysign_scalar _backward_npi_diff _backward_npi_einsum _backward_npi_flip
-    _backward_npi_norm _backward_npi_pad _backward_npi_rcopysign_scalar _backward_npi_solve
-    _backward_npi_tensordot _backward_npi_tensordot_int_axes _backward_npi_tensorinv
-    _backward_npi_tensorsolve _backward_tril _npi_backward_ediff1d _npi_backward_nan_to_num
-    _npi_backward_polyval _npi_hsplit_backward
-    """,
-    # src/operator/image
-    """
-    _image_crop _image_resize _image_to_tensor
-    _backward_image_crop _backward_image_normalize
-    """,
-    # src/operator/random
-    """
-    _random_exponential _random_exponential_like _random_gamma _random_gamma_like
-    _random_generalized_negative_binomial _random_generalized_negative_binomial_like
-    _random_negative_binomial _random_negative_binomial_like _random_normal _random_normal_like
-    _random_pdf_dirichlet _random_pdf_exponential _random_pdf_gamma
-    _random_pdf_generalized_negative_binomial _random_pdf_negative_binomial _random_pdf_normal
-    _random_pdf_poisson _random_pdf_uniform _random_poisson _random_poisson_like _random_randint
-    _random_uniform _random_uniform_like _sample_exponential _sample_gamma
-    _sample_generalized_negative_binomial _sample_multinomial _sample_negative_binomial
-    _sample_normal _sample_poisson _sample_uniform _sample_unique_zipfian
-    _backward_sample_multinomial
-    """,
-    # src/operator/quantization
-    """
-    _contrib_calibrate_entropy _contrib_dequantize _contrib_quantize _contrib_quantize_asym
-    _contrib_quantized_act _contrib_quantized_batch_norm _contrib_quantized_concat
-    _contrib_quantized_conv _contrib_quantized_elemwise_add _contrib_quantized_elemwise_mul
-    _contrib_quantized_embedding _contrib_quantized_fully_connected _contrib_quantized_pooling
-    _contrib_quantized_rnn _contrib_requantize
-    """,
-    # src/operator/subgraph
-    """
-    _sg_mkldnn_fully_connected _sg_mkldnn_selfatt_qk _sg_mkldnn_selfatt_valatt
-    """,
-    # src/operator/custom
-    """
-    Custom
-    _backward_Custom
-    """,
-    # src/imperative, src/io, src/ndarray and src/nnvm
-    """
-    _CachedOp _CachedOpThreadSafe _CustomFunction _NoGradient _copyto _cvcopyMakeBorder
-    _cvimdecode _cvimread _cvimresize _imdecode _onehot_encode _set_value fill_element_0index
-    _backward_CachedOp _backward_CustomFunction
-    """,
-    # CUDA builds only
-    """
-    CuDNNBatchNorm _backward_CuDNNBatchNorm _contrib_mrcnn_mask_target
-    _FusedOpHelper _FusedOpOutHelper
-    """,
-)
-
-REGISTERED_OPERATORS: frozenset[str] = frozenset(
-    {*_FIXED, *_DEPENDENT, *_LEGACY_OPERATORS, *_WITHOUT_INPLACE}
 )

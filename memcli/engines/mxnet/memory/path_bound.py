@@ -1,7 +1,7 @@
-"""A bound from one chain of operators: what is not kept must be run again, all at once.
+"""A bound from one chain of operators: what is not kept must be recomputed, all at once.
 
 Take a path ``q_1 -> q_2 -> ... -> q_L`` in the forward graph along which gradients are computed
-from the end to the start. A plan runs some nodes of the path again (AGAIN) and breaks it at the
+from the end to the start. A plan recomputes some nodes of the path (AGAIN) and breaks it at the
 others. Between two breaks all nodes are AGAIN, and from :mod:`memcli.engines.mxnet.memory.pool`:
 
 1. The copy of an AGAIN node reads the copies of its AGAIN inputs, so that when the copy of
@@ -12,7 +12,7 @@ others. Between two breaks all nodes are AGAIN, and from :mod:`memcli.engines.mx
    forward pass on.
 4. An input of an AGAIN node whose copy has run and which another node's later gradient reads is
    there: by rule 2 if it is AGAIN, by rule 3 if not.
-5. Break ``q_k`` and AGAIN ``q_{k+1} ... q_m``, none of them run again yet or all: if all, rule 2
+5. Break ``q_k`` and AGAIN ``q_{k+1} ... q_m``, none of them recomputed yet or all: if all, rule 2
    counts them; if not all, one edge of ``q_k ... q_m`` has a tensor that its reader's copy will
    read, and that tensor is there.
 
@@ -83,12 +83,12 @@ def _heaviest_path(n_forward, in_ptr, in_node, in_ignored, turn, allowed, weight
 
 
 @compiled
-def _feasible(limit, broken, again, last, side, edge, static, may, own, far):
+def _feasible(limit, broken, recomputed, last, side, edge, static, may, own, far):
     """Whether breaks exist under which no moment needs more than ``limit`` bytes.
 
     ``least[i]``: the least cost of the breaks up to ``i``, with ``i`` the last, number 0 the start
     of the path (no break of its own, and free). ``own`` tells nodes with a gradient of their own:
-    what is behind the last of them in a stretch may never run again, and counts nothing.
+    what is behind the last of them in a stretch may never be recomputed, and counts nothing.
     """
     length = broken.shape[0]
     least = np.full(length + 2, far, np.int64)
@@ -109,13 +109,13 @@ def _feasible(limit, broken, again, last, side, edge, static, may, own, far):
         sure = 0  # of what runs up to the last node with a gradient
         sure_crossing = 0
         for j in range(p, length):
-            # node j (path counted from 0) is run again
+            # node j (path counted from 0) is recomputed
             if not may[j]:
                 break
             running += side[j]
             if own[j] and least[p] + running + last[j] + static[j] > limit:
                 break
-            running += again[j]
+            running += recomputed[j]
             if own[j]:
                 sure = running
                 sure_crossing = crossing
@@ -131,8 +131,12 @@ def _feasible(limit, broken, again, last, side, edge, static, may, own, far):
 
 
 def _needed(graph: TrainingGraph, facts: Lifetimes) -> tuple[Ints, Ints]:
-    """Over entries: the last place at which another node's gradient needs a forward tensor to be
-    there, and the last at which any gradient does; -1 where none does."""
+    """Over entries: until when gradients need a forward tensor to be there.
+
+    Returns:
+        The last place at which another node's gradient does, and the last at which any does; -1
+        where none does.
+    """
     n = graph.n_nodes
     reader = np.repeat(np.arange(n), np.diff(graph.in_ptr))
     rows = (reader >= graph.n_forward) & (graph.in_node < graph.n_forward)
@@ -151,12 +155,17 @@ def _needed(graph: TrainingGraph, facts: Lifetimes) -> tuple[Ints, Ints]:
 def path_bound(graph: TrainingGraph, facts: Lifetimes, known: int = 0) -> int:
     """Bytes that are alive at once under every plan, by the heaviest paths of the graph.
 
-    Not less than ``known``, another bound, which saves the search where paths prove no more.
-
     One path through all operators, and some through those alone whose outputs are large: a break
     costs the least tensor of its stretch, and a path through a bottleneck is broken there. Linear
-    in the graph but for the search over breaks; a second at 50,000 nodes. 0 where the facts do
-    not hold (``Lifetimes.sound``).
+    in the graph but for the search over breaks; a second at 50,000 nodes.
+
+    Args:
+        graph: the joint graph.
+        facts: its lifetimes.
+        known: bytes, another bound; the search is left out where paths prove no more.
+
+    Returns:
+        No less than ``known``; 0 where the facts do not hold (``Lifetimes.sound``).
     """
     if not facts.sound:
         return known
@@ -196,13 +205,13 @@ def _bound_of(
     """The least peak under which the path can be broken, or ``known`` if that is more."""
     size, length = facts.bytes, len(path)
     own = facts.turn[path] != NEVER
-    # a node without a gradient has run again by the turn of the next that has one
+    # a node without a gradient has been recomputed by the turn of the next that has one
     turn = facts.turn[path].copy()
     for k in range(length - 2, -1, -1):
         if not own[k]:
             turn[k] = turn[k + 1]
     following = np.append(turn[1:], turn[-1])
-    broken, again, last, side, edge = (np.zeros(length, np.int64) for _ in range(5))
+    broken, recomputed, last, side, edge = (np.zeros(length, np.int64) for _ in range(5))
     # A class counts once: for the first node of the path that has it, then for the first reader.
     used: set[int] = set()
     on_path: dict[int, int] = {int(v): k for k, v in enumerate(path)}
@@ -218,7 +227,7 @@ def _bound_of(
             if foreign[e] >= following[k]:
                 broken[k] += size[e]
             if any_read[e] >= following[k]:
-                again[k] += size[e]
+                recomputed[k] += size[e]
             if any_read[e] >= turn[k]:
                 last[k] += size[e]
         held.append(usable)
@@ -237,8 +246,9 @@ def _bound_of(
                 side[k] += size[e]
     static = facts.gradients[turn]
     may = graph.can_recompute[path]
-    arrays = (broken, again, last, side, edge, static, may, own, _FAR)
-    low, high = known, int(broken.sum() + again.sum() + last.sum() + side.sum() + static.max()) + 1
+    arrays = (broken, recomputed, last, side, edge, static, may, own, _FAR)
+    most = broken.sum() + recomputed.sum() + last.sum() + side.sum() + static.max()
+    low, high = known, int(most) + 1
     if low >= high or _feasible(np.int64(low), *arrays):
         return low
     # what no plan needs is below the bound: the least feasible limit

@@ -9,7 +9,7 @@ Everything here is compiled by numba and works on the arrays of
 the graph without marks; the recomputed copy (mirror) of forward node ``f`` is ``n + f``. Entries
 (tensors) alike: the copy of entry ``e`` is ``m + e``.
 
-``mark`` says what a plan does with each forward node: 0 kept, 1 (AGAIN) recomputed, 2 (BARRIER)
+``mark`` says what a plan does with each forward node: KEPT, AGAIN for recomputed, BARRIER for
 recomputed behind a save barrier. A save barrier is an identity (``_copy``) behind the node, which
 is kept and which all readers of the node read: the node's own gradient has the recomputed copy,
 everybody else the kept output. Identities share their input's block in both directions, so the
@@ -51,11 +51,15 @@ class UnreadRules(NamedTuple):
 def drop_unread(flags, rules):
     """Take back the recomputation of forward nodes whose copy nobody would read.
 
-    MXNet runs such a copy all the same, with the request to write nothing (``kNullOp``), and
-    some operators then fail a check, or leave out what else they make (``fails_unread``); those
-    alone are dropped. Changes ``flags``. What decides is the first output of a copy: its own
-    gradient may read it, and readers whose copies run do. A copy runs where its gradient waits
-    for it or where another copy that runs reads it.
+    MXNet runs such a copy all the same, with the request to write nothing (``kNullOp``), and some
+    operators then fail a check, or leave out what else they make (``fails_unread``); those alone
+    are dropped. What decides is the first output of a copy: its own gradient may read it, and
+    readers whose copies run do. A copy runs where its gradient waits for it or where another copy
+    that runs reads it.
+
+    Args:
+        flags: over forward nodes, marks; changed.
+        rules: of the graph.
     """
     in_ptr, in_node, in_entry = rules.in_ptr, rules.in_node, rules.in_entry
     in_ignored, leading, waited_for = rules.in_ignored, rules.leading, rules.waited_for
@@ -79,7 +83,25 @@ def drop_unread(flags, rules):
 def reference_counts(
     order, n, m, in_ptr, in_node, in_entry, in_ignored, variable, outputs, mark, owner
 ):
-    """How often each entry is read by a node that does not ignore it, or is an output."""
+    """How often each entry is read by a node that does not ignore it, or is an output.
+
+    Args:
+        order: nodes and copies in the order of execution.
+        n: nodes of the joint graph.
+        m: its entries.
+        in_ptr: nodes + 1; inputs of node ``v`` have the places ``in_ptr[v]`` to ``in_ptr[v + 1] -
+            1``.
+        in_node: over inputs, the node that makes what is read.
+        in_entry: over inputs, the entry that is read.
+        in_ignored: over inputs, 1 where it is read for its shape alone.
+        variable: over nodes, 1 for variables.
+        outputs: entries of the graph's outputs.
+        mark: over forward nodes, the plan.
+        owner: over nodes, the forward node that a backward node belongs to, -1 for others.
+
+    Returns:
+        Over entries, and from ``m`` on over their copies.
+    """
     counts = np.zeros(2 * m, np.int64)
     for k in range(order.shape[0]):
         node = order[k]
@@ -131,11 +153,42 @@ def allocate(
     owner,
     match_range,
 ):
-    """The greedy pool over an execution order (``MXAllocMemory``).
+    """The greedy pool over an execution order (``MXAllocMemory`` of plan_memory.cc).
 
-    Returns ``(storage, block_bytes, live_peak, live_peak_step)``: the block of each entry (or
-    -1 none, -2 external, -3 dynamic), each block's size in MXNet's count of 4 bytes an element,
-    the most bytes (true element sizes) alive at once, and the place in ``order`` where.
+    Args:
+        order: nodes and copies in the order of execution.
+        n: nodes of the joint graph.
+        m: its entries.
+        first: nodes + 1; the outputs of node ``v`` are entries ``first[v]`` to ``first[v + 1] -
+            1``.
+        in_ptr: nodes + 1; inputs of node ``v`` have the places ``in_ptr[v]`` to ``in_ptr[v + 1] -
+            1``.
+        in_node: over inputs, the node that makes what is read.
+        in_entry: over inputs, the entry that is read.
+        in_ignored: over inputs, 1 where it is read for its shape alone.
+        pair_ptr: nodes + 1; the node's in-place pairs, in the order in which they are tried.
+        pair_in: over pairs, the number of the input.
+        pair_out: over pairs, the number of the output.
+        pair_identity: over pairs, 1 where the output is the input itself.
+        ignores_all: over nodes, 1 where every input is read for its shape alone.
+        variable: over nodes, 1 for variables.
+        elements: over entries; negative where MXNet does not know the shape.
+        itemsize: over entries, bytes of an element.
+        outputs: entries of the graph's outputs, those of the forward pass first.
+        n_forward_outputs: how many of them are of the forward pass.
+        external: over entries, 0 or what stands for a block: caller's memory, or allocated at run
+            time.
+        counts: over entries and copies, as :func:`reference_counts` gives them; changed.
+        mark: over forward nodes, the plan.
+        owner: over nodes, the forward node that a backward node belongs to, -1 for others.
+        match_range: how many times larger or smaller a free block may be that is taken
+            (``NNVM_EXEC_MATCH_RANGE``).
+
+    Returns:
+        ``(storage, block_bytes, live_peak, live_peak_step)``: over entries and copies the block of
+        each, -1 for none, -2 external, -3 dynamic; each block's size in MXNet's count of 4 bytes an
+        element; the most bytes, by true element sizes, alive at once; and the place in ``order``
+        where they are.
     """
     storage = np.full(2 * m, BAD, np.int64)
     for e in range(m):
@@ -310,6 +363,13 @@ def true_block_bytes(storage, n_blocks, elements, itemsize, m):
     """Bytes of each block by the true element sizes, in whole float32 words.
 
     ``InitDataEntryMemory`` of graph_executor.cc: the largest entry of each block.
+
+    Args:
+        storage: over entries and copies, the block of each.
+        n_blocks: how many blocks.
+        elements: over entries.
+        itemsize: over entries, bytes of an element.
+        m: entries of the joint graph.
     """
     result = np.zeros(n_blocks, np.int64)
     for e in range(2 * m):
@@ -338,9 +398,29 @@ def merge_added(
     mark,
     owner,
 ):
-    """Let gradients that are only added to a sum share its block (``DetectInplaceAddTo``).
+    """Let gradients that are only added to a sum share its block.
 
-    Changes ``storage``; returns, by node, whether it is never executed.
+    ``DetectInplaceAddTo`` of inplace_addto_detect_pass.cc.
+
+    Args:
+        order: nodes and copies in the order of execution.
+        n: nodes of the joint graph.
+        m: its entries.
+        first: nodes + 1; the outputs of node ``v`` are entries ``first[v]`` to ``first[v + 1] -
+            1``.
+        in_ptr: nodes + 1; inputs of node ``v`` have the places ``in_ptr[v]`` to ``in_ptr[v + 1] -
+            1``.
+        in_node: over inputs, the node that makes what is read.
+        in_entry: over inputs, the entry that is read.
+        is_grad_add: over nodes, 1 for ``_grad_add``.
+        variable: over nodes, 1 for variables.
+        outputs: entries of the graph's outputs.
+        storage: over entries and copies, the block of each; changed.
+        mark: over forward nodes, the plan.
+        owner: over nodes, the forward node that a backward node belongs to, -1 for others.
+
+    Returns:
+        Over nodes: 1 where the addition is never executed.
     """
     counts = np.zeros(2 * m, np.int64)
     place = np.full(2 * n, -1, np.int64)
@@ -382,6 +462,21 @@ def touched_bytes(order, n, m, first, in_ptr, variable, storage, block_bytes, sk
     """Bytes of blocks that have been written to after each step of ``order``.
 
     MXNet allocates a block when an operator first touches it.
+
+    Args:
+        order: nodes and copies in the order of execution.
+        n: nodes of the joint graph.
+        m: its entries.
+        first: nodes + 1; the outputs of node ``v`` are entries ``first[v]`` to ``first[v + 1] -
+            1``.
+        in_ptr: nodes + 1, of inputs.
+        variable: over nodes, 1 for variables.
+        storage: over entries and copies, the block of each.
+        block_bytes: over blocks.
+        skipped: over nodes, 1 where it is never executed.
+
+    Returns:
+        Over steps.
     """
     seen = np.zeros(block_bytes.shape[0], np.uint8)
     result = np.zeros(order.shape[0], np.int64)
@@ -421,8 +516,29 @@ def live_bytes(
 ):
     """Bytes of tensors that are alive while each step of ``order`` runs, what it makes included.
 
-    Tensors that share a block count once. ``storage`` and ``counts``: as :func:`allocate` gives and
-    takes them.
+    Tensors that share a block count once.
+
+    Args:
+        order: nodes and copies in the order of execution.
+        n: nodes of the joint graph.
+        m: its entries.
+        first: nodes + 1; the outputs of node ``v`` are entries ``first[v]`` to ``first[v + 1] -
+            1``.
+        in_ptr: nodes + 1; inputs of node ``v`` have the places ``in_ptr[v]`` to ``in_ptr[v + 1] -
+            1``.
+        in_node: over inputs, the node that makes what is read.
+        in_entry: over inputs, the entry that is read.
+        in_ignored: over inputs, 1 where it is read for its shape alone.
+        variable: over nodes, 1 for variables.
+        storage: as :func:`allocate` gives it.
+        counts: as :func:`allocate` takes them.
+        elements: over entries.
+        itemsize: over entries, bytes of an element.
+        mark: over forward nodes, the plan.
+        owner: over nodes, the forward node that a backward node belongs to, -1 for others.
+
+    Returns:
+        Over steps.
     """
     refs = np.zeros(2 * m + 1, np.int64)
     size = np.full(2 * m + 1, -1, np.int64)  # of what a block holds; -1: nothing

@@ -21,38 +21,43 @@ NOTHING = np.zeros(0, np.int64)
 
 
 @compiled
-def trace(lay, s, mark):
-    """Order of execution and who reads what under a plan, into the scratch arrays.
+def trace(layout, scratch, mark):
+    """Put the order of execution, and who reads what, under a plan into the scratch arrays.
 
-    Returns ``(steps, flops, work)``: the number of steps, and what runs again in FLOPs and at the
-    layout's cost.
+    Args:
+        layout: of the graph, a ``Layout``.
+        scratch: its ``Scratch``; ``order``, ``source``, ``source_ptr`` and ``counts`` are filled.
+        mark: over forward nodes, the plan.
+
+    Returns:
+        The number of steps, and what is recomputed in FLOPs and at the layout's cost of operators.
     """
     # local names: reading a field of a tuple of arrays again and again is slow
-    flops = lay.flops
-    least_counts = lay.least_counts
-    owner = lay.owner
-    read_entry = lay.read_entry
-    read_node = lay.read_node
-    read_ptr = lay.read_ptr
-    tour_holder = lay.tour_holder
-    tour_node = lay.tour_node
-    visit_node = lay.visit_node
-    visit_ptr = lay.visit_ptr
-    work = lay.work
-    counts = s.counts
-    cursor = s.cursor
-    order = s.order
-    seen = s.seen
-    source = s.source
-    source_ptr = s.source_ptr
-    stack = s.stack
-    n, m, n_forward = lay.n, lay.m, lay.n_forward
-    s.epoch[0] += 1
-    epoch = s.epoch[0]
-    count = lay.prefix.shape[0]
+    flops = layout.flops
+    least_counts = layout.least_counts
+    owner = layout.owner
+    read_entry = layout.read_entry
+    read_node = layout.read_node
+    read_ptr = layout.read_ptr
+    tour_holder = layout.tour_holder
+    tour_node = layout.tour_node
+    visit_node = layout.visit_node
+    visit_ptr = layout.visit_ptr
+    work = layout.work
+    counts = scratch.counts
+    cursor = scratch.cursor
+    order = scratch.order
+    seen = scratch.seen
+    source = scratch.source
+    source_ptr = scratch.source_ptr
+    stack = scratch.stack
+    n, m, n_forward = layout.n, layout.m, layout.n_forward
+    scratch.epoch[0] += 1
+    epoch = scratch.epoch[0]
+    count = layout.prefix.shape[0]
     edges = source_ptr[count]
-    again = 0.0
-    again_flops = 0.0
+    recomputed_work = 0.0
+    recomputed_flops = 0.0
     for e in range(m):
         counts[e] = least_counts[e]
         counts[m + e] = 0
@@ -105,8 +110,8 @@ def trace(lay, s, mark):
             count += 1
             top -= 1
             if node >= n:
-                again += work[base]
-                again_flops += flops[base]
+                recomputed_work += work[base]
+                recomputed_flops += flops[base]
             for i in range(read_ptr[base], read_ptr[base + 1]):
                 e = read_entry[i]
                 if node >= n and mark[read_node[i]] == AGAIN:
@@ -115,7 +120,7 @@ def trace(lay, s, mark):
                 source[edges] = e
                 edges += 1
     source_ptr[count] = edges
-    return count, again_flops, again
+    return count, recomputed_flops, recomputed_work
 
 
 @compiled
@@ -145,61 +150,68 @@ def _release(block, size, before, behind, class_size, class_head, class_tail, n_
 
 
 @compiled
-def fill(lay, s, mark, steps, match_range, ceiling, levels, reserved):
+def fill(layout, scratch, mark, steps, match_range, ceiling, levels, reserved):
     """The pool over the traced order.
 
-    ``reserved``: elements of blocks that are there, and free, from the layout's ``reserve_at`` on;
-    0 for none (:mod:`memcli.engines.mxnet.rewrites.reserved_blocks`).
+    Args:
+        layout: of the graph, a ``Layout``.
+        scratch: its ``Scratch``, as :func:`trace` left it.
+        mark: over forward nodes, the plan.
+        steps: as :func:`trace` gives them.
+        match_range: MXNet's ``NNVM_EXEC_MATCH_RANGE``.
+        ceiling: bytes; as soon as the pool is above, the rest is left undone, and what is returned
+            are lower bounds.
+        levels: whether the last of the results is wanted; it is 0 else.
+        reserved: elements of blocks that are there, and free, from the layout's ``reserve_at`` on;
+            0 for none (:mod:`memcli.engines.mxnet.rewrites.reserved_blocks`).
 
-    As soon as the pool is above ``ceiling``, bytes, the rest is left undone: what is returned are
-    then lower bounds. ``levels``: whether the last of the results is wanted; 0 else.
-
-    Returns ``(total, pool, live peak, least)`` in bytes: MXNet's own figure, which counts every
-    element as 4 bytes; the same blocks with true element sizes; the most that is alive at once;
-    what any pool needs that gives each tensor a block of its own: as many blocks of each size and
-    more as tensors of that size and more are alive at once, small sizes left out.
+    Returns:
+        ``(total, pool, live peak, least)`` in bytes: MXNet's own figure, which counts every element
+        as 4 bytes; the same blocks with true element sizes; the most that is alive at once; what
+        any pool needs that gives each tensor a block of its own: as many blocks of each size and
+        more as tensors of that size and more are alive at once, small sizes left out.
     """
     # local names: reading a field of a tuple of arrays again and again is slow
-    ignores_all = lay.ignores_all
-    out_entry = lay.out_entry
-    out_plain = lay.out_plain
-    out_ptr = lay.out_ptr
-    owner = lay.owner
-    pair_identity = lay.pair_identity
-    pair_in = lay.pair_in
-    pair_node = lay.pair_node
-    pair_out = lay.pair_out
-    pair_ptr = lay.pair_ptr
-    pair_slot = lay.pair_slot
-    reserve_at = lay.reserve_at
-    reserve_copied = lay.reserve_copied
-    reserve_extra = lay.reserve_extra
-    reserve_item = lay.reserve_item
-    sizes = lay.size
-    true = lay.true
-    before = s.before
-    behind = s.behind
-    block_live = s.block_live
-    block_true = s.block_true
-    block_refs = s.block_refs
-    block_size = s.block_size
-    class_head = s.class_head
-    class_size = s.class_size
-    class_tail = s.class_tail
-    counts = s.counts
-    level = lay.level
-    level_step = lay.level_step
-    block_level = s.block_level
-    level_now = s.level_now
-    level_most = s.level_most
+    ignores_all = layout.ignores_all
+    out_entry = layout.out_entry
+    out_plain = layout.out_plain
+    out_ptr = layout.out_ptr
+    owner = layout.owner
+    pair_identity = layout.pair_identity
+    pair_in = layout.pair_in
+    pair_node = layout.pair_node
+    pair_out = layout.pair_out
+    pair_ptr = layout.pair_ptr
+    pair_slot = layout.pair_slot
+    reserve_at = layout.reserve_at
+    reserve_copied = layout.reserve_copied
+    reserve_extra = layout.reserve_extra
+    reserve_item = layout.reserve_item
+    sizes = layout.size
+    true = layout.true
+    before = scratch.before
+    behind = scratch.behind
+    block_live = scratch.block_live
+    block_true = scratch.block_true
+    block_refs = scratch.block_refs
+    block_size = scratch.block_size
+    class_head = scratch.class_head
+    class_size = scratch.class_size
+    class_tail = scratch.class_tail
+    counts = scratch.counts
+    level = layout.level
+    level_step = layout.level_step
+    block_level = scratch.block_level
+    level_now = scratch.level_now
+    level_most = scratch.level_most
     level_now[:] = 0
     level_most[:] = 0
-    order = s.order
-    source = s.source
-    source_ptr = s.source_ptr
-    storage = s.storage
-    taken = s.taken
-    n, m = lay.n, lay.m
+    order = scratch.order
+    source = scratch.source
+    source_ptr = scratch.source_ptr
+    storage = scratch.storage
+    taken = scratch.taken
+    n, m = layout.n, layout.m
     for e in range(2 * m):
         storage[e] = BAD
     n_blocks = 0

@@ -1,12 +1,11 @@
-"""A graph arranged for :mod:`memcli.engines.mxnet.memory.pool_kernel`: what does not depend on the
-plan.
+"""What of a graph does not depend on the plan, arranged for the pool's kernel.
 
-Worked out once for a graph: edges to parameters, which never enter the pool, are left out,
-in-place pairs that can never hold are dropped, each node's outputs are in the order in which the
-engine allocates them, and so is all of the execution order that no mark changes: the forward pass
-as a whole, and in the backward pass which gradients follow one another. A gradient waits for other
-gradients and for the forward pass, a copy for the forward pass alone, so that copies fall in
-between and change nothing else.
+The kernel is :mod:`memcli.engines.mxnet.memory.pool_kernel`. Worked out once for a graph: edges to
+parameters, which never enter the pool, are left out, in-place pairs that can never hold are
+dropped, each node's outputs are in the order in which the engine allocates them, and so is all of
+the execution order that no mark changes: the forward pass as a whole, and in the backward pass
+which gradients follow one another. A gradient waits for other gradients and for the forward pass, a
+copy for the forward pass alone, so that copies fall in between and change nothing else.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class Layout(NamedTuple):
     owner: Array
     least_counts: Array  # over entries: how often each is an output, or read in the forward pass
     flops: Array  # over forward nodes
-    work: Array  # over forward nodes: what running it again costs, in any unit
+    work: Array  # over forward nodes: what recomputing it costs, in any unit
     ignores_all: Array
     widest: int  # most in-place pairs of a node
     level: Array  # over entries: of how many levels of size it is, at least
@@ -103,10 +102,16 @@ class Reservable(NamedTuple):
     extra: int  # bytes at most that the pool has besides
 
 
-def layout(
+def layout_of(
     graph: TrainingGraph, work: Array | None = None, reservable: Reservable | None = None
 ) -> Layout:
-    """The layout of a graph; ``work`` over forward nodes, FLOPs where it is not given."""
+    """The layout of a graph.
+
+    Args:
+        graph: the joint graph.
+        work: over forward nodes, what recomputing one costs, in any unit; None: its FLOPs.
+        reservable: where a plan may reserve blocks; None: nowhere.
+    """
     n, m, n_forward = graph.n_nodes, graph.n_entries, graph.n_forward
     none = np.zeros(n_forward, np.uint8)
     order = execution_order(
@@ -252,17 +257,17 @@ def _levels(sizes: Array, made: Array, most: int = _MOST_LEVELS) -> tuple[Array,
     return level, np.diff(steps, prepend=0).astype(np.int64)
 
 
-def with_levels(lay: Layout, most: int) -> Layout:
-    """The layout with more levels of size, for what any pool needs in detail."""
-    level, level_step = _levels(lay.true, lay.out_entry, most)
-    return lay._replace(level=level, level_step=level_step)
+def with_levels(layout: Layout, most: int) -> Layout:
+    """The layout with the ``most`` largest sizes told apart in what any pool needs."""
+    level, level_step = _levels(layout.true, layout.out_entry, most)
+    return layout._replace(level=level, level_step=level_step)
 
 
-def scratch(lay: Layout) -> Scratch:
+def scratch(layout: Layout) -> Scratch:
     """Working arrays for a layout."""
-    n, m = lay.n, lay.m
+    n, m = layout.n, layout.m
     int32 = np.int32
-    edges = 2 * len(lay.read_entry) + 1
+    edges = 2 * len(layout.read_entry) + 1
     blocks = 2 * m + 1 + MOST_RESERVED
     s = Scratch(
         order=np.zeros(2 * n, int32),
@@ -282,17 +287,17 @@ def scratch(lay: Layout) -> Scratch:
         class_size=np.zeros(blocks, np.int64),
         class_head=np.zeros(blocks, int32),
         class_tail=np.zeros(blocks, int32),
-        taken=np.zeros(lay.widest, np.uint8),
+        taken=np.zeros(layout.widest, np.uint8),
         epoch=np.zeros(1, int32),
         block_level=np.zeros(blocks, int32),
-        level_now=np.zeros(len(lay.level_step), np.int64),
-        level_most=np.zeros(len(lay.level_step), np.int64),
+        level_now=np.zeros(len(layout.level_step), np.int64),
+        level_most=np.zeros(len(layout.level_step), np.int64),
     )
     # the forward pass is the same under every plan
-    first = len(lay.prefix)
-    reads = [lay.read_entry[lay.read_ptr[v] : lay.read_ptr[v + 1]] for v in lay.prefix]
-    s.order[:first] = lay.prefix
-    s.seen[lay.prefix] = np.iinfo(int32).max
+    first = len(layout.prefix)
+    reads = [layout.read_entry[layout.read_ptr[v] : layout.read_ptr[v + 1]] for v in layout.prefix]
+    s.order[:first] = layout.prefix
+    s.seen[layout.prefix] = np.iinfo(int32).max
     s.source_ptr[1 : first + 1] = np.cumsum([len(entries) for entries in reads])
     if first:
         s.source[: s.source_ptr[first]] = np.concatenate(reads)

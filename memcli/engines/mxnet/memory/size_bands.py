@@ -28,9 +28,16 @@ _MOST_ENDS = 24  # of bands for which paths are looked for
 
 
 def ends_of_bands(facts: Lifetimes, most: int) -> list[int]:
-    """0, and the upper ends of up to ``most`` bands: sizes that take the most bytes, the largest.
+    """The ends of bands of sizes: those of the tensors that take the most bytes.
 
     More bands prove more, for a plan and for all.
+
+    Args:
+        facts: lifetimes of the graph's tensors.
+        most: bands, at most.
+
+    Returns:
+        Bytes, rising: 0, and the upper end of each band, the last the largest size.
     """
     sizes, which = np.unique(facts.bytes[facts.bytes > 0], return_inverse=True)
     if len(sizes) > most:
@@ -41,7 +48,7 @@ def ends_of_bands(facts: Lifetimes, most: int) -> list[int]:
 
 
 def weight_in_band(size: Ints, low: int, high: int) -> Ints:
-    """What of each size lies between the ends of a band."""
+    """What of each size lies between two ends of bands, all in bytes."""
     return np.clip(size, low, high) - low
 
 
@@ -60,16 +67,16 @@ def pool_bound(graph: TrainingGraph, facts: Lifetimes) -> int:
         return 0
     fine = ends_of_bands(facts, _MOST_SIZES)
     pairs = max(1, _MOST_NODES // graph.n_nodes)
-    coarse = set(ends_of_bands(facts, min(_MOST_ENDS, int(np.sqrt(2 * pairs)))))
+    ends = set(ends_of_bands(facts, min(_MOST_ENDS, int(np.sqrt(2 * pairs)))))
     most = [0] * len(fine)  # proven for all bands up to each end
     for j, high in enumerate(fine):
         if not j:
             continue
         for i, low in enumerate(fine[:j]):
-            if i < j - 1 and not (low in coarse and high in coarse):
+            if i < j - 1 and not (low in ends and high in ends):
                 continue
             band = in_band(facts, low, high)
             most[j] = max(most[j], most[i] + step_bound(band))
-            if low in coarse and high in coarse:
+            if low in ends and high in ends:
                 most[j] = most[i] + path_bound(graph, band, most[j] - most[i])
     return most[-1]

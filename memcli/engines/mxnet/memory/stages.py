@@ -1,4 +1,4 @@
-"""A plan stage by stage: what each keeps, how far memory has grown by its end, what runs again.
+"""A plan stage by stage: what each keeps, how far memory has grown by its end, what is recomputed.
 
 A stage is the operators between two kept cuts. In the forward pass stages run in order, in the
 backward pass in reverse; MXNet never gives pool blocks back during a step, so what is allocated
@@ -46,10 +46,18 @@ def stages(
     cuts: list[list[int]] | None = None,
     barriers: Collection[int] = (),
 ) -> tuple[list[Stage], Timeline, Ints]:
-    """The plan's stages, its timeline, and each node's stage.
+    """The plan stage by stage.
 
-    ``barriers``: nodes that are save barriers of a plan: they belong to what they keep, and are
-    neither named nor counted.
+    Args:
+        model: of the joint graph.
+        plan: the plan.
+        cuts: forward nodes of each cut; None: the plan's, or where it has none a few of the
+            graph's.
+        barriers: nodes that are save barriers of a plan: they belong to what they keep, and are
+            neither named nor counted.
+
+    Returns:
+        The stages, how the pool fills, and over nodes the number of each one's stage.
     """
     graph = model.graph
     cuts = cuts if cuts is not None else (plan.cuts or default_cuts(graph))
@@ -62,7 +70,7 @@ def stages(
     np.add.at(by_node, graph.entry_node, kept)
     forward_end: dict[int, int] = {}
     end: dict[int, int] = {}
-    again: dict[int, float] = {}
+    recomputed: dict[int, float] = {}
     alive: tuple[dict[int, int], dict[int, int]] = ({}, {})  # forward, backward
     live = model.live_bytes(plan.recompute, plan.match_range)
     steps = zip(
@@ -79,7 +87,7 @@ def stages(
         if node < n_forward:
             forward_end[s] = max(forward_end.get(s, 0), touched)
         elif node >= n:
-            again[s] = again.get(s, 0.0) + float(graph.flops[base])
+            recomputed[s] = recomputed.get(s, 0.0) + float(graph.flops[base])
     result: list[Stage] = []
     for s in sorted(forward_end):
         nodes = [
@@ -97,7 +105,7 @@ def stages(
                 kept_bytes=int(by_node[nodes].sum()),
                 forward_bytes=forward_end[s],
                 peak_bytes=end[s],
-                recompute_flops=again.get(s, 0.0),
+                recompute_flops=recomputed.get(s, 0.0),
                 live_forward_bytes=alive[0].get(s, 0),
                 live_backward_bytes=alive[1].get(s, 0),
             )

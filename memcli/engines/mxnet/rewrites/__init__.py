@@ -1,0 +1,1 @@
+"""Rewrites of symbols that keep every bit, one file each."""

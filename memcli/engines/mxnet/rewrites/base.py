@@ -28,7 +28,7 @@ F = TypeVar("F")
 
 
 @dataclass(frozen=True)
-class Conditions:
+class RewriteConditions:
     """How the planned graph may be trained; see :class:`memcli.search.base.Settings`.
 
     Args:
@@ -54,7 +54,7 @@ class Rewrite(ABC, Generic[F]):
     #: other rewrites. Where sums differ, these rewrites are given up first.
     may_reorder_sums: ClassVar[bool] = True
 
-    def find(self, raw: Raw, analysis: Analysis | None, conditions: Conditions) -> F | None:
+    def find(self, raw: Raw, analysis: Analysis | None, conditions: RewriteConditions) -> F | None:
         """Find where to make the change before the search.
 
         Args:
@@ -69,7 +69,7 @@ class Rewrite(ABC, Generic[F]):
         return None
 
     def alternatives(
-        self, raw: Raw, analysis: Analysis, conditions: Conditions, found: F | None
+        self, raw: Raw, analysis: Analysis, conditions: RewriteConditions, found: F | None
     ) -> Sequence[F]:
         """Find other ways to make the change; which takes the least memory, the search shows.
 
@@ -87,7 +87,12 @@ class Rewrite(ABC, Generic[F]):
 
     @abstractmethod
     def relocated(self, found: F, moved: Mapping[int, int]) -> F:
-        """The same places after nodes were inserted; ``moved``: new positions by old ones."""
+        """The same places after nodes were inserted.
+
+        Args:
+            found: places in the old content.
+            moved: new positions by old ones.
+        """
 
     @abstractmethod
     def apply(self, raw: Raw, found: F) -> tuple[Raw, dict[int, int]]:
@@ -106,12 +111,19 @@ class Rewrite(ABC, Generic[F]):
 
         Taking a plan off bypasses inserted nodes (:func:`memcli.formats.symbol.edits.undo`), and
         refuses those that no rewrite recognizes.
+
+        Args:
+            nodes: of the content.
+            position: of the inserted node.
         """
         return False
 
     def stands_for(self, raw: Raw, found: F) -> dict[Term, Term]:
-        """Which gradients of inserted nodes count as those of operators of ``raw``, which they hand
-        on; see :class:`memcli.engines.mxnet.rewrites.exactness.SumComparison`."""
+        """Which gradients of inserted nodes count as those of operators of ``raw``.
+
+        Inserted nodes hand them on; see
+        :class:`memcli.engines.mxnet.rewrites.exactness.SumComparison`.
+        """
         return {}
 
     def keeps_sums(self, sums: SumComparison, found: F) -> bool:
@@ -149,5 +161,5 @@ class IdentityRewrite(Rewrite[list[int]]):
         return insert_identities(raw, found, self.suffix)
 
     def keeps_sums(self, sums: SumComparison, found: list[int]) -> bool:
-        """Other rewrites are given up first: alone, identities are judged again."""
+        """True: other rewrites are given up first, and identities alone are judged once more."""
         return not sums.same_in_place or sums.reordering or sums.same_sums

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from memcli.engines.mxnet.rewrites.base import Conditions, Rewrite
+from memcli.engines.mxnet.rewrites.base import Rewrite, RewriteConditions
 from memcli.engines.mxnet.rewrites.exactness import SumComparison, Term
 from memcli.formats.symbol.edits import Raw
 
@@ -84,7 +84,7 @@ class Changes:
 def find_changes(
     raw: Raw,
     analysis: Analysis | None,
-    conditions: Conditions,
+    conditions: RewriteConditions,
     rewrites: Sequence[Rewrite[Any]],
 ) -> Changes:
     """All rewrites that a graph profits from, before any search.
@@ -102,7 +102,7 @@ def find_changes(
 def other_changes(
     raw: Raw,
     analysis: Analysis,
-    conditions: Conditions,
+    conditions: RewriteConditions,
     changes: Changes,
     rewrites: Sequence[Rewrite[Any]],
     *,
@@ -110,8 +110,15 @@ def other_changes(
 ) -> list[Changes]:
     """The changes with one rewrite at a time made another way.
 
-    Which takes the least memory, only the search shows. ``among``: the rewrites to vary, by default
-    all. For the rest see :func:`find_changes`.
+    Which takes the least memory, only the search shows.
+
+    Args:
+        raw: the symbol file's content.
+        analysis: of the graph.
+        conditions: as for :func:`find_changes`.
+        changes: the usual ones.
+        rewrites: as for :func:`find_changes`.
+        among: the rewrites to vary, by default all.
     """
     return [
         changes.with_part(rewrite, other, rewrites)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from memcli.engines.mxnet.rewrites.base import Conditions, IdentityRewrite
+from memcli.engines.mxnet.rewrites.base import IdentityRewrite, RewriteConditions
 from memcli.engines.mxnet.rewrites.positions import with_merged
 from memcli.formats.symbol.edits import IDENTITY, Raw
 
@@ -49,7 +49,9 @@ class ConvolutionIdentities(IdentityRewrite):
 
     name = "convolution identities"
 
-    def find(self, raw: Raw, analysis: Analysis | None, conditions: Conditions) -> list[int] | None:
+    def find(
+        self, raw: Raw, analysis: Analysis | None, conditions: RewriteConditions
+    ) -> list[int] | None:
         """By rule 2, where MXNet's own kernels must run the plan."""
         return unread_convolutions(raw) or None if conditions.kernels == "plain" else None
 

@@ -211,16 +211,15 @@ def _added_in_place(graph: TrainingGraph) -> set[Term]:
 
 
 def adds_early_exactly(graph: TrainingGraph) -> bool:
-    """Whether adding gradients one by one as they come, rather than all at once, changes nothing
-    but where they are kept, and applies at all.
+    """Whether adding gradients one by one as they come changes bits nowhere, and anything at all.
 
     Args:
-        graph: the joint graph under MXNet's default variables, where sums of fewer than eight
-            terms are one operator.
+        graph: the joint graph under MXNet's default variables, where sums of fewer than eight terms
+            are one operator.
 
     Returns:
-        True where some sum has five to seven terms, and every term of every such sum but the
-        first, which is written, is made by an operator that only moves values.
+        True where some sum has five to seven terms, and every term of every such sum but the first,
+        which is written, is made by an operator that only moves values.
     """
     applies = False
     for v in range(graph.n_forward, graph.n_nodes):

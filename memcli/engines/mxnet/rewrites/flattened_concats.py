@@ -34,7 +34,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from memcli.engines.mxnet.rewrites.base import Conditions, Rewrite
+from memcli.engines.mxnet.rewrites.base import Rewrite, RewriteConditions
 from memcli.engines.mxnet.rewrites.exactness import SumComparison, leaves
 from memcli.formats.symbol.check import attribute
 from memcli.formats.symbol.edits import IDENTITY, GraphBuilder, Raw, Rewiring, rewire
@@ -56,7 +56,7 @@ class FlattenedConcats(Rewrite[list[Rewiring]]):
     may_reorder_sums = False
 
     def find(
-        self, raw: Raw, analysis: Analysis | None, conditions: Conditions
+        self, raw: Raw, analysis: Analysis | None, conditions: RewriteConditions
     ) -> list[Rewiring] | None:
         """How to flatten long chains in groups and short ones whole.
 
@@ -71,7 +71,7 @@ class FlattenedConcats(Rewrite[list[Rewiring]]):
         self,
         raw: Raw,
         analysis: Analysis,
-        conditions: Conditions,
+        conditions: RewriteConditions,
         found: list[Rewiring] | None,
     ) -> list[list[Rewiring]]:
         """All chains flattened whole, and the longest in other groups."""
@@ -128,7 +128,7 @@ def _keeps_order_of_chain(sums: SumComparison, changes: Sequence[Rewiring]) -> b
 
 
 @dataclass(frozen=True)
-class Chain:
+class ConcatChain:
     """Readers (position, slot) of output ``output`` of ``position``, in the order of the file.
 
     ``together``: all of them read one identity, rather than one behind the other.
@@ -141,7 +141,7 @@ class Chain:
 
 
 def insert_chains(
-    raw: Raw, chains: Sequence[Chain], suffix: str = "_shared"
+    raw: Raw, chains: Sequence[ConcatChain], suffix: str = "_shared"
 ) -> tuple[Raw, dict[int, int]]:
     """Identities between a tensor and its readers, so that gradients are added two by two.
 
@@ -154,7 +154,7 @@ def insert_chains(
     """
     if not chains:
         return raw, {p: p for p in range(len(raw["nodes"]))}
-    behind: dict[int, list[Chain]] = {}
+    behind: dict[int, list[ConcatChain]] = {}
     for chain in chains:
         behind.setdefault(chain.position, []).append(chain)
     new = GraphBuilder(raw)
@@ -174,7 +174,7 @@ def insert_chains(
     return new.finished(), new.moved
 
 
-def grouped_sums(raw: dict[str, Any], rewired: Collection[int]) -> list[Chain]:
+def grouped_sums(raw: dict[str, Any], rewired: Collection[int]) -> list[ConcatChain]:
     """Identities for pieces that more than two operators read after flattening.
 
     MXNet adds three or four gradients from the right (``elemwise_sum.h``), two, or more than four,
@@ -204,9 +204,9 @@ def grouped_sums(raw: dict[str, Any], rewired: Collection[int]) -> list[Chain]:
             continue
         concats = [at for at in found if raw["nodes"][at[0]]["op"] in _CONCATS]
         if len(found) < 5 or (len(concats) < 5 and concats != found):
-            chains.append(Chain(position, output, found))
+            chains.append(ConcatChain(position, output, found))
         elif concats != found:
-            chains.append(Chain(position, output, concats, together=True))
+            chains.append(ConcatChain(position, output, concats, together=True))
     return chains
 
 
@@ -215,8 +215,10 @@ def flatten_concats(
 ) -> list[Rewiring]:
     """The rewirings that flatten a symbol's nested Concats; empty where there are none.
 
-    ``shortest``: chains of so many Concats, and longer ones, are flattened in groups. ``longest``:
-    where groups of the longest ones end, as parts of their length.
+    Args:
+        raw: the symbol file's content.
+        shortest: chains of so many Concats, and longer ones, are flattened in groups.
+        longest: where groups of the longest ones end, as parts of their length.
     """
     nodes: list[dict[str, Any]] = raw["nodes"]
     readers: dict[int, int] = {}

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from memcli.engines.mxnet.rewrites.base import Conditions, Rewrite
+from memcli.engines.mxnet.rewrites.base import Rewrite, RewriteConditions
 from memcli.formats.symbol.edits import GraphBuilder, Raw
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class GradientJoins(Rewrite[list[Join]]):
     guesses = True
 
     def find(
-        self, raw: Raw, analysis: Analysis | None, conditions: Conditions
+        self, raw: Raw, analysis: Analysis | None, conditions: RewriteConditions
     ) -> list[Join] | None:
         """By the rules; without an analysis by what the file alone tells of them."""
         if analysis is None:
@@ -113,7 +113,13 @@ def insert_joins(raw: Raw, joins: Sequence[Join]) -> tuple[Raw, dict[int, int]]:
 
 
 def gradient_joins(raw: dict[str, Any], graph: TrainingGraph, model: MXNetModel) -> list[Join]:
-    """The joins that a symbol profits from; ``graph`` is the symbol's own training graph."""
+    """The joins that a symbol profits from.
+
+    Args:
+        raw: the symbol file's content.
+        graph: its own training graph.
+        model: of that graph.
+    """
     order = model.execution_order(model.none())
     step = {int(v): k for k, v in enumerate(order)}
     runs: dict[int, int] = {}  # forward node -> step of its gradient

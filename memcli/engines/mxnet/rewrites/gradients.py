@@ -3,7 +3,7 @@
 MXNet binds these gradients without complaint and then refuses to run: Embedding has none for its
 indices, softmax_cross_entropy none for its label. The gradient of softmax's lengths is zeros, and
 MXNet writes them over the lengths before it has read them, where its memory plan has both in one
-block: all gradients behind are then wrong, in graphs as saved, too (seen in 1.9.1, BERT).
+block: all gradients behind are then wrong, without any plan, too (seen in 1.9.1, BERT).
 """
 
 from __future__ import annotations

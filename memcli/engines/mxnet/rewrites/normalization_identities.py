@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from memcli.engines.mxnet.rewrites.base import Conditions, IdentityRewrite
+from memcli.engines.mxnet.rewrites.base import IdentityRewrite, RewriteConditions
 from memcli.formats.symbol.edits import Raw
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ class NormalizationIdentities(IdentityRewrite):
 
     name = "normalization identities"
 
-    def find(self, raw: Raw, analysis: Analysis | None, conditions: Conditions) -> list[int] | None:
+    def find(
+        self, raw: Raw, analysis: Analysis | None, conditions: RewriteConditions
+    ) -> list[int] | None:
         """All normalizations, by the rules."""
         return unread_normalizations(raw) or None
 

@@ -18,7 +18,12 @@ def with_merged(graph: TrainingGraph, positions: Collection[int]) -> set[int]:
 
 
 def positions_of(graph: TrainingGraph, flags: Flags) -> set[int]:
-    """Positions of the operators among flagged forward nodes, with those merged into them."""
+    """Positions of the operators among flagged forward nodes, with those merged into them.
+
+    Args:
+        graph: the training graph.
+        flags: over forward nodes.
+    """
     n_file = len(graph.file_names)
     positions = {
         int(graph.position[v])

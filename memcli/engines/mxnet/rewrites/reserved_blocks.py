@@ -176,7 +176,12 @@ def reservation(raw: Mapping[str, Any]) -> list[int]:
 
 
 def scaled_reservation(raw: Raw, new: int, old: int) -> Raw:
-    """The content with blocks for a batch of ``new`` that were reserved for one of ``old``.
+    """The content with its reserved blocks made for another batch.
+
+    Args:
+        raw: the symbol file's content.
+        new: the batch.
+        old: the batch that the blocks were reserved for.
 
     Raises:
         BadInput: a block whose size cannot be read.
@@ -200,8 +205,12 @@ def scaled_reservation(raw: Raw, new: int, old: int) -> Raw:
 def without_reservation(raw: Raw, where: str) -> Raw:
     """The content without what :func:`insert_reservation` put into it; all else stays.
 
+    Args:
+        raw: the symbol file's content.
+        where: begins a message.
+
     Raises:
-        BadInput: the graph was changed since; begins with ``where``.
+        BadInput: the graph was changed since.
     """
     inserted = set(reservation(raw))
     return without_nodes(raw, inserted, where) if inserted else raw
@@ -223,7 +232,9 @@ class Carrier:
 def find_carrier(graph: TrainingGraph, inputs: Collection[str]) -> Carrier | None:
     """Where a graph may reserve blocks; None where no argument is suited.
 
-    ``inputs``: names of the arguments that are fed, whose leading dimension is the batch.
+    Args:
+        graph: the training graph.
+        inputs: names of the arguments that are fed, whose leading dimension is the batch.
     """
     forward = graph.in_entry[: graph.in_ptr[graph.n_forward]]
     times_read = np.bincount(forward, minlength=graph.n_entries)

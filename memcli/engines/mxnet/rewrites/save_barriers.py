@@ -43,5 +43,10 @@ class SaveBarriers(IdentityRewrite):
 
 
 def barrier_positions(graph: TrainingGraph, flags: Flags) -> list[int]:
-    """Positions of the nodes that get a save barrier; ``flags``: the plan's marks, by node."""
+    """Positions in the file of the nodes that get a save barrier.
+
+    Args:
+        graph: the training graph.
+        flags: over forward nodes, the plan's marks.
+    """
     return sorted(positions_of(graph, np.where(flags == BARRIER, 1, 0)))

@@ -1,4 +1,4 @@
-"""Split activation functions: the largest in front of sums run in pieces, by channels.
+"""SplitActivation activation functions: the largest in front of sums run in pieces, by channels.
 
 MXNet's pool never puts two tensors into one block at a time. Blocks of the largest tensors, those
 of the first stage of a network, are taken by smaller tensors for most of a step, and all but a
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from memcli.engines.mxnet.rewrites.base import Conditions, Rewrite
+from memcli.engines.mxnet.rewrites.base import Rewrite, RewriteConditions
 from memcli.formats.symbol.check import attribute, attributes
 from memcli.formats.symbol.edits import IDENTITY, INSERTED_KEY, GraphBuilder, Raw
 
@@ -50,29 +50,35 @@ _COUNTS = 0.25
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitActivation:
     """The node at ``position``, of one input and one output, in ``parts`` pieces along axis 1."""
 
     position: int
     parts: int
 
 
-class SplitActivationFunctions(Rewrite[list[Split]]):
+class SplitActivationFunctions(Rewrite[list[SplitActivation]]):
     """Large activation functions in pieces; see the module's text."""
 
     name = "split activation functions"
 
     def alternatives(
-        self, raw: Raw, analysis: Analysis, conditions: Conditions, found: list[Split] | None
-    ) -> list[list[Split]]:
+        self,
+        raw: Raw,
+        analysis: Analysis,
+        conditions: RewriteConditions,
+        found: list[SplitActivation] | None,
+    ) -> list[list[SplitActivation]]:
         """The largest activation functions for each number of pieces, where there are any."""
         return [splits for splits in split_activations(raw, analysis.graph, PARTS) if splits]
 
-    def relocated(self, found: list[Split], moved: Mapping[int, int]) -> list[Split]:
+    def relocated(
+        self, found: list[SplitActivation], moved: Mapping[int, int]
+    ) -> list[SplitActivation]:
         """See :meth:`Rewrite.relocated`."""
-        return [Split(moved[split.position], split.parts) for split in found]
+        return [SplitActivation(moved[split.position], split.parts) for split in found]
 
-    def apply(self, raw: Raw, found: list[Split]) -> tuple[Raw, dict[int, int]]:
+    def apply(self, raw: Raw, found: list[SplitActivation]) -> tuple[Raw, dict[int, int]]:
         """See :func:`insert_splits`."""
         return insert_splits(raw, found)
 
@@ -90,7 +96,7 @@ class SplitActivationFunctions(Rewrite[list[Split]]):
         pieces = [_maker(nodes, source) for source in node["inputs"]]
         return bool(pieces) and all(_is_piece(nodes, p) for p in pieces)
 
-    def describe(self, found: list[Split]) -> str:
+    def describe(self, found: list[SplitActivation]) -> str:
         """See :meth:`Rewrite.describe`."""
         return f"{len(found)} activations in {found[0].parts} pieces"
 
@@ -116,7 +122,7 @@ def _is_piece(nodes: Sequence[Raw], position: int) -> bool:
     return cut and nodes[position]["op"] in _KINDS
 
 
-def insert_splits(raw: Raw, splits: Sequence[Split]) -> tuple[Raw, dict[int, int]]:
+def insert_splits(raw: Raw, splits: Sequence[SplitActivation]) -> tuple[Raw, dict[int, int]]:
     """Each split's node on the first piece of what it reads, nodes like it on the others.
 
     All that read the node read the pieces put together instead. What it reads must come before it
@@ -157,7 +163,7 @@ def insert_splits(raw: Raw, splits: Sequence[Split]) -> tuple[Raw, dict[int, int
 
 def split_activations(
     raw: dict[str, Any], graph: TrainingGraph, numbers: Sequence[int]
-) -> list[list[Split]]:
+) -> list[list[SplitActivation]]:
     """The activations of a symbol to split, for each number of pieces.
 
     ``graph`` is the symbol's own training graph.
@@ -191,10 +197,10 @@ def split_activations(
     return [_largest(found, parts, least) for parts in numbers]
 
 
-def _largest(found: list[tuple[int, int, int]], parts: int, least: float) -> list[Split]:
+def _largest(found: list[tuple[int, int, int]], parts: int, least: float) -> list[SplitActivation]:
     """Those of the largest that can be divided, if they have ``least`` bytes."""
     fits = [(size, place) for size, place, channels in found if channels % parts == 0]
     largest = max((size for size, _ in fits), default=0)
     if largest < least:
         return []
-    return [Split(place, parts) for size, place in fits if size >= _AS_LARGE * largest]
+    return [SplitActivation(place, parts) for size, place in fits if size >= _AS_LARGE * largest]

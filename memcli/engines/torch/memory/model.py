@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from memcli.engines.torch.memory import kernels
 from memcli.engines.torch.memory import trace as events
-from memcli.engines.torch.memory.cuda_allocator import DeviceMemory, replay
+from memcli.engines.torch.memory.cuda_allocator import DeviceMemory
+from memcli.engines.torch.memory.device_steps import BLAS_WORKSPACE, allocations, replay
 from memcli.engines.torch.memory.trace import Trace
 from memcli.graph.roofline import DEFAULT_MACHINE, Machine, work_seconds
 from memcli.marks import AUXILIARY, RESULTS
@@ -182,21 +183,39 @@ class TorchModel:
         runs = kernels.recomputations(self.state).copy()
         return TorchTimeline(forward, backward, order, kept, runs)
 
-    def device_memory(self, marks: Marks) -> DeviceMemory:
-        """What CUDA's caching allocator would count and take from the device; some 50 ms.
+    def device_memory(self, marks: Marks, workspace: int = BLAS_WORKSPACE) -> DeviceMemory:
+        """What CUDA's caching allocator would count and take from the device; some 0.1 s.
 
-        Parameters, states and inputs are allocated first, in their own order.
+        Two steps are played, the second with what the first left in the allocator: parameters,
+        states and inputs are allocated first, in their own order.
+
+        Args:
+            marks: the plan.
+            workspace: bytes that cuBLAS takes in each thread that multiplies matrices.
 
         Raises:
             ValueError: the plan recomputes without bound.
         """
+        return replay(self.trace, self._ends, self._log(marks), workspace)
+
+    def allocations(self, marks: Marks) -> list[tuple[int, int, str]]:
+        """What a step allocates and frees on a card: number, bytes, where ("forward conv1").
+
+        In order; bytes are below 0 where the allocation of that number is freed.
+
+        Raises:
+            ValueError: the plan recomputes without bound.
+        """
+        return allocations(self.trace, self._ends, self._log(marks))
+
+    def _log(self, marks: Marks) -> NDArray[np.int64]:
         p, trace = self.program, self.trace
         rows = 4 * (len(trace.kinds) + _LIMIT * trace.n_steps)
         state = kernels.state_for(p, rows)
         marks = self.as_run(marks)
         if kernels.walk(p, state, marks, self.most_runs, self._nothing)[0] < 0:
             raise ValueError("the plan recomputes more often than is worth counting")
-        return replay(trace, self._ends, state.log[: int(state.logged[0])])
+        return state.log[: int(state.logged[0])]
 
     def stage_at(self, operation: int) -> tuple[str, str]:
         """Where an operation (``peak_at``) is: ("forward" or "backward", name of the node)."""
@@ -241,6 +260,8 @@ def _compile(trace: Trace, block: int) -> tuple[kernels.Program, list[int]]:
     for i, (kind, number) in enumerate(
         zip(trace.kinds.tolist(), trace.numbers.tolist(), strict=True)
     ):
+        if kind == events.WORKSPACE:
+            continue  # there before any step but the first
         if kind in _CHANGES:
             change = int(sizes[i]) * _CHANGES[kind]
             full += change

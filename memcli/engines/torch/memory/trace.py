@@ -29,6 +29,9 @@ GONE = 11  # autograd let go of a handle
 AGAIN = 12  # a step runs a second time as a recomputation would; bytes 1: with auxiliaries
 AGAIN_END = 13
 PARAMETER_GRADIENT = 14  # as ALLOCATED, of a gradient that stays after the step
+# A thread's first product of matrices: cuBLAS takes its work space, and keeps it. The number is 0
+# for the forward pass's thread, 1 for the backward pass's. On CUDA alone.
+WORKSPACE = 15
 
 
 @dataclass

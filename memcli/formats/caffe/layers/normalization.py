@@ -7,14 +7,14 @@ import numpy as np
 from memcli.formats.caffe.building import Tensor
 from memcli.formats.caffe.layers.pooling import attributes
 from memcli.formats.caffe.net import Net
-from memcli.formats.caffe.registry import Result, Site, Unsupported, layer
+from memcli.formats.caffe.registry import LayerCall, Result, Unsupported, layer
 
 _ACROSS, _WITHIN = 0, 1
 _CUDNN = 2
 
 
 @layer("BatchNorm")
-def batch_norm(site: Site) -> Result:
+def batch_norm(call: LayerCall) -> Result:
     """ONNX's BatchNormalization, with the Scale that alone reads it taken in.
 
     Without such a Scale, scale and bias are constants (ones and zeros). Forks whose BatchNorm has
@@ -22,27 +22,27 @@ def batch_norm(site: Site) -> Result:
     Running statistics are exponential averages; Caffe corrects their start, which no gradient
     sees.
     """
-    site.take(1)
-    p, x = site.p.batch_norm_param, site.x
+    call.take(1)
+    p, x = call.p.batch_norm_param, call.x
     fixed = bool(p.HasField("use_global_stats") and p.use_global_stats)
     channels = x.shape[1] if x.rank > 1 else 1
     if x.rank < 2:
         raise Unsupported(f"a bottom of {x.rank} dimensions")
     fraction = p.moving_average_fraction
     if own_affine(p):
-        scale = site.weight(0, "weight", (channels,))
-        bias = site.weight(1, "bias", (channels,))
+        scale = call.weight(0, "weight", (channels,))
+        bias = call.weight(1, "bias", (channels,))
         if fraction < 0.5:  # cuDNN's factor: the part of the new, where Caffe's is of the old
             fraction = 1 - fraction
     else:
-        scale, bias = _taken_in(site, channels)
+        scale, bias = _taken_in(call, channels)
     if not 0 <= fraction <= 1 or p.eps < 0:
-        raise site.wrong(f"moving_average_fraction {fraction:g} or eps {p.eps:g} is impossible")
-    return normalized(site, x, scale, bias, p.eps, fraction, training=not fixed)
+        raise call.wrong(f"moving_average_fraction {fraction:g} or eps {p.eps:g} is impossible")
+    return normalized(call, x, scale, bias, p.eps, fraction, training=not fixed)
 
 
 def normalized(
-    site: Site,
+    call: LayerCall,
     x: Tensor,
     scale: Tensor,
     bias: Tensor,
@@ -54,14 +54,14 @@ def normalized(
 ) -> Tensor:
     """BatchNormalization with states of its own; ``old``: their part in a step's average."""
     channels = x.shape[1]
-    stem = f"{site.layer.name}/{suffix}" if suffix else site.layer.name
-    mean = site.builder.state(f"{stem}.mean", np.zeros(channels, np.float32))
-    variance = site.builder.state(f"{stem}.variance", np.ones(channels, np.float32))
-    outputs = [(stem if suffix else site.blob(), x.shape, False)]
+    stem = f"{call.layer.name}/{suffix}" if suffix else call.layer.name
+    mean = call.builder.state(f"{stem}.mean", np.zeros(channels, np.float32))
+    variance = call.builder.state(f"{stem}.variance", np.ones(channels, np.float32))
+    outputs = [(stem if suffix else call.blob(), x.shape, False)]
     if training:
         outputs += [(f"{stem}.new_{what}", (channels,), False) for what in ("mean", "variance")]
-    return site.builder.node(
-        site.position,
+    return call.builder.node(
+        call.position,
         "BatchNormalization",
         [x, scale, bias, mean, variance],
         stem,
@@ -83,15 +83,15 @@ def own_affine(p: object) -> bool:
     )
 
 
-def _taken_in(site: Site, channels: int) -> tuple[Tensor, Tensor]:
+def _taken_in(call: LayerCall, channels: int) -> tuple[Tensor, Tensor]:
     """Scale and bias of the Scale layer that goes into a BatchNorm; ones and zeros."""
-    builder = site.builder
+    builder = call.builder
     ones = builder.constant(np.ones(channels, np.float32))
     zeros = builder.constant(np.zeros(channels, np.float32))
-    reader = _scale_of(site.net, site.position)
+    reader = _scale_of(call.net, call.position)
     if reader is None:
         return ones, zeros
-    there = Site(site.net, reader, site.net.layers[reader], [site.x], builder, site.shared)
+    there = LayerCall(call.net, reader, call.net.layers[reader], [call.x], builder, call.shared)
     scale = there.weight(0, "weight", (channels,))
     has_bias = there.p.scale_param.bias_term
     return scale, there.weight(1, "bias", (channels,)) if has_bias else zeros
@@ -123,60 +123,60 @@ def folded_into_batch_norm(net: Net, position: int) -> bool:
 
 
 @layer("LRN")
-def local_response(site: Site) -> Result:
+def local_response(call: LayerCall) -> Result:
     """Across channels ONNX's own; within a channel by squares, their average, and a power."""
-    site.take(1)
-    p, x = site.p.lrn_param, site.x
+    call.take(1)
+    p, x = call.p.lrn_param, call.x
     size = int(p.local_size)
     if size % 2 == 0:
-        raise site.wrong(f"local_size {size} is not odd")
-    site.takes_images()
+        raise call.wrong(f"local_size {size} is not odd")
+    call.takes_images()
     if p.norm_region == _ACROSS:
-        return site.result("LRN", [x], x.shape, size=size, alpha=p.alpha, beta=p.beta, bias=p.k)
+        return call.result("LRN", [x], x.shape, size=size, alpha=p.alpha, beta=p.beta, bias=p.k)
     pad = ((size - 1) // 2,) * 2
-    squares = site.step("squares", "Mul", [x, x], x.shape)
+    squares = call.step("squares", "Mul", [x, x], x.shape)
     more = attributes("AveragePool", (size, size), (1, 1), pad, up=False)
-    mean = site.step("mean", "AveragePool", [squares], x.shape, **more)
-    inner = site.plus(site.times(mean, p.alpha, "alpha"), 1.0, "one")
-    factor = site.step("power", "Pow", [inner, site.builder.constant(-p.beta)], x.shape)
-    return site.result("Mul", [x, factor], x.shape)
+    mean = call.step("mean", "AveragePool", [squares], x.shape, **more)
+    inner = call.plus(call.times(mean, p.alpha, "alpha"), 1.0, "one")
+    factor = call.step("power", "Pow", [inner, call.builder.constant(-p.beta)], x.shape)
+    return call.result("Mul", [x, factor], x.shape)
 
 
 @layer("MVN")
-def mean_variance(site: Site) -> Result:
+def mean_variance(call: LayerCall) -> Result:
     """``(x - mean) / (deviation + eps)`` of each image's channels, or of the whole image."""
-    site.take(1)
-    p, x = site.p.mvn_param, site.x
-    site.takes_images()
+    call.take(1)
+    p, x = call.p.mvn_param, call.x
+    call.takes_images()
     axes = [1, 2, 3] if p.across_channels else [2, 3]
     shape = tuple(1 if d in axes else n for d, n in enumerate(x.shape))
-    over = site.builder.ints(*axes)
-    mean = site.step("mean", "ReduceMean", [x, over], shape, keepdims=1)
+    over = call.builder.ints(*axes)
+    mean = call.step("mean", "ReduceMean", [x, over], shape, keepdims=1)
     if not p.normalize_variance:
-        return site.result("Sub", [x, mean], x.shape)
-    centred = site.step("centred", "Sub", [x, mean], x.shape)
-    squares = site.step("squares", "Mul", [centred, centred], x.shape)
-    variance = site.step("variance", "ReduceMean", [squares, over], shape, keepdims=1)
-    deviation = site.step("deviation", "Sqrt", [variance], shape)
-    return site.result("Div", [centred, site.plus(deviation, p.eps, "eps")], x.shape)
+        return call.result("Sub", [x, mean], x.shape)
+    centred = call.step("centred", "Sub", [x, mean], x.shape)
+    squares = call.step("squares", "Mul", [centred, centred], x.shape)
+    variance = call.step("variance", "ReduceMean", [squares, over], shape, keepdims=1)
+    deviation = call.step("deviation", "Sqrt", [variance], shape)
+    return call.result("Div", [centred, call.plus(deviation, p.eps, "eps")], x.shape)
 
 
 @layer("Normalize")
-def normalize(site: Site) -> Result:
+def normalize(call: LayerCall) -> Result:
     """SSD's: by the Euclidean norm over channels (or the whole image), times a parameter."""
-    site.take(1)
-    p, x = site.p.norm_param, site.x
-    site.takes_images()
+    call.take(1)
+    p, x = call.p.norm_param, call.x
+    call.takes_images()
     axes = [1, 2, 3] if p.across_spatial else [1]
     shape = tuple(1 if d in axes else n for d, n in enumerate(x.shape))
-    squares = site.step("squares", "Mul", [x, x], x.shape)
-    total = site.step("sum", "ReduceSum", [squares, site.builder.ints(*axes)], shape, keepdims=1)
-    norm = site.step("norm", "Sqrt", [site.plus(total, p.eps, "eps")], shape)
-    divided = site.step("divided", "Div", [x, norm], x.shape)
+    squares = call.step("squares", "Mul", [x, x], x.shape)
+    total = call.step("sum", "ReduceSum", [squares, call.builder.ints(*axes)], shape, keepdims=1)
+    norm = call.step("norm", "Sqrt", [call.plus(total, p.eps, "eps")], shape)
+    divided = call.step("divided", "Div", [x, norm], x.shape)
     shared = p.channel_shared
     weight = (
-        site.weight(0, "scale", (1,))
+        call.weight(0, "scale", (1,))
         if shared
-        else site.weight(0, "scale", (x.shape[1],), stored=(x.shape[1], 1, 1))
+        else call.weight(0, "scale", (x.shape[1],), stored=(x.shape[1], 1, 1))
     )
-    return site.result("Mul", [divided, weight], x.shape)
+    return call.result("Mul", [divided, weight], x.shape)

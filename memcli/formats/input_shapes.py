@@ -1,4 +1,4 @@
-"""Concrete shapes for an ONNX file's free inputs: the user's, the file's own, and guesses."""
+"""Concrete shapes for a file's free inputs: the user's, the file's own, and guesses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from memcli.errors import BadInput
-from memcli.formats.onnx.file import OnnxFile, TensorValue
+from memcli.formats.trained_file import TensorValue, TrainedFile
 from memcli.quoting import shown
 
 Dim = int | str | None
@@ -46,7 +46,7 @@ _LENGTH_NAME = re.compile(r"seq|len|time|token|frame|step|^[tls]$", re.IGNORECAS
 _NO_GUESS = re.compile(r"past|total|cache", re.IGNORECASE)
 
 
-def bind_shapes(file: OnnxFile, asked: ShapesAsked) -> BoundShapes:
+def bind_shapes(file: TrainedFile, asked: ShapesAsked) -> BoundShapes:
     """A shape for every free input; one value for each symbolic dimension, throughout.
 
     What ``--shape`` says goes first, then the file's fixed dimensions, then ``--batch`` for the
@@ -64,7 +64,7 @@ def bind_shapes(file: OnnxFile, asked: ShapesAsked) -> BoundShapes:
 class _Binding:
     """The free inputs while their dimensions are found out."""
 
-    def __init__(self, file: OnnxFile, asked: ShapesAsked) -> None:
+    def __init__(self, file: TrainedFile, asked: ShapesAsked) -> None:
         self.file = file
         self.asked = asked
         self.inputs = {value.name: value for value in file.inputs}
@@ -72,7 +72,7 @@ class _Binding:
         self.from_input: dict[str, str] = {}  # which input (or option) gave a symbol its value
         self.given: dict[str, list[int]] = {}
         self.assumed: set[str] = set()
-        self.elastic = _elastic_inputs(list(self.inputs.values()))
+        self.elastic = _elastic_inputs(file)
 
     def bound(self) -> BoundShapes:
         """The whole."""
@@ -85,6 +85,7 @@ class _Binding:
         dims = {name: self._known(value) for name, value in self.inputs.items()}
         self._bind_batch(dims)
         shapes = {name: self._completed(name, row) for name, row in dims.items()}
+        self.file.check_sizes(self.symbols)
         assumed = self.assumed.union(self.file.assumed)
         ordered = [name for name in self.inputs if name in assumed]
         return BoundShapes(shapes, self._dtypes(), ordered, dict(self.symbols))
@@ -176,6 +177,8 @@ class _Binding:
             self._bind(symbol, batch, f"--batch {batch}")
         if batch is None:
             return
+        if self.asked.batch is not None and self.file.fixed_sizes and not symbol:
+            self._refuse_other_batch(batch)
         for name, row in dims.items():
             if name in self.given or not row:
                 continue
@@ -183,6 +186,17 @@ class _Binding:
                 if row[0] is None and self.asked.batch is None:
                     self.assumed.add(name)
                 row[0] = batch
+
+    def _refuse_other_batch(self, batch: int) -> None:
+        """A batch that is none of the fixed sizes."""
+        leading = [value.dims[0] for value in self.inputs.values() if value.dims]
+        if batch not in leading:
+            raise BadInput(
+                f"--batch {batch}: the file is for fixed sizes, a batch of "
+                f"{', '.join(map(str, dict.fromkeys(leading))) or 'none'}",
+                "export it with a dynamic batch: torch.export.export(..., "
+                "dynamic_shapes={'x': {0: torch.export.Dim('batch')}})",
+            )
 
     def _batch_of_others(self, symbol: str | None) -> int | None:
         """The batch that shapes of the user's own imply; None where they say nothing."""
@@ -213,6 +227,9 @@ class _Binding:
         return shape
 
     def _guess(self, value: TensorValue, position: int, dim: str | None) -> int:
+        likely = None if dim is None else self.file.likely_size(dim, self.symbols)
+        if likely is not None:
+            return likely
         symbol = _batch_symbol(list(self.inputs.values()))
         unnamed_front = position == 0 and dim is None
         if unnamed_front or (dim is not None and dim == symbol):
@@ -247,7 +264,7 @@ class _Binding:
         return found
 
 
-def guess_hint(file: OnnxFile, bound: BoundShapes) -> str:
+def guess_hint(file: TrainedFile, bound: BoundShapes) -> str:
     """What may mend an operator's refusal of its inputs' shapes, where some were guessed."""
     name = bound.assumed[0]
     value = next(v for v in file.inputs if v.name == name)
@@ -260,14 +277,14 @@ def guess_hint(file: OnnxFile, bound: BoundShapes) -> str:
     )
 
 
-def batch_dims(file: OnnxFile) -> dict[str, list[int]]:
+def batch_dims(file: TrainedFile) -> dict[str, list[int]]:
     """Positions of the batch among each free input's dimensions; inputs without it left out.
 
     The symbolic dimension that is the batch wherever it is, unnamed leading ones, and fixed
     leading ones that :func:`bind_shapes` lets go.
     """
     inputs = file.inputs
-    symbol, elastic = _batch_symbol(inputs), _elastic_inputs(inputs)
+    symbol, elastic = _batch_symbol(inputs), _elastic_inputs(file)
     found = {}
     for value in inputs:
         positions = [
@@ -294,12 +311,15 @@ def _batch_symbol(inputs: list[TensorValue]) -> str | None:
     return next(iter(named or elsewhere or leading), None)
 
 
-def _elastic_inputs(inputs: list[TensorValue]) -> set[str]:
+def _elastic_inputs(file: TrainedFile) -> set[str]:
     """Inputs whose fixed leading dimension is a batch, which may be another one as well.
 
     Integers of rank 1 are labels or the like, one for each sample. With no symbolic dimension in
     front, the first input's leading one is the batch, and that of inputs of integers equal to it.
     """
+    if file.fixed_sizes:
+        return set()
+    inputs = file.inputs
     labels = {v.name for v in inputs if _is_label(v)}
     if _batch_symbol(inputs) is not None:
         return labels
