@@ -112,8 +112,8 @@ def stage_json(stage: Stage) -> dict[str, Any]:
     }
 
 
-_POOL_STAGES = "Stages (MiB; live: the most alive while it runs; pool: allocated by its end)"
-LIVE_STAGES = "Stages (MiB; the most alive while the stage's forward and its backward run)"
+_POOL_STAGES = "Stages (MiB; live: most alive while it runs; pool: at its end; FLOPs: recomputed)"
+LIVE_STAGES = "Stages (MiB; most alive in the stage's forward and backward; FLOPs: recomputed)"
 
 
 def stage_table(console: Console, stages: list[Stage], title: str = _POOL_STAGES) -> None:
@@ -132,7 +132,7 @@ def stage_table(console: Console, stages: list[Stage], title: str = _POOL_STAGES
             ("ops", "right"),
             ("kept", "right"),
             *((heading, "right") for heading in passes),
-            ("recomputed", "right"),
+            ("FLOPs", "right"),
         ],
     )
     rows = []

@@ -161,12 +161,13 @@ def test_stages() -> None:
     expect(
         lambda console: stage_table(console, [stage(0), stage(1, LONG, "[/b]")]),
         """
-Stages (MiB; live: the most alive while it runs; pool: allocated by its end)
+Stages (MiB; live: most alive while it runs; pool: at its end; FLOPs:
+recomputed)
 
- #  from             to     ops  kept  live fwd  live bwd   pool  recomputed
+ #  from                  to     ops  kept  live fwd  live bwd   pool  FLOPs
  ───────────────────────────────────────────────────────────────────────────
- 0  conv0            relu0    3   0.0       5.0      70.0  100.0           0
- 1  stage4_~weight1  [/b]1    4   1.0       6.0      69.0   99.0       1.5 G
+ 0  conv0                 relu0    3   0.0       5.0      70.0  100.0      0
+ 1  stage4_uni~3_weight1  [/b]1    4   1.0       6.0      69.0   99.0  1.5 G
 """,
     )
 
@@ -175,35 +176,35 @@ def test_many_stages_are_folded() -> None:
     expect(
         lambda console: stage_table(console, [stage(i) for i in range(40)]),
         """
-Stages (MiB; live: the most alive while it runs; pool: allocated by its
-end)
+Stages (MiB; live: most alive while it runs; pool: at its end;
+FLOPs: recomputed)
 
-   #  from     to      ops  kept  live fwd  live bwd   pool  recomputed
- ──────────────────────────────────────────────────────────────────────
-   0  conv0    relu0     3   0.0       5.0      70.0  100.0           0
-   1  conv1    relu1     4   1.0       6.0      69.0   99.0       1.5 G
-   2  conv2    relu2     5   2.0       7.0      68.0   98.0       3.0 G
-   3  conv3    relu3     6   3.0       8.0      67.0   97.0       4.5 G
-   4  conv4    relu4     7   4.0       9.0      66.0   96.0       6.0 G
-   5  conv5    relu5     8   5.0      10.0      65.0   95.0       7.5 G
-   6  conv6    relu6     9   6.0      11.0      64.0   94.0       9.0 G
-   7  conv7    relu7    10   7.0      12.0      63.0   93.0      10.5 G
-   8  conv8    relu8    11   8.0      13.0      62.0   92.0      12.0 G
-   9  conv9    relu9    12   9.0      14.0      61.0   91.0      13.5 G
-  10  conv10   relu10   13  10.0      15.0      60.0   90.0      15.0 G
-  11  conv11   relu11   14  11.0      16.0      59.0   89.0      16.5 G
- ...  17 more  ...     ...   ...       ...       ...    ...         ...
-  29  conv29   relu29   32  29.0      34.0      41.0   71.0      43.5 G
-  30  conv30   relu30   33  30.0      35.0      40.0   70.0      45.0 G
-  31  conv31   relu31   34  31.0      36.0      39.0   69.0      46.5 G
-  32  conv32   relu32   35  32.0      37.0      38.0   68.0      48.0 G
-  33  conv33   relu33   36  33.0      38.0      37.0   67.0      49.5 G
-  34  conv34   relu34   37  34.0      39.0      36.0   66.0      51.0 G
-  35  conv35   relu35   38  35.0      40.0      35.0   65.0      52.5 G
-  36  conv36   relu36   39  36.0      41.0      34.0   64.0      54.0 G
-  37  conv37   relu37   40  37.0      42.0      33.0   63.0      55.5 G
-  38  conv38   relu38   41  38.0      43.0      32.0   62.0      57.0 G
-  39  conv39   relu39   42  39.0      44.0      31.0   61.0      58.5 G
+   #  from     to      ops  kept  live fwd  live bwd   pool   FLOPs
+ ──────────────────────────────────────────────────────────────────
+   0  conv0    relu0     3   0.0       5.0      70.0  100.0       0
+   1  conv1    relu1     4   1.0       6.0      69.0   99.0   1.5 G
+   2  conv2    relu2     5   2.0       7.0      68.0   98.0   3.0 G
+   3  conv3    relu3     6   3.0       8.0      67.0   97.0   4.5 G
+   4  conv4    relu4     7   4.0       9.0      66.0   96.0   6.0 G
+   5  conv5    relu5     8   5.0      10.0      65.0   95.0   7.5 G
+   6  conv6    relu6     9   6.0      11.0      64.0   94.0   9.0 G
+   7  conv7    relu7    10   7.0      12.0      63.0   93.0  10.5 G
+   8  conv8    relu8    11   8.0      13.0      62.0   92.0  12.0 G
+   9  conv9    relu9    12   9.0      14.0      61.0   91.0  13.5 G
+  10  conv10   relu10   13  10.0      15.0      60.0   90.0  15.0 G
+  11  conv11   relu11   14  11.0      16.0      59.0   89.0  16.5 G
+ ...  17 more  ...     ...   ...       ...       ...    ...     ...
+  29  conv29   relu29   32  29.0      34.0      41.0   71.0  43.5 G
+  30  conv30   relu30   33  30.0      35.0      40.0   70.0  45.0 G
+  31  conv31   relu31   34  31.0      36.0      39.0   69.0  46.5 G
+  32  conv32   relu32   35  32.0      37.0      38.0   68.0  48.0 G
+  33  conv33   relu33   36  33.0      38.0      37.0   67.0  49.5 G
+  34  conv34   relu34   37  34.0      39.0      36.0   66.0  51.0 G
+  35  conv35   relu35   38  35.0      40.0      35.0   65.0  52.5 G
+  36  conv36   relu36   39  36.0      41.0      34.0   64.0  54.0 G
+  37  conv37   relu37   40  37.0      42.0      33.0   63.0  55.5 G
+  38  conv38   relu38   41  38.0      43.0      32.0   62.0  57.0 G
+  39  conv39   relu39   42  39.0      44.0      31.0   61.0  58.5 G
 """,
     )
 
@@ -335,13 +336,13 @@ At the live peak by stage, MiB
  0  relu0           8.0       12.0        16.0   36.0      50.0
  1  relu1           0.0        0.0         0.0    0.0      40.0
 
-Stages (MiB; live: the most alive while it runs; pool: allocated by
-its end)
+Stages (MiB; live: most alive while it runs; pool: at its end;
+FLOPs: recomputed)
 
- #  from   to     ops  kept  live fwd  live bwd   pool  recomputed
- ─────────────────────────────────────────────────────────────────
- 0  conv0  relu0    3   0.0       5.0      70.0  100.0           0
- 1  conv1  relu1    4   1.0       6.0      69.0   99.0       1.5 G
+ #  from   to     ops  kept  live fwd  live bwd   pool  FLOPs
+ ────────────────────────────────────────────────────────────
+ 0  conv0  relu0    3   0.0       5.0      70.0  100.0      0
+ 1  conv1  relu1    4   1.0       6.0      69.0   99.0  1.5 G
 
 Largest tensors (B: bytes of an element)
 
@@ -408,13 +409,13 @@ At the live peak by stage, MiB
  0  relu0          50.0        0.0   50.0
  1  relu1          38.0        2.0   40.0
 
-Stages (MiB; live: the most alive while it runs; pool: allocated by
-its end)
+Stages (MiB; live: most alive while it runs; pool: at its end;
+FLOPs: recomputed)
 
- #  from   to     ops  kept  live fwd  live bwd   pool  recomputed
- ─────────────────────────────────────────────────────────────────
- 0  conv0  relu0    3   0.0       5.0      70.0  100.0           0
- 1  conv1  relu1    4   1.0       6.0      69.0   99.0       1.5 G
+ #  from   to     ops  kept  live fwd  live bwd   pool  FLOPs
+ ────────────────────────────────────────────────────────────
+ 0  conv0  relu0    3   0.0       5.0      70.0  100.0      0
+ 1  conv1  relu1    4   1.0       6.0      69.0   99.0  1.5 G
 
 Largest tensors (B: bytes of an element)
 
