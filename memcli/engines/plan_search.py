@@ -104,6 +104,8 @@ def plan_network(
         on_card=whole.on_card,
         memory=whole.memory,
         card=whole.card,
+        baseline_slack=planned.on_card.baseline_slack if planned.on_card else 0,
+        planned_slack=planned.on_card.slack if planned.on_card else 0,
     )
     refuse_misses(planned.cost, planned.lower_bound, settings)
     network.prove_recomputation(planned, settings)

@@ -35,6 +35,8 @@ def step_total_json(total: StepTotal) -> dict[str, Any]:
         "planned_bytes": total.planned_bytes,
         "baseline": breakdown_json(total.baseline),
         "planned": breakdown_json(total.planned),
+        "baseline_slack_bytes": total.baseline_slack,
+        "planned_slack_bytes": total.planned_slack,
         "reserve_bytes": total.reserve,
         "reserve_assumed": total.reserve_assumed or None,
         "memory_bytes": total.memory,
@@ -58,6 +60,9 @@ def step_total_table(console: Console, total: StepTotal) -> None:
     ]
     if any(p.update > p.pool for p in sides):
         rows.append(["or temporaries of the optimizer's step", *(mib(p.update) for p in sides)])
+    if total.baseline_slack or total.planned_slack:
+        gaps = (total.baseline_slack, total.planned_slack)
+        rows.append(["gaps in what the allocator reserves", *map(mib, gaps)])
     assumed = " (assumed)" if total.reserve_assumed else ""
     whose = "CUDA's context, libraries" if total.on_card else "the process itself"
     rows.append([f"{whose}{assumed}", *[mib(total.reserve)] * 2])

@@ -87,7 +87,7 @@ class Inference:
 class OnCard:
     """Bytes that a process holds of a card while it trains, by the emulated CUDA allocator.
 
-    Of the graph as saved (``baseline``) and under the plan: ``allocated`` at the peak and
+    Of the baseline and under the plan: ``allocated`` at the peak and
     ``reserved``, parameters, states, inputs and their gradients included; ``workspaces``: what
     cuBLAS keeps of it. No optimizer, and not CUDA's own context.
     """
@@ -97,6 +97,16 @@ class OnCard:
     allocated: int
     reserved: int
     workspaces: int
+
+    @property
+    def baseline_slack(self) -> int:
+        """Gaps between tensors in what the allocator has reserved, without a plan."""
+        return self.baseline_reserved - self.baseline_allocated
+
+    @property
+    def slack(self) -> int:
+        """The same under the plan."""
+        return self.reserved - self.allocated
 
 
 @dataclass

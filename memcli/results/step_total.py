@@ -55,6 +55,9 @@ class StepTotal:
         on_card: a card trains it, and not the CPU.
         memory: what there is; None where nobody said.
         card: the kind of card that ``memory`` is of, as its maker calls it; '' where not named.
+        baseline_slack: what the allocator of a card has reserved in gaps between tensors, where it
+            is modelled (PyTorch).
+        planned_slack: the same under the plan.
     """
 
     optimizer: str
@@ -65,13 +68,15 @@ class StepTotal:
     on_card: bool = False
     memory: int | None = None
     card: str = ""
+    baseline_slack: int = 0
+    planned_slack: int = 0
 
     @property
     def baseline_bytes(self) -> int:
         """The sum without a plan."""
-        return self.baseline.total + self.reserve
+        return self.baseline.total + self.baseline_slack + self.reserve
 
     @property
     def planned_bytes(self) -> int:
         """The sum under the plan."""
-        return self.planned.total + self.reserve
+        return self.planned.total + self.planned_slack + self.reserve
