@@ -1,24 +1,20 @@
-"""Train your own ``nn.Module`` under the plan of its ONNX export, and see what that saves.
+"""Train your own ``nn.Module`` under a plan, and see what that saves.
 
     python train_planned_module.py
 
-Export, plan, apply, train: the loop, the optimizer and the checkpoints stay as they were. Needs
-the extra ``torch``, and onnxscript for the export; runs on the CPU in seconds.
+Plan, apply, train: the loop, the optimizer and the checkpoints stay as they were. Needs the extra
+``torch``; runs on the CPU in seconds.
 """
 
 from __future__ import annotations
 
 import copy
 import sys
-import warnings
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import memcli.torch
-from memcli.formats.onnx.file import read_onnx
-from memcli.formats.onnx.plan import new_plan, write_plan
 
 BATCH, SIZE = 8, 16
 
@@ -46,19 +42,6 @@ class Dense(nn.Module):
         return self.head(torch.cat(features, 1).mean((2, 3)))
 
 
-def plan_by_hand(path: Path, out: Path) -> None:
-    """What ``memcli plan`` does with a search: here cheap operators are recomputed."""
-    file = read_onnx(path)
-    cheap = {"Concat", "BatchNormalization", "Relu"}
-    marks = {
-        name: "again" if node.op_type in cheap else "kept"
-        for name, node in zip(file.node_names, file.graph.node, strict=True)
-    }
-    shapes = {file.inputs[0].name: [BATCH, 3, SIZE, SIZE]}
-    plan = new_plan(file, marks, strategy="by hand", shapes=shapes, dtype="float32")
-    write_plan(file, plan, out, overwrite=True)
-
-
 def train(model: nn.Module, steps: int = 5) -> list[float]:
     """An ordinary loop with mixed precision: nothing in it knows of the plan."""
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
@@ -81,17 +64,12 @@ def main() -> None:
     model = Dense().train()
     reference = copy.deepcopy(model)
     data = torch.randn(BATCH, 3, SIZE, SIZE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # optimize=False leaves each BatchNormalization where it is.
-        torch.onnx.export(model, (data,), "dense.onnx", dynamo=True, optimize=False, verbose=False)
-    plan_by_hand(Path("dense.onnx"), Path("planned.onnx"))
+    plan = memcli.torch.plan(model, data, budget="60%", autocast=torch.bfloat16)
+    plan.apply(model)
+    before, after = plan.baseline_bytes / 2**20, plan.planned_bytes / 2**20
+    print(f"peak of a step: {after:.2f} MiB, {before:.2f} without the plan")
 
-    planned = memcli.torch.apply("planned.onnx", model)
-    peak, without = (planned.memory(data, plan=plan).peak for plan in (True, False))
-    print(f"live peak of a step: {peak / 2**20:.2f} MiB, {without / 2**20:.2f} without the plan")
-
-    losses, expected = train(planned), train(reference)
+    losses, expected = train(model), train(reference)
     print("losses ", *(f"{loss:.5f}" for loss in losses))
     # The parameters and statistics are the model's own; its checkpoints know nothing of a plan.
     trained = model.state_dict()

@@ -182,7 +182,11 @@ def test_bad_input_ends_well(planned: Callable[[bool], Path], tmp_path: Path, ca
     unplanned = plan.parent / "net-True.onnx"
     for arguments, status_, words in (
         ([str(unplanned), "--to", "torch"], 2, "carries no plan to export"),
-        ([str(EXAMPLES / "resnet-50-symbol.json"), "--to", "jax"], 2, "is no ONNX file"),
+        (
+            [str(EXAMPLES / "resnet-50-symbol.json"), "--to", "jax"],
+            2,
+            "is neither ONNX nor an exported program",
+        ),
         ([str(plan)], 2, "--to"),
         ([str(plan), "--to", "caffe"], 2, "caffe"),
         ([str(plan), "--to", "torch", "-o", str(plan), "--force"], 2, "is the model itself"),
