@@ -264,8 +264,9 @@ def print_plan(console: Console, planned: Planned) -> None:
             (
                 "reserved",
                 f"{format_size(card.reserved)} of the card under the plan, "
-                f"{format_size(card.baseline_reserved)} by the baseline, with parameters, gradients, "
-                f"inputs and cuBLAS's {format_size(card.workspaces)}; no optimizer, no context",
+                f"{format_size(card.baseline_reserved)} by the baseline, with parameters, "
+                f"gradients, inputs and cuBLAS's {format_size(card.workspaces)}; no optimizer, no "
+                "context",
             ),
         )
     if planned.marked is not None:

@@ -16,14 +16,13 @@ import torch
 from torch import nn
 
 from memcli.errors import BadInput
-from memcli.formats.onnx.record import MARK_TEXTS, OnnxPlan
+from memcli.formats.node_plan import MARK_TEXTS
 from memcli.formats.output import write_output
+from memcli.formats.pt2.file import parse_pt2
+from memcli.formats.trained_file import new_plan
 from memcli.results.planned import Planned, recorded_memory, recorded_recomputation
 from memcli.torch.eager import untraced
 from memcli.torch.recording import Recording
-
-# The extra file of the archive that holds the plan.
-PLAN_NAME = "memcli.plan.json"
 
 # What ``torch.export`` writes beside what the module runs.
 _PASSED_OVER = frozenset({"detach", "detach_", "alias", "lift_fresh", "lift_fresh_copy"})
@@ -68,27 +67,20 @@ def save_module(
     steps = _steps_of(program, recording, name)
     bare = io.BytesIO()
     torch.export.save(program, bare)
-    nodes = [n for n in program.graph.nodes if n.op == "call_function"]
+    data = bare.getvalue()
+    file = parse_pt2(data, f"{name}.pt2", hashlib.sha256(data).hexdigest())
     analysis: Any = planned.analysis
-    record = OnnxPlan(
+    record = new_plan(
+        file,
+        {node: MARK_TEXTS[marks.get(steps.get(node, ""), 0)] for node in file.node_names},
         strategy=planned.strategy,
         shapes=analysis.inputs,
         dtype=analysis.dtype,
-        environment={},
-        original_name=name,
-        original_sha256=planned.original[1],
-        base_sha256=hashlib.sha256(bare.getvalue()).hexdigest(),
-        graph_sha256=recording.digest(),
-        n_nodes=len(nodes),
-        marks={n.name: MARK_TEXTS[marks.get(steps.get(n.name, ""), 0)] for n in nodes},
-        outputs={n.name: n.name for n in nodes},
         memory=recorded_memory(planned.baseline, planned.cost, planned.lower_bound),
         recompute=recorded_recomputation(planned.cost),
         device=planned.device,
     )
-    whole = io.BytesIO()
-    torch.export.save(program, whole, extra_files={PLAN_NAME: record.to_text()})
-    write_output(path, whole.getvalue(), overwrite=force)
+    write_output(path, file.planned_bytes(record), overwrite=force)
     planned.output = os.fspath(path)
 
 

@@ -149,6 +149,9 @@ def test_the_object_stays_the_users_own_and_is_given_back(tmp_path: Path) -> Non
     marks = [mark for _, _, mark in json.loads(extra["memcli.plan.json"])["nodes"]]
     assert len(marks) == sum(node.op == "call_function" for node in program.graph.nodes)
     assert 0 < sum(mark != "kept" for mark in marks) < len(marks)
+    loaded = memcli.torch.load(path)
+    assert loaded.memory(x).peak == pytest.approx(plan.planned_bytes, rel=0.01)
+    assert list(loaded.state_dict()) == list(plain.state_dict())
     plan.remove(model)
     assert type(model) is Branching
     assert model.__dict__.keys() == before.keys()
