@@ -83,18 +83,17 @@ def live_peak(events: list[list[Any]], gradients: set[int]) -> int:
 def one(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every precision and budget of one model, in this process."""
     import torch
-    from memcli.formats.onnx.shapes import bind_shapes
 
     from memcli.engines.torch.build import converted, loss_for, values_for
     from memcli.engines.torch.cards import card_here
     from memcli.engines.torch.executor import PlannedModule
     from memcli.engines.torch.memory.plan_model import TorchPlanModel
-    from memcli.engines.torch.record import onnx_job
+    from memcli.engines.torch.record import job_of
     from memcli.engines.torch.runs import named_marks
     from memcli.engines.torch.search_space import TorchSpace
     from memcli.engines.torch.trace import trace
+    from memcli.formats.input_shapes import bind_shapes
     from memcli.formats.model_file import read_model
-    from memcli.formats.onnx.roles import tensor_roles
     from memcli.request import ShapeRequest
     from memcli.search.base import Search, Settings
     from memcli.search.registry import STRATEGIES
@@ -103,11 +102,11 @@ def one(options: argparse.Namespace) -> list[dict[str, Any]]:
     request = ShapeRequest(batch=options.batch)
     file = read_model(str(path), request)
     bound = bind_shapes(file, request)
-    leaves = tensor_roles(file)
+    leaves = file.leaves()
     roles = {name: leaf.role for name, leaf in leaves.items()}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        job = onnx_job(file, bound.shapes, roles, Path(folder) / "model.onnx", ())
+        job = job_of(file, bound.shapes, roles, Path(folder) / "model")
         job["seed"] = 0
         for precision in options.precision:
             autocast: Any = contextlib.nullcontext
