@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from memcli.choices import OPTIMIZERS
 from memcli.formats.detect import ModelSource
 from memcli.request import CPU, Devices, Progress, ShapeRequest
 
@@ -81,14 +82,27 @@ class Network(ABC):
         model = self.analysis.model
         return model.evaluate(model.none())
 
-    @abstractmethod
     def breakdown(self, pool_bytes: int, optimizer: str) -> Breakdown:
         """What a whole training step takes, part by part.
+
+        Engines that know of inputs, types and temporaries say more than this.
 
         Args:
             pool_bytes: of activations and their gradients, under a plan or without one.
             optimizer: one of ``OPTIMIZERS``.
         """
+        from memcli.results.step_total import Breakdown
+
+        step = self.analysis
+        return Breakdown(
+            parameters=step.parameter_bytes,
+            gradients=step.parameter_gradient_bytes,
+            optimizer=OPTIMIZERS[optimizer] * step.parameter_gradient_bytes,
+            states=step.state_bytes,
+            inputs=0,
+            input_gradients=0,
+            pool=pool_bytes,
+        )
 
     @abstractmethod
     def set_costs(self, cost: str, on_progress: Progress | None = None) -> list[str]:

@@ -230,13 +230,13 @@ def test_the_largest_batch_of_a_module_fits_and_one_more_does_not() -> None:
     found = memcli.torch.fit(
         model, lambda n: {"x": torch.randn(n, 16)}, memory="256KiB", time_limit=LIMIT
     )
-    assert 0 < found.unplanned < found.batch
+    assert 0 < found.baseline_batch < found.batch
     fixed = found.fitted.planned.breakdown.total - found.fitted.planned.breakdown.pool
     x = torch.randn(found.batch, 16)
     assert found.plan.apply(model).memory(x=x).peak + fixed <= 256 * 1024
-    inputs = 64 * (found.batch - found.unplanned)
-    plain = model.memory(x=torch.randn(found.unplanned, 16), plan=False).peak
-    more = model.memory(x=torch.randn(found.unplanned + 1, 16), plan=False).peak
+    inputs = 64 * (found.batch - found.baseline_batch)
+    plain = model.memory(x=torch.randn(found.baseline_batch, 16), plan=False).peak
+    more = model.memory(x=torch.randn(found.baseline_batch + 1, 16), plan=False).peak
     assert plain + fixed - inputs <= 256 * 1024 < more + fixed - inputs + 64
 
 
