@@ -199,7 +199,7 @@ def command(model: str, out: str | None, force: bool, as_json: bool, **options: 
     check_output(source, out, force)
     source = read_source(source)
     if held:
-        devices = devices_of(engine_of(source), devices, memory or 1, cpu=options["cpu"])
+        devices = devices_of(engine_of(source), devices, on_card=not options["cpu"])
     if options["measure"]:
         engine_of(source).check_devices(devices)
     with progress_bar("planning") as report:

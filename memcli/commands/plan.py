@@ -74,7 +74,7 @@ def make_plan(
             "--memory and --card say what a whole training step may take, --budget what its "
             "activations may: give one of them"
         )
-    devices = devices_of(engine, devices, memory, cpu=cpu)
+    devices = devices_of(engine, devices, on_card=memory is not None and not cpu)
     engine.check_request(source, request, devices, training=training)
     with about(source):
         engine.check_output(source, out, force)
@@ -109,7 +109,7 @@ def make_plan(
         return planned
 
 
-def devices_of(engine: Engine, devices: Devices, memory: int | None, *, cpu: bool) -> Devices:
+def devices_of(engine: Engine, devices: Devices, *, on_card: bool) -> Devices:
     """What is planned for: a card where the memory is a card's and figures differ by device."""
-    on_card = memory is not None and not cpu and engine.plans_for_devices
-    return Devices((0,)) if on_card and devices == CPU else devices
+    wanted = on_card and engine.plans_for_devices
+    return Devices((0,)) if wanted and devices == CPU else devices

@@ -21,7 +21,7 @@ from memcli.errors import BadInput
 from memcli.formats.onnx.file import OnnxFile
 from memcli.formats.onnx.record import OnnxPlan
 from memcli.quoting import shown_path
-from memcli.torch.export_guards import Attribute, settings_of
+from memcli.torch.export_guards import Attribute, kind_of_constant, settings_of
 from memcli.torch.exported import ExportedModel, Place, export_model, names_in_evaluation
 from memcli.torch.matching import Matched, check, is_legacy, match, match_by_scopes
 from memcli.torch.parameter_binding import Constants, device_of, planned_on, share, step_memory
@@ -324,11 +324,4 @@ def _kind(value: Any) -> Any:
     """What an export depends on of one input."""
     if isinstance(value, Tensor):
         return tuple(value.shape), value.dtype, value.device
-    try:
-        hash(value)
-    except TypeError:
-        raise BadInput(
-            f"forward is called with a {type(value).__name__}, whose content a graph would keep",
-            "give a tensor, or a list, tuple or dict of tensors and numbers",
-        ) from None
-    return type(value), value
+    return kind_of_constant(value)

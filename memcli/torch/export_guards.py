@@ -253,3 +253,19 @@ def _same_states(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
     return one[0] == other[0] and all(
         np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)
     )
+
+
+def kind_of_constant(value: Any) -> tuple[type, Any]:
+    """What a graph depends on of an input that is no tensor.
+
+    Raises:
+        BadInput: it can change without being another object.
+    """
+    try:
+        hash(value)
+    except TypeError:
+        raise BadInput(
+            f"forward is called with a {type(value).__name__}, whose content a graph would keep",
+            "give a tensor, or a list, tuple or dict of tensors and numbers",
+        ) from None
+    return type(value), value

@@ -13,15 +13,11 @@ from memcli.engines.batch_series import BatchSeries
 from memcli.engines.costs import Costs
 from memcli.engines.fit_search import Evaluated, Finished, FitAnswer
 from memcli.engines.runtime import reserve_or_default
-from memcli.engines.torch.fitting import TorchFit
-from memcli.engines.torch.memory.bound import torch_bound
-from memcli.engines.torch.memory.stages import torch_stages
-from memcli.engines.torch.planning import marked
+from memcli.engines.torch.fitting import TorchFit, fitted_plan
 from memcli.engines.torch.record import TorchAnalysis
 from memcli.errors import AnswerIsNo, BadInput
 from memcli.request import CPU, Devices
 from memcli.results.fitted import Fitted
-from memcli.results.planned import Planned
 from memcli.search.base import Settings
 from memcli.torch.module_network import ModuleNetwork
 from memcli.torch.planning import (
@@ -258,28 +254,5 @@ def fit(
 def _plan_at(batches: ModuleBatches, fitted: Fitted) -> Plan:
     """The plan object at the batch that was found."""
     network = batches.networks[fitted.planned.batch]
-    analysis: Any = fitted.analysis
-    model, cost = analysis.model, fitted.planned.cost
-    baseline = network.baseline()
-    planned = Planned(
-        source=fitted.source,
-        original=network.original,
-        engine="torch",
-        analysis=analysis,
-        operator_count=fitted.operator_count,
-        device=fitted.device,
-        strategy=fitted.strategy,
-        cost_of=fitted.cost_of,
-        plan=fitted.plan,
-        baseline=baseline,
-        cost=cost,
-        baseline_allocated=baseline.pool_bytes,
-        allocated=cost.pool_bytes,
-        lower_bound=torch_bound(model.exact, cost.live_peak_bytes).bytes,
-        stages=torch_stages(model, fitted.plan.recompute, fitted.plan.cuts)[0],
-        notes=fitted.notes,
-        evaluated=fitted.searches,
-        seconds=fitted.seconds,
-        marked=marked(fitted.plan, analysis),
-    )
+    planned = fitted_plan(fitted, network.original, network.baseline())
     return made_plan(network, planned, batches.step_loss)

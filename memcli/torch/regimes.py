@@ -1,7 +1,7 @@
 """Functions as they run in parts of a forward pass with gradients or autocast of their own.
 
 A recorded forward pass enters and leaves autocast where the module does, as steps of its own: the
-casts of weights are then cached, and let go, as in the module. A step that runs again in the
+casts of weights are then cached, and let go, as in the module. A step that is recomputed in the
 backward pass stands alone, so that it brings its own autocast with it.
 """
 

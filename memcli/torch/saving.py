@@ -131,13 +131,7 @@ def _steps_of(program: Any, recording: Recording, name: str) -> dict[str, str]:
         if at < len(ours) and ours[at][1] is target:
             found[node] = ours[at][0]
             at += 1
-        elif _word(target) not in (
-            "dropout",
-            "contiguous",
-            "to",
-            "clone",
-            "_assert_tensor_metadata",
-        ):
+        elif _word(target) not in _HANDED_ON:
             break
     if at < len(ours):
         raise BadInput(

@@ -25,7 +25,7 @@ from memcli.engines.torch.program import attribute
 from memcli.engines.torch.tracking import StepMemory
 from memcli.errors import BadInput
 from memcli.torch.eager import is_without_data
-from memcli.torch.export_guards import Attribute, settings_of
+from memcli.torch.export_guards import Attribute, kind_of_constant, settings_of
 from memcli.torch.parameter_binding import Constants, planned_on
 from memcli.torch.recording import Recording, record
 from memcli.torch.regimes import Span, all_left, autocast_now
@@ -204,14 +204,7 @@ def kind_of_leaf(value: Any) -> Any:
     if isinstance(value, Tensor):
         strides = value.stride() if value.layout is torch.strided else ()
         return tuple(value.shape), strides, value.dtype, value.device, value.requires_grad
-    try:
-        hash(value)
-    except TypeError:
-        raise BadInput(
-            f"forward is called with a {type(value).__name__}, whose content a graph would keep",
-            "give a tensor, or a list, tuple or dict of tensors and numbers",
-        ) from None
-    return type(value), value
+    return kind_of_constant(value)
 
 
 def _configuration(model: nn.Module) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +16,14 @@ from memcli.engines.torch.memory.bound import torch_bound
 from memcli.engines.torch.memory.stages import torch_stages
 from memcli.engines.torch.planning import (
     limited,
+    marked,
     read_for_training,
     shape_notes,
     write_planned,
 )
 from memcli.engines.torch.record import TorchAnalysis
 from memcli.formats.detect import ModelSource
+from memcli.graph.cost import Cost
 from memcli.graph.training import Ints, Plan
 from memcli.request import Devices, Progress, ShapeRequest
 from memcli.results.fitted import Fitted
@@ -146,28 +149,40 @@ class TorchFit(FitSearch[TorchAnalysis]):
 
     def write(self, fitted: Fitted, out: str, force: bool) -> None:
         """See :meth:`FitSearch.write`."""
-        analysis, plan = fitted.analysis, fitted.plan
-        model, cost = analysis.model, fitted.planned.cost
-        baseline = model.evaluate(model.none())
-        planned = Planned(
-            source=fitted.source,
-            original=self.original,
-            engine="torch",
-            analysis=analysis,
-            operator_count=fitted.operator_count,
-            device=fitted.device,
-            strategy=fitted.strategy,
-            cost_of=fitted.cost_of,
-            plan=plan,
-            baseline=baseline,
-            cost=cost,
-            baseline_allocated=baseline.pool_bytes,
-            allocated=cost.pool_bytes,
-            lower_bound=torch_bound(model.exact, cost.live_peak_bytes).bytes,
-            stages=torch_stages(model, plan.recompute, plan.cuts)[0],
-            restored=fitted.restored,
-            notes=fitted.notes,
-            evaluated=fitted.searches,
-            seconds=fitted.seconds,
-        )
+        model = fitted.analysis.model
+        planned = fitted_plan(fitted, self.original, model.evaluate(model.none()))
         write_planned(planned, out, force)
+
+
+def fitted_plan(fitted: Fitted, original: tuple[str, str], baseline: Cost) -> Planned:
+    """The plan of an answer, with its stages and bound.
+
+    Args:
+        fitted: the answer.
+        original: name and SHA-256 of the model without any plan.
+        baseline: what its step takes without one, at the batch that was found.
+    """
+    analysis: Any = fitted.analysis
+    plan, cost = fitted.plan, fitted.planned.cost
+    return Planned(
+        source=fitted.source,
+        original=original,
+        engine="torch",
+        analysis=analysis,
+        operator_count=fitted.operator_count,
+        device=fitted.device,
+        strategy=fitted.strategy,
+        cost_of=fitted.cost_of,
+        plan=plan,
+        baseline=baseline,
+        cost=cost,
+        baseline_allocated=baseline.pool_bytes,
+        allocated=cost.pool_bytes,
+        lower_bound=torch_bound(analysis.model.exact, cost.live_peak_bytes).bytes,
+        stages=torch_stages(analysis.model, plan.recompute, plan.cuts)[0],
+        restored=fitted.restored,
+        notes=fitted.notes,
+        evaluated=fitted.searches,
+        seconds=fitted.seconds,
+        marked=marked(plan, analysis),
+    )
